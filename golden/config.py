@@ -1,0 +1,202 @@
+"""The configuration of an accelerator: the parameters, and every derived width, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+TRITS_PER_BYTE = 5
+"""Ternary weights in a byte, base 3 (design: byte = sum_j (w_j + 1) * 3**j)."""
+
+CHUNK = 4
+"""Features that the element-wise pipeline takes a cycle; part of the numerics (order of sums)."""
+
+PARTIALS = 8
+"""Partial sums of squares of a token; part of the numerics (order of sums)."""
+
+
+class ConfigError(ValueError):
+    """A parameter is outside what the generator can build."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def clog2(n: int) -> int:
+    """Bits that count to n-1, at least 1."""
+    return max(1, (n - 1).bit_length())
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceleratorConfig:
+    """Parameters of one accelerator. Immutable; construction validates.
+
+    Parameters
+    ----------
+    name : preset or user name.
+    ports : AXI4 masters to memory.
+    port_bytes : bytes a port delivers a cycle (16: 128 bit, 8: 64 bit).
+    lanes : token positions a pass carries (power of two).
+    group_size : activations per lookup table, 2..5.
+    block_rows : most matrix rows accumulated at a time, and depth of the row FIFO.
+    attention_lanes : queries that share a K or V beat.
+    key_tile : beats of a (key block, cell) run.
+    max_hidden : features of the residual stream.
+    max_features : inputs of any linear layer, and rows of the QKV matrix; power of two, >= 2 * max_hidden.
+    max_kv_dim : KV heads times head dimension.
+    max_heads : query heads.
+    max_head_dim : head dimension.
+    max_context : positions of a cache slot.
+    fifo_beats : depth of the stream FIFO in beats.
+    max_descriptors : descriptors of a program.
+    burst_beats, outstanding : AXI4 read burst length and bursts in flight a port.
+    clock_hz : the clock the board preset aims at, Hz.
+
+    Raises
+    ------
+    ConfigError : with the bad value and the limit.
+    """
+
+    name: str
+    ports: int = 4
+    port_bytes: int = 16
+    lanes: int = 16
+    group_size: int = 3
+    block_rows: int = 512
+    attention_lanes: int = 8
+    key_tile: int = 64
+    max_hidden: int = 2560
+    max_features: int = 8192
+    max_kv_dim: int = 1536
+    max_heads: int = 32
+    max_head_dim: int = 128
+    max_context: int = 4096
+    fifo_beats: int = 8192
+    max_descriptors: int = 512
+    burst_beats: int = 16
+    outstanding: int = 16
+    clock_hz: int = 250_000_000
+
+    def __post_init__(self) -> None:
+        def power_of_two(field: str, low: int, high: int) -> None:
+            v = getattr(self, field)
+            _require(
+                isinstance(v, int) and low <= v <= high and v & (v - 1) == 0,
+                f"{field} must be a power of two from {low} to {high}, not {v!r}",
+            )
+
+        power_of_two("ports", 1, 8)
+        power_of_two("port_bytes", 8, 16)
+        power_of_two("lanes", 1, 32)
+        power_of_two("attention_lanes", 1, 32)
+        power_of_two("key_tile", 16, 256)
+        power_of_two("block_rows", 64, 4096)
+        power_of_two("max_features", 256, 65536)
+        power_of_two("max_context", 64, 65536)
+        power_of_two("fifo_beats", 64, 65536)
+        power_of_two("burst_beats", 1, 256)
+        power_of_two("outstanding", 1, 64)
+        power_of_two("max_descriptors", 16, 4096)
+        _require(self.beat_bytes in (16, 32, 64), f"ports * port_bytes must be 16, 32 or 64, not {self.beat_bytes}")
+        _require(2 <= self.group_size <= 5, f"group_size must be from 2 to 5, not {self.group_size}")
+        _require(
+            self.port_bytes * self.burst_beats <= 4096,
+            f"burst_beats * port_bytes must be at most 4096 (AXI4), not {self.port_bytes * self.burst_beats}",
+        )
+        for field in ("max_hidden", "max_head_dim", "max_kv_dim"):
+            v = getattr(self, field)
+            _require(v > 0 and v % 32 == 0, f"{field} must be a positive multiple of 32, not {v}")
+        _require(
+            2 * self.max_hidden <= self.max_features,
+            f"max_features ({self.max_features}) must be at least twice max_hidden ({self.max_hidden})",
+        )
+
+    # ---- derived sizes -------------------------------------------------------------------------
+
+    @cached_property
+    def beat_bytes(self) -> int:
+        """Bytes of a beat, what all ports deliver in a cycle."""
+        return self.ports * self.port_bytes
+
+    @cached_property
+    def beat_weights(self) -> int:
+        """Ternary weights in a beat = activations in a K tile."""
+        return self.beat_bytes * TRITS_PER_BYTE
+
+    @cached_property
+    def groups(self) -> int:
+        """Lookup tables of a tile and lane."""
+        return -(-self.beat_weights // self.group_size)
+
+    @cached_property
+    def word(self) -> int:
+        """Elements the quantiser takes a cycle: a beat of float32."""
+        return self.beat_bytes // 4
+
+    @cached_property
+    def tile_words(self) -> int:
+        """Quantiser words of a K tile (20 for every beat size)."""
+        return self.beat_weights // self.word
+
+    @cached_property
+    def cell(self) -> int:
+        """Dimensions of a (key, cell) of K, V and the head: min(32, beat)."""
+        return min(32, self.beat_bytes)
+
+    @cached_property
+    def keys_per_beat(self) -> int:
+        """Keys (rows) whose cells share a beat."""
+        return self.beat_bytes // self.cell
+
+    @cached_property
+    def key_block(self) -> int:
+        """Keys of a cache block, rows of a head block."""
+        return self.key_tile * self.keys_per_beat
+
+    @cached_property
+    def scale_beats(self) -> int:
+        """Beats that hold the float32 scales of a key block."""
+        return self.key_block * 4 // self.beat_bytes
+
+    @cached_property
+    def query_offset(self) -> int:
+        """Feature at which the quantised queries start in a lane's part of the int8 buffer."""
+        return self.max_features // 2
+
+    @cached_property
+    def row_width(self) -> int:
+        """Bits of a TLMM accumulator: |acc| <= max_features * 128."""
+        return clog2(self.max_features) + 9
+
+    @cached_property
+    def max_rows(self) -> int:
+        """Rows a matrix may have (descriptor field)."""
+        return 65528
+
+
+KV260 = AcceleratorConfig(name="kv260")
+"""AMD Kria KV260: four 128-bit HP ports at 250 MHz."""
+
+TINY = AcceleratorConfig(
+    name="tiny",
+    ports=1,
+    lanes=4,
+    block_rows=128,
+    attention_lanes=2,
+    key_tile=32,
+    max_hidden=256,
+    max_features=1024,
+    max_kv_dim=256,
+    max_heads=16,
+    max_head_dim=128,
+    max_context=256,
+    fifo_beats=512,
+    max_descriptors=128,
+    outstanding=8,
+    clock_hz=100_000_000,
+)
+"""A small machine for tests and the demo: one 128-bit port, four lanes."""
+
+PRESETS: dict[str, AcceleratorConfig] = {c.name: c for c in (KV260, TINY)}
