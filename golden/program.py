@@ -92,10 +92,14 @@ FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("kv_address", 3, 0, 32, "beat address of this layer's cache, slot 0, KV head 0, block 0"),
         Field("slot_stride", 4, 0, 32, "beats from slot to slot"),
         Field("head_stride", 5, 0, 32, "beats from KV head to KV head"),
+        Field("group", 6, 0, 8, "query heads of a KV head: heads / kv_heads"),
     )
     + _HEADS,
     Opcode.HEAD: _COMMON
-    + (Field("blocks", 3, 0, 16, "blocks of key_block rows"),)
+    + (
+        Field("blocks", 3, 0, 16, "blocks of key_block rows"),
+        Field("tiles", 3, 16, 16, "K tiles that hold the inputs (whole tiles are quantised)"),
+    )
     + _NORM
     + (
         Field("logits_address", 7, 0, 32, "beat address of lane 0's logits (float32)"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 
 from golden.config import AcceleratorConfig
@@ -91,3 +93,9 @@ def offset(name: str, index: int = 0) -> int:
 def geometry(config: AcceleratorConfig) -> int:
     """Value of the geometry register."""
     return config.ports | config.port_bytes << 8 | config.lanes << 16 | config.attention_lanes << 24
+
+
+def build_hash(config: AcceleratorConfig) -> int:
+    """Value of the build register: 32 bits of a SHA-256 of the configuration and VERSION."""
+    text = json.dumps([VERSION, asdict(config)], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
