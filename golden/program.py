@@ -47,7 +47,9 @@ _COMMON = (
     Field("opcode", 0, 0, 8, "Opcode"),
     Field("kind", 0, 8, 2, "Kind of a LINEAR"),
     Field("norm_in", 0, 10, 1, "inputs are normalised by their root mean square before quantisation"),
-    Field("gain_out", 0, 11, 1, "outputs are multiplied by the gain (the next norm's weight) before the absolute maximum"),
+    Field(
+        "gain_out", 0, 11, 1, "outputs are multiplied by the gain (the next norm's weight) before the absolute maximum"
+    ),
     Field("address", 1, 0, 32, "beat address of the gain followed by the data"),
     Field("gain_beats", 2, 0, 16, "beats of gain, 0 if none"),
 )

@@ -67,7 +67,9 @@ REGISTERS: tuple[Register, ...] = (
     Register("base_low", 0x040, "rw", "byte address of each port's region, low half", 8),
     Register("base_high", 0x060, "rw", "byte address of each port's region, high half", 8),
     Register("position", 0x100, "rw", "position of each lane", 32),
-    Register("slot", 0x180, "rw", "cache slot of each lane; lanes of a slot are neighbours with ascending positions", 32),
+    Register(
+        "slot", 0x180, "rw", "cache slot of each lane; lanes of a slot are neighbours with ascending positions", 32
+    ),
     Register("best_index", 0x200, "ro", "arg-max token of each head lane", 32),
     Register("best_value", 0x280, "ro", "its logit, binary32", 32),
     Register("cycles", 0x300, "ro", "cycles of the last pass"),

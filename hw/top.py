@@ -362,7 +362,10 @@ def to_verilog(config: AcceleratorConfig, name: str = "tellme") -> str:
     """Verilog of the accelerator `name`; ports `s_axi_*`, `m_axi_<port>_*`, `irq`, `clk`, `rst`."""
     top = Accelerator(config)
     ports = {
-        "_".join(str(part) for part in path): (value, PortDirection.Output if member.flow is Out else PortDirection.Input)
+        "_".join(str(part) for part in path): (
+            value,
+            PortDirection.Output if member.flow is Out else PortDirection.Input,
+        )
         for path, member, value in top.signature.flatten(top)
     }
     return str(verilog.convert(top, name=name, ports=ports, strip_internal_attrs=True, emit_src=False))

@@ -28,7 +28,16 @@ _MAKEFLAGS = (
     "CFG_CXXFLAGS_COROUTINES=-fcoroutines CFG_LDLIBS_THREADS=-pthread"
 )
 # Amaranth's own Verilog is not lint-clean in these classes, none of which is a functional error.
-_WARNINGS = ("CASEINCOMPLETE", "WIDTHTRUNC", "WIDTHEXPAND", "UNSIGNED", "UNUSEDSIGNAL", "DECLFILENAME", "CASEOVERLAP", "UNOPTFLAT")
+_WARNINGS = (
+    "CASEINCOMPLETE",
+    "WIDTHTRUNC",
+    "WIDTHEXPAND",
+    "UNSIGNED",
+    "UNUSEDSIGNAL",
+    "DECLFILENAME",
+    "CASEOVERLAP",
+    "UNOPTFLAT",
+)
 
 
 class SimulationError(RuntimeError):

@@ -138,7 +138,9 @@ class Fetcher(wiring.Component):
                         m.d.comb += sequencer.start.eq(1)
                         m.next = "Emit-Phase"
                     with m.Case(Opcode.HEAD):
-                        m.d.sync += sweeps.eq((self.head_count + (c.attention_lanes - 1)) >> (c.attention_lanes.bit_length() - 1))
+                        m.d.sync += sweeps.eq(
+                            (self.head_count + (c.attention_lanes - 1)) >> (c.attention_lanes.bit_length() - 1)
+                        )
                         m.next = "Head"
                     with m.Default():
                         m.next = "Idle"

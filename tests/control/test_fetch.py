@@ -107,7 +107,9 @@ async def _reset(dut: Any) -> None:
     await RisingEdge(dut.clk)
 
 
-async def _collect(dut: Any, name: str, layout: data.StructLayout, busy: Any, stall: float, rng: random.Random) -> list[dict[str, int]]:
+async def _collect(
+    dut: Any, name: str, layout: data.StructLayout, busy: Any, stall: float, rng: random.Random
+) -> list[dict[str, int]]:
     out = []
     valid, ready, payload = (getattr(dut, f"{name}__{s}") for s in ("valid", "ready", "payload"))
     idle = 0
@@ -129,13 +131,31 @@ def _lanes(dut: Any, config: AcceleratorConfig, positions: list[int], slots: lis
 
 
 def _program(config: AcceleratorConfig, rng: random.Random) -> bytes:
-    attention = {"kv_address": 123_456, "slot_stride": 70_001, "head_stride": 9_973, "head_dim": 96, "kv_heads": 3, "heads": 6}
+    attention = {
+        "kv_address": 123_456,
+        "slot_stride": 70_001,
+        "head_stride": 9_973,
+        "head_dim": 96,
+        "kv_heads": 3,
+        "heads": 6,
+    }
     return b"".join(
         (
-            encode(Opcode.LOAD, address=900, gain_beats=6, x_address=5000, x_beats=9, inputs=96, rope_address=6000, rope_beats=6),
+            encode(
+                Opcode.LOAD,
+                address=900,
+                gain_beats=6,
+                x_address=5000,
+                x_beats=9,
+                inputs=96,
+                rope_address=6000,
+                rope_beats=6,
+            ),
             encode(Opcode.LINEAR, kind=Kind.QKV, address=rng.randrange(1 << 31), gain_beats=0, tiles=5, rows=4608),
             encode(Opcode.ATTENTION, address=31, gain_beats=3, **attention),
-            encode(Opcode.LINEAR, kind=Kind.GATE_SILU, address=rng.randrange(1 << 31), gain_beats=96, tiles=22, rows=13824),
+            encode(
+                Opcode.LINEAR, kind=Kind.GATE_SILU, address=rng.randrange(1 << 31), gain_beats=96, tiles=22, rows=13824
+            ),
             encode(Opcode.ATTENTION, **{**attention, "head_dim": 32, "kv_heads": 1}),
             encode(Opcode.HEAD, address=1 << 20, blocks=251, inputs=1536),
             encode(Opcode.END),
@@ -167,7 +187,10 @@ async def check_segments(dut: Any) -> None:
         dut.program_ready.value = 1
         got = await _collect(dut, "segments", SEGMENT, dut.busy, parameters()["stall"], rng)
         want = schedule.segments(config, program, 77, positions, slots, head_count)
-        assert [(s["address"], s["beats"]) for s in got] == [(s.address % 2**32, s.beats) for s in want], (positions, slots)
+        assert [(s["address"], s["beats"]) for s in got] == [(s.address % 2**32, s.beats) for s in want], (
+            positions,
+            slots,
+        )
 
 
 @cocotb.test()
