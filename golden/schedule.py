@@ -1,6 +1,7 @@
 """What a pass reads, in order: attention phases and stream segments of a program.
 
-The hardware's fetcher and attention sequencer are held against these functions; the analysis of the weight buffer counts with them.
+The hardware's fetcher and attention sequencer are held against these functions; the analysis of the weight buffer
+counts with them.
 """
 
 from __future__ import annotations
@@ -54,7 +55,10 @@ def groups(slots: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def phases(config: AcceleratorConfig, kv_heads: int, positions: Sequence[int], slots: Sequence[int]) -> list[Phase]:
-    """Phases of one ATTENTION in execution order: K(0), K(1), V(0), K(2), V(1), ..., V(last) over units (KV head, lane group)."""
+    """Phases of one ATTENTION in execution order: K(0), K(1), V(0), K(2), V(1), ..., V(last).
+
+    The numbers count units: (KV head, lane group), the lane groups of a KV head in turn.
+    """
     kpb, block_keys = config.keys_per_beat, config.key_block
 
     def part(unit: int, kv_head: int, lo: int, hi: int, v: bool, final: bool) -> Iterator[Phase]:

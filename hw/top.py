@@ -125,7 +125,8 @@ class Accelerator(wiring.Component):
         # ---- job parameters and starts -----------------------------------------------------------
         d = executor.descriptor
         for name in (
-            "kind norm_in gain_out gain_beats inputs tiles rows inv_n eps scale0 scale1 scale2 q_scale head_dim heads kv_heads"
+            "kind norm_in gain_out gain_beats inputs tiles rows inv_n eps scale0 scale1 scale2 q_scale "
+            "head_dim heads kv_heads"
         ).split():
             m.d.comb += getattr(elementwise, name).eq(field(d, Opcode.LINEAR, name))
         # Whole K tiles are quantised; the head has no tiles field, and one tile too many is harmless.

@@ -140,7 +140,10 @@ def run(
     waves: bool = False,
     name: str = "run",
 ) -> None:
-    """Runs cocotb `module` on a built simulation. Raises SimulationError unless at least one test ran and all passed."""
+    """Runs cocotb `module` on a built simulation.
+
+    Raises SimulationError unless at least one test ran and all passed.
+    """
     verilator_environment()
     work = folder / "runs" / f"{name}-{os.getpid()}"
     work.mkdir(parents=True, exist_ok=True)

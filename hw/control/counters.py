@@ -12,8 +12,8 @@ from golden.registers import BUSY, STALLS
 class Counters(wiring.Component):
     """Counts a pass: every cycle either takes a beat or is put down to exactly one cause of `golden.registers.STALLS`.
 
-    memory: a unit waits and no beat is there. Otherwise the first that holds of epilogue, attention, elementwise, drain;
-    what is left is control.
+    memory: a unit waits and no beat is there. Otherwise the first that holds of epilogue, attention, elementwise,
+    drain; what is left is control.
 
     Interface attributes
     --------------------

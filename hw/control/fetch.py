@@ -16,9 +16,9 @@ SEGMENT = data.StructLayout({"address": 32, "beats": 32})
 
 
 class Fetcher(wiring.Component):
-    """Emits the segments of a pass in order: the program, then what each descriptor reads. Golden: `golden.schedule.segments`.
+    """Emits the segments of a pass in order: the program, then what each descriptor reads.
 
-    It waits for nothing but its output: how far it runs ahead is the reader's FIFO to decide.
+    Golden: `golden.schedule.segments`. It waits for nothing but its output: how far it runs ahead is the reader's FIFO to decide.
 
     Interface attributes
     --------------------

@@ -23,7 +23,8 @@ class ControlRegisters(wiring.Component):
     read-write, else an input, of 32 bits or an array of them. `control` is not stored: its bits come out as the
     pulses `start` and `soft_reset`.
 
-    Reads and writes take 32-bit words; unknown addresses read 0, and writes to them (or with partial strobes) do nothing.
+    Reads and writes take 32-bit words; unknown addresses read 0, and writes to them (or with partial strobes) do
+    nothing.
     """
 
     def __init__(self, config: AcceleratorConfig):

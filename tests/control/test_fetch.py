@@ -1,4 +1,4 @@
-"""The fetcher's segments and the sequencer's phases equal golden.schedule's, over programs, lanes, positions and slots."""
+"""The fetcher's segments and the sequencer's phases equal golden.schedule's, over programs, lanes and slots."""
 
 from __future__ import annotations
 
