@@ -1,7 +1,5 @@
 """Performance counters: where the cycles of a pass went."""
 
-from __future__ import annotations
-
 from amaranth import Module, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out

@@ -1,7 +1,5 @@
 """Starts and stops passes: errors, time-outs, soft reset."""
 
-from __future__ import annotations
-
 from amaranth import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
