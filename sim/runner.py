@@ -169,6 +169,7 @@ def run(
         raise SimulationError(f"simulation stopped: {e}\n{log.read_text()[-6000:] if log.exists() else ''}") from e
     if count == 0 or failures:
         raise SimulationError(f"{failures} of {count} cocotb tests failed:\n{log.read_text()[-8000:]}")
+    print(f"{count} cocotb tests passed")
     if not waves:
         shutil.rmtree(work, ignore_errors=True)
 

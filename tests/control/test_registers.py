@@ -244,7 +244,7 @@ async def check_counters(dut: Any) -> None:
     beats = writes = 0
     busy = [0] * len(BUSY)
     cycles = 400
-    for i in range(cycles):
+    for _ in range(cycles):
         # `running` goes a cycle behind nothing: causes are sampled with it.
         bits = {c: int(rng.random() < 0.2) for c in causes}
         beat, write, units = int(rng.random() < 0.5), int(rng.random() < 0.3), rng.getrandbits(len(BUSY))
