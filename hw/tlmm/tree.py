@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Const, Module, Signal, Value, signed
+from collections.abc import Callable
+
+from amaranth.hdl import Module, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -43,14 +45,21 @@ class AdderTree(wiring.Component):
 
     Attributes
     ----------
-    delay : cycles, 2 + ceil(log2(groups)) / LEVELS rounded up (the first register holds the entries).
+    delay : cycles, usually 2 + ceil(ceil(log2(groups)) / LEVELS) (the first register holds the entries).
     width : of a sum.
     """
 
     def __init__(self, *, groups: int, lanes: int, width: int) -> None:
         self._groups, self._lanes, self._entry = groups, lanes, width
-        self.delay = 2 + -(-ceil_log2(groups) // LEVELS)
         self.width = width + ceil_log2(groups)
+        self._weights = self._plan()
+        self._tree_stages = 1 + -(-ceil_log2(groups) // LEVELS)
+        self._correction_stages = 2
+        parts = len(self._chunks())
+        while parts > 1:
+            parts = -(-parts // (1 << LEVELS))
+            self._correction_stages += 1
+        self.delay = 1 + max(self._tree_stages, self._correction_stages)
         super().__init__(
             {
                 "value": In(width).array(groups, lanes),
@@ -59,6 +68,27 @@ class AdderTree(wiring.Component):
                 "sums": Out(signed(self.width)).array(lanes),
             }
         )
+
+    def _plan(self) -> list[int]:
+        """How much the root is off, per sign bit: sum = (root ^ root's sign) + sum weight * sign + constant."""
+        weights = [1] * self._groups  # the complement of an entry is one less than its opposite
+        nodes = [(g, self._entry) for g in range(self._groups)]
+        while len(nodes) > 1:
+            above = []
+            for (a, wide), (_, narrow) in zip(nodes[::2], nodes[1::2], strict=False):
+                # With y' the complement of y: ~(x + y') = (~x + y) + 2^(wide+1) - 2^wide - 2^narrow + 1.
+                weights[a] -= (1 << wide) - (1 << narrow) + 1
+                above.append((a, wide + 1))
+            nodes = above + nodes[len(above) * 2 :]
+        return weights
+
+    def _chunks(self) -> list[tuple[int, list[int]]]:
+        """Sign bits of equal weight that are counted together: (weight, groups)."""
+        classes: dict[int, list[int]] = {}
+        for g, w in enumerate(self._weights):
+            if w:
+                classes.setdefault(w, []).append(g)
+        return [(w, c[i : i + _CHUNK]) for w, c in classes.items() for i in range(0, len(c), _CHUNK)]
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -81,16 +111,13 @@ class AdderTree(wiring.Component):
             for g in range(self._groups)
         ]
         signs = [n.sign for n in nodes]
-        # The sum is root ^ sign + correction; the correction is a constant plus these multiples of the sign bits.
-        weight = [1] * self._groups
-        stages = 1
         level = 0
         while len(nodes) > 1:
             for _ in range(LEVELS):
                 level += 1
                 above: list[_Node] = []
                 for a, b in zip(nodes[::2], nodes[1::2], strict=False):
-                    width = max(a.width, b.width) + 1
+                    width = a.width + 1
                     differ = Signal(name=f"differ_{level}_{a.first}")
                     m.d.comb += differ.eq(a.sign ^ b.sign)
                     sums = []
@@ -98,8 +125,6 @@ class AdderTree(wiring.Component):
                         s = Signal(width, name=f"sum_{level}_{a.first}_{lane}")
                         m.d.comb += s.eq(x + (y ^ differ.replicate(b.width)))
                         sums.append(s)
-                    # ~(x + y') = (~x + y) + 2^width - 2^wa - 2^wb + 1: what the parent gets wrong when a.sign is set.
-                    weight[a.first] -= (1 << width) - (1 << a.width) - (1 << b.width) + 1
                     above.append(_Node(sums, width, a.sign, a.first))
                 if len(nodes) % 2:
                     above.append(nodes[-1])
@@ -107,48 +132,30 @@ class AdderTree(wiring.Component):
             for n in nodes:
                 n.values = [registered(v, "part") for v in n.values]
                 n.sign = registered(n.sign, "sign")
-            stages += 1
         root = nodes[0]
-        correction, late = self._correction(m, signs, weight, registered)
-        while late < stages:
-            correction, late = registered(correction, "correction"), late + 1
-        while stages < late:
-            root.values = [registered(v, "part") for v in root.values]
-            root.sign = registered(root.sign, "sign")
-            stages += 1
+        correction = self._correction(m, signs, registered)
+        for _ in range(self._correction_stages, self.delay - 1):
+            correction = registered(correction, "correction")
+        for _ in range(self._tree_stages, self.delay - 1):
+            root = _Node([registered(v, "part") for v in root.values], root.width, registered(root.sign, "sign"), 0)
         for lane, value in enumerate(root.values):
             total = Signal(signed(self.width), name=f"total_{lane}", reset_less=True)
             m.d.sync += total.eq((value ^ root.sign.replicate(root.width)) + correction)
             with m.If(~self.active[lane]):
                 m.d.sync += total.eq(0)
             m.d.comb += self.sums[lane].eq(total)
-        stages += 1
-        assert stages == self.delay, f"the tree has {stages} register stages, not {self.delay}"
         return m
 
-    def _correction(self, m: Module, signs: list[Signal], weight: list[int], registered) -> tuple[Value, int]:
-        """Sum of weight * sign minus the offsets, modulo 2^width; and the register stages it took (leaf stage included)."""
-        modulus = 1 << self.width
-        offset = Const(-self._groups << (self._entry - 1), signed(self.width + 1))
+    def _correction(self, m: Module, signs: list[Signal], registered: Callable[[Value, str], Signal]) -> Value:
+        """Sum of weight * sign and of the offsets, after `_correction_stages` registers (the leaf stage included)."""
+        offset = -self._groups << (self._entry - 1)
         parts: list[Value] = []
-        classes: dict[int, list[Signal]] = {}
-        for s, w in zip(signs, weight, strict=True):
-            if w:
-                classes.setdefault(w, []).append(s)
-        for w, members in classes.items():
-            for i in range(0, len(members), _CHUNK):
-                chunk = members[i : i + _CHUNK]
-                count: Value = chunk[0]
-                for s in chunk[1:]:
-                    count = count + s
-                parts.append(registered((registered_width(count, len(chunk)) * w), "count"))
-        stages = 2
-        parts.append(offset)
+        for w, members in self._chunks():
+            count: Value = signs[members[0]]
+            for g in members[1:]:
+                count = (count + signs[g])[: len(members).bit_length()]
+            parts.append(registered(count * w + (0 if parts else offset), "count"))
         while len(parts) > 1:
-            parts = [
-                registered(sum(parts[i + 1 : i + 1 << LEVELS], parts[i]), "correction")
-                for i in range(0, len(parts), 1 << LEVELS)
-            ]
-            stages += 1
-        del modulus
-        return parts[0], stages
+            fan = 1 << LEVELS
+            parts = [registered(sum(parts[i + 1 : i + fan], parts[i]), "correction") for i in range(0, len(parts), fan)]
+        return parts[0]
