@@ -6,9 +6,8 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from golden import registers
+from golden import layout, registers
 from golden.config import AcceleratorConfig
 from golden.registers import BUSY, STALLS, ErrorCode
 from host.device import Device
@@ -43,7 +42,6 @@ class Accelerator(Backend):
     ----------
     device : where the accelerator is.
     config : what was built; checked against the device's registers.
-    build : first 32 bits of the build hash that is expected, None to accept any build of this geometry.
     timeout_s : wall clock that a pass may take, seconds.
     timeout_cycles : cycles without progress after which the accelerator itself gives up, 0: never.
 
@@ -57,7 +55,6 @@ class Accelerator(Backend):
         device: Device,
         config: AcceleratorConfig,
         *,
-        build: int | None = None,
         timeout_s: float = 10.0,
         timeout_cycles: int = 1 << 20,
     ):
@@ -66,15 +63,15 @@ class Accelerator(Backend):
         self.timeout_s = timeout_s
         self.timeout_cycles = timeout_cycles
         self.vocab = self.context = self.slots = 0
+        self.group = 1
         self._model: Model | None = None
         self._program: Program | None = None
         expected = {
             "identity": registers.IDENTITY,
             "version": registers.VERSION,
             "geometry": registers.geometry(config),
+            "build": registers.build_hash(config),
         }
-        if build is not None:
-            expected["build"] = build
         for name, value in expected.items():
             found = self.read(name)
             if found != value:
@@ -140,7 +137,7 @@ class Accelerator(Backend):
             )
         memory = self.device.memory
         memory[:, program.image_address : program.image_address + model.image.beats] = model.image.data
-        self._put(program.rope_address, program.rope_table)
+        memory[:, program.rope_address : program.image_address] = layout.stripe(program.rope_table, self.config)
         self._put(program.program_address, program.code)
         self.device.flush(0, program.kv_address)
         for port, base in enumerate(self.device.port_bases):
@@ -153,22 +150,14 @@ class Accelerator(Backend):
         self.write("irq_enable", 1)
         self._model, self._program = model, program
         self.vocab, self.context, self.slots = model.spec.vocab, program.context, slots
+        self.group = model.spec.heads // model.spec.kv_heads
         return program
 
-    def _put(self, address: int, data: bytes | NDArray[np.generic]) -> None:
+    def _put(self, address: int, data: bytes) -> None:
         """Writes bytes at a beat address, padded with zeros to a beat."""
-        raw = np.frombuffer(data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes(), np.uint8)
-        beats = -(-raw.size // self.config.beat_bytes)
-        padded = np.zeros(beats * self.config.beat_bytes, np.uint8)
-        padded[: raw.size] = raw
-        cut = padded.reshape(beats, self.config.ports, self.config.port_bytes).transpose(1, 0, 2)
-        self.device.memory[:, address : address + beats] = cut
-
-    def _floats(self, address: int, count: int) -> NDArray[np.float32]:
-        """Reads float32 values from a beat address."""
-        beats = -(-count * 4 // self.config.beat_bytes)
-        cut = self.device.memory[:, address : address + beats].transpose(1, 0, 2)
-        return np.ascontiguousarray(cut).reshape(-1).view("<f4")[:count].astype(np.float32)
+        width = self.config.beat_bytes
+        padded = np.frombuffer(data + bytes(-len(data) % width), np.uint8).reshape(-1, width)
+        self.device.memory[:, address : address + len(padded)] = layout.stripe(padded, self.config)
 
     # ---- passes ------------------------------------------------------------------------------------------------------
 
@@ -184,9 +173,11 @@ class Accelerator(Backend):
             raise UserError("no model is loaded; call load() first")
         program = self._program
         x = self._model.embed(tokens)
-        for lane in range(len(tokens)):
-            self._put(program.x_address + lane * program.x_beats, x[lane])
-        self.device.flush(program.x_address, len(tokens) * program.x_beats)
+        beats = len(tokens) * program.x_beats
+        self.device.memory[:, program.x_address : program.x_address + beats] = layout.stripe(
+            layout.pack_floats(x, self.config), self.config
+        )
+        self.device.flush(program.x_address, beats)
         for lane, (position, slot) in enumerate(zip(positions, slots, strict=True)):
             self.write("position", position, lane)
             self.write("slot", slot, lane)
@@ -212,15 +203,16 @@ class Accelerator(Backend):
         logits = None
         if write_logits:
             stride = program.logits_stride
-            self.device.invalidate(program.logits_address + first * stride, count * stride)
-            logits = np.stack(
-                [self._floats(program.logits_address + lane * stride, self.vocab) for lane in range(first, first + count)]
-            )
-        values = np.array([self.read("best_value", i) for i in range(count)], np.uint32).view(np.float32)
+            begin, beats = program.logits_address + first * stride, count * stride
+            self.device.invalidate(begin, beats)
+            raw = layout.unstripe(self.device.memory[:, begin : begin + beats])
+            logits = raw.view("<f4").reshape(count, -1)[:, : self.vocab].astype(np.float32)
+        lanes = range(first, first + count)
+        values = np.array([self.read("best_value", i) for i in lanes], np.uint32).view(np.float32)
         return PassResult(
             head_first=first,
             head_count=count,
-            best_index=tuple(self.read("best_index", i) for i in range(count)),
+            best_index=tuple(self.read("best_index", i) for i in lanes),
             best_value=tuple(values),
             logits=logits,
             cycles=self.read("cycles"),

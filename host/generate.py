@@ -149,9 +149,7 @@ class Generation:
 
     def _pieces(self) -> Iterator[str]:
         report, wanted = self.report, not self._sampling.greedy
-        report.prefill = self._backend.prefill(
-            report.prompt_ids, slot=self._slot, all_logits=self._all, logits=wanted
-        )
+        report.prefill = self._backend.prefill(report.prompt_ids, slot=self._slot, all_logits=self._all, logits=wanted)
         result = report.prefill[-1]
         position = len(report.prompt_ids)
         while True:

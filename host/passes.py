@@ -38,6 +38,29 @@ class PassResult:
     busy: dict[str, int] = field(default_factory=dict)
 
 
+def fits_scores(config: AcceleratorConfig, group: int, cached: int, lanes: int, first_lane: int = 0) -> bool:
+    """Whether the score memory holds a group of lanes of one slot.
+
+    Parameters
+    ----------
+    group : query heads of a KV head.
+    cached : keys of the slot below the first lane's position.
+    lanes, first_lane : the lanes of the slot.
+    """
+    sets = -(-lanes * group // config.attention_lanes)
+    kpb = config.keys_per_beat
+    own_words = (first_lane + lanes - 1) // kpb - first_lane // kpb + 1
+    return sets * (own_words + -(-cached // kpb)) <= config.score_words
+
+
+def lanes_that_fit(config: AcceleratorConfig, group: int, cached: int, wanted: int) -> int:
+    """Most lanes, up to `wanted`, that a pass of one sequence may carry with `cached` keys before it; at least 1."""
+    n = min(wanted, config.lanes)
+    while n > 1 and not fits_scores(config, group, cached, n):
+        n -= 1
+    return n
+
+
 class Backend(ABC):
     """Something that runs passes of one loaded model: an accelerator, the golden model, or both compared.
 
@@ -47,9 +70,11 @@ class Backend(ABC):
     vocab : tokens of the vocabulary.
     context : positions of a cache slot.
     slots : cache slots.
+    group : query heads of a KV head.
     """
 
     config: AcceleratorConfig
+    group: int
     vocab: int
     context: int
     slots: int
@@ -110,6 +135,13 @@ class Backend(ABC):
                     )
             elif slots[i] in slots[:i]:
                 raise UserError(f"lanes of slot {slots[i]} must be neighbours")
+        for slot in dict.fromkeys(slots):
+            lo, lanes = list(slots).index(slot), list(slots).count(slot)
+            if not fits_scores(self.config, self.group, positions[lo], lanes, lo):
+                raise UserError(
+                    f"{lanes} lanes at position {positions[lo]} need more than the {self.config.score_words} words of score "
+                    "memory; send fewer lanes in a pass"
+                )
         first, count = head_lanes
         if first < 0 or count < 0 or first + count > n:
             raise UserError(f"head lanes {first}..{first + count - 1} are not lanes of a pass of {n}")
@@ -125,7 +157,7 @@ class Backend(ABC):
     def prefill(
         self, tokens: Sequence[int], *, start: int = 0, slot: int = 0, all_logits: bool = False, logits: bool = False
     ) -> list[PassResult]:
-        """A prompt in ceil(n / lanes) passes, at positions start, start + 1, ...
+        """A prompt at positions start, start + 1, ..., in passes of as many lanes as the score memory allows.
 
         The head runs for the last token only, or with `all_logits` for every one; `logits` returns every logit of the
         last token. Refused as a whole, before the first pass, if it does not fit the context.
@@ -134,10 +166,11 @@ class Backend(ABC):
             raise UserError("there is nothing to prefill: the prompt has no tokens")
         self._check_position(start)
         self._check_position(start + len(tokens) - 1)
-        results = []
-        for i in range(0, len(tokens), self.config.lanes):
-            chunk = tokens[i : i + self.config.lanes]
-            n = len(chunk)
+        results: list[PassResult] = []
+        i = 0
+        while i < len(tokens):
+            n = lanes_that_fit(self.config, self.group, start + i, len(tokens) - i)
+            chunk = tokens[i : i + n]
             head = (0, n) if all_logits else (n - 1, 1) if i + n == len(tokens) else (0, 0)
             results.append(
                 self.run_pass(
@@ -148,6 +181,7 @@ class Backend(ABC):
                     write_logits=all_logits or logits,
                 )
             )
+            i += n
         return results
 
     def decode(self, token: int, position: int, *, slot: int = 0, logits: bool = False) -> PassResult:
