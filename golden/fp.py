@@ -1,11 +1,11 @@
 """binary32 arithmetic of the accelerator, bit for bit: what hw/fp computes.
 
-Round to nearest even. Subnormal inputs and results are zeros of the same sign; a result is flushed when its exact magnitude
-is below 2^-126. NaN is 0x7fc00000. No contraction: every function rounds once. All functions take scalars or arrays
-(broadcasting), return arrays of float32 (or int64 where stated), and raise no floating-point warnings.
+Round to nearest even. Subnormal inputs and results are zeros of the same sign; a result is flushed when its exact
+magnitude is below 2^-126. NaN is 0x7fc00000. No contraction: every function rounds once. All functions take scalars or
+arrays (broadcasting), return arrays of float32 (or of the integers stated), and raise no floating-point warnings.
 
-Reciprocal, reciprocal square root and exponential are defined by tables (`Table`) and quadratic interpolation in integers;
-their error against the correctly rounded value is at most 1 unit in the last place.
+Reciprocal, reciprocal square root and exponential are defined by tables (`Table`) and quadratic interpolation in
+integers; their error against the correctly rounded value is at most 1 unit in the last place.
 """
 
 from __future__ import annotations
@@ -50,8 +50,13 @@ def _canonical(x: F32) -> F32:
     return np.where(nan, _NAN, x) if nan.any() else np.asarray(x)
 
 
+@np.errstate(all="ignore")
 def flush(x: ArrayLike) -> F32:
     """Subnormals become zeros of the same sign; everything else stays."""
+    return _flush(x)
+
+
+def _flush(x: ArrayLike) -> F32:
     v = np.asarray(x, np.float32)
     return np.asarray(v * (np.abs(v) >= _MIN_NORMAL))
 
@@ -67,8 +72,8 @@ def neg(x: ArrayLike) -> F32:
 @np.errstate(all="ignore")
 def mul(a: ArrayLike, b: ArrayLike) -> F32:
     """a * b."""
-    x, y = flush(a), flush(b)
-    r = flush(x * y)
+    x, y = _flush(a), _flush(b)
+    r = _flush(x * y)
     edge = np.abs(r) == _MIN_NORMAL
     if edge.any():  # Rounded up to 2^-126 from below: the exact product, which float64 holds, decides.
         exact = np.abs(x.astype(np.float64) * y.astype(np.float64))
@@ -79,18 +84,19 @@ def mul(a: ArrayLike, b: ArrayLike) -> F32:
 @np.errstate(all="ignore")
 def add(a: ArrayLike, b: ArrayLike) -> F32:
     """a + b. Below 2^-126 the sum is exact before it is flushed."""
-    return _canonical(flush(flush(a) + flush(b)))
+    return _canonical(_flush(_flush(a) + _flush(b)))
 
 
 @np.errstate(all="ignore")
 def sub(a: ArrayLike, b: ArrayLike) -> F32:
     """a - b."""
-    return _canonical(flush(flush(a) - flush(b)))
+    return _canonical(_flush(_flush(a) - _flush(b)))
 
 
+@np.errstate(all="ignore")
 def maximum(a: ArrayLike, b: ArrayLike) -> F32:
     """The larger of a and b: -0 is less than +0, a NaN wins over everything."""
-    x, y = np.broadcast_arrays(_canonical(flush(a)), _canonical(flush(b)))
+    x, y = np.broadcast_arrays(_canonical(_flush(a)), _canonical(_flush(b)))
     return np.where(_order(y) > _order(x), y, x)
 
 
@@ -99,9 +105,10 @@ def relu(x: ArrayLike) -> F32:
     return maximum(x, np.float32(0))
 
 
+@np.errstate(all="ignore")
 def max_abs(x: ArrayLike, axis: int = -1) -> F32:
     """Largest magnitude along an axis; NaN if one is in it."""
-    return np.max(_canonical(flush(np.abs(np.asarray(x, np.float32)))), axis=axis)
+    return np.max(_canonical(_flush(np.abs(np.asarray(x, np.float32)))), axis=axis)
 
 
 def _order(x: F32) -> NDArray[np.int32]:
@@ -128,7 +135,7 @@ def to_int8(x: ArrayLike) -> NDArray[np.int8]:
 @np.errstate(all="ignore")
 def to_fixed(x: ArrayLike, frac: int, width: int) -> I64:
     """rne(x * 2^frac), saturated to a signed integer of `width` (<= 48) bits; NaN gives 0."""
-    v = flush(x).astype(np.float64)
+    v = _flush(x).astype(np.float64)
     v = np.where(np.isnan(v), 0.0, v) * 2.0**frac
     return np.asarray(np.clip(np.rint(v), -(2.0 ** (width - 1)), 2.0 ** (width - 1) - 1)).astype(np.int64)
 
@@ -177,8 +184,8 @@ def _quadratics(
 ) -> Table:
     """Interpolates `function` at the three Chebyshev nodes of every interval [start, start + length).
 
-    Decimal arithmetic of 50 digits, so that every machine builds the same tables. c0 gets half a unit of the mantissa for
-    the final rounding, and half a unit of t for the mean of the truncated square term (taken in the middle of the interval).
+    Decimal arithmetic of 50 digits, so that every machine builds the same tables. c0 gets half a unit of the mantissa
+    for the final rounding, and half a unit of t in the middle of the interval for the mean of the cut square term.
     """
     rows = []
     with localcontext() as context:

@@ -1,0 +1,273 @@
+"""Reciprocal, reciprocal square root and exponentials by tables and quadratics. Golden: `golden.fp`."""
+
+import numpy as np
+from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from golden import fp
+from hw.fp.format import BIAS, classify
+from hw.fp.multiplier import SPLIT
+from hw.fp.pipeline import delay_line, register, shift_right_sticky, wire
+
+
+class Quadratic(wiring.Component):
+    """`golden.fp.Table.mantissa`, one each cycle; 6 cycles of latency.
+
+    Table, M and P of c2 * d + c1, A, M and P of t * d + c0: the registers of two DSP48E2 (three when extra > 0).
+
+    Parameters
+    ----------
+    table : coefficients.
+    extra : bits that d has more than the table's.
+
+    Interface attributes
+    --------------------
+    index : interval. d : distance in it. q : mantissa in units of 2^-23, 2^23..2^24.
+    """
+
+    delay = 6
+
+    def __init__(self, table: fp.Table, extra: int = 0) -> None:
+        self.table = table
+        self.extra = extra
+        super().__init__(
+            {
+                "index": In(range(len(table.c0))),
+                "d": In(table.x_bits + extra),
+                "q": Out(fp.MANTISSA_BITS + 2),
+            }
+        )
+
+    def _rom(self, m: Module, name: str, coefficients: np.ndarray, address: Value) -> Value:
+        """A coefficient, one cycle behind its address."""
+        values = [int(c) for c in coefficients]
+        shape = Shape.cast(range(min(values), max(values) + 1))
+        rom = memory.Memory(shape=shape, depth=len(values), init=values, attrs={"rom_style": "distributed"})
+        m.submodules[name] = rom
+        port = rom.read_port()
+        m.d.comb += port.addr.eq(address)
+        return port.data
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        t = self.table
+        c2 = self._rom(m, "c2", t.c2, self.index)
+        c1 = self._rom(m, "c1", t.c1, delay_line(m, self.index, 1, "index"))
+        c0 = self._rom(m, "c0", t.c0, delay_line(m, self.index, 4, "index_c0"))
+        d = delay_line(m, self.d, 1, "d")
+        square = register(m, c2 * d[self.extra :], "square_m")
+        slopes = t.c1 + ((t.c2 * ((1 << t.x_bits) - 1)) >> (t.f2 + t.x_frac - t.f1))
+        low, high = min(t.c1.min(), slopes.min()), max(t.c1.max(), slopes.max())
+        slope = Signal(range(int(low), int(high) + 1), reset_less=True)
+        m.d.sync += slope.eq(c1 + (square >> (t.f2 + t.x_frac - t.f1)))
+        slope = register(m, slope, "slope_a")
+        linear = register(m, slope * delay_line(m, d, 3, "d_linear"), "linear_m")
+        unit = t.f1 + t.x_frac + self.extra
+        total = (c0 << (unit - t.f0)) + linear
+        m.d.sync += self.q.eq(total[unit - fp.MANTISSA_BITS :])
+        return m
+
+
+class Reciprocal(wiring.Component):
+    """1/i, one each cycle; 7 cycles of latency, at most 1 ulp off.
+
+    Interface attributes
+    --------------------
+    i, o : 32-bit patterns.
+    """
+
+    delay = Quadratic.delay + 1
+
+    i: In(32)
+    o: Out(32)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.quadratic = quadratic = Quadratic(fp.RECIPROCAL)
+        x = classify(self.i)
+        m.d.comb += [quadratic.index.eq(self.i[16:23]), quadratic.d.eq(self.i[:16])]
+        # 2/m in [1, 2) belongs to the biased exponent 253 - e, and 2 (of m = 1) to the next.
+        exponent = register(m, 2 * BIAS - 1 - x.exponent, "exponent")
+        special = register(m, Cat(x.sign, x.zero, x.nan), "special")
+        exponent = delay_line(m, exponent, Quadratic.delay - 1, "exponent")
+        sign, infinite, nan = delay_line(m, special, Quadratic.delay - 1, "special")
+        result = wire(m, exponent + quadratic.q[-1], "result")
+        cleared = (result <= 0) | infinite | nan  # an infinite i has the exponent -2 here
+        ones = infinite | nan
+        m.d.sync += self.o.eq(
+            Cat(
+                Mux(cleared, 0, quadratic.q[:22])[:22],
+                (quadratic.q[22] & ~cleared) | nan,
+                Mux(ones, 0xFF, Mux(cleared, 0, result[:8])),
+                sign & ~nan,
+            )
+        )
+        return m
+
+
+class ReciprocalSqrt(wiring.Component):
+    """1/sqrt(i), one each cycle; 7 cycles of latency, at most 1 ulp off.
+
+    Interface attributes
+    --------------------
+    i, o : 32-bit patterns.
+    """
+
+    delay = Quadratic.delay + 1
+
+    i: In(32)
+    o: Out(32)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.quadratic = quadratic = Quadratic(fp.RSQRT)
+        x = classify(self.i)
+        odd = ~self.i[23]  # of the unbiased exponent
+        m.d.comb += [quadratic.index.eq(Cat(self.i[16:23], odd)), quadratic.d.eq(self.i[:16])]
+        # 2/sqrt(m * 2^odd) in [1, 2) belongs to the exponent 126 - (e - 127 - odd) / 2 = 189 - floor((e - 1) / 2).
+        exponent = register(m, (189 - ((x.exponent - 1) >> 1))[:8], "exponent")
+        nan = x.nan | (x.sign & ~x.zero)
+        special = register(m, Cat(x.zero & ~nan, x.inf & ~nan, nan), "special")
+        exponent = delay_line(m, exponent, Quadratic.delay - 1, "exponent")
+        infinite, zero, nan = delay_line(m, special, Quadratic.delay - 1, "special")
+        ones = infinite | nan
+        cleared = ones | zero
+        m.d.sync += self.o.eq(
+            Cat(
+                Mux(cleared, 0, quadratic.q[:22])[:22],
+                (quadratic.q[22] & ~cleared) | nan,
+                Mux(ones, 0xFF, Mux(zero, 0, (exponent + quadratic.q[-1])[:8])),
+                Const(0, 1),
+            )
+        )
+        return m
+
+
+class Exponential(wiring.Component):
+    """e^i, one each cycle; 13 cycles of latency, at most 1 ulp off.
+
+    The mantissa times log2(e) (two DSP48E2), shifted to fixed point, its sign applied, then 2^fraction.
+
+    Interface attributes
+    --------------------
+    i, o : 32-bit patterns.
+    """
+
+    delay = 6 + Quadratic.delay + 1
+
+    i: In(32)
+    o: Out(32)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        x = classify(self.i)
+        frac = fp.EXP_FRAC
+
+        # 1: inputs. The shift leaves 8 bits before the point at exponent 6; larger ones are flagged
+        mantissa = register(m, x.mantissa, "mantissa")
+        right = BIAS + 6 - x.exponent
+        far = register(m, (right >= 64) | x.zero, "far")
+        right = delay_line(m, right[:6], 4, "right")
+        large = x.exponent > BIAS + 6
+        special = Cat(large & x.sign & ~x.nan, large & ~x.sign & ~x.nan, x.nan)
+        special = delay_line(m, special, 6, "special")
+        sign = delay_line(m, x.sign, 5, "sign")
+
+        # 2..4: mantissa * log2(e) in units of 2^-(23 + LOG2E_FRAC), of which the low bits are never needed
+        low = register(m, register(m, mantissa * Const(fp.LOG2E & ((1 << SPLIT) - 1), SPLIT), "low_m"), "low_p")
+        high = register(m, register(m, mantissa, "mantissa_2") * Const(fp.LOG2E >> SPLIT), "high_m")
+        product = register(m, high + (low >> SPLIT), "product")
+        least = 23 + fp.LOG2E_FRAC - frac - 6  # the smallest right shift, at exponent 6
+        product = product[least - SPLIT : 24 + fp.LOG2E_FRAC + 1 - SPLIT]
+
+        # 5: fixed point. 6: sign
+        shifted, _ = shift_right_sticky(m, product, right, "shift")
+        shifted = register(m, Mux(delay_line(m, far, 3, "far"), 0, shifted), "shifted")
+        y = Signal(len(product) + 1, reset_less=True)
+        m.d.sync += y.eq((shifted ^ sign.replicate(len(y))) + sign)
+
+        # 7..12: 2^fraction. The integer part is -256..255
+        m.submodules.quadratic = quadratic = Quadratic(fp.EXP2, frac - fp.EXP2.x_frac)
+        m.d.comb += [quadratic.index.eq(y[frac - 6 : frac]), quadratic.d.eq(y[: frac - 6])]
+        n = y[frac:].as_signed()
+        zero, infinite, nan = special
+        exponent = register(m, (n + BIAS)[:8], "exponent")
+        under = (n < 1 - BIAS) | zero
+        over = ((n > BIAS) & ~zero) | infinite
+        exponent = delay_line(m, exponent, Quadratic.delay - 1, "exponent")
+        flags = delay_line(m, Cat(under & ~over & ~nan, over & ~nan, nan), Quadratic.delay, "flags")
+
+        # 13: pack
+        under, over, nan = flags
+        ones = over | nan
+        cleared = under | ones
+        m.d.sync += self.o.eq(
+            Cat(
+                Mux(cleared, 0, quadratic.q[:22])[:22],
+                (quadratic.q[22] & ~cleared) | nan,
+                Mux(ones, 0xFF, Mux(under, 0, (exponent + quadratic.q[-1])[:8])),
+                Const(0, 1),
+            )
+        )
+        return m
+
+
+class Exp2Mantissa(wiring.Component):
+    """2^(f / 2^20) in units of 2^-23, one each cycle; 6 cycles of latency, at most 1 unit off.
+
+    Interface attributes
+    --------------------
+    f : 20-bit fraction. o : 24-bit mantissa, 2^23 .. 2^24 - 1.
+    """
+
+    delay = Quadratic.delay
+
+    f: In(20)
+    o: Out(24)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.quadratic = quadratic = Quadratic(fp.EXP2)
+        m.d.comb += [quadratic.index.eq(self.f[14:]), quadratic.d.eq(self.f[:14]), self.o.eq(quadratic.q)]
+        return m
+
+
+class Exp2Float(wiring.Component):
+    """2^(-d / 2^20) as binary32, 0 below 2^-126; one each cycle, 8 cycles of latency.
+
+    Parameters
+    ----------
+    width : bits of d, 28..64.
+
+    Interface attributes
+    --------------------
+    d : unsigned, 20 fraction bits. o : 32-bit pattern.
+
+    Raises
+    ------
+    ValueError : for another width.
+    """
+
+    delay = Exp2Mantissa.delay + 2
+
+    def __init__(self, width: int = 33) -> None:
+        if not 28 <= width <= 64:
+            raise ValueError(f"width of the exponent must be from 28 to 64, not {width}")
+        self.width = width
+        super().__init__({"d": In(width), "o": Out(32)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.mantissa = mantissa = Exp2Mantissa()
+        # 1: -d = -N + f with an integer N and a fraction f
+        y = register(m, (-self.d)[: self.width + 1], "y")
+        m.d.comb += mantissa.f.eq(y[:20])
+        n = y[20:].as_signed()
+        # 2..7: the mantissa; 8: pack
+        exponent = register(m, (n + BIAS)[:8], "exponent")
+        zero = register(m, n < 1 - BIAS, "zero")
+        exponent = delay_line(m, exponent, Exp2Mantissa.delay - 1, "exponent")
+        zero = delay_line(m, zero, Exp2Mantissa.delay - 1, "zero")
+        m.d.sync += self.o.eq(Mux(zero, 0, Cat(mantissa.o[:23], exponent)))
+        return m

@@ -1,0 +1,72 @@
+"""binary32 product. Golden: `golden.fp.mul`."""
+
+from amaranth.hdl import Cat, Module, Mux
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.fp.format import classify, pack
+from hw.fp.pipeline import delay_line, register, wire
+
+SPLIT = 17
+"""Bits of a factor that the first of two DSP48E2 takes: its neighbour adds the first's result shifted by 17."""
+
+
+class Multiplier(wiring.Component):
+    """Product of two binary32 values, one each cycle; 6 cycles of latency.
+
+    The 24 x 24 bit product is a cascade of two DSP48E2: A, B and M registers, P of the first, P of the second.
+
+    Interface attributes
+    --------------------
+    a, b : factors. o : product. All are 32-bit patterns.
+    """
+
+    delay = 6
+
+    a: In(32)
+    b: In(32)
+    o: Out(32)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        a, b = classify(self.a), classify(self.b)
+
+        # 1: input registers
+        ma, mb = register(m, a.mantissa, "ma"), register(m, b.mantissa, "mb")
+        exponents = register(m, a.exponent + b.exponent, "exponents")
+        sign = register(m, a.sign ^ b.sign, "sign")
+        a_zero, a_inf, a_nan = register(m, Cat(a.zero, a.inf, a.nan), "a_class")
+        b_zero, b_inf, b_nan = register(m, Cat(b.zero, b.inf, b.nan), "b_class")
+
+        # 2, 3: M and P of the low part, M of the high part
+        low = register(m, register(m, ma * mb[:SPLIT], "low_m"), "low_p")
+        high = register(m, register(m, ma, "ma_2") * register(m, mb[SPLIT:], "mb_2"), "high_m")
+        nan = a_nan | b_nan | (a_inf & b_zero) | (a_zero & b_inf)
+        special = register(m, Cat(a_zero | b_zero, a_inf | b_inf, nan, sign), "special")
+        zero, inf, nan, sign = delay_line(m, special, 2, "special")
+        biased = register(m, exponents - 127, "biased")
+        biased = delay_line(m, biased, 2, "biased")
+
+        # 4: P of the high part: bits 17.. of the product; what is below is only ever sticky
+        product = register(m, high + (low >> SPLIT), "product")[: 48 - SPLIT]
+        below = register(m, low[:SPLIT].any(), "below")
+
+        # 5: normalise, and decide the rounding
+        top = product[-1]
+        mantissa = wire(m, Mux(top, product[-24:], product[-25:-1]), "mantissa")
+        guard = Mux(top, product[-25], product[-26])
+        sticky = product[:-26].any() | below | (top & product[-26])
+        fraction = register(m, mantissa[:23], "fraction")
+        increment = register(m, guard & (sticky | mantissa[0]), "increment")
+        exponent = register(m, (biased + top)[:9], "exponent")
+        under = biased[-1] | ((biased == 0) & ~top)  # before rounding: the exact value is below 2^-126
+        cleared = register(m, zero | under | inf | nan, "cleared")
+        ones = register(m, inf | nan, "ones")
+        invalid = register(m, nan, "invalid")
+        negative = register(m, sign, "negative")
+
+        # 6: round and pack
+        rounded = wire(m, (Cat(fraction, exponent) + increment)[:32], "rounded")
+        over = rounded[31] | rounded[23:31].all()
+        m.d.sync += self.o.eq(pack(rounded, negative, cleared, ones, invalid, over))
+        return m
