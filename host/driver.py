@@ -1,0 +1,227 @@
+"""The driver: opens an accelerator behind a device, loads a model, runs passes. The same code drives a board and the RTL."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from golden import layout, registers
+from golden.config import AcceleratorConfig
+from golden.registers import BUSY, STALLS, ErrorCode
+from host.device import Device
+from host.errors import DeviceError, UserError
+from host.model import Model
+from host.passes import Backend, PassResult
+from host.program import Program, compile_program
+
+_START, _RESET = 1, 2
+_BUSY, _DONE = 1, 2
+
+ERROR_WORDS: dict[ErrorCode, str] = {
+    ErrorCode.NONE: "no error",
+    ErrorCode.READ_WINDOW: "a read outside the buffer's window was refused, at beat {address}",
+    ErrorCode.WRITE_WINDOW: "a write outside the buffer's window was refused, at beat {address}",
+    ErrorCode.READ_SLVERR: "memory answered a read with SLVERR, at beat {address}",
+    ErrorCode.READ_DECERR: "memory answered a read with DECERR (no such address), at beat {address}",
+    ErrorCode.WRITE_SLVERR: "memory answered a write with SLVERR, at beat {address}",
+    ErrorCode.WRITE_DECERR: "memory answered a write with DECERR (no such address), at beat {address}",
+    ErrorCode.TIMEOUT: "no progress for the time set in the timeout register, at descriptor {address}",
+    ErrorCode.BAD_DESCRIPTOR: "descriptor {address} of the program cannot be executed",
+    ErrorCode.BAD_WEIGHT: "a weight byte above 242 was read, the image in memory is damaged, at descriptor {address}",
+    ErrorCode.BAD_LANES: "the lane, head or position registers do not make a pass",
+}
+"""What each error code means; `{address}` is the error_address register."""
+
+
+class Accelerator(Backend):
+    """An accelerator with a model loaded.
+
+    Parameters
+    ----------
+    device : where the accelerator is.
+    config : what was built; checked against the device's registers.
+    timeout_s : wall clock that a pass may take, seconds.
+    timeout_cycles : cycles without progress after which the accelerator itself gives up, 0: never.
+
+    Raises
+    ------
+    DeviceError : identity, version, geometry or build are not what is expected.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        config: AcceleratorConfig,
+        *,
+        timeout_s: float = 10.0,
+        timeout_cycles: int = 1 << 20,
+    ):
+        self.device = device
+        self.config = config
+        self.timeout_s = timeout_s
+        self.timeout_cycles = timeout_cycles
+        self.vocab = self.context = self.slots = 0
+        self.group = 1
+        self._model: Model | None = None
+        self._program: Program | None = None
+        expected = {
+            "identity": registers.IDENTITY,
+            "version": registers.VERSION,
+            "geometry": registers.geometry(config),
+            "build": registers.build_hash(config),
+        }
+        for name, value in expected.items():
+            found = self.read(name)
+            if found != value:
+                raise DeviceError(
+                    f"the accelerator's {name} register is {found:#010x}, board {config.name!r} needs {value:#010x}; "
+                    "load the bitstream (or build the simulation) that belongs to this configuration and version"
+                )
+        shape = device.memory.shape
+        if shape[0] != config.ports or shape[2] != config.port_bytes:
+            raise DeviceError(
+                f"the device's buffer has {shape[0]} regions of {shape[2]}-byte beats, board {config.name!r} needs "
+                f"{config.ports} of {config.port_bytes}"
+            )
+
+    # ---- registers ---------------------------------------------------------------------------------------------------
+
+    def read(self, name: str, index: int = 0) -> int:
+        """A register by name."""
+        return self.device.read(registers.offset(name, index))
+
+    def write(self, name: str, value: int, index: int = 0) -> None:
+        """Sets a register by name."""
+        self.device.write(registers.offset(name, index), value)
+
+    def reset(self) -> None:
+        """Soft reset: stops a pass, forgets errors; the loaded model stays.
+
+        Raises
+        ------
+        DeviceError : the accelerator does not become idle.
+        """
+        self.write("control", _RESET)
+        deadline = time.monotonic() + self.timeout_s
+        while self.read("control") & _RESET or self.read("status") & _BUSY:
+            if time.monotonic() > deadline:
+                raise DeviceError(
+                    f"the accelerator is still busy {self.timeout_s:g} s after a soft reset; load the bitstream again"
+                )
+
+    # ---- models ------------------------------------------------------------------------------------------------------
+
+    def load(self, model: Model, *, slots: int = 1, context: int | None = None) -> Program:
+        """Puts a model into the buffer and points the accelerator at it.
+
+        Parameters
+        ----------
+        model : an open image.
+        slots : cache slots to lay out.
+        context : positions a slot holds; the most that model and accelerator allow if None.
+
+        Raises
+        ------
+        UserError : the model does not fit the accelerator or the buffer.
+        """
+        model.image.require(self.config)
+        program = compile_program(model, self.config, slots=slots, context=context)
+        beats = self.device.memory.shape[1]
+        if program.window_beats > beats:
+            raise UserError(
+                f"{model.name}: needs {program.window_beats * self.config.beat_bytes:,} bytes of buffer with "
+                f"{slots} slot(s) of {program.context} positions, the device has {beats * self.config.beat_bytes:,}; "
+                "take a smaller context or fewer slots"
+            )
+        memory = self.device.memory
+        memory[:, program.image_address : program.image_address + model.image.beats] = model.image.data
+        memory[:, program.rope_address : program.image_address] = layout.stripe(program.rope_table, self.config)
+        self._put(program.program_address, program.code)
+        self.device.flush(0, program.kv_address)
+        for port, base in enumerate(self.device.port_bases):
+            self.write("base_low", base & 0xFFFFFFFF, port)
+            self.write("base_high", base >> 32, port)
+        self.write("window_beats", program.window_beats)
+        self.write("program_address", program.program_address)
+        self.write("program_length", program.length)
+        self.write("timeout", self.timeout_cycles)
+        self.write("irq_enable", 1)
+        self._model, self._program = model, program
+        self.vocab, self.context, self.slots = model.spec.vocab, program.context, slots
+        self.group = model.spec.heads // model.spec.kv_heads
+        return program
+
+    def _put(self, address: int, data: bytes) -> None:
+        """Writes bytes at a beat address, padded with zeros to a beat."""
+        width = self.config.beat_bytes
+        padded = np.frombuffer(data + bytes(-len(data) % width), np.uint8).reshape(-1, width)
+        self.device.memory[:, address : address + len(padded)] = layout.stripe(padded, self.config)
+
+    # ---- passes ------------------------------------------------------------------------------------------------------
+
+    def _pass(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int],
+        head: tuple[int, int],
+        write_logits: bool,
+    ) -> PassResult:
+        if self._program is None or self._model is None:
+            raise UserError("no model is loaded; call load() first")
+        program = self._program
+        x = self._model.embed(tokens)
+        beats = len(tokens) * program.x_beats
+        self.device.memory[:, program.x_address : program.x_address + beats] = layout.stripe(
+            layout.pack_floats(x, self.config), self.config
+        )
+        self.device.flush(program.x_address, beats)
+        for lane, (position, slot) in enumerate(zip(positions, slots, strict=True)):
+            self.write("position", position, lane)
+            self.write("slot", slot, lane)
+        first, count = head
+        self.write("lanes", len(tokens))
+        self.write("head_lanes", first | count << 8)
+        self.write("write_logits", int(write_logits))
+        self.write("control", _START)
+        in_time = self.device.wait_done(self.timeout_s)
+        status = self.read("status")
+        error = status >> 8 & 0xFF
+        if error:
+            address = self.read("error_address")
+            self.reset()
+            try:
+                words = ERROR_WORDS[ErrorCode(error)].format(address=address)
+            except ValueError:
+                words = f"unknown error code, error address {address}"
+            raise DeviceError(f"the accelerator stopped the pass with error {error}: {words}")
+        if not in_time or not status & _DONE:
+            self.reset()
+            raise DeviceError(f"the accelerator did not finish a pass in {self.timeout_s:g} s (status {status:#x})")
+        logits = None
+        if write_logits:
+            stride = program.logits_stride
+            begin, beats = program.logits_address + first * stride, count * stride
+            self.device.invalidate(begin, beats)
+            raw = layout.unstripe(self.device.memory[:, begin : begin + beats])
+            logits = raw.view("<f4").reshape(count, -1)[:, : self.vocab].astype(np.float32)
+        lanes = range(first, first + count)
+        values = np.array([self.read("best_value", i) for i in lanes], np.uint32).view(np.float32)
+        return PassResult(
+            head_first=first,
+            head_count=count,
+            best_index=tuple(self.read("best_index", i) for i in lanes),
+            best_value=tuple(values),
+            logits=logits,
+            cycles=self.read("cycles"),
+            beats=self.read("beats"),
+            writes=self.read("writes"),
+            stalls={name: self.read("stall", i) for i, name in enumerate(STALLS)},
+            busy={name: self.read("busy", i) for i, name in enumerate(BUSY)},
+        )
+
+    def close(self) -> None:
+        """Closes the device."""
+        self.device.close()

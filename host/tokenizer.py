@@ -1,0 +1,138 @@
+"""Text to token ids and back, incrementally, over the `tokenizers` library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as _Tokenizer
+
+from host.errors import UserError
+
+REPLACEMENT = "\ufffd"
+
+
+def _content(token: Any) -> str | None:
+    """tokenizer_config.json names a token as a string or as {"content": string}."""
+    if isinstance(token, dict):
+        token = token.get("content")
+    return token if isinstance(token, str) else None
+
+
+@dataclass(frozen=True)
+class Files:
+    """The bytes a tokenizer is made from, as a checkpoint holds them and an image keeps them."""
+
+    tokenizer: bytes
+    config: bytes = b"{}"
+
+    @staticmethod
+    def read(folder: Path) -> Files:
+        """From a checkpoint folder."""
+        path = folder / "tokenizer.json"
+        try:
+            text = path.read_bytes()
+        except OSError as e:
+            raise UserError(f"{path}: cannot be read ({e.strerror}); a checkpoint needs its tokenizer.json") from e
+        config = folder / "tokenizer_config.json"
+        return Files(text, config.read_bytes() if config.exists() else b"{}")
+
+
+class Tokenizer:
+    """Encodes prompts and decodes what a model says.
+
+    Parameters
+    ----------
+    files : contents of tokenizer.json and tokenizer_config.json.
+    vocab : the model's vocabulary; a prompt with a token beyond it is refused.
+
+    A prompt starts with the document-start token (`bos_token` of tokenizer_config.json) unless that file says
+    `"add_bos_token": false`, or tokenizer.json's own post-processor has put it there.
+    """
+
+    def __init__(self, files: Files, vocab: int):
+        try:
+            self._tokenizer = _Tokenizer.from_buffer(files.tokenizer)
+        except Exception as e:  # the library raises bare Exception
+            raise UserError(f"tokenizer.json cannot be used: {' '.join(str(e).split())}") from e
+        try:
+            config = json.loads(files.config)
+        except ValueError as e:
+            raise UserError(f"tokenizer_config.json is not JSON: {e}") from e
+        if not isinstance(config, dict):
+            raise UserError("tokenizer_config.json is not a JSON object")
+        self.vocab = vocab
+        self.bos_id = self._id(config, "bos_token")
+        self.eos_id = self._id(config, "eos_token")
+        self._add_bos = self.bos_id is not None and config.get("add_bos_token", True) is not False
+
+    def _id(self, config: dict[str, Any], name: str) -> int | None:
+        token = _content(config.get(name))
+        return None if token is None else self._tokenizer.token_to_id(token)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a prompt, never empty.
+
+        Raises
+        ------
+        UserError : the prompt is empty and there is no document-start token, or a token is beyond the vocabulary.
+        """
+        try:
+            ids = list(self._tokenizer.encode(text).ids)
+        except Exception as e:
+            raise UserError(f"the prompt cannot be encoded: {' '.join(str(e).split())}") from e
+        if self._add_bos and ids[:1] != [self.bos_id]:
+            assert self.bos_id is not None
+            ids.insert(0, self.bos_id)
+        if not ids:
+            raise UserError("the prompt is empty, and this model has no document-start token; give it some text")
+        if max(ids) >= self.vocab:
+            raise UserError(
+                f"the prompt has token {max(ids)}, but the model's vocabulary is {self.vocab}; "
+                "the tokenizer does not belong to this model"
+            )
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+        return self._tokenizer.decode([i for i in ids if i < self._tokenizer.get_vocab_size()])
+
+
+class Detokenizer:
+    """Turns ids into text as they come. A character whose bytes are not all there yet is held back.
+
+    Sub-word decoders look at their neighbours (leading spaces, bytes of one character), so a piece is what a window of
+    recent ids says with the new id less what it says without. `prompt` is what came before, so that the first piece
+    keeps its leading space.
+    """
+
+    WINDOW = 8
+    """Ids of the prompt that the first piece sees."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()):
+        self._tokenizer = tokenizer
+        self._ids = list(prompt[-self.WINDOW :])
+        self._start = 0  # first id of the window
+        self._read = len(self._ids)  # ids whose text has been given out
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; empty while a character is incomplete."""
+        self._ids.append(token)
+        return self._take(final=False)
+
+    def finish(self) -> str:
+        """What is left when no token will follow; bytes that make no character become U+FFFD."""
+        return self._take(final=True)
+
+    def _take(self, *, final: bool) -> str:
+        before = self._tokenizer.decode(self._ids[self._start : self._read])
+        after = self._tokenizer.decode(self._ids[self._start :])
+        if after.endswith(REPLACEMENT) and not final:
+            return ""
+        if len(after) <= len(before):
+            return ""
+        self._start, self._read = self._read, len(self._ids)
+        return after[len(before) :]
