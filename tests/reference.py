@@ -1,7 +1,7 @@
 """The model in straight-line float64, independent of golden's arithmetic: what golden approximates.
 
-Ternary weights and int8 activations of the linear layers are part of the model. The accelerator's own approximations (int8
-queries, keys and values, int8 embedding and head) are options, so that their contributions can be told apart.
+Ternary weights and int8 activations of the linear layers are part of the model. The accelerator's own approximations
+(int8 queries, keys and values, int8 embedding and head) are options, so that their contributions can be told apart.
 """
 
 from __future__ import annotations
