@@ -75,18 +75,20 @@ def build(
     *,
     top: str = "dut",
     sources: Sequence[Path] = (),
+    cpp: Sequence[Path] = (),
     public: Sequence[str] = ("dut",),
     args: Sequence[str] = (),
     waves: bool = False,
 ) -> Path:
     """Builds Verilog `text` plus `sources` once; later calls with the same content return the cached folder.
 
-    `public`: modules whose variables Python may touch. Raises SimulationError with the tool's log.
+    `public`: modules whose variables Python may touch. `cpp`: C++ sources to link (DPI).
+    Raises SimulationError with the tool's log.
     """
     verilator_environment()
     key = hashlib.sha256()
     key.update(json.dumps([text, top, list(public), list(args), waves, _MAKEFLAGS]).encode())
-    for s in sources:
+    for s in (*sources, *cpp):
         key.update(Path(s).read_bytes())
     folder = build_root() / key.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +102,7 @@ def build(
                 "`verilator_config\n" + "".join(f'public_flat_rw -module "{m}" -var "*"\n' for m in public)
             )
             flags = [f"-Wno-{w}" for w in _WARNINGS] + ["-O3", "--x-assign", "fast", "--x-initial", "fast", *args]
+            flags += [str(Path(s).resolve()) for s in cpp]
             if waves:
                 flags += ["--trace-fst", "--trace-structs"]
             try:
