@@ -127,7 +127,8 @@ def testbench(text: str, *, top: str = "dut") -> str:
             lines.append(f"    logic [PORTS-1:0]{shape} {name};")
         joined = ", ".join(f".{n}({n})" for n in _INPUTS | _OUTPUTS)
         lines += [
-            "    axi_memory #(.PORTS(PORTS), .PORT_BYTES(PORT_BYTES), .ADDRESS_WIDTH(ADDRESS_WIDTH), .ID_WIDTH(ID_WIDTH))",
+            "    axi_memory #(.PORTS(PORTS), .PORT_BYTES(PORT_BYTES),",
+            "                 .ADDRESS_WIDTH(ADDRESS_WIDTH), .ID_WIDTH(ID_WIDTH))",
             f"        tb_memory (.clk(clk), .rst(rst), {joined});",
         ]
         for i, names in masters.items():

@@ -123,6 +123,23 @@ def build(
     return folder
 
 
+def simulator_environment(module: str, top: str, seed: int = 1) -> dict[str, str]:
+    """Environment in which a built simulation, started by hand, runs cocotb `module` and leaves no file behind."""
+    verilator_environment()
+    runner = _Runner()
+    runner.env = {}
+    runner.sim_hdl_toplevel = top
+    runner.test_module = module
+    runner.hdl_toplevel_lang = "verilog"
+    runner._set_env_test()
+    runner.env |= {
+        "COCOTB_RANDOM_SEED": str(seed),
+        "COCOTB_RESULTS_FILE": os.devnull,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), *(p for p in sys.path if p)]),
+    }
+    return dict(runner.env)
+
+
 def run(
     folder: Path,
     module: str,

@@ -54,7 +54,7 @@ class MemoryTiming:
             raise ValueError("stall and error_rate are probabilities; stall must be below 1")
 
     def settings(self, *, file: str, size: int, base: int, region: int) -> str:
-        """Value of TELLME_MEMORY: this timing over `size` bytes of `file` at byte address `base`, `region` bytes a port."""
+        """Value of TELLME_MEMORY: this timing over `size` bytes of `file` at byte address `base`, `region` for a port."""
         words = [f"file={file}", f"size={size}", f"base={base}", f"region={region}"]
         names = ("latency", "jitter", "outstanding", "bandwidth", "pause", "period", "stall", "stall_max", "error_rate")
         words += [f"{n}={getattr(self, n)}" for n in names]

@@ -195,7 +195,7 @@ class StreamReader(wiring.Component):
     base : byte address of each port's region, a multiple of 4096; lower bits and those above 40 bits are ignored.
     window_beats : a segment that ends behind it is an error, and none of it is read.
     timeout : cycles in which responses are owed and none arrives, after which TIMEOUT is raised; 0: never.
-    clear : soft reset (a pulse or longer): segments and beats are dropped, errors cleared, and what AXI owes is awaited.
+    clear : soft reset (a pulse or longer): segments and beats are dropped, errors cleared, what AXI owes is awaited.
     error, error_address : ErrorCode, and the beat address; kept until `clear`. No burst is issued after an error.
     quiet : AXI owes nothing and no soft reset is going on.
     level : beats in the emptiest port's FIFO, two cycles ago.
