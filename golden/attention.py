@@ -112,8 +112,8 @@ def attend(q: I8, query_scale: F32, k: I8, key_scale: F32, v: I8, value_scale: F
 
     Returns
     -------
-    Values with axes [kv_heads, lanes * G, ...], G = heads / kv_heads queries a KV head, query = lane * G + g: the order in
-    which the hardware takes them. `merge_heads` brings `out` into the order of features.
+    Values with axes [kv_heads, lanes * G, ...], G = heads / kv_heads queries a KV head, query = lane * G + g: the order
+    in which the hardware takes them. `merge_heads` brings `out` into the order of features.
     """
     lanes, heads, dim = q.shape
     kv_heads, keys, _ = k.shape

@@ -1,4 +1,4 @@
-"""Everything between the matrices: scale, RoPE, residual, gates, statistics, quantisers. float32, vectorised over lanes."""
+"""Everything between the matrices: scale, RoPE, residual, gates, statistics, quantisers. Vectorised over lanes."""
 
 from __future__ import annotations
 

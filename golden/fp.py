@@ -185,7 +185,7 @@ def _quadratics(
     """Interpolates `function` at the three Chebyshev nodes of every interval [start, start + length).
 
     Decimal arithmetic of 50 digits, so that every machine builds the same tables. c0 gets half a unit of the mantissa
-    for the final rounding, and half a unit of t in the middle of the interval for the mean of the truncated square term.
+    for the final rounding, and half a unit of t in the middle of the interval for the mean of the cut square term.
     """
     rows = []
     with localcontext() as context:

@@ -1,7 +1,7 @@
 """Objects in memory: what the host writes, the hardware streams and tests feed. See docs/architecture.md, section 1.
 
-A packed object is `uint8[beats, beat_bytes]`, in the order in which it is streamed. `stripe` splits the columns of beats over
-the ports.
+A packed object is `uint8[beats, beat_bytes]`, in the order in which it is streamed. `stripe` splits the columns of
+beats over the ports.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ def rope_order(head_dim: int) -> NDArray[np.int64]:
     return np.arange(head_dim).reshape(2, -1).T.reshape(-1)
 
 
-def interleave_heads(rows: NDArray[np.generic], head_dim: int) -> NDArray[np.generic]:
+def interleave_heads(rows: I8, head_dim: int) -> I8:
     """Q or K rows [heads * head_dim, ...] with every head in `rope_order`."""
     _require(rows.shape[0] % head_dim == 0, f"{rows.shape[0]} rows are not whole heads of {head_dim}")
     return rows.reshape(-1, head_dim, *rows.shape[1:])[:, rope_order(head_dim)].reshape(rows.shape)
 
 
-def deinterleave_heads(rows: NDArray[np.generic], head_dim: int) -> NDArray[np.generic]:
+def deinterleave_heads(rows: I8, head_dim: int) -> I8:
     """Inverse of `interleave_heads`."""
     inverse = np.argsort(rope_order(head_dim))
     return rows.reshape(-1, head_dim, *rows.shape[1:])[:, inverse].reshape(rows.shape)
@@ -141,7 +141,7 @@ def float_beats(count: int, config: AcceleratorConfig) -> int:
 
 
 def pack_floats(values: ArrayLike, config: AcceleratorConfig) -> Beats:
-    """float32 [..., n] in beats, each of the leading elements starting at a beat, padded with 0: gains, inputs, logits."""
+    """float32 [..., n] in beats, each leading element starting at a beat, padded with 0: gains, inputs, logits."""
     v = np.asarray(values, np.float32)
     n = v.shape[-1]
     padded = np.zeros((*v.shape[:-1], float_beats(n, config) * config.word), "<f4")

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from golden import attention, elementwise, head, layout, ternary
+from golden import attention, elementwise, fp, head, layout, ternary
 from golden.config import AcceleratorConfig
 
 F32 = NDArray[np.float32]
@@ -205,8 +205,8 @@ class ModelWeights:
 def rope_tables(spec: ModelSpec, positions: int | None = None) -> tuple[F32, F32]:
     """cos and sin [positions, head_dim / 2] (max_context positions if None).
 
-    As in the reference: inverse frequencies 1 / theta^(2j/D) and angles (their product with the position) are rounded to
-    float32; cos and sin of that angle are computed in float64 and rounded once.
+    As in the reference: inverse frequencies 1 / theta^(2j/D) and angles (their product with the position) are rounded
+    to float32; cos and sin of that angle are computed in float64 and rounded once.
     """
     exponent = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
     power = np.float64(spec.rope_theta) ** exponent.astype(np.float64)
@@ -225,11 +225,11 @@ class PassResult:
     logits : [head lanes, vocab].
     best : [head lanes], arg-max tokens.
     taps : intermediate values by name, with leading axis lanes unless said otherwise; filled only when asked for.
-        `x` the inputs; per layer `<layer>.<part>.acc`, `.q` (int8 inputs), `.scale` (of q), for part qkv, o, gate, down;
+        `x` the inputs; per layer `<layer>.<part>.acc`, `.q` (int8 inputs), `.scale` (of q), part qkv, o, gate or down;
         `<layer>.qkv.y` ([Q heads + K heads + V heads, head_dim], after scale and RoPE),
         `<layer>.attention.u`, `<layer>.gate.u`, `<layer>.o.u`, `<layer>.down.u` (u buffers written by that part),
         `<layer>.query`, `.key`, `.value` (int8) and `<layer>.query_scale`, `.key_scale`, `.value_scale`;
-        `<layer>.attention.out`; `<layer>.x` the residual stream after the layer; `head.q`, `head.scale` of the head lanes.
+        `<layer>.attention.out`; `<layer>.x` the residual stream after the layer; `head.q`, `head.scale` of head lanes.
     """
 
     logits: F32
@@ -288,11 +288,13 @@ class GoldenModel:
             return _Matrix(rows.astype(dtype), np.asarray(scales, np.float32))
 
         s = self.spec
-        qkv_scales = np.repeat(np.float32([w.q_scale, w.k_scale, w.v_scale]), [s.q_dim, s.kv_dim, s.kv_dim])
+        qkv_scales = np.repeat(np.array([w.q_scale, w.k_scale, w.v_scale], np.float32), [s.q_dim, s.kv_dim, s.kv_dim])
         return {
             "qkv": matrix(layout.join_qkv(w.q, w.k, w.v, s.head_dim), qkv_scales),
             "o": matrix(w.o, w.o_scale),
-            "gate": matrix(layout.join_gate_up(w.gate, w.up), np.tile(np.float32([w.gate_scale, w.up_scale]), s.ffn)),
+            "gate": matrix(
+                layout.join_gate_up(w.gate, w.up), np.tile(np.array([w.gate_scale, w.up_scale], np.float32), s.ffn)
+            ),
             "down": matrix(w.down, w.down_scale),
         }
 
@@ -317,9 +319,9 @@ class GoldenModel:
         slot = self._slots[index]
         if slot is None:
             shape = (self.spec.layers, self.spec.kv_heads, self.spec.max_context)
-            data = [np.zeros((*shape, self.spec.head_dim), np.int8) for _ in range(2)]
-            scales = [np.zeros(shape, np.float32) for _ in range(2)]
-            slot = self._slots[index] = _Slot(*data, *scales)
+            data = np.zeros((2, *shape, self.spec.head_dim), np.int8)
+            scales = np.zeros((2, *shape), np.float32)
+            slot = self._slots[index] = _Slot(data[0], data[1], scales[0], scales[1])
         return slot
 
     # ---- passes ------------------------------------------------------------------------------------------------------
@@ -365,8 +367,8 @@ class GoldenModel:
 
         Raises
         ------
-        PassError : too many lanes, a position behind the context or behind a gap, lanes of a slot that are not neighbours
-            with ascending positions, unknown tokens or slots.
+        PassError : too many lanes, a position behind the context or behind a gap, lanes of a slot that are not
+            neighbours with ascending positions, unknown tokens or slots.
         """
         t = self._tokens(tokens)
         lanes = len(t)
@@ -422,7 +424,7 @@ class GoldenModel:
         rotated = s.heads + s.kv_heads
         y[:, :rotated] = elementwise.rope(y[:, :rotated], self.cos[positions, None], self.sin[positions, None])
         codes, scales = elementwise.quantise_head(y)
-        query, query_scale = codes[:, : s.heads], elementwise.fp.mul(scales[:, : s.heads], self.query_factor)
+        query, query_scale = codes[:, : s.heads], fp.mul(scales[:, : s.heads], self.query_factor)
         key, value = codes[:, s.heads : rotated], codes[:, rotated:]
         key_scale, value_scale = scales[:, s.heads : rotated], scales[:, rotated:]
         out = np.empty((lanes, s.q_dim), np.float32)

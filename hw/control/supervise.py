@@ -10,8 +10,8 @@ from golden.registers import ErrorCode
 class Supervisor(wiring.Component):
     """Runs a pass to its end, or stops it with a code.
 
-    On an error or a soft reset it holds `clear` until the AXI masters owe nothing more (`quiet`), and `reset` on all
-    that computes; only then is `busy` low and a new pass possible. `finished` and `error` stand from the end of a pass
+    On an error or a soft reset it pulses `clear`, then holds all that computes in `reset` until the AXI masters owe nothing
+    more (`quiet`); only then is `busy` low and a new pass possible. `finished` and `error` stand from the end of a pass
     (an error: from its discovery) to the next start or soft reset. A start while busy is ignored.
     """
 
@@ -88,8 +88,8 @@ class Supervisor(wiring.Component):
                     m.d.sync += self.finished.eq(1)
                     m.next = "Idle"
             with m.State("Stop"):
-                m.d.comb += [self.clear.eq(1), self.reset.eq(1)]
-                m.d.sync += [settle.eq(settle | 1), settle[1].eq(settle[0])]
+                m.d.comb += [self.clear.eq(settle == 0), self.reset.eq(1)]
+                m.d.sync += settle.eq(settle << 1 | 1)
                 with m.If(self.reset_request):
                     m.d.sync += [self.finished.eq(0), self.error.eq(ErrorCode.NONE), self.error_address.eq(0)]
                 with m.If(self.quiet & settle[1]):

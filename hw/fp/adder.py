@@ -45,7 +45,7 @@ class Adder(wiring.Component):
         nan = register(m, a.nan | b.nan | (a.inf & b.inf & (a.sign ^ b_sign)), "nan")
 
         # 2: align by all but the last bit of the distance, keeping two bits below the mantissa
-        aligned, lost = shift_right_sticky(m, Cat(Const(0, 2), small), Cat(Const(0, 1), distance[1:5]), "align")
+        aligned, lost = shift_right_sticky(m, Cat(Const(0, 2), small), distance[1:5], "align", step=2)
         far = distance[5:].any()
         aligned = register(m, Mux(far, 0, aligned), "aligned")
         lost = register(m, Mux(far, small.any(), lost), "lost")

@@ -49,8 +49,8 @@ def wire(m: Module, value: Any, name: str) -> Any:
     return signal
 
 
-def shift_right_sticky(m: Module, value: Value, amount: Value, name: str) -> tuple[Value, Value]:
-    """`value >> amount` (unsigned) and whether a one fell out; two bits of the amount a multiplexer level."""
+def shift_right_sticky(m: Module, value: Value, amount: Value, name: str, *, step: int = 1) -> tuple[Value, Value]:
+    """`value >> amount * step` (unsigned) and whether a one fell out; two bits of the amount a multiplexer level."""
     bits = len(value)
     lost: list[Value] = []
     x = wire(m, value, f"{name}_in")
@@ -60,7 +60,7 @@ def shift_right_sticky(m: Module, value: Value, amount: Value, name: str) -> tup
         shifted = Signal(bits, name=f"{name}_{low}")
         with m.Switch(part):
             for k in range(1 << len(part)):
-                taken = min(k << low, bits)
+                taken = min(step * k << low, bits)
                 with m.Case(k):
                     m.d.comb += shifted.eq(x[taken:])
                 if taken:

@@ -1,0 +1,1 @@
+"""The demo model: a story grammar, its training script and the trained checkpoint."""

@@ -1,0 +1,354 @@
+"""The element-wise pipeline: everything between the matrices. Golden: `golden.elementwise`."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from golden.config import CHUNK, AcceleratorConfig, clog2
+from golden.program import Kind
+from hw.elementwise.buffers import BankedBuffer, BeatTable, ScaleRam
+from hw.elementwise.common import CHUNK_LAYOUT, chunk_bits, count_bits, head_pitch, lane_bits, word_bits
+from hw.elementwise.epilogue import Epilogue
+from hw.elementwise.load import Loader
+from hw.elementwise.quantiser import Quantiser, own_depth
+from hw.elementwise.scales import ScaleUnit, Target
+from hw.elementwise.statistics import Statistics, chunk_info
+from hw.elementwise.transpose import GROUP, Transposer
+
+
+class Elementwise(wiring.Component):
+    """Epilogues, statistics, quantisers, and the buffers that they share.
+
+    The word E is a beat of float32 (beat_bytes / 4 features): what the quantiser takes a cycle.
+
+    Parameters
+    ----------
+    config : the accelerator.
+
+    Interface attributes
+    --------------------
+    kind ... lanes : In. The job, fields of the descriptor and lanes of the pass; stable while anything is busy.
+    load : In, stream of beats: gain, input features, rotary table.
+    start_gain : In, pulse. Takes gain_beats beats; the next outputs use the gain.
+    start_x : In, pulse. Takes x_beats beats of each lane: the residual stream, its statistics and its product with the gain.
+    start_rope : In, pulse. Takes rope_beats beats of each lane.
+    start_quantise : In, pulse. Ends the statistics, then quantises tiles * 20 words of each lane (tile, lane, word).
+    start_epilogue : In, pulse. Takes `rows` rows; QKV heads are quantised too. May come together with start_quantise,
+        whose statistics are those before.
+    start_attention : In, pulse. Expects heads * head_dim features of each lane from attention.
+    gain_busy, x_busy, rope_busy, quantise_busy, epilogue_busy, attention_busy : Out, from the cycle behind the start.
+    quantised : Out. Words written since start_quantise; they may be read.
+    rows_in : In, stream of rows of TLMM.
+    att_valid, att_lane, att_chunk, att_data : In. A chunk of a lane's attention output, ascending, always taken.
+    q_lane, q_word, q_en -> q_data : int8 buffer. qscale_lane, qscale_head -> qscale_data : scales of the queries; head 0
+        holds the activation scale after start_quantise. own_addr -> own_data : keys and values of the pass:
+        ((v * kv_heads + kv_head) * cells + cell) * (lanes / keys_per_beat) + lane / keys_per_beat.
+        own_scale_v, own_scale_head, own_scale_lane -> own_scale_data. All one cycle of latency.
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        self.config = config
+        self._kv_heads = min(config.max_heads, config.max_kv_dim // 32)
+        lane = lane_bits(config)
+        super().__init__(
+            {
+                "kind": In(2),
+                "norm_in": In(1),
+                "gain_out": In(1),
+                "gain_beats": In(16),
+                "inputs": In(16),
+                "tiles": In(16),
+                "rows": In(16),
+                "inv_n": In(32),
+                "eps": In(32),
+                "scale0": In(32),
+                "scale1": In(32),
+                "scale2": In(32),
+                "q_scale": In(32),
+                "head_dim": In(16),
+                "heads": In(8),
+                "kv_heads": In(8),
+                "x_beats": In(16),
+                "rope_beats": In(16),
+                "lanes": In(count_bits(config)),
+                "load": In(stream.Signature(8 * config.beat_bytes)),
+                "start_gain": In(1),
+                "start_x": In(1),
+                "start_rope": In(1),
+                "start_quantise": In(1),
+                "start_epilogue": In(1),
+                "start_attention": In(1),
+                "gain_busy": Out(1),
+                "x_busy": Out(1),
+                "rope_busy": Out(1),
+                "quantise_busy": Out(1),
+                "epilogue_busy": Out(1),
+                "attention_busy": Out(1),
+                "quantised": Out(32),
+                "rows_in": In(stream.Signature(data.ArrayLayout(signed(config.row_width), config.lanes))),
+                "att_valid": In(1),
+                "att_lane": In(lane),
+                "att_chunk": In(chunk_bits(config)),
+                "att_data": In(CHUNK_LAYOUT),
+                "q_lane": In(lane),
+                "q_word": In(word_bits(config)),
+                "q_en": In(1),
+                "q_data": Out(8 * config.word),
+                "qscale_lane": In(lane),
+                "qscale_head": In(clog2(config.max_heads)),
+                "qscale_data": Out(32),
+                "own_addr": In(clog2(own_depth(config))),
+                "own_data": Out(8 * config.beat_bytes),
+                "own_scale_v": In(1),
+                "own_scale_head": In(clog2(self._kv_heads)),
+                "own_scale_lane": In(lane),
+                "own_scale_data": Out(32),
+            }
+        )
+
+    # ---- cycles
+
+    @staticmethod
+    def expected_quantise_cycles(config: AcceleratorConfig, *, tiles: int, lanes: int) -> int:
+        """Cycles of quantise_busy."""
+        return Quantiser.expected_cycles(config, tiles=tiles, lanes=lanes)
+
+    @staticmethod
+    def expected_epilogue_cycles(
+        config: AcceleratorConfig, *, kind: Kind, rows: int, lanes: int, head_dim: int = 0
+    ) -> int:
+        """Cycles of epilogue_busy when rows are always ready and nothing else runs."""
+        cycles = GROUP + rows // GROUP * Transposer.group_cycles(lanes)
+        cycles += Epilogue(config).delay(kind) + 1
+        if kind != Kind.QKV:
+            return cycles + Statistics.settle_delay
+        # The last head follows: its scales, its words.
+        words = lanes * head_dim // config.word
+        return cycles + Statistics.head_settle_delay + 2 + ScaleUnit.delay + words + Quantiser.delay
+
+    # ---- structure
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self.config
+        m.submodules.loader = loader = Loader(config)
+        m.submodules.epilogue = epilogue = Epilogue(config)
+        m.submodules.statistics = statistics = Statistics(config)
+        m.submodules.scales = scales = ScaleUnit(config)
+        m.submodules.quantiser = quantiser = Quantiser(config)
+        for unit, names in (
+            (loader, "gain_beats x_beats rope_beats inputs lanes start_gain start_x start_rope"),
+            (epilogue, "kind rows lanes scale0 scale1 scale2 gain_out head_dim heads kv_heads"),
+            (scales, "lanes norm_in inv_n eps q_scale heads kv_heads"),
+            (quantiser, "lanes tiles head_dim heads kv_heads"),
+        ):
+            m.d.comb += [getattr(unit, name).eq(getattr(self, name)) for name in names.split()]
+        connect(m, flipped(self.load), loader.load)
+        connect(m, flipped(self.rows_in), epilogue.rows_in)
+
+        start_heads = self.start_epilogue & (self.kind == Kind.QKV)
+        m.d.comb += [
+            epilogue.start.eq(self.start_epilogue),
+            scales.start_inputs.eq(self.start_quantise),
+            scales.start_heads.eq(start_heads),
+            quantiser.start_inputs.eq(self.start_quantise),
+            quantiser.start_heads.eq(start_heads),
+            # The old statistics and the u buffer must have served before the new ones come.
+            epilogue.go.eq(~self.quantise_busy & ~self.gain_busy),
+            epilogue.captured.eq(scales.captured),
+            scales.head_settled.eq(statistics.head_settled),
+            scales.head_quantised.eq(quantiser.head_quantised),
+            quantiser.done.eq(scales.done),
+            quantiser.tag.eq(scales.tag),
+            quantiser.inv.eq(scales.inv),
+            self.quantised.eq(quantiser.quantised),
+        ]
+        self._sources(m, loader, epilogue, statistics)
+        self._finalise(m, statistics, scales)
+        self._buffers(m, loader, epilogue, statistics, quantiser)
+        self._scale_rams(m, epilogue, scales)
+        self._busy(m, loader, statistics, quantiser, start_heads)
+        return m
+
+    def _sources(self, m: Module, loader: Loader, epilogue: Epilogue, statistics: Statistics) -> None:
+        """Chunks of the one source at work go to the statistics, those of the residual stream to its buffer too."""
+        config = self.config
+        m.submodules.residual = residual = BankedBuffer(
+            depth=config.lanes * config.max_hidden // CHUNK, parts=1, part_width=32 * CHUNK, style="ultra"
+        )
+        info = Signal(chunk_info(config), reset_less=True)
+        v = Signal(CHUNK_LAYOUT, reset_less=True)
+        keep = Signal()
+        state = Signal(3)
+
+        # Attention's last chunk: the last of the last lane to finish.
+        chunks = Signal(chunk_bits(config) + 1)
+        finished = Signal(count_bits(config))
+        dims32 = self.head_dim[5 : 5 + (config.max_head_dim // 32).bit_length()]
+        final = Signal()
+        m.d.sync += chunks.eq(self.heads * dims32 * (32 // CHUNK))
+        m.d.comb += final.eq(self.att_valid & (self.att_chunk == chunks - 1))
+        with m.If(self.start_attention):
+            m.d.sync += finished.eq(0)
+        with m.Elif(final):
+            m.d.sync += finished.eq(finished + 1)
+
+        with m.If(epilogue.valid):
+            m.d.sync += [info.eq(epilogue.info), v.eq(epilogue.v), keep.eq(epilogue.keep)]
+        with m.Elif(loader.x_valid):
+            m.d.sync += [
+                info.lane.eq(loader.x_lane),
+                info.chunk.eq(loader.x_chunk),
+                info.first.eq(loader.x_chunk < 8),
+                v.eq(loader.x),
+                keep.eq(1),
+            ]
+        with m.Else():
+            m.d.sync += [
+                info.lane.eq(self.att_lane),
+                info.chunk.eq(self.att_chunk),
+                info.first.eq(self.att_chunk < 8),
+                v.eq(self.att_data),
+                keep.eq(0),
+            ]
+        with m.If(~epilogue.valid):
+            m.d.sync += [info.parity.eq(0), info.gain.eq(self.gain_out)]
+        m.d.sync += state.eq(
+            Cat(
+                epilogue.valid | loader.x_valid | self.att_valid,
+                epilogue.last | (loader.x_valid & loader.x_last) | (final & (finished == self.lanes - 1)),
+                epilogue.head_last,
+            )
+        )
+        m.d.comb += [
+            Cat(statistics.valid, statistics.last, statistics.head_last).eq(state),
+            statistics.info.eq(info),
+            statistics.v.eq(v),
+            statistics.gain_write.eq(loader.gain_write),
+            statistics.gain_addr.eq(loader.gain_addr),
+            statistics.gain_data.eq(loader.beat),
+            residual.write.eq(state[0] & keep),
+            residual.write_addr.eq(info.lane * (config.max_hidden // CHUNK) + info.chunk),
+            residual.write_data.eq(v),
+            residual.read.eq(1),
+            residual.read_addr.eq(epilogue.x_lane * (config.max_hidden // CHUNK) + epilogue.x_chunk),
+            epilogue.x.eq(residual.read_data),
+        ]
+
+    def _finalise(self, m: Module, statistics: Statistics, scales: ScaleUnit) -> None:
+        m.d.comb += [
+            statistics.read.eq(scales.read),
+            statistics.read_half.eq(scales.read_half),
+            statistics.read_lane.eq(scales.read_lane),
+            statistics.read_parity.eq(scales.read_parity),
+            scales.ss.eq(statistics.ss),
+            scales.amax.eq(statistics.amax),
+        ]
+        # Fewer than 32 inputs leave partials of an earlier token; a head has at least 32 dimensions.
+        present = Signal(len(statistics.present))
+        m.d.sync += [present[k].eq(self.inputs[2:] > k) for k in range(len(present))]
+        m.d.comb += statistics.present.eq(Mux(scales.read_inputs, present, ~0))
+
+    def _buffers(
+        self, m: Module, loader: Loader, epilogue: Epilogue, statistics: Statistics, quantiser: Quantiser
+    ) -> None:
+        config = self.config
+        words = config.max_features // config.word
+        parts = config.word // CHUNK
+        low = parts.bit_length() - 1
+        m.submodules.u = u = BankedBuffer(depth=config.lanes * words, parts=parts, part_width=32 * CHUNK, style="ultra")
+        m.submodules.int8 = int8 = BankedBuffer(
+            depth=config.lanes * words, parts=1, part_width=8 * config.word, style="ultra"
+        )
+        m.submodules.own = own = BankedBuffer(
+            depth=own_depth(config), parts=config.beat_bytes // config.word, part_width=8 * config.word
+        )
+        rope_beats = config.lanes * head_pitch(config) // parts
+        m.submodules.rope = rope = BeatTable(beats=rope_beats, word=config.word)
+        m.d.comb += [
+            u.write.eq(statistics.u_write),
+            u.write_addr.eq(Cat(statistics.u_chunk[low:], statistics.u_lane)),
+            u.write_part.eq(statistics.u_chunk[:low]),
+            u.write_data.eq(statistics.u),
+            u.read.eq(quantiser.u_read),
+            u.read_addr.eq(Cat(quantiser.u_word, quantiser.u_lane)),
+            quantiser.u_data.eq(u.read_data),
+            int8.write.eq(quantiser.write),
+            int8.write_addr.eq(Cat(quantiser.write_word, quantiser.write_lane)),
+            int8.write_data.eq(quantiser.write_data),
+            int8.read.eq(self.q_en),
+            int8.read_addr.eq(Cat(self.q_word, self.q_lane)),
+            self.q_data.eq(int8.read_data),
+            own.write.eq(quantiser.own_write),
+            own.write_addr.eq(quantiser.own_addr),
+            own.write_part.eq(quantiser.own_part),
+            own.write_data.eq(quantiser.write_data),
+            own.read.eq(1),
+            own.read_addr.eq(self.own_addr),
+            self.own_data.eq(own.read_data),
+            rope.write.eq(loader.rope_write),
+            rope.write_addr.eq(loader.rope_addr),
+            rope.write_data.eq(loader.beat),
+            rope.read_addr.eq(Cat(epilogue.rope_chunk, epilogue.rope_lane)),
+            epilogue.rope.eq(rope.read_data),
+        ]
+
+    def _scale_rams(self, m: Module, epilogue: Epilogue, scales: ScaleUnit) -> None:
+        config = self.config
+        tag = scales.tag
+        m.submodules.act_scales = act = memory.Memory(shape=unsigned(32), depth=config.lanes, init=[])
+        m.submodules.query_scales = query = ScaleRam(depth=config.lanes * config.max_heads)
+        m.submodules.own_scales = own = ScaleRam(depth=2 * self._kv_heads * config.lanes)
+        write, read = act.write_port(), act.read_port(domain="comb")
+        inputs = Signal()
+        head_bits = clog2(self._kv_heads)
+        m.d.comb += [
+            inputs.eq(tag.target == Target.INPUTS),
+            write.addr.eq(tag.lane),
+            write.data.eq(scales.scale),
+            write.en.eq(scales.done & inputs),
+            read.addr.eq(epilogue.act_lane),
+            epilogue.act_scale.eq(read.data),
+            query.write.eq(scales.done & (inputs | (tag.target == Target.QUERY))),
+            query.write_addr.eq(Cat(tag.head[: clog2(config.max_heads)], tag.lane)),
+            query.write_data.eq(Mux(inputs, scales.scale, scales.query_scale)),
+            query.read_addr.eq(Cat(self.qscale_head, self.qscale_lane)),
+            self.qscale_data.eq(query.read_data),
+            own.write.eq(scales.done & ((tag.target == Target.KEY) | (tag.target == Target.VALUE))),
+            own.write_addr.eq(Cat(tag.lane[: self._own_lane_bits], tag.target == Target.VALUE, tag.head[:head_bits])),
+            own.write_data.eq(scales.scale),
+            own.read_addr.eq(Cat(self.own_scale_lane[: self._own_lane_bits], self.own_scale_v, self.own_scale_head)),
+            self.own_scale_data.eq(own.read_data),
+        ]
+
+    @property
+    def _own_lane_bits(self) -> int:
+        return self.config.lanes.bit_length() - 1
+
+    def _busy(
+        self, m: Module, loader: Loader, statistics: Statistics, quantiser: Quantiser, start_heads: Value
+    ) -> None:
+        features, heads = Signal(), Signal()
+        m.d.comb += [
+            self.gain_busy.eq(loader.gain_busy),
+            self.rope_busy.eq(loader.rope_busy),
+            self.epilogue_busy.eq(features | heads),
+        ]
+        x = Signal()  # features to come or to settle
+        m.d.comb += self.x_busy.eq(loader.x_busy | x)
+        with m.If(quantiser.inputs_done):
+            m.d.sync += self.quantise_busy.eq(0)
+        with m.If(quantiser.heads_done):
+            m.d.sync += heads.eq(0)
+        with m.If(statistics.settled):
+            m.d.sync += [x.eq(0), features.eq(0), self.attention_busy.eq(0)]
+        with m.If(self.start_quantise):
+            m.d.sync += self.quantise_busy.eq(1)
+        with m.If(self.start_epilogue):
+            m.d.sync += [features.eq(1), heads.eq(start_heads)]
+        with m.If(self.start_x):
+            m.d.sync += x.eq((self.x_beats != 0) & (self.inputs[2:] != 0))
+        with m.If(self.start_attention):
+            m.d.sync += self.attention_busy.eq(1)

@@ -1,0 +1,214 @@
+"""From float32 features to int8 words. Golden: `golden.elementwise.quantise`, `quantise_head`."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from golden.config import AcceleratorConfig, clog2
+from hw.elementwise.common import count_bits, delayed, flags, lane_bits, word_bits
+from hw.elementwise.scales import SLOTS, HeadCounter, ScaleUnit, Target, scale_tag
+from hw.fp import FloatToInt8, Multiplier
+
+
+def own_lanes(config: AcceleratorConfig) -> int:
+    """Beats that hold a cell of all lanes in the own-K/V RAM."""
+    return max(1, config.lanes // config.keys_per_beat)
+
+
+def own_depth(config: AcceleratorConfig) -> int:
+    """Beats of the own-K/V RAM: keys and values of the pass's own positions."""
+    return 2 * (config.max_kv_dim // config.cell) * own_lanes(config)
+
+
+class Quantiser(wiring.Component):
+    """Reads words of the u buffer, multiplies them with their factor, rounds, and writes int8 words.
+
+    Two jobs: the inputs of a matrix (tile, lane, 20 words), and the heads of a QKV matrix (head, lane, words of a
+    head). A word a cycle, as soon as its factor is there.
+
+    Parameters
+    ----------
+    config : the accelerator.
+
+    Interface attributes
+    --------------------
+    start_inputs, start_heads : In, pulses. Both may be given together: the inputs come first.
+    lanes, tiles, head_dim, heads, kv_heads : In, the job.
+    done, tag, inv : In, a result of ScaleUnit, in the order of use.
+    u_read, u_lane, u_word, u_data : read port of the u buffer, one cycle of latency.
+    write, write_lane, write_word, write_data : Out, to the int8 buffer.
+    own_write, own_addr, own_part : Out, to the own-K/V RAM; the data are `write_data`.
+    quantised : Out, words of the inputs written since the start.
+    head_quantised : Out, pulse: the factors of a head are used.
+    inputs_done, heads_done : Out, pulses: the last word of a job is written.
+    """
+
+    delay = 1 + Multiplier.delay + FloatToInt8.delay
+    """From the read of a word to its write."""
+
+    def __init__(self, config: AcceleratorConfig):
+        self._config = config
+        super().__init__(
+            {
+                "start_inputs": In(1),
+                "start_heads": In(1),
+                "lanes": In(count_bits(config)),
+                "tiles": In(16),
+                "head_dim": In(16),
+                "heads": In(8),
+                "kv_heads": In(8),
+                "done": In(1),
+                "tag": In(scale_tag(config)),
+                "inv": In(32),
+                "u_read": Out(1),
+                "u_lane": Out(lane_bits(config)),
+                "u_word": Out(word_bits(config)),
+                "u_data": In(8 * config.beat_bytes),
+                "write": Out(1),
+                "write_lane": Out(lane_bits(config)),
+                "write_word": Out(word_bits(config)),
+                "write_data": Out(8 * config.word),
+                "own_write": Out(1),
+                "own_addr": Out(clog2(own_depth(config))),
+                "own_part": Out(2),
+                "quantised": Out(32),
+                "head_quantised": Out(1),
+                "inputs_done": Out(1),
+                "heads_done": Out(1),
+            }
+        )
+
+    @staticmethod
+    def expected_cycles(config: AcceleratorConfig, *, tiles: int, lanes: int) -> int:
+        """Cycles of quantise_busy for a matrix's inputs."""
+        return 3 + ScaleUnit.delay + 1 + tiles * lanes * config.tile_words + Quantiser.delay
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        wide = word_bits(config) + 1  # the last tile may reach beyond the buffer
+        cell_words = config.cell // config.word
+        split = config.keys_per_beat
+
+        # ---- which word
+        inputs, heads = Signal(), Signal()  # jobs under way
+        outer = Signal(16)
+        lane, last_lane = Signal(lane_bits(config)), Signal(lane_bits(config))
+        w, last_w = Signal(6), Signal(6)
+        word, base = Signal(wide), Signal(wide)
+        kv_cell = Signal(clog2(2 * config.max_kv_dim // config.cell))  # first cell of a K or V head
+        ready = Signal(range(SLOTS * config.lanes + 1))  # factors that wait
+        counter = HeadCounter(m, self.heads, self.kv_heads, "count")
+        issue, take, lane_end, outer_end, last = Signal(), Signal(), Signal(), Signal(), Signal()
+        last_tile = Signal()
+        head_words = self.head_dim[clog2(config.word) :]
+        m.d.sync += [
+            last_lane.eq(self.lanes - 1),
+            last_w.eq(Mux(inputs, config.tile_words, head_words) - 1),
+        ]
+        settle = Signal()  # last_w follows the job by a cycle
+        m.d.sync += settle.eq(self.start_inputs | self.start_heads | last)
+        m.d.comb += [
+            take.eq((w == 0) & (heads & ~inputs | (outer == 0))),
+            issue.eq((inputs | heads) & ~settle & (~take | (ready != 0))),
+            lane_end.eq(issue & (w == last_w)),
+            outer_end.eq(lane_end & (lane == last_lane)),
+            last_tile.eq(outer == self.tiles - 1),
+            last.eq(outer_end & Mux(inputs, last_tile, counter.last)),
+            self.head_quantised.eq(outer_end & ~inputs),
+        ]
+        m.d.sync += ready.eq(ready + self.done - (issue & take))
+        with m.If(issue):
+            m.d.sync += [w.eq(w + 1), word.eq(word + 1)]
+        with m.If(lane_end):
+            m.d.sync += [w.eq(0), word.eq(base), lane.eq(lane + 1)]
+        with m.If(outer_end):
+            following = Signal(wide)
+            m.d.comb += following.eq(base + last_w + 1)
+            m.d.sync += [lane.eq(0), outer.eq(outer + 1), base.eq(following), word.eq(following)]
+            with m.If(~inputs):
+                counter.step(m)
+                with m.If(counter.target != Target.QUERY):
+                    m.d.sync += kv_cell.eq(kv_cell + self.head_dim[clog2(config.cell) :])
+        with m.If(last):
+            m.d.sync += [outer.eq(0), base.eq(0), word.eq(0)]
+            with m.If(inputs):
+                m.d.sync += inputs.eq(0)
+            with m.Else():
+                m.d.sync += heads.eq(0)
+        with m.If(self.start_inputs):
+            m.d.sync += inputs.eq(1)
+        with m.If(self.start_heads):
+            m.d.sync += [heads.eq(1), kv_cell.eq(0), *counter.reset()]
+
+        # ---- its factor
+        m.submodules.factors = factors = memory.Memory(shape=unsigned(32), depth=SLOTS * config.lanes, init=[])
+        store, look = factors.write_port(), factors.read_port(domain="comb")
+        factor = Signal(32, reset_less=True)
+        m.d.comb += [
+            store.addr.eq(Cat(self.tag.slot, self.tag.lane)),
+            store.data.eq(self.inv),
+            store.en.eq(self.done),
+            look.addr.eq(Cat(Mux(inputs, 0, outer[:2]), lane)),
+            self.u_read.eq(issue),
+            self.u_lane.eq(lane),
+            self.u_word.eq(word),
+        ]
+        m.d.sync += factor.eq(look.data)
+
+        # ---- where it goes
+        own, inside = Signal(), Signal()
+        own_addr, own_part = Signal(len(self.own_addr)), Signal(2)
+        cell_bits = cell_words.bit_length() - 1
+        split_bits = split.bit_length() - 1
+        m.d.comb += [
+            own.eq(~inputs & (counter.target != Target.QUERY)),
+            inside.eq(~own & (~inputs | ~word[-1])),
+            own_addr.eq(
+                (kv_cell + w[cell_bits:]) * own_lanes(config) + (lane[split_bits:] if own_lanes(config) > 1 else 0)
+            ),
+            own_part.eq(Cat(w[:cell_bits], lane[:split_bits])),
+        ]
+        place = data.StructLayout({"lane": len(lane), "word": word_bits(config), "addr": len(own_addr), "part": 2})
+        here = Signal(place)
+        m.d.comb += [
+            here.lane.eq(lane),
+            # Queries stand in the upper half of a lane's part, where no input of a QKV matrix reaches.
+            here.word.eq(Cat(word[: word_bits(config) - 1], Mux(inputs, word[word_bits(config) - 1], 1))),
+            here.addr.eq(own_addr),
+            here.part.eq(own_part),
+        ]
+        there = data.View(place, delayed(m, here, self.delay, "place"))
+        state = flags(
+            m,
+            Cat(issue & inputs, issue & inside, issue & own, last & inputs, last & ~inputs),
+            self.delay,
+            "state",
+        )
+        m.d.comb += [
+            self.write.eq(state[1]),
+            self.own_write.eq(state[2]),
+            self.write_lane.eq(there.lane),
+            self.write_word.eq(there.word),
+            self.own_addr.eq(there.addr),
+            self.own_part.eq(there.part),
+        ]
+        m.d.sync += [self.inputs_done.eq(state[3]), self.heads_done.eq(state[4])]
+        with m.If(state[0]):
+            m.d.sync += self.quantised.eq(self.quantised + 1)
+        with m.If(self.start_inputs):
+            m.d.sync += self.quantised.eq(0)
+
+        # ---- the arithmetic
+        for i in range(config.word):
+            m.submodules[f"mul{i}"] = mul = Multiplier()
+            m.submodules[f"round{i}"] = rounded = FloatToInt8()
+            m.d.comb += [
+                mul.a.eq(self.u_data.word_select(i, 32)),
+                mul.b.eq(factor),
+                rounded.i.eq(mul.o),
+                self.write_data.word_select(i, 8).eq(rounded.o),
+            ]
+        return m

@@ -1,0 +1,236 @@
+"""Scales of the quantisers, from the statistics of a token or a head. Golden: `golden.elementwise.quantise`, `quantise_head`."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from golden.config import AcceleratorConfig
+from golden.elementwise import INV_127, SMALLEST_ABSMAX
+from golden.fp import bits
+from hw.elementwise.common import ONE, count_bits, delayed, flags, lane_bits
+from hw.elementwise.statistics import Statistics
+from hw.fp import Adder, Multiplier, Reciprocal, ReciprocalSqrt
+
+SLOTS = 4
+"""Heads whose scales may wait for the quantiser."""
+
+
+class Target(IntEnum):
+    """What is quantised."""
+
+    INPUTS = 0
+    QUERY = 1
+    KEY = 2
+    VALUE = 3
+
+
+def scale_tag(config: AcceleratorConfig) -> data.StructLayout:
+    """Layout of what identifies a scale: Target, head (query or KV head number), slot, lane."""
+    return data.StructLayout({"target": 2, "head": 8, "slot": 2, "lane": lane_bits(config)})
+
+
+class HeadCounter:
+    """Counts heads in their order: queries, keys, values. `target` and `head` name the current one.
+
+    Parameters
+    ----------
+    m : module that gets the registers.
+    heads, kv_heads : how many.
+    name : stem of the registers' names.
+    """
+
+    def __init__(self, m: Module, heads: Signal, kv_heads: Signal, name: str):
+        self._heads, self._kv_heads = heads, kv_heads
+        self.target = Signal(2, name=f"{name}_target", init=Target.QUERY)
+        self.head = Signal(8, name=f"{name}_head")
+        self.last = Signal(name=f"{name}_last")
+        self._final = Signal(name=f"{name}_final")
+        m.d.comb += [
+            self._final.eq(self.head == Mux(self.target == Target.QUERY, heads, kv_heads) - 1),
+            self.last.eq(self._final & (self.target == Target.VALUE)),
+        ]
+
+    def reset(self) -> list[object]:
+        """Assignments (domain sync) back to the first query head."""
+        return [self.target.eq(Target.QUERY), self.head.eq(0)]
+
+    def step(self, m: Module) -> None:
+        """Assigns the next head (domain sync)."""
+        m.d.sync += self.head.eq(Mux(self._final, 0, self.head + 1))
+        with m.If(self._final):
+            m.d.sync += self.target.eq(self.target + 1)
+
+
+class ScaleUnit(wiring.Component):
+    """Reads the statistics of lane after lane, and makes the factor of the quantiser and the scale of its result.
+
+    A lane every two cycles: all lanes of a token job at once, or of every head as soon as it is complete.
+
+    Parameters
+    ----------
+    config : the accelerator.
+
+    Interface attributes
+    --------------------
+    start_inputs, start_heads : In, pulses. Both may be given together: the inputs come first.
+    lanes, norm_in, inv_n, eps, q_scale, heads, kv_heads : In, the job.
+    head_settled : In, pulse: the maxima of another head are complete in all lanes.
+    head_quantised : In, pulse: the factors of the oldest head are used.
+    read, read_half, read_lane, read_parity, ss, amax : the finalising read of Statistics; `read_inputs` when it is not
+        of a head.
+    captured : Out, pulse: the maxima of a head may be overwritten.
+    done, tag : Out. A result: `inv` (the factor), `scale`, and `query_scale`, the scale times q_scale.
+    """
+
+    delay = (
+        Statistics.read_delay
+        + Multiplier.delay
+        + Adder.delay
+        + ReciprocalSqrt.delay
+        + 1
+        + Multiplier.delay
+        + 1
+        + max(Reciprocal.delay, Multiplier.delay)
+        + Multiplier.delay
+    )
+    """From the read of a lane's second half to its result."""
+
+    def __init__(self, config: AcceleratorConfig):
+        self._config = config
+        super().__init__(
+            {
+                "start_inputs": In(1),
+                "start_heads": In(1),
+                "lanes": In(count_bits(config)),
+                "norm_in": In(1),
+                "inv_n": In(32),
+                "eps": In(32),
+                "q_scale": In(32),
+                "heads": In(8),
+                "kv_heads": In(8),
+                "head_settled": In(1),
+                "head_quantised": In(1),
+                "read": Out(1),
+                "read_half": Out(1),
+                "read_lane": Out(lane_bits(config)),
+                "read_parity": Out(1),
+                "ss": In(32),
+                "amax": In(31),
+                "read_inputs": Out(1),
+                "captured": Out(1),
+                "done": Out(1),
+                "tag": Out(scale_tag(config)),
+                "inv": Out(32),
+                "scale": Out(32),
+                "query_scale": Out(32),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        tag = self._sequence(m)
+        self._arithmetic(m, tag)
+        return m
+
+    def _sequence(self, m: Module) -> Signal:
+        """Issues the reads."""
+        inputs, heads = Signal(), Signal()  # jobs under way
+        half, lane, last_lane = Signal(), Signal(lane_bits(self._config)), Signal(lane_bits(self._config))
+        running = Signal()  # inside a head
+        complete = Signal(2)  # heads to be read
+        free = Signal(range(SLOTS + 1))
+        slot = Signal(2)
+        end = Signal()
+        head_end = Signal()
+        tag = Signal(scale_tag(self._config))
+        counter = HeadCounter(m, self.heads, self.kv_heads, "count")
+        m.d.sync += last_lane.eq(self.lanes - 1)
+        m.d.comb += [
+            self.read.eq(inputs | (heads & (running | ((complete != 0) & (free != 0))))),
+            self.read_inputs.eq(inputs),
+            self.read_half.eq(half),
+            self.read_lane.eq(lane),
+            self.read_parity.eq(~inputs & slot[0]),
+            end.eq(self.read & half & (lane == last_lane)),
+            head_end.eq(end & ~inputs),
+            self.captured.eq(head_end),
+            tag.lane.eq(lane),
+        ]
+        with m.If(~inputs):
+            m.d.comb += [tag.target.eq(counter.target), tag.head.eq(counter.head), tag.slot.eq(slot)]
+        with m.If(self.read):
+            m.d.sync += [half.eq(~half), running.eq(~inputs)]
+            with m.If(half):
+                m.d.sync += lane.eq(lane + 1)
+        with m.If(end):
+            m.d.sync += [lane.eq(0), running.eq(0), inputs.eq(0)]
+        with m.If(head_end):
+            counter.step(m)
+            m.d.sync += slot.eq(slot + 1)
+            with m.If(counter.last):
+                m.d.sync += heads.eq(0)
+        m.d.sync += [
+            complete.eq(complete + self.head_settled - head_end),
+            free.eq(free + self.head_quantised - head_end),
+        ]
+        with m.If(self.start_inputs):
+            m.d.sync += inputs.eq(1)
+        with m.If(self.start_heads):
+            m.d.sync += [heads.eq(1), slot.eq(0), complete.eq(0), free.eq(SLOTS), *counter.reset()]
+        return tag
+
+    def _arithmetic(self, m: Module, tag: Signal) -> None:
+        mul, recip, rsqrt = Multiplier.delay, Reciprocal.delay, ReciprocalSqrt.delay
+        m.submodules.mean = mean = Multiplier()
+        m.submodules.add = add = Adder()
+        m.submodules.rsqrt = root = ReciprocalSqrt()
+        m.d.comb += [
+            mean.a.eq(self.ss),
+            mean.b.eq(self.inv_n),
+            add.a.eq(mean.o),
+            add.b.eq(self.eps),
+            root.i.eq(add.o),
+        ]
+        to_root = Statistics.read_delay + mul + Adder.delay + rsqrt
+        tag_root = data.View(tag.shape(), delayed(m, tag, to_root, "tag_root"))
+        r = Signal(32, reset_less=True)
+        m.d.sync += r.eq(Mux(self.norm_in & (tag_root.target == Target.INPUTS), root.o, ONE))
+
+        m.submodules.normal = normal = Multiplier()
+        m.submodules.r127 = r127 = Multiplier()
+        a = Signal(31, reset_less=True)
+        smallest = int(bits(SMALLEST_ABSMAX))
+        m.d.comb += [
+            normal.a.eq(delayed(m, self.amax, mul + Adder.delay + rsqrt + 1, "amax")),
+            normal.b.eq(r),
+            r127.a.eq(r),
+            r127.b.eq(int(bits(np.float32(127)))),
+        ]
+        # Not negative: patterns compare as integers, and NaN wins.
+        m.d.sync += a.eq(Mux(normal.o[:31] > smallest, normal.o[:31], smallest))
+
+        m.submodules.recip = inverse = Reciprocal()
+        m.submodules.inv = inv = Multiplier()
+        m.submodules.scale = scale = Multiplier()
+        m.submodules.query = query = Multiplier()
+        late = max(recip, mul)
+        m.d.comb += [
+            inverse.i.eq(a),
+            inv.a.eq(delayed(m, r127.o, 1 + late, "r127")),
+            inv.b.eq(delayed(m, inverse.o, late - recip, "inverse")),
+            self.inv.eq(inv.o),
+            scale.a.eq(a),
+            scale.b.eq(int(bits(INV_127))),
+            query.a.eq(scale.o),
+            query.b.eq(self.q_scale),
+            self.scale.eq(delayed(m, scale.o, late, "scale")),
+            self.query_scale.eq(delayed(m, query.o, late - mul, "query")),
+            self.done.eq(flags(m, self.read & self.read_half, self.delay, "done")),
+            self.tag.eq(delayed(m, tag_root.as_value(), self.delay - to_root, "tag")),
+        ]
+        assert to_root + 1 + mul + 1 + late + mul == self.delay

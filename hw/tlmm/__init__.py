@@ -1,0 +1,1 @@
+"""Ternary matrix multiplication by table lookup: one beat of weights a cycle, all lanes at once."""

@@ -1,0 +1,232 @@
+"""The table-lookup ternary matrix engine."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from golden.config import AcceleratorConfig
+from hw.tlmm.accumulate import Accumulator, row_layout
+from hw.tlmm.loader import TileLoader
+from hw.tlmm.rows import RowFifo
+from hw.tlmm.tables import TableBuilder, TableMemory, sum_width
+from hw.tlmm.tree import AdderTree
+from hw.tlmm.unpack import Unpacker, entries
+
+
+class TlmmEngine(wiring.Component):
+    """Matrix times the int8 activations of up to `lanes` tokens: a beat of 5 * beat_bytes ternary weights a cycle.
+
+    For each row block and K tile, the tables of every active lane are built from the int8 buffer (a tile ahead of the
+    beats, in the other bank), then each beat looks all groups up, in all lanes with the same index; the sums run through a
+    pipelined tree into the row accumulators, and finished rows into a FIFO of block_rows. Nothing in the pipeline
+    stalls: a beat is taken only when its tables are ready and, in a block's last tile, its row has room in the FIFO.
+
+    Interface attributes
+    --------------------
+    start : begins a job (only while `busy` is low; the row FIFO may still hold rows).
+    tiles, rows, block_rows, lanes : K tiles (>= 1), rows (a positive multiple of 8), rows of a block (a multiple of 8, at most
+        config.block_rows), active lanes (>= 1). Stable until `done`.
+    busy, done : high from the cycle after `start` until `done`; `done` is one cycle, when the last row is in the FIFO.
+    beats : weights in the order row block, K tile, row.
+    quantised : words of the int8 buffer written for this job, counted in the order tile, lane, word.
+    q_lane, q_word, q_en, q_data : int8 buffer, config.word activations a word, one cycle of latency.
+    rows_out : accumulators of all lanes, 0 for idle ones, in row order.
+    bad_weight : a byte above 242 was seen (it counts as zeros); cleared by `start`.
+    stall_tables : a beat waits because its tables are not built yet.
+    stall_rows : a beat waits because the row FIFO has no room.
+
+    Attributes
+    ----------
+    delay : cycles from a beat of a last tile to its push into the row FIFO; rows_out.valid follows RowFifo.delay later.
+
+    Source: TeLLMe v2, arXiv 2510.15926 (tables, online construction), with symmetric double-buffered tables.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._config = config
+        self._tree = AdderTree(groups=config.groups, lanes=config.lanes, width=sum_width(config.group_size))
+        self.delay = Unpacker.delay + self._tree.delay - 1 + Accumulator.delay
+        super().__init__(
+            {
+                "start": In(1),
+                "tiles": In(16),
+                "rows": In(16),
+                "block_rows": In(16),
+                "lanes": In(range(config.lanes + 1)),
+                "busy": Out(1),
+                "done": Out(1),
+                "beats": In(stream.Signature(8 * config.beat_bytes)),
+                "quantised": In(32),
+                "q_lane": Out(range(config.lanes)),
+                "q_word": Out(range(config.max_features // config.word)),
+                "q_en": Out(1),
+                "q_data": In(8 * config.word),
+                "rows_out": Out(stream.Signature(row_layout(config))),
+                "bad_weight": Out(1),
+                "stall_tables": Out(1),
+                "stall_rows": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        c = self._config
+        m.submodules.loader = loader = TileLoader(c)
+        m.submodules.builder = builder = TableBuilder(c)
+        m.submodules.unpacker = unpacker = Unpacker(c)
+        m.submodules.tree = tree = self._tree
+        m.submodules.accumulator = accumulator = Accumulator(c, sum_width=tree.width)
+        m.submodules.fifo = fifo = RowFifo(c)
+
+        # ---- tables: which bank is complete -----------------------------------------------------
+        complete = Signal(2)
+        write_bank, read_bank = Signal(), Signal()
+        building_end = Signal()  # the tile whose last lane is being written
+        write_lane = Signal(c.lanes)
+        next_bank = Signal()
+        table_done = Signal()
+        m.d.comb += [
+            table_done.eq(builder.last & building_end),
+            next_bank.eq(write_bank ^ table_done),
+            loader.builder_ready.eq(~builder.building | builder.last),
+            loader.bank_free.eq(~complete.bit_select(next_bank, 1)),
+            builder.shift.eq(loader.shift),
+            builder.word.eq(self.q_data),
+            builder.take.eq(loader.take),
+        ]
+        with m.If(loader.take):
+            m.d.sync += [write_lane.eq(1 << loader.take_lane), building_end.eq(loader.tile_end)]
+        with m.If(table_done):
+            m.d.sync += [complete.bit_select(write_bank, 1).eq(1), write_bank.eq(~write_bank)]
+
+        # ---- the int8 buffer --------------------------------------------------------------------
+        rows_ahead = Signal(16)  # rows from the block that is loaded to the end
+        m.d.comb += [
+            loader.start.eq(self.start),
+            loader.tiles.eq(self.tiles),
+            loader.lanes.eq(self.lanes),
+            loader.another.eq(rows_ahead > self.block_rows),
+            loader.quantised.eq(self.quantised),
+            self.q_en.eq(loader.q_en),
+            self.q_lane.eq(loader.q_lane),
+            self.q_word.eq(loader.q_word),
+        ]
+        with m.If(self.start):
+            m.d.sync += rows_ahead.eq(self.rows)
+        with m.Elif(loader.block_end):
+            m.d.sync += rows_ahead.eq(rows_ahead - self.block_rows)
+
+        # ---- beats ------------------------------------------------------------------------------
+        streaming = Signal()
+        rows_left = Signal(16)  # from this block's first row to the end
+        row = Signal(range(c.block_rows))
+        tile = Signal(16)
+        last_block, last_row, last_tile, first_tile = Signal(), Signal(), Signal(), Signal()
+        tables_ready, take = Signal(), Signal()
+        m.d.comb += [
+            last_block.eq(rows_left <= self.block_rows),
+            last_row.eq(row + 1 == Mux(last_block, rows_left, self.block_rows)),
+            last_tile.eq(tile + 1 == self.tiles),
+            first_tile.eq(tile == 0),
+            tables_ready.eq(complete.bit_select(read_bank, 1)),
+            self.beats.ready.eq(streaming & tables_ready & (~last_tile | fifo.room)),
+            take.eq(self.beats.valid & self.beats.ready),
+            fifo.reserve.eq(take & last_tile),
+            self.stall_tables.eq(streaming & self.beats.valid & ~tables_ready),
+            self.stall_rows.eq(streaming & self.beats.valid & tables_ready & last_tile & ~fifo.room),
+            unpacker.beat.eq(self.beats.payload),
+        ]
+        final = Signal()
+        m.d.comb += final.eq(last_row & last_tile & last_block)
+        with m.If(take):
+            m.d.sync += row.eq(row + 1)
+            with m.If(last_row):
+                # The bank may be written again two cycles from now at the earliest; this beat reads it in the next.
+                m.d.sync += [
+                    row.eq(0),
+                    tile.eq(tile + 1),
+                    read_bank.eq(~read_bank),
+                    complete.bit_select(read_bank, 1).eq(0),
+                ]
+                with m.If(last_tile):
+                    m.d.sync += [tile.eq(0), rows_left.eq(rows_left - self.block_rows), streaming.eq(~last_block)]
+        with m.If(self.start):
+            m.d.sync += [rows_left.eq(self.rows), streaming.eq(1)]
+
+        # ---- the pipeline: what goes along with a beat --------------------------------------------
+        bank = Signal(reset_less=True)
+        looked_up = Signal()
+        m.d.sync += [bank.eq(read_bank), looked_up.eq(take)]
+        for g in range(c.groups):
+            memory = TableMemory(group_size=c.group_size, lanes=c.lanes)
+            m.submodules[f"tables_{g}"] = memory
+            m.d.comb += [
+                memory.write_bank.eq(write_bank),
+                memory.write_entry.eq(builder.entry),
+                memory.write_value.eq(builder.value[g]),
+                memory.write_lane.eq(write_lane & builder.building.replicate(c.lanes)),
+                memory.read_bank.eq(bank),
+                memory.index.eq(unpacker.index[g]),
+                tree.negate[g].eq(unpacker.negate[g]),
+            ]
+            m.d.comb += [tree.value[g][lane].eq(memory.value[lane]) for lane in range(c.lanes)]
+        active = Signal(c.lanes, reset_less=True)
+        m.d.sync += active.eq((1 << self.lanes) - 1)
+        m.d.comb += tree.active.eq(active)
+
+        # The accumulator wants to know of a beat one cycle before its sums.
+        flags = Cat(first_tile, last_tile, row, final)
+        valid = take
+        for i in range(Unpacker.delay + tree.delay - 1):
+            valid_next = Signal(name=f"valid_{i}")
+            flags_next = Signal.like(flags, name=f"flags_{i}", reset_less=True)
+            m.d.sync += [valid_next.eq(valid), flags_next.eq(flags)]
+            valid, flags = valid_next, flags_next
+        is_final = Signal()
+        m.d.comb += [Cat(accumulator.first, accumulator.last, accumulator.row, is_final).eq(flags)]
+        m.d.comb += accumulator.valid.eq(valid)
+        m.d.comb += [a.eq(s) for a, s in zip(accumulator.sums, tree.sums, strict=True)]
+        m.d.comb += [fifo.push.eq(accumulator.push), fifo.row.eq(accumulator.result)]
+        wiring.connect(m, fifo.rows, wiring.flipped(self.rows_out))
+
+        ending = valid & is_final
+        for i in range(Accumulator.delay):
+            following = Signal(name=f"ending_{i}")
+            m.d.sync += following.eq(ending)
+            ending = following
+        with m.If(self.start):
+            m.d.sync += [self.busy.eq(1), self.bad_weight.eq(0)]
+        with m.Elif(ending):
+            m.d.sync += self.busy.eq(0)
+        m.d.sync += self.done.eq(ending)
+        with m.If(looked_up & unpacker.bad):
+            m.d.sync += self.bad_weight.eq(1)
+        return m
+
+
+def expected_cycles(config: AcceleratorConfig, *, tiles: int, rows: int, block_rows: int, lanes: int) -> int:
+    """Cycles from `start` to `done` when beats and activations are always there and every row is taken at once."""
+    words, steps = config.tile_words, entries(config.group_size)
+    lane = max(words, steps)
+    free = [0, 0]  # when the last beat of a bank was taken
+    arrived = words + 1  # the words of the tile's first lane are in place
+    built = 0  # when the builder wrote its last entry
+    beat = 0
+    blocks = [min(block_rows, rows - i) for i in range(0, rows, block_rows)]
+    number = 0
+    for block in blocks:
+        for _ in range(tiles):
+            bank = number & 1
+            taken = max(arrived + 1, built, free[bank] + 1)
+            built = taken + (lanes - 1) * lane + steps
+            # The next tile's first lane arrives while this one's last is written.
+            arrived = taken + lanes * lane - 1
+            beat = max(beat, built) + block
+            free[bank] = beat
+            number += 1
+    delay = Unpacker.delay + AdderTree(
+        groups=config.groups, lanes=config.lanes, width=sum_width(config.group_size)
+    ).delay - 1 + Accumulator.delay
+    return beat + delay

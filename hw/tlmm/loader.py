@@ -1,0 +1,101 @@
+"""Fetches the activations of each K tile and lane, and tells the table builder when to start."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from golden.config import AcceleratorConfig
+
+
+class TileLoader(wiring.Component):
+    """Reads tile after tile, lane after lane, 20 words each, one word a cycle, as far ahead as the tables allow.
+
+    In the first row block a word is read only when the quantiser has written it; all row blocks read the same tiles.
+
+    Interface attributes
+    --------------------
+    start : a job begins; tiles, lanes and blocks are stable until its end.
+    tiles, lanes : K tiles, active lanes.
+    another : at the end of a row block: one more follows.
+    block_end : the last word of a row block is read now.
+    quantised : words the quantiser has written for this job, in reading order.
+    q_en, q_lane, q_word : read port of the int8 buffer, data one cycle later.
+    shift : the word read in the previous cycle arrives.
+    take : all words of a lane are in place and the builder takes them.
+    take_lane : which lane.
+    tile_end : `take_lane` is the tile's last lane.
+    builder_ready : the builder can take a tile in this cycle.
+    bank_free : the tables of the bank written next are not in use, nor will be before a `take`.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "start": In(1),
+                "tiles": In(16),
+                "lanes": In(range(config.lanes + 1)),
+                "another": In(1),
+                "block_end": Out(1),
+                "quantised": In(32),
+                "q_en": Out(1),
+                "q_lane": Out(range(config.lanes)),
+                "q_word": Out(range(config.max_features // config.word)),
+                "shift": Out(1),
+                "take": Out(1),
+                "take_lane": Out(range(config.lanes)),
+                "tile_end": Out(1),
+                "builder_ready": In(1),
+                "bank_free": In(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        words = self._config.tile_words
+        running, first_block = Signal(), Signal()
+        tile = Signal(16)
+        lane = Signal(range(self._config.lanes))
+        word = Signal(range(words))
+        base = Signal.like(self.q_word)  # first word of the tile
+        sequence = Signal(32)  # words read in the first row block
+        last_word, last_lane, last_tile = Signal(), Signal(), Signal()
+        arriving, arriving_last = Signal(), Signal()  # read in the previous cycle
+        full = Signal()  # a complete tile waits for the builder
+        ready, allowed = Signal(), Signal()
+        m.d.comb += [
+            last_word.eq(word == words - 1),
+            last_lane.eq(lane + 1 == self.lanes),
+            last_tile.eq(tile + 1 == self.tiles),
+            ready.eq(self.builder_ready & self.bank_free),
+            self.take.eq(full & ready),
+            # A word arrives in the next cycle; by then the previous lane's must have been taken, or be taken right then.
+            allowed.eq(Mux(full | arriving_last, ready, 1) & (~first_block | (self.quantised > sequence))),
+            self.q_en.eq(running & allowed),
+            self.q_lane.eq(lane),
+            self.q_word.eq(base + word),
+            self.shift.eq(arriving),
+            self.block_end.eq(self.q_en & last_word & last_lane & last_tile),
+        ]
+        m.d.sync += [arriving.eq(self.q_en), arriving_last.eq(self.q_en & last_word)]
+        with m.If(arriving_last):
+            m.d.sync += full.eq(1)
+        with m.Elif(self.take):
+            m.d.sync += full.eq(0)
+        with m.If(self.take):
+            m.d.sync += self.take_lane.eq(Mux(self.tile_end, 0, self.take_lane + 1))
+        m.d.comb += self.tile_end.eq(self.take_lane + 1 == self.lanes)
+
+        with m.If(self.q_en):
+            m.d.sync += [word.eq(word + 1), sequence.eq(sequence + 1)]
+            with m.If(last_word):
+                m.d.sync += [word.eq(0), lane.eq(lane + 1)]
+                with m.If(last_lane):
+                    m.d.sync += [lane.eq(0), tile.eq(tile + 1), base.eq(base + words)]
+                    with m.If(last_tile):
+                        m.d.sync += [tile.eq(0), base.eq(0), first_block.eq(0), running.eq(self.another)]
+        with m.If(self.start):
+            m.d.sync += [running.eq(1), first_block.eq(1), sequence.eq(0)]
+        return m

@@ -1,0 +1,188 @@
+"""Lookup tables of a K tile: the builder that fills them, and the memories that hold them."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Array, C, Cat, Module, Mux, Signal
+from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from golden.config import AcceleratorConfig
+from hw.tlmm.unpack import entries, grouping, index_bits, index_of
+
+
+def sum_width(group_size: int) -> int:
+    """Bits of a table entry: sums with a leading +1 lie in [-128*group_size, 128*group_size - 1]."""
+    return 8 + ceil_log2(group_size)
+
+
+def gray_walk(group_size: int) -> list[tuple[tuple[int, ...], int, int]]:
+    """An order of the entries in which neighbours differ by one activation, so that one adder makes each from the last.
+
+    Returns
+    -------
+    For each entry after the zero sum: (weights, lowest digit first; the digit that changed; by +1 or -1). The leading
+    non-zero weight is always +1: the opposite sums are not stored.
+    """
+    walk: list[tuple[tuple[int, ...], int, int]] = []
+    now = [0] * group_size
+
+    def move(digit: int, by: int) -> None:
+        now[digit] += by
+        walk.append((tuple(now), digit, by))
+
+    def sweep(below: int) -> None:
+        # All other values of the digits under `below`, from a corner to a corner.
+        if below == 0:
+            return
+        digit = below - 1
+        by = -1 if now[digit] > 0 else 1
+        sweep(digit)
+        for _ in range(2):
+            move(digit, by)
+            sweep(digit)
+
+    for digit in range(group_size):
+        move(digit, 1)
+        sweep(digit)
+    return walk
+
+
+class TableBuilder(wiring.Component):
+    """Makes the table entries of one lane and tile for all groups at once, one entry a cycle.
+
+    Words of a tile are shifted in while the previous lane's entries are made. `take` copies a complete tile (the word
+    shifted in last must be in place: earliest one cycle after its `shift`) and starts; the entries follow in the next
+    `entries(group_size)` cycles, in Gray order, the zero sum first. The next `take` may come with the last of them.
+
+    Entries are stored with an offset of half the range, so that they are unsigned and adders need no sign extension.
+
+    Interface attributes
+    --------------------
+    word, shift : int8 activations, config.word of them, first word of the tile first.
+    take : start on the tile shifted in.
+    last : the last entry is being written.
+    building : entries are being written (`enable`, `entry`, `value` are valid).
+    entry : table address without the bank.
+    value : one per group, sum + 2^(width-1).
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._config = config
+        size = config.group_size
+        super().__init__(
+            {
+                "word": In(8 * config.word),
+                "shift": In(1),
+                "take": In(1),
+                "last": Out(1),
+                "building": Out(1),
+                "entry": Out(index_bits(size)),
+                "value": Out(sum_width(size)).array(config.groups),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        size = self._config.group_size
+        width = sum_width(size)
+        columns = self._config.beat_weights
+        walk = gray_walk(size)
+        count = len(walk) + 1
+        assert count == entries(size)
+
+        arriving = Signal(8 * columns, reset_less=True)
+        tile = [Signal(8, name=f"tile_{c}", reset_less=True) for c in range(columns)]
+        with m.If(self.shift):
+            m.d.sync += arriving.eq(Cat(arriving[8 * self._config.word :], self.word))
+        with m.If(self.take):
+            m.d.sync += [t.eq(arriving[8 * c : 8 * c + 8]) for c, t in enumerate(tile)]
+
+        step = Signal(range(count))
+        building = Signal()
+        m.d.comb += [self.building.eq(building), self.last.eq(building & (step == count - 1))]
+        with m.If(self.take):
+            m.d.sync += [step.eq(0), building.eq(1)]
+        with m.Elif(self.last):
+            m.d.sync += building.eq(0)
+        with m.Else():
+            m.d.sync += step.eq(step + 1)
+
+        # What to add for the entry after `step`; the table of a step is a constant.
+        digit = Signal(range(size))
+        subtract = Signal()
+        with m.Switch(step):
+            for k in range(count):
+                with m.Case(k):
+                    weights, _, _ = walk[k - 1] if k else ((0,) * size, 0, 0)
+                    index, negative = index_of(weights)
+                    assert not negative
+                    m.d.comb += self.entry.eq(index)
+                    if k < count - 1:
+                        _, d, by = walk[k]
+                        m.d.comb += [digit.eq(d), subtract.eq(by < 0)]
+
+        for g, group in enumerate(grouping(self._config.beat_bytes, size)):
+            # A short group has no activation behind its missing digits; no index ever points at those entries.
+            members = [tile[c] for c in group] + [C(0, 8)] * (size - len(group))
+            chosen = Signal(8, name=f"chosen_{g}")
+            value = Signal(width, name=f"value_{g}", reset_less=True)
+            m.d.comb += chosen.eq(Array(members)[digit] ^ subtract.replicate(8))
+            # One adder: the lowest bit feeds the carry that completes a subtraction.
+            added = Signal(width + 1, name=f"added_{g}")
+            m.d.comb += added.eq(
+                Cat(subtract, value) + Cat(subtract, chosen, chosen[7].replicate(width - 8))
+            )
+            m.d.sync += value.eq(Mux(self.take, 1 << (width - 1), added[1:]))
+            m.d.comb += self.value[g].eq(value)
+        return m
+
+
+class TableMemory(wiring.Component):
+    """The tables of one group: all lanes, two banks. Reads are combinational (distributed RAM).
+
+    Parameters
+    ----------
+    group_size : activations a table sums.
+    lanes : tables side by side, read with the same index.
+
+    Interface attributes
+    --------------------
+    write_bank, write_entry, write_value, write_lane : write port; `write_lane` has a bit per lane.
+    read_bank, index : read port.
+    value : one per lane, in the same cycle.
+    """
+
+    def __init__(self, *, group_size: int, lanes: int) -> None:
+        self._size, self._lanes = group_size, lanes
+        bits, width = index_bits(group_size), sum_width(group_size)
+        super().__init__(
+            {
+                "write_bank": In(1),
+                "write_entry": In(bits),
+                "write_value": In(width),
+                "write_lane": In(lanes),
+                "read_bank": In(1),
+                "index": In(bits),
+                "value": Out(width).array(lanes),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        depth = 2 << index_bits(self._size)
+        for lane in range(self._lanes):
+            memory = Memory(
+                shape=sum_width(self._size), depth=depth, init=[], attrs={"ram_style": "distributed"}
+            )
+            m.submodules[f"lane_{lane}"] = memory
+            write, read = memory.write_port(), memory.read_port(domain="comb")
+            m.d.comb += [
+                write.addr.eq(Cat(self.write_entry, self.write_bank)),
+                write.data.eq(self.write_value),
+                write.en.eq(self.write_lane[lane]),
+                read.addr.eq(Cat(self.index, self.read_bank)),
+                self.value[lane].eq(read.data),
+            ]
+        return m

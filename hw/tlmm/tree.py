@@ -1,0 +1,161 @@
+"""The sum over all groups of a beat, for every lane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from amaranth.hdl import Module, Signal, Value, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+LEVELS = 2
+"""Adder levels between registers."""
+
+_CHUNK = 6
+"""Sign bits that one LUT6 level counts."""
+
+
+class _Node:
+    """A partial sum of one lane or, for `signs`, of the sign bits: see AdderTree."""
+
+    def __init__(self, values: list[Value], width: int, sign: Value, first: int) -> None:
+        self.values, self.width, self.sign, self.first = values, width, sign, first
+
+
+class AdderTree(wiring.Component):
+    """Sum over groups of +-value, per lane: `sums[l] = sum_g (-1)^negate[g] * (value[g][l] - 2^(width-1))`.
+
+    The sign bits are shared by all lanes, so what they cost is moved out of the lanes. Values are unsigned with an offset; a
+    subtraction is the addition of the complement without a carry, and a node adds or subtracts its right child
+    relative to the left and leaves the left child's sign to its parent. Then a lane's adder of w-bit values is w LUTs: no sign
+    extension, no carry in, no separate negation. Each shortcut is off by a constant when a certain sign bit is set; the sum of these
+    is one number for all lanes, computed beside the tree and added at its root.
+
+    Parameters
+    ----------
+    groups, lanes, width : number of tables, lanes, bits of a table entry.
+
+    Interface attributes
+    --------------------
+    value : [group][lane], unsigned entry.
+    negate : [group].
+    active : lanes whose sum counts, with the timing of `sums` minus one cycle; the others give 0.
+    sums : [lane], signed, `delay` cycles after value and negate.
+
+    Attributes
+    ----------
+    delay : cycles, usually 2 + ceil(ceil(log2(groups)) / LEVELS) (the first register holds the entries).
+    width : of a sum.
+    """
+
+    def __init__(self, *, groups: int, lanes: int, width: int) -> None:
+        self._groups, self._lanes, self._entry = groups, lanes, width
+        self.width = width + ceil_log2(groups)
+        self._weights = self._plan()
+        self._tree_stages = 1 + -(-ceil_log2(groups) // LEVELS)
+        self._correction_stages = 2
+        parts = len(self._chunks())
+        while parts > 1:
+            parts = -(-parts // (1 << LEVELS))
+            self._correction_stages += 1
+        self.delay = 1 + max(self._tree_stages, self._correction_stages)
+        super().__init__(
+            {
+                "value": In(width).array(groups, lanes),
+                "negate": In(1).array(groups),
+                "active": In(lanes),
+                "sums": Out(signed(self.width)).array(lanes),
+            }
+        )
+
+    def _plan(self) -> list[int]:
+        """How much the root is off, per sign bit: sum = (root ^ root's sign) + sum weight * sign + constant."""
+        weights = [1] * self._groups  # the complement of an entry is one less than its opposite
+        nodes = [(g, self._entry) for g in range(self._groups)]
+        while len(nodes) > 1:
+            above = []
+            for (a, wide), (_, narrow) in zip(nodes[::2], nodes[1::2], strict=False):
+                # With y' the complement of y: ~(x + y') = (~x + y) + 2^(wide+1) - 2^wide - 2^narrow + 1.
+                weights[a] -= (1 << wide) - (1 << narrow) + 1
+                above.append((a, wide + 1))
+            nodes = above + nodes[len(above) * 2 :]
+        return weights
+
+    def _chunks(self) -> list[tuple[int, list[int]]]:
+        """Sign bits of equal weight that are counted together: (weight, groups)."""
+        classes: dict[int, list[int]] = {}
+        for g, w in enumerate(self._weights):
+            if w:
+                classes.setdefault(w, []).append(g)
+        return [(w, c[i : i + _CHUNK]) for w, c in classes.items() for i in range(0, len(c), _CHUNK)]
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        serial = 0
+
+        def registered(value: Value, name: str) -> Signal:
+            nonlocal serial
+            serial += 1
+            r = Signal(value.shape(), name=f"{name}_{serial}", reset_less=True)
+            m.d.sync += r.eq(value)
+            return r
+
+        nodes = [
+            _Node(
+                [registered(self.value[g][lane], "leaf") for lane in range(self._lanes)],
+                self._entry,
+                registered(self.negate[g], "sign"),
+                g,
+            )
+            for g in range(self._groups)
+        ]
+        signs = [n.sign for n in nodes]
+        level = 0
+        while len(nodes) > 1:
+            for _ in range(LEVELS):
+                level += 1
+                above: list[_Node] = []
+                for a, b in zip(nodes[::2], nodes[1::2], strict=False):
+                    width = a.width + 1
+                    differ = Signal(name=f"differ_{level}_{a.first}")
+                    m.d.comb += differ.eq(a.sign ^ b.sign)
+                    sums = []
+                    for lane, (x, y) in enumerate(zip(a.values, b.values, strict=True)):
+                        s = Signal(width, name=f"sum_{level}_{a.first}_{lane}")
+                        m.d.comb += s.eq(x + (y ^ differ.replicate(b.width)))
+                        sums.append(s)
+                    above.append(_Node(sums, width, a.sign, a.first))
+                if len(nodes) % 2:
+                    above.append(nodes[-1])
+                nodes = above
+            for n in nodes:
+                n.values = [registered(v, "part") for v in n.values]
+                n.sign = registered(n.sign, "sign")
+        root = nodes[0]
+        correction = self._correction(m, signs, registered)
+        for _ in range(self._correction_stages, self.delay - 1):
+            correction = registered(correction, "correction")
+        for _ in range(self._tree_stages, self.delay - 1):
+            root = _Node([registered(v, "part") for v in root.values], root.width, registered(root.sign, "sign"), 0)
+        for lane, value in enumerate(root.values):
+            total = Signal(signed(self.width), name=f"total_{lane}", reset_less=True)
+            m.d.sync += total.eq((value ^ root.sign.replicate(root.width)) + correction)
+            with m.If(~self.active[lane]):
+                m.d.sync += total.eq(0)
+            m.d.comb += self.sums[lane].eq(total)
+        return m
+
+    def _correction(self, m: Module, signs: list[Signal], registered: Callable[[Value, str], Signal]) -> Value:
+        """Sum of weight * sign and of the offsets, after `_correction_stages` registers (the leaf stage included)."""
+        offset = -self._groups << (self._entry - 1)
+        parts: list[Value] = []
+        for w, members in self._chunks():
+            count: Value = signs[members[0]]
+            for g in members[1:]:
+                count = (count + signs[g])[: len(members).bit_length()]
+            parts.append(registered(count * w + (0 if parts else offset), "count"))
+        while len(parts) > 1:
+            fan = 1 << LEVELS
+            parts = [registered(sum(parts[i + 1 : i + fan], parts[i]), "correction") for i in range(0, len(parts), fan)]
+        return parts[0]

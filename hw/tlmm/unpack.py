@@ -1,0 +1,200 @@
+"""Packed ternary weights to table indices."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from amaranth.hdl import Cat, Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from golden.config import TRITS_PER_BYTE, AcceleratorConfig
+
+CODES = 3**TRITS_PER_BYTE
+"""Codes of a byte that stand for weights; the others are errors."""
+
+
+def grouping(beat_bytes: int, group_size: int) -> list[tuple[int, ...]]:
+    """Which columns of a K tile share a lookup table.
+
+    A table may sum any `group_size` columns. First come, byte by byte, the groups that lie inside one byte, because their
+    index is a function of eight bits; then the trits left over, in order. The last group may be short.
+
+    Returns
+    -------
+    Column numbers (5 * byte + trit) of each group, lowest index digit first; config.groups of them, every column once.
+    """
+    inside = TRITS_PER_BYTE // group_size
+    groups = [
+        tuple(TRITS_PER_BYTE * byte + group_size * i + j for j in range(group_size))
+        for byte in range(beat_bytes)
+        for i in range(inside)
+    ]
+    rest = [TRITS_PER_BYTE * b + j for b in range(beat_bytes) for j in range(inside * group_size, TRITS_PER_BYTE)]
+    groups += [tuple(rest[i : i + group_size]) for i in range(0, len(rest), group_size)]
+    return groups
+
+
+def entries(group_size: int) -> int:
+    """Entries of a symmetric table: the zero sum, and one of each pair of opposite sums."""
+    return (3**group_size + 1) // 2
+
+
+def index_bits(group_size: int) -> int:
+    """Bits of a table index."""
+    return (entries(group_size) - 1).bit_length()
+
+
+def index_of(weights: tuple[int, ...]) -> tuple[int, int]:
+    """(index, negate) of a group's weights, lowest digit first: index = |sum w_j 3^j|, negate when that sum is negative."""
+    v = sum(w * 3**j for j, w in enumerate(weights))
+    return abs(v), int(v < 0)
+
+
+@cache
+def _trits(byte: int) -> tuple[int, ...]:
+    return tuple(byte // 3**j % 3 for j in range(TRITS_PER_BYTE))
+
+
+class ByteDecoder(wiring.Component):
+    """One byte to the indices of the groups inside it and the trits that are left over. Combinational.
+
+    Parameters
+    ----------
+    group_size : weights of a group, 2..5.
+
+    Interface attributes
+    --------------------
+    byte : the packed byte.
+    index, negate : one per group inside the byte.
+    rest : left-over trits, 0, 1, 2 for the weights -1, 0, 1.
+    bad : the byte is no code (above 242); the other outputs then say weight zero.
+    """
+
+    def __init__(self, *, group_size: int) -> None:
+        self._size = group_size
+        self._inside = TRITS_PER_BYTE // group_size
+        self._left = TRITS_PER_BYTE - self._inside * group_size
+        members = {
+            "byte": In(8),
+            "index": Out(index_bits(group_size)).array(self._inside),
+            "negate": Out(1).array(self._inside),
+            "bad": Out(1),
+        }
+        if self._left:
+            members["rest"] = Out(2).array(self._left)
+        super().__init__(members)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        fields = [s for i in range(self._inside) for s in (self.index[i], self.negate[i])]
+        fields += list(self.rest) if self._left else []
+        fields.append(self.bad)
+        # One case statement with one result: simulators make it a table, synthesis a function of eight bits.
+        result = Signal(sum(len(f) for f in fields))
+        with m.Switch(self.byte):
+            for code in range(CODES):
+                with m.Case(code):
+                    m.d.comb += result.eq(self._result(_trits(code), 0))
+            with m.Default():
+                m.d.comb += result.eq(self._result((1,) * TRITS_PER_BYTE, 1))
+        m.d.comb += Cat(*fields).eq(result)
+        return m
+
+    def _result(self, trits: tuple[int, ...], bad: int) -> int:
+        value, lsb = 0, 0
+        bits = index_bits(self._size)
+        for i in range(self._inside):
+            index, negate = index_of(tuple(t - 1 for t in trits[i * self._size : (i + 1) * self._size]))
+            value |= (index | negate << bits) << lsb
+            lsb += bits + 1
+        for t in trits[self._inside * self._size :]:
+            value |= t << lsb
+            lsb += 2
+        return value | bad << lsb
+
+
+class GroupIndexer(wiring.Component):
+    """Trits of one group to its index. Combinational.
+
+    Interface attributes
+    --------------------
+    trits : `count` of 0, 1, 2; 3 does not occur.
+    index, negate : the table entry, and whether to subtract it.
+    """
+
+    def __init__(self, *, group_size: int, count: int) -> None:
+        self._count = count
+        super().__init__(
+            {"trits": In(2).array(count), "index": Out(index_bits(group_size)), "negate": Out(1)},
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        result = Signal(len(self.index) + 1)
+        with m.Switch(Cat(*self.trits)):
+            for code in range(3**self._count):
+                trits = [code // 3**j % 3 for j in range(self._count)]
+                index, negate = index_of(tuple(t - 1 for t in trits))
+                with m.Case(sum(t << 2 * j for j, t in enumerate(trits))):
+                    m.d.comb += result.eq(index | negate << len(self.index))
+        m.d.comb += Cat(self.index, self.negate).eq(result)
+        return m
+
+
+class Unpacker(wiring.Component):
+    """A beat to the index of every group; `delay` = 1 cycle.
+
+    Parameters
+    ----------
+    config : beat size and group size.
+
+    Interface attributes
+    --------------------
+    beat : packed weights, 8 * beat_bytes bits; byte b in bits [8b, 8b+8).
+    index, negate : one per group of `grouping`, one cycle later.
+    bad : some byte is no code, one cycle later.
+    """
+
+    delay = 1
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "beat": In(8 * config.beat_bytes),
+                "index": Out(index_bits(config.group_size)).array(config.groups),
+                "negate": Out(1).array(config.groups),
+                "bad": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        size = self._config.group_size
+        found: list[tuple[Signal, Signal]] = []
+        rest, bad = [], []
+        for b in range(self._config.beat_bytes):
+            decoder = ByteDecoder(group_size=size)
+            m.submodules[f"byte_{b}"] = decoder
+            m.d.comb += decoder.byte.eq(self.beat[8 * b : 8 * b + 8])
+            found += list(zip(decoder.index, decoder.negate, strict=True))
+            bad.append(decoder.bad)
+            if 5 % size:
+                rest += list(decoder.rest)
+        for i in range(0, len(rest), size):
+            trits = rest[i : i + size]
+            indexer = GroupIndexer(group_size=size, count=len(trits))
+            m.submodules[f"across_{i // size}"] = indexer
+            m.d.comb += [p.eq(t) for p, t in zip(indexer.trits, trits, strict=True)]
+            found.append((indexer.index, indexer.negate))
+        assert len(found) == self._config.groups
+        for g, (index, negate) in enumerate(found):
+            i = Signal.like(self.index[g], name=f"index_{g}", reset_less=True)
+            n = Signal(name=f"negate_{g}", reset_less=True)
+            m.d.sync += [i.eq(index), n.eq(negate)]
+            m.d.comb += [self.index[g].eq(i), self.negate[g].eq(n)]
+        flag = Signal(reset_less=True)
+        m.d.sync += flag.eq(Cat(*bad).any())
+        m.d.comb += self.bad.eq(flag)
+        return m

@@ -1,0 +1,147 @@
+"""The element-wise pipeline: its order exactly, in scalars; its values against float64."""
+
+import math
+
+import numpy as np
+import pytest
+
+from golden import elementwise, fp
+
+SEED = 11
+
+
+def features(lanes: int, n: int, seed: int = SEED) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(lanes, n)) * 2.0 ** rng.integers(-6, 7, (lanes, n))).astype(np.float32)
+
+
+def scalar_sum_of_squares(v: np.ndarray) -> np.float32:
+    """The order of docs/architecture.md, number by number, in numpy's own float32."""
+    partials: list[np.float32] = [np.float32(0)] * 8
+    for k in range(len(v) // 4):
+        s = [x * x for x in v[4 * k : 4 * k + 4]]
+        c = (s[0] + s[1]) + (s[2] + s[3])
+        partials[k % 8] = c if k < 8 else partials[k % 8] + c
+    p = partials
+    return ((p[0] + p[1]) + (p[2] + p[3])) + ((p[4] + p[5]) + (p[6] + p[7]))
+
+
+@pytest.mark.parametrize("n", [4, 28, 32, 36, 128, 1000, 4096, 6912])
+def test_sums_of_squares_follow_the_order_of_the_hardware(n: int) -> None:
+    v = features(3, n)
+    got = elementwise.sum_of_squares(v)
+    assert got.tolist() == [scalar_sum_of_squares(row) for row in v]
+    np.testing.assert_allclose(got, (v.astype(np.float64) ** 2).sum(-1), rtol=1e-5)
+
+
+def test_sums_of_squares_need_whole_chunks() -> None:
+    with pytest.raises(ValueError, match="multiple of 4, not 6"):
+        elementwise.sum_of_squares(np.ones((1, 6)))
+
+
+def test_statistics_take_the_sum_before_the_gain_and_the_maximum_after() -> None:
+    v, gain = features(2, 64), np.linspace(-2, 2, 64).astype(np.float32)
+    s = elementwise.statistics(v, gain)
+    assert (s.ss == elementwise.sum_of_squares(v)).all()
+    assert (s.u == v * gain).all() and (s.amax == np.abs(v * gain).max(-1)).all()
+    plain = elementwise.statistics(v)
+    assert (plain.u == v).all() and (plain.amax == np.abs(v).max(-1)).all()
+
+
+def scalar_quantise(v: np.ndarray, gain: np.ndarray, norm: bool, eps: float) -> tuple[list[int], np.float32]:
+    """One token, number by number."""
+    u = [fp.mul(a, b) for a, b in zip(v, gain, strict=True)]
+    amax = max(abs(x) for x in u)
+    r = np.float32(1)
+    if norm:
+        r = fp.rsqrt(fp.add(fp.mul(scalar_sum_of_squares(v), np.float32(1 / len(v))), np.float32(eps)))
+    a = max(fp.mul(amax, r), np.float32(1e-5))
+    inv = fp.mul(fp.mul(r, np.float32(127)), fp.recip(a))
+    return [int(fp.to_int8(fp.mul(x, inv))) for x in u], fp.mul(a, np.float32(1 / 127))
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("n", [32, 96])
+def test_quantiser_equals_scalars(norm: bool, n: int) -> None:
+    v, gain = features(3, n), features(1, n, 12)[0]
+    q, scale = elementwise.quantise(elementwise.statistics(v, gain), norm=norm, eps=1e-5)
+    for lane in range(3):
+        codes, s = scalar_quantise(v[lane], gain, norm, 1e-5)
+        assert q[lane].tolist() == codes and scale[lane] == s
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_quantiser_approximates_normalised_features(norm: bool) -> None:
+    v, gain = features(16, 2560), features(1, 2560, 13)[0]
+    q, scale = elementwise.quantise(elementwise.statistics(v, gain), norm=norm, eps=1e-5)
+    x = v.astype(np.float64) * gain
+    if norm:
+        x /= np.sqrt((v.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5)
+    assert (np.abs(q * scale[:, None].astype(np.float64) - x).max(-1) <= 0.501 * scale).all()
+    assert (np.abs(q.astype(int)).max(-1) == 127).all()
+
+
+def test_quantiser_of_zeros_has_the_smallest_scale_and_of_large_values_saturates_nowhere() -> None:
+    v = np.zeros((2, 32), np.float32)
+    v[1, 3] = -3e18
+    q, scale = elementwise.quantise(elementwise.statistics(v), norm=True, eps=1e-5)
+    assert not q[0].any() and scale[0] == fp.mul(np.float32(1e-5), np.float32(1 / 127))
+    assert q[1, 3] == -127 and scale[1] * 127 == pytest.approx(math.sqrt(32), rel=1e-6)
+    q, scale = elementwise.quantise(elementwise.statistics(v), norm=False)
+    assert q[1, 3] == -127 and scale[1] * 127 == pytest.approx(3e18, rel=1e-6)
+
+
+@pytest.mark.parametrize("dim", [32, 64, 96, 128])
+def test_head_quantiser_has_a_scale_for_each_head(dim: int) -> None:
+    y = features(15, dim).reshape(3, 5, dim)
+    y[0, 0] = 0
+    q, scale = elementwise.quantise_head(y)
+    assert q.shape == (3, 5, dim) and scale.shape == (3, 5)
+    a = np.maximum(np.abs(y).max(-1).astype(np.float64), 1e-5)
+    np.testing.assert_allclose(scale, a / 127, rtol=2e-7)
+    assert np.abs(q - y * 127 / a[..., None]).max() < 0.5001
+
+
+def test_rope_rotates_pairs() -> None:
+    y = features(3, 128).reshape(3, 2, 64)
+    angle = np.linspace(0, 40, 3 * 32).reshape(3, 1, 32)
+    cos, sin = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    got = elementwise.rope(y, cos, sin)
+    z = (y[..., 0::2].astype(np.float64) + 1j * y[..., 1::2]) * np.exp(1j * angle)
+    np.testing.assert_allclose(got[..., 0::2], z.real, atol=2e-7 * np.abs(y).max() * 2)
+    np.testing.assert_allclose(got[..., 1::2], z.imag, atol=2e-7 * np.abs(y).max() * 2)
+    a, b, c, s = y[1, 1, 4], y[1, 1, 5], cos[1, 0, 2], sin[1, 0, 2]
+    assert got[1, 1, 4] == a * c - b * s and got[1, 1, 5] == b * c + a * s
+
+
+def test_scale_multiplies_the_scales_first() -> None:
+    acc = np.array([[3, -1 << 25], [(1 << 24) + 1, 0]])
+    got = elementwise.scale(acc, np.float32([0.1, 0.3]), np.float32([0.7, 1e-3]))
+    w, a = np.float32([0.1, 0.3]), np.float32([0.7, 1e-3])
+    want = [[np.float32(acc[i, j]) * (w[j] * a[i]) for j in range(2)] for i in range(2)]
+    assert got.tolist() == want
+
+
+def test_squared_relu_gate() -> None:
+    gate = np.float32([-1, -0.0, 0.0, 0.3, 1e15, -np.inf])
+    up = np.float32([5, -2, -2, 7, 1e-20, 1])
+    want = [0.0, -0.0, -0.0, (gate[3] * gate[3]) * up[3], (gate[4] * gate[4]) * up[4], 0.0]
+    got = elementwise.gate_relu2(gate, up)
+    assert got.tolist() == want and np.signbit(got).tolist() == np.signbit(want).tolist()
+
+
+def test_silu_gate_is_within_bounds_and_saturates() -> None:
+    gate = np.concatenate([np.linspace(-80, 80, 4001), [-200, 200, 0]]).astype(np.float32)
+    up = features(1, len(gate))[0]
+    g = gate.astype(np.float64)
+    want = g / (1 + np.exp(-g)) * up
+    got = elementwise.gate_silu(gate, up)
+    np.testing.assert_allclose(got, want, rtol=6e-7, atol=1e-30)
+    assert got[-1] == 0 and got[-3] == 0 and got[-2] == 200 * up[-2]
+
+
+def test_residual_and_dequantise() -> None:
+    x, y = features(2, 32), features(2, 32, 14)
+    assert (elementwise.residual(x, y) == x + y).all()
+    q = np.int8([[-128, 127, 0], [1, -1, 5]])
+    assert elementwise.dequantise(q, [0.1, 3]).tolist() == (q * np.float32([[0.1], [3]])).tolist()

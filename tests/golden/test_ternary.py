@@ -1,0 +1,116 @@
+"""Ternary weights: quantisation, base-3 packing and table lookup."""
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from golden import ternary
+from golden.ternary import WeightError
+
+TRITS = st.integers(-1, 1)
+
+
+def straight(weights: list[int]) -> list[int]:
+    """Bytes of weights, weight by weight."""
+    out = []
+    for i in range(0, len(weights), 5):
+        five = weights[i : i + 5] + [0] * (5 - len(weights[i : i + 5]))
+        out.append(sum((w + 1) * 3**j for j, w in enumerate(five)))
+    return out
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(TRITS, min_size=1, max_size=33))
+def test_packing_is_base_three_and_unpacks(weights: list[int]) -> None:
+    data = ternary.pack(weights)
+    assert data.tolist() == straight(weights)
+    assert ternary.unpack(data, len(weights)).tolist() == weights
+
+
+def test_every_byte_packs_and_unpacks_to_itself() -> None:
+    data = np.arange(243, dtype=np.uint8)
+    assert (ternary.pack(ternary.unpack(data[:, None]))[:, 0] == data).all()
+
+
+def test_packing_keeps_leading_axes() -> None:
+    w = np.random.default_rng(1).integers(-1, 2, (3, 4, 11)).astype(np.int8)
+    assert ternary.pack(w).shape == (3, 4, 3)
+    assert (ternary.unpack(ternary.pack(w), 11) == w).all()
+
+
+@pytest.mark.parametrize("value", [-2, 2, 127, -128, 0.5])
+def test_a_weight_that_is_not_ternary_is_refused_with_its_place(value: float) -> None:
+    w = np.zeros((2, 7))
+    w[1, 3] = value
+    with pytest.raises(WeightError, match=re.escape(f"must be -1, 0 or 1; found {float(value)} at (1, 3)")):
+        ternary.pack(w)
+
+
+@pytest.mark.parametrize("byte", [243, 255])
+def test_a_byte_that_no_weights_pack_to_is_refused_and_counted(byte: int) -> None:
+    data = np.array([[0, 242], [byte, byte]], np.uint8)
+    with pytest.raises(WeightError, match=re.escape(f"at most 242; found {byte} at (1, 0)")):
+        ternary.unpack(data)
+    assert ternary.count_invalid(data) == 2
+
+
+def test_more_weights_than_there_are_is_refused() -> None:
+    with pytest.raises(WeightError, match="2 bytes hold 10 weights, not 11"):
+        ternary.unpack(np.zeros(2, np.uint8), 11)
+
+
+def test_quantisation_rounds_to_the_mean_magnitude() -> None:
+    w, scale = ternary.quantise([[0.5, -1.5, 1.0], [-0.1, 0.4, -2.5]])
+    assert scale == np.float32(1.0)
+    assert w.tolist() == [[0, -1, 1], [0, 0, -1]]
+
+
+def test_quantisation_of_zeros_has_the_smallest_scale() -> None:
+    w, scale = ternary.quantise(np.zeros((2, 2)))
+    assert not w.any() and scale == np.float32(1e-5)
+
+
+@pytest.mark.parametrize("kind", ["random", "ones", "minus", "zero"])
+@pytest.mark.parametrize(("rows", "inputs"), [(1, 1), (3, 320), (8, 6912), (2, 65536)])
+def test_products_are_exact(kind: str, rows: int, inputs: int) -> None:
+    rng = np.random.default_rng(2)
+    fill = {"ones": 1, "minus": -1, "zero": 0}
+    w = rng.integers(-1, 2, (rows, inputs)) if kind == "random" else np.full((rows, inputs), fill[kind])
+    q = rng.integers(-128, 128, (4, inputs))
+    q[0], q[1] = -128, 127
+    got = ternary.linear(w.astype(np.int8), q.astype(np.int8))
+    assert (got == q.astype(np.int64) @ w.T.astype(np.int64)).all()
+
+
+def test_products_beyond_float32_and_float64_are_exact() -> None:
+    q = np.full((1, 1 << 11), 127, np.int8)
+    q[0, 0] = 126
+    k = np.full((1, 1 << 11), 127, np.int8)
+    assert ternary.exact_product(q, k, 1 << 14)[0, 0] == 127 * 127 * (1 << 11) - 127
+    assert ternary.exact_product(q, k, 1 << 50)[0, 0] == 127 * 127 * (1 << 11) - 127
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(data=st.data())
+def test_table_lookup_equals_the_product(size: int, data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 41))
+    w = data.draw(hnp.arrays(np.int8, (3, n), elements=TRITS))
+    q = data.draw(hnp.arrays(np.int8, n, elements=st.integers(-128, 127)))
+    assert (ternary.lookup(q, w, size) == ternary.linear(w, q)).all()
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5])
+def test_tables_hold_every_signed_sum_and_are_symmetric(size: int) -> None:
+    q = np.array([-128, 127, 5, -7, 100], np.int8)[:size]
+    table = ternary.tables(q, size)[0]
+    assert len(table) == 3**size
+    for i in range(3**size):
+        digits = [i // 3**j % 3 - 1 for j in range(size)]
+        assert table[i] == sum(d * int(a) for d, a in zip(digits, q, strict=True))
+        assert table[3**size - 1 - i] == -table[i]
+    assert ternary.indices(np.zeros(size, np.int8), size)[0] == (3**size - 1) // 2

@@ -1,0 +1,127 @@
+"""Models for tests: random ones of any shape, and the demo checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from golden import head
+from golden.model import LayerWeights, ModelSpec, ModelWeights
+
+DEMO = Path(__file__).parents[1] / "demo" / "model"
+
+PARTS = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+}
+
+
+def small_spec(**changes: object) -> ModelSpec:
+    """A model that the tiny preset holds, with GQA."""
+    values: dict[str, object] = dict(
+        hidden=64, layers=2, heads=4, kv_heads=2, head_dim=32, ffn=96, vocab=50, max_context=64
+    )
+    return ModelSpec(**(values | changes))  # type: ignore[arg-type]
+
+
+def random_weights(spec: ModelSpec, seed: int) -> ModelWeights:
+    """Random weights, scaled such that activations stay near 1."""
+    rng = np.random.default_rng(seed)
+
+    def gain(n: int) -> NDArray[np.float32]:
+        return rng.uniform(0.5, 1.5, n).astype(np.float32)
+
+    shapes = {
+        "q": (spec.q_dim, spec.hidden),
+        "k": (spec.kv_dim, spec.hidden),
+        "v": (spec.kv_dim, spec.hidden),
+        "o": (spec.hidden, spec.q_dim),
+        "gate": (spec.ffn, spec.hidden),
+        "up": (spec.ffn, spec.hidden),
+        "down": (spec.hidden, spec.ffn),
+    }
+    layers = []
+    for _ in range(spec.layers):
+        matrices = {n: rng.integers(-1, 2, s).astype(np.int8) for n, s in shapes.items()}
+        scales = {f"{n}_scale": float(np.float32(rng.uniform(1, 2) / np.sqrt(s[1]))) for n, s in shapes.items()}
+        layers.append(
+            LayerWeights(
+                **matrices,
+                **scales,
+                input_norm=gain(spec.hidden),
+                post_norm=gain(spec.hidden),
+                attn_norm=gain(spec.q_dim) if spec.attn_sub_norm else None,
+                ffn_norm=gain(spec.ffn) if spec.ffn_sub_norm else None,
+            )
+        )
+    embedding, scales_e = head.quantise_rows(rng.normal(0, 1, (spec.vocab, spec.hidden)))
+    rows, scales_h = head.quantise_rows(rng.normal(0, 0.2, (spec.vocab, spec.hidden)))
+    return ModelWeights(
+        spec=spec,
+        layers=layers,
+        norm=gain(spec.hidden),
+        embedding=embedding,
+        embedding_scales=scales_e,
+        head=None if spec.tied else rows,
+        head_scales=None if spec.tied else scales_h,
+    )
+
+
+def load_demo(folder: Path = DEMO) -> tuple[ModelWeights, NDArray[np.float32]]:
+    """The demo checkpoint, and its embedding as float32."""
+    c = json.loads((folder / "config.json").read_text())
+    spec = ModelSpec(
+        hidden=c["hidden_size"],
+        layers=c["num_hidden_layers"],
+        heads=c["num_attention_heads"],
+        kv_heads=c["num_key_value_heads"],
+        head_dim=c["head_dim"],
+        ffn=c["intermediate_size"],
+        vocab=c["vocab_size"],
+        activation=c["hidden_act"],
+        rope_theta=c["rope_theta"],
+        norm_eps=c["rms_norm_eps"],
+        max_context=c["max_position_embeddings"],
+        tied=c["tie_word_embeddings"],
+    )
+    with safe_open(folder / "model.safetensors", "np") as f:
+        tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
+    layers = []
+    for i in range(spec.layers):
+        prefix = f"model.layers.{i}."
+        matrices = {n: _unpack(tensors[f"{prefix}{p}.weight"]) for n, p in PARTS.items()}
+        scales = {f"{n}_scale": float(tensors[f"{prefix}{p}.weight_scale"][0]) for n, p in PARTS.items()}
+        layers.append(
+            LayerWeights(
+                **matrices,
+                **scales,
+                input_norm=tensors[prefix + "input_layernorm.weight"],
+                post_norm=tensors[prefix + "post_attention_layernorm.weight"],
+                attn_norm=tensors[prefix + "self_attn.attn_sub_norm.weight"],
+                ffn_norm=tensors[prefix + "mlp.ffn_sub_norm.weight"],
+            )
+        )
+    embedding = tensors["model.embed_tokens.weight"]
+    rows, scales_e = head.quantise_rows(embedding)
+    weights = ModelWeights(
+        spec=spec,
+        layers=layers,
+        norm=tensors["model.norm.weight"],
+        embedding=rows,
+        embedding_scales=scales_e,
+    )
+    return weights, embedding
+
+
+def _unpack(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Two-bit codes: byte row r holds rows r + i * rows / 4 at bits 2i, code = weight + 1."""
+    return np.concatenate([(packed >> (2 * i) & 3).astype(np.int8) - 1 for i in range(4)])

@@ -1,0 +1,88 @@
+"""The model in straight-line float64, independent of golden's arithmetic: what golden approximates.
+
+Ternary weights and int8 activations of the linear layers are part of the model. The accelerator's own approximations
+(int8 queries, keys and values, int8 embedding and head) are options, so that their contributions can be told apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from golden.model import ModelWeights
+
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is int8 besides the linear layers."""
+
+    query: bool = False
+    cache: bool = False
+    embedding: bool = False
+    head: bool = False
+
+
+def _int8(x: F64) -> F64:
+    scale = np.maximum(np.abs(x).max(-1, keepdims=True), 1e-5) / 127
+    return np.clip(np.rint(x / scale), -128, 127) * scale
+
+
+def _norm(x: F64, gain: NDArray[np.float32] | None, eps: float) -> F64:
+    if gain is None:
+        return x
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * gain
+
+
+def forward(
+    weights: ModelWeights,
+    tokens: NDArray[np.int64],
+    options: Options,
+    embedding: NDArray[np.float32] | None = None,
+) -> F64:
+    """Logits [positions, vocab] of one sequence. `embedding` holds the float rows; those of the weights if None."""
+    s = weights.spec
+    n = len(tokens)
+    coded = weights.embedding * weights.embedding_scales[:, None].astype(np.float64)
+    exact = coded if embedding is None else embedding.astype(np.float64)
+    x = (coded if options.embedding else exact)[tokens]
+    frequency = s.rope_theta ** -(np.arange(0, s.head_dim, 2) / s.head_dim)
+    angle = np.arange(n)[:, None] * frequency
+    cos, sin = (np.tile(f(angle), 2)[:, None] for f in (np.cos, np.sin))
+
+    def rotate(y: F64) -> F64:
+        half = s.head_dim // 2
+        return y * cos + np.concatenate([-y[..., half:], y[..., :half]], -1) * sin
+
+    mask = np.where(np.arange(n) <= np.arange(n)[:, None], 0.0, -np.inf)
+    for w in weights.layers:
+        h = _int8(_norm(x, w.input_norm, s.norm_eps))
+        q = rotate((h @ w.q.T * w.q_scale).reshape(n, s.heads, s.head_dim))
+        k = rotate((h @ w.k.T * w.k_scale).reshape(n, s.kv_heads, s.head_dim))
+        v = (h @ w.v.T * w.v_scale).reshape(n, s.kv_heads, s.head_dim)
+        q = _int8(q) if options.query else q
+        k, v = (_int8(k), _int8(v)) if options.cache else (k, v)
+        k, v = (np.repeat(t, s.heads // s.kv_heads, axis=1) for t in (k, v))
+        scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(s.head_dim) + mask
+        p = np.exp(scores - scores.max(-1, keepdims=True))
+        p /= p.sum(-1, keepdims=True)
+        o = np.einsum("hqk,khd->qhd", p, v).reshape(n, -1)
+        x = x + _int8(_norm(o, w.attn_norm, s.norm_eps)) @ w.o.T * w.o_scale
+        h = _int8(_norm(x, w.post_norm, s.norm_eps))
+        gate, up = h @ w.gate.T * w.gate_scale, h @ w.up.T * w.up_scale
+        gate = np.maximum(gate, 0) ** 2 if s.activation == "relu2" else gate / (1 + np.exp(-gate))
+        x = x + _int8(_norm(gate * up, w.ffn_norm, s.norm_eps)) @ w.down.T * w.down_scale
+    last = _norm(x, weights.norm, s.norm_eps)
+    rows, scales = weights.head_rows
+    matrix = rows * scales[:, None].astype(np.float64) if options.head or not s.tied else exact
+    return (_int8(last) if options.head else last) @ matrix.T
+
+
+def nll(logits: NDArray[np.floating], targets: NDArray[np.int64]) -> F64:
+    """Negative log-likelihood, nats, of each target [positions] under logits [positions, vocab]."""
+    x = logits.astype(np.float64)
+    top = x.max(-1)
+    return np.asarray(top + np.log(np.exp(x - top[:, None]).sum(-1)) - x[np.arange(len(targets)), targets])
