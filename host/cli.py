@@ -46,6 +46,8 @@ class _Group(TyperGroup):
         except TellmeError as e:
             _fail(e, e.exit_code)
         except TyperException as e:
+            if not e.format_message():  # help was shown because nothing was asked for
+                raise SystemExit(e.exit_code) from None
             _fail(f"{' '.join(e.format_message().split())} (see tellme --help)", e.exit_code)
         except (KeyboardInterrupt, typer.Abort):
             _fail("interrupted", 130)
@@ -265,7 +267,7 @@ def _rows(title: str, rows: Sequence[tuple[str, object]]) -> Table:
     table.add_column()
     table.add_column(justify="right")
     for name, value in rows:
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
+        table.add_row(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
     return table
 
 
