@@ -125,9 +125,7 @@ def write_checkpoint(folder: Path, spec: ModelSpec, seed: int = 1, **changes: An
     return write_folder(folder, config_json(spec, **changes), tensors_of(random_weights(spec, seed)))
 
 
-def start(
-    folder: Path, config: AcceleratorConfig = TINY, **load: Any
-) -> tuple[Accelerator, ReferenceMachine, Model]:
+def start(folder: Path, config: AcceleratorConfig = TINY, **load: Any) -> tuple[Accelerator, ReferenceMachine, Model]:
     """An accelerator on a reference machine of just the size it needs, with the model loaded."""
     model = Model.open(folder, config)
     program = compile_program(model, config, **load)

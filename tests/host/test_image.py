@@ -103,7 +103,9 @@ def test_a_flipped_bit_is_found_wherever_it_is(demo_image: Path, tmp_path: Path)
         s = image.sections[name]
         for beat in (s.address, s.address + s.beats - 1):
             bad = edit(demo_image, tmp_path / "bad.tlm", data + beat * TINY.port_bytes + 3)
-            with pytest.raises(UserError, match=f"section '{name}' is damaged .checksum.; convert the checkpoint again"):
+            with pytest.raises(
+                UserError, match=f"section '{name}' is damaged .checksum.; convert the checkpoint again"
+            ):
                 Image(bad)
             assert Image(bad, verify=False).beats == image.beats
     with pytest.raises(UserError, match="part 'tokenizer.json' is damaged"):
