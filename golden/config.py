@@ -48,7 +48,8 @@ class AcceleratorConfig:
     max_kv_dim : KV heads times head dimension.
     max_heads : query heads.
     max_head_dim : head dimension.
-    max_context : positions of a cache slot.
+    max_context : positions of a cache slot, a multiple of key_block.
+    score_words : words of the score RAM for one unit of attention (attention_lanes x keys_per_beat scores each).
     fifo_beats : depth of the stream FIFO in beats.
     max_descriptors : descriptors of a program.
     burst_beats, outstanding : AXI4 read burst length and bursts in flight a port.
@@ -72,7 +73,8 @@ class AcceleratorConfig:
     max_kv_dim: int = 1536
     max_heads: int = 32
     max_head_dim: int = 128
-    max_context: int = 4096
+    max_context: int = 3968
+    score_words: int = 2048
     fifo_beats: int = 8192
     max_descriptors: int = 512
     burst_beats: int = 16
@@ -94,7 +96,7 @@ class AcceleratorConfig:
         power_of_two("key_tile", 16, 256)
         power_of_two("block_rows", 64, 4096)
         power_of_two("max_features", 256, 65536)
-        power_of_two("max_context", 64, 65536)
+        power_of_two("score_words", 64, 65536)
         power_of_two("fifo_beats", 64, 65536)
         power_of_two("burst_beats", 1, 256)
         power_of_two("outstanding", 1, 64)
@@ -104,6 +106,15 @@ class AcceleratorConfig:
         _require(
             self.port_bytes * self.burst_beats <= 4096,
             f"burst_beats * port_bytes must be at most 4096 (AXI4), not {self.port_bytes * self.burst_beats}",
+        )
+        _require(
+            self.max_context % self.key_block == 0 and 0 < self.max_context <= 65536,
+            f"max_context must be a multiple of {self.key_block} (key_block) up to 65536, not {self.max_context}",
+        )
+        _require(
+            self.max_context + self.lanes <= self.score_words * self.keys_per_beat,
+            f"score_words ({self.score_words}) must hold max_context + lanes keys of one set of queries, "
+            f"{self.keys_per_beat} a word: at least {-(-(self.max_context + self.lanes) // self.keys_per_beat)}",
         )
         for field in ("max_hidden", "max_head_dim", "max_kv_dim"):
             v = getattr(self, field)
@@ -192,6 +203,7 @@ TINY = AcceleratorConfig(
     max_heads=16,
     max_head_dim=128,
     max_context=256,
+    score_words=2048,
     fifo_beats=512,
     max_descriptors=128,
     outstanding=8,

@@ -47,7 +47,9 @@ _COMMON = (
     Field("opcode", 0, 0, 8, "Opcode"),
     Field("kind", 0, 8, 2, "Kind of a LINEAR"),
     Field("norm_in", 0, 10, 1, "inputs are normalised by their root mean square before quantisation"),
-    Field("gain_out", 0, 11, 1, "outputs are multiplied by the gain (the next norm's weight) before the absolute maximum"),
+    Field(
+        "gain_out", 0, 11, 1, "outputs are multiplied by the gain (the next norm's weight) before the absolute maximum"
+    ),
     Field("address", 1, 0, 32, "beat address of the gain followed by the data"),
     Field("gain_beats", 2, 0, 16, "beats of gain, 0 if none"),
 )
@@ -92,10 +94,14 @@ FIELDS: dict[Opcode, tuple[Field, ...]] = {
         Field("kv_address", 3, 0, 32, "beat address of this layer's cache, slot 0, KV head 0, block 0"),
         Field("slot_stride", 4, 0, 32, "beats from slot to slot"),
         Field("head_stride", 5, 0, 32, "beats from KV head to KV head"),
+        Field("group", 6, 0, 8, "query heads of a KV head: heads / kv_heads"),
     )
     + _HEADS,
     Opcode.HEAD: _COMMON
-    + (Field("blocks", 3, 0, 16, "blocks of key_block rows"),)
+    + (
+        Field("blocks", 3, 0, 16, "blocks of key_block rows"),
+        Field("tiles", 3, 16, 16, "K tiles that hold the inputs (whole tiles are quantised)"),
+    )
     + _NORM
     + (
         Field("logits_address", 7, 0, 32, "beat address of lane 0's logits (float32)"),

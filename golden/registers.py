@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from enum import IntEnum
 
 from golden.config import AcceleratorConfig
@@ -65,7 +67,9 @@ REGISTERS: tuple[Register, ...] = (
     Register("base_low", 0x040, "rw", "byte address of each port's region, low half", 8),
     Register("base_high", 0x060, "rw", "byte address of each port's region, high half", 8),
     Register("position", 0x100, "rw", "position of each lane", 32),
-    Register("slot", 0x180, "rw", "cache slot of each lane; lanes of a slot are neighbours with ascending positions", 32),
+    Register(
+        "slot", 0x180, "rw", "cache slot of each lane; lanes of a slot are neighbours with ascending positions", 32
+    ),
     Register("best_index", 0x200, "ro", "arg-max token of each head lane", 32),
     Register("best_value", 0x280, "ro", "its logit, binary32", 32),
     Register("cycles", 0x300, "ro", "cycles of the last pass"),
@@ -91,3 +95,9 @@ def offset(name: str, index: int = 0) -> int:
 def geometry(config: AcceleratorConfig) -> int:
     """Value of the geometry register."""
     return config.ports | config.port_bytes << 8 | config.lanes << 16 | config.attention_lanes << 24
+
+
+def build_hash(config: AcceleratorConfig) -> int:
+    """Value of the build register: 32 bits of a SHA-256 of the configuration and VERSION."""
+    text = json.dumps([VERSION, asdict(config)], sort_keys=True)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")

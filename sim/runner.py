@@ -28,7 +28,16 @@ _MAKEFLAGS = (
     "CFG_CXXFLAGS_COROUTINES=-fcoroutines CFG_LDLIBS_THREADS=-pthread"
 )
 # Amaranth's own Verilog is not lint-clean in these classes, none of which is a functional error.
-_WARNINGS = ("CASEINCOMPLETE", "WIDTHTRUNC", "WIDTHEXPAND", "UNSIGNED", "UNUSEDSIGNAL", "DECLFILENAME", "CASEOVERLAP")
+_WARNINGS = (
+    "CASEINCOMPLETE",
+    "WIDTHTRUNC",
+    "WIDTHEXPAND",
+    "UNSIGNED",
+    "UNUSEDSIGNAL",
+    "DECLFILENAME",
+    "CASEOVERLAP",
+    "UNOPTFLAT",
+)
 
 
 class SimulationError(RuntimeError):
@@ -131,7 +140,10 @@ def run(
     waves: bool = False,
     name: str = "run",
 ) -> None:
-    """Runs cocotb `module` on a built simulation. Raises SimulationError unless at least one test ran and all passed."""
+    """Runs cocotb `module` on a built simulation.
+
+    Raises SimulationError unless at least one test ran and all passed.
+    """
     verilator_environment()
     work = folder / "runs" / f"{name}-{os.getpid()}"
     work.mkdir(parents=True, exist_ok=True)
@@ -157,6 +169,7 @@ def run(
         raise SimulationError(f"simulation stopped: {e}\n{log.read_text()[-6000:] if log.exists() else ''}") from e
     if count == 0 or failures:
         raise SimulationError(f"{failures} of {count} cocotb tests failed:\n{log.read_text()[-8000:]}")
+    print(f"{count} cocotb tests passed")
     if not waves:
         shutil.rmtree(work, ignore_errors=True)
 

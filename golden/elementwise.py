@@ -1,0 +1,137 @@
+"""Everything between the matrices: scale, RoPE, residual, gates, statistics, quantisers. float32, vectorised over lanes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from golden import fp
+from golden.config import CHUNK, PARTIALS
+
+F32 = NDArray[np.float32]
+I8 = NDArray[np.int8]
+
+SMALLEST_ABSMAX = np.float32(1e-5)
+"""Absolute maxima below this count as this."""
+
+INV_127 = np.float32(1 / 127)
+_127 = np.float32(127)
+_ONE = np.float32(1)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the quantiser must know of a token's features, and the features.
+
+    Attributes
+    ----------
+    ss : [lanes], sum of squares of the features, before the gain.
+    amax : [lanes], largest magnitude of u.
+    u : [lanes, features], the features times the gain.
+    """
+
+    ss: F32
+    amax: F32
+    u: F32
+
+
+# ---- epilogues -------------------------------------------------------------------------------------------------------
+
+
+def scale(acc: ArrayLike, weight_scale: ArrayLike, act_scale: ArrayLike) -> F32:
+    """Outputs of a linear layer: acc [lanes, rows], weight_scale scalar or [rows], act_scale [lanes]."""
+    return fp.mul(fp.from_int(acc), fp.mul(weight_scale, np.asarray(act_scale, np.float32)[:, None]))
+
+
+def rope(y: ArrayLike, cos: ArrayLike, sin: ArrayLike) -> F32:
+    """Rotates the pairs (2j, 2j+1) of the last axis; cos and sin [..., dim/2] broadcast against the leading axes."""
+    pairs = np.asarray(y, np.float32).reshape(*np.shape(y)[:-1], -1, 2)
+    a, b = pairs[..., 0], pairs[..., 1]
+    out = np.empty_like(pairs)
+    out[..., 0] = fp.sub(fp.mul(a, cos), fp.mul(b, sin))
+    out[..., 1] = fp.add(fp.mul(b, cos), fp.mul(a, sin))
+    return out.reshape(np.shape(y))
+
+
+def residual(x: ArrayLike, y: ArrayLike) -> F32:
+    """The residual stream after a layer's output."""
+    return fp.add(x, y)
+
+
+def gate_relu2(gate: ArrayLike, up: ArrayLike) -> F32:
+    """max(gate, 0)^2 * up."""
+    g = fp.relu(gate)
+    return fp.mul(fp.mul(g, g), up)
+
+
+def gate_silu(gate: ArrayLike, up: ArrayLike) -> F32:
+    """gate / (1 + e^-gate) * up."""
+    return fp.mul(fp.mul(gate, fp.recip(fp.add(_ONE, fp.exp(fp.neg(gate))))), up)
+
+
+# ---- statistics ------------------------------------------------------------------------------------------------------
+
+
+def sum_of_squares(v: ArrayLike) -> F32:
+    """Sum of squares over the last axis (a multiple of 4) in the hardware's order.
+
+    Chunks of 4 are summed as a tree; chunk k joins partial sum k mod 8; the 8 partials are summed as a tree. A partial
+    without a chunk is +0.
+    """
+    x = np.asarray(v, np.float32)
+    if x.shape[-1] % CHUNK:
+        raise ValueError(f"features must be a multiple of {CHUNK}, not {x.shape[-1]}")
+    sq = fp.mul(x, x).reshape(*x.shape[:-1], -1, CHUNK)
+    c = fp.add(fp.add(sq[..., 0], sq[..., 1]), fp.add(sq[..., 2], sq[..., 3]))
+    p = np.zeros((*x.shape[:-1], PARTIALS), np.float32)
+    p[..., : min(PARTIALS, c.shape[-1])] = c[..., :PARTIALS]
+    for k in range(PARTIALS, c.shape[-1], PARTIALS):
+        row = c[..., k : k + PARTIALS]
+        p[..., : row.shape[-1]] = fp.add(p[..., : row.shape[-1]], row)
+    while p.shape[-1] > 1:
+        p = fp.add(p[..., 0::2], p[..., 1::2])
+    return np.asarray(p[..., 0])
+
+
+def statistics(v: ArrayLike, gain: ArrayLike | None = None) -> Statistics:
+    """Statistics of features v [lanes, n]; `gain` [n] is the weight of the norm that follows, None if there is none."""
+    x = np.asarray(v, np.float32)
+    u = x if gain is None else fp.mul(x, gain)
+    return Statistics(sum_of_squares(x), fp.max_abs(u), u)
+
+
+# ---- quantisers ------------------------------------------------------------------------------------------------------
+
+
+def inverse_count(n: int) -> np.float32:
+    """1/n as the descriptors hold it."""
+    return np.float32(1 / n)
+
+
+def quantise(stats: Statistics, *, norm: bool, eps: float = 0.0) -> tuple[I8, F32]:
+    """int8 activations [lanes, n] and their scales [lanes]; with `norm`, of the features over their root mean square.
+
+    The normalising factor r enters only the absolute maximum and the scale: q never sees r * u rounded.
+    """
+    if norm:
+        mean = fp.mul(stats.ss, inverse_count(stats.u.shape[-1]))
+        r = fp.rsqrt(fp.add(mean, np.float32(eps)))
+    else:
+        r = np.ones_like(stats.ss)
+    a = fp.maximum(fp.mul(stats.amax, r), SMALLEST_ABSMAX)
+    inv = fp.mul(fp.mul(r, _127), fp.recip(a))
+    return fp.to_int8(fp.mul(stats.u, inv[..., None])), fp.mul(a, INV_127)
+
+
+def quantise_head(y: ArrayLike) -> tuple[I8, F32]:
+    """int8 queries, keys or values of heads [..., dim], and a scale [...] for each."""
+    a = fp.maximum(fp.max_abs(y), SMALLEST_ABSMAX)
+    inv = fp.mul(_127, fp.recip(a))
+    return fp.to_int8(fp.mul(y, inv[..., None])), fp.mul(a, INV_127)
+
+
+def dequantise(q: ArrayLike, scales: ArrayLike) -> F32:
+    """Embedding rows: int8 [..., n] times their scales [...]."""
+    return fp.mul(fp.from_int(q), np.asarray(scales, np.float32)[..., None])

@@ -1,0 +1,325 @@
+"""Objects in memory: what the host writes, the hardware streams and tests feed. See docs/architecture.md, section 1.
+
+A packed object is `uint8[beats, beat_bytes]`, in the order in which it is streamed. `stripe` splits the columns of beats over
+the ports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from golden import ternary
+from golden.config import AcceleratorConfig
+
+Beats = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+I8 = NDArray[np.int8]
+Span = tuple[int, int, int]
+"""(beat, first byte, bytes): a place inside an object."""
+
+ROW_MULTIPLE = 8
+"""Rows that the epilogue takes together; matrices have a multiple of them."""
+
+
+class LayoutError(ValueError):
+    """A shape that the memory formats cannot hold."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise LayoutError(message)
+
+
+# ---- ports -----------------------------------------------------------------------------------------------------------
+
+
+def stripe(beats: Beats, config: AcceleratorConfig) -> Beats:
+    """Beats [n, beat_bytes] as the ports' regions [ports, n, port_bytes]."""
+    return np.ascontiguousarray(beats.reshape(-1, config.ports, config.port_bytes).transpose(1, 0, 2))
+
+
+def unstripe(regions: Beats) -> Beats:
+    """Inverse of `stripe`."""
+    return np.ascontiguousarray(regions.transpose(1, 0, 2)).reshape(regions.shape[1], -1)
+
+
+# ---- order of rows ---------------------------------------------------------------------------------------------------
+
+
+def rope_order(head_dim: int) -> NDArray[np.int64]:
+    """Rows of a Q or K head as stored: 0, D/2, 1, D/2+1, ..., so that rotated pairs are neighbours."""
+    return np.arange(head_dim).reshape(2, -1).T.reshape(-1)
+
+
+def interleave_heads(rows: NDArray[np.generic], head_dim: int) -> NDArray[np.generic]:
+    """Q or K rows [heads * head_dim, ...] with every head in `rope_order`."""
+    _require(rows.shape[0] % head_dim == 0, f"{rows.shape[0]} rows are not whole heads of {head_dim}")
+    return rows.reshape(-1, head_dim, *rows.shape[1:])[:, rope_order(head_dim)].reshape(rows.shape)
+
+
+def deinterleave_heads(rows: NDArray[np.generic], head_dim: int) -> NDArray[np.generic]:
+    """Inverse of `interleave_heads`."""
+    inverse = np.argsort(rope_order(head_dim))
+    return rows.reshape(-1, head_dim, *rows.shape[1:])[:, inverse].reshape(rows.shape)
+
+
+def join_qkv(q: I8, k: I8, v: I8, head_dim: int) -> I8:
+    """The QKV matrix: Q heads, K heads (both in rope order), V heads (plain)."""
+    return np.concatenate([interleave_heads(q, head_dim), interleave_heads(k, head_dim), v])
+
+
+def split_qkv(rows: I8, heads: int, kv_heads: int, head_dim: int) -> tuple[I8, I8, I8]:
+    """Inverse of `join_qkv`."""
+    a, b = heads * head_dim, (heads + kv_heads) * head_dim
+    return deinterleave_heads(rows[:a], head_dim), deinterleave_heads(rows[a:b], head_dim), rows[b:]
+
+
+def join_gate_up(gate: I8, up: I8) -> I8:
+    """The gate matrix: rows g0, u0, g1, u1, ..."""
+    return np.stack([gate, up], axis=1).reshape(-1, *gate.shape[1:])
+
+
+def split_gate_up(rows: I8) -> tuple[I8, I8]:
+    """Inverse of `join_gate_up`."""
+    return rows[0::2], rows[1::2]
+
+
+# ---- ternary matrices ------------------------------------------------------------------------------------------------
+
+
+def tiles(inputs: int, config: AcceleratorConfig) -> int:
+    """K tiles of a matrix of `inputs` columns."""
+    return -(-inputs // config.beat_weights)
+
+
+def pack_linear(weights: ArrayLike, config: AcceleratorConfig, block_rows: int | None = None) -> Beats:
+    """A ternary matrix [rows, inputs] in row blocks of `block_rows` (config.block_rows if None): K tile, then row.
+
+    Raises
+    ------
+    LayoutError : rows are not a multiple of 8, or block_rows is outside 8..config.block_rows or no multiple of 8.
+    WeightError : a weight is not -1, 0 or 1.
+    """
+    w = ternary.check(weights)
+    n, k = w.shape
+    block = config.block_rows if block_rows is None else block_rows
+    _require(n % ROW_MULTIPLE == 0 and n > 0, f"a matrix must have a multiple of {ROW_MULTIPLE} rows, not {n}")
+    _require(
+        block % ROW_MULTIPLE == 0 and 0 < block <= config.block_rows,
+        f"block_rows must be a multiple of {ROW_MULTIPLE} up to {config.block_rows}, not {block}",
+    )
+    width = config.beat_weights
+    padded = np.zeros((n, tiles(k, config) * width), np.int8)
+    padded[:, :k] = w
+    rows = ternary.pack(padded).reshape(n, -1, config.beat_bytes)
+    parts = [rows[i : i + block].swapaxes(0, 1).reshape(-1, config.beat_bytes) for i in range(0, n, block)]
+    return np.concatenate(parts)
+
+
+def unpack_linear(beats: Beats, rows: int, inputs: int, config: AcceleratorConfig, block_rows: int | None = None) -> I8:
+    """Inverse of `pack_linear`. Raises WeightError on a byte above 242."""
+    block = config.block_rows if block_rows is None else block_rows
+    t = tiles(inputs, config)
+    _require(len(beats) == rows * t, f"{rows} rows of {t} tiles are {rows * t} beats, not {len(beats)}")
+    out = np.empty((rows, inputs), np.int8)
+    for i in range(0, rows, block):
+        n = min(block, rows - i)
+        part = beats[i * t : (i + n) * t].reshape(t, n, -1).swapaxes(0, 1).reshape(n, -1)
+        out[i : i + n] = ternary.unpack(part, inputs)
+    return out
+
+
+# ---- floats ----------------------------------------------------------------------------------------------------------
+
+
+def float_beats(count: int, config: AcceleratorConfig) -> int:
+    """Beats of `count` float32."""
+    return -(-count // config.word)
+
+
+def pack_floats(values: ArrayLike, config: AcceleratorConfig) -> Beats:
+    """float32 [..., n] in beats, each of the leading elements starting at a beat, padded with 0: gains, inputs, logits."""
+    v = np.asarray(values, np.float32)
+    n = v.shape[-1]
+    padded = np.zeros((*v.shape[:-1], float_beats(n, config) * config.word), "<f4")
+    padded[..., :n] = v
+    return padded.view(np.uint8).reshape(-1, config.beat_bytes)
+
+
+def unpack_floats(beats: Beats, count: int, config: AcceleratorConfig) -> F32:
+    """Inverse of `pack_floats`: [..., count], one leading element for every float_beats(count) beats."""
+    v = np.ascontiguousarray(beats).view("<f4").reshape(-1, float_beats(count, config) * config.word)
+    return v[:, :count].astype(np.float32)
+
+
+def pack_gain(gain: ArrayLike, config: AcceleratorConfig) -> Beats:
+    """A norm's weight [n]."""
+    return pack_floats(np.asarray(gain, np.float32).reshape(1, -1), config)
+
+
+def rope_beats(head_dim: int, config: AcceleratorConfig) -> int:
+    """Beats of the rotary table of a position."""
+    return float_beats(head_dim, config)
+
+
+def pack_rope(cos: ArrayLike, sin: ArrayLike, config: AcceleratorConfig) -> Beats:
+    """The rotary table: cos and sin [positions, head_dim / 2] as pairs (cos, sin), `rope_beats` a position."""
+    pairs = np.stack([np.asarray(cos, np.float32), np.asarray(sin, np.float32)], axis=-1)
+    return pack_floats(pairs.reshape(len(pairs), -1), config)
+
+
+def unpack_rope(beats: Beats, head_dim: int, config: AcceleratorConfig) -> tuple[F32, F32]:
+    """Inverse of `pack_rope`: cos and sin [positions, head_dim / 2]."""
+    pairs = unpack_floats(beats, head_dim, config).reshape(-1, head_dim // 2, 2)
+    return pairs[..., 0], pairs[..., 1]
+
+
+# ---- cells: K, V and the head ----------------------------------------------------------------------------------------
+
+
+def cells(dim: int, config: AcceleratorConfig) -> int:
+    """Cells of `dim` dimensions. Raises LayoutError unless they are whole."""
+    _require(dim % config.cell == 0 and dim > 0, f"dimensions must be a multiple of {config.cell}, not {dim}")
+    return dim // config.cell
+
+
+def pack_cells(rows: ArrayLike, config: AcceleratorConfig) -> Beats:
+    """int8 rows [key_block, dim] as data of a block: for each cell, for each tile beat, keys_per_beat rows."""
+    r = np.ascontiguousarray(rows, np.int8)
+    c = cells(r.shape[1], config)
+    _require(r.shape[0] == config.key_block, f"a block has {config.key_block} rows, not {r.shape[0]}")
+    split = r.view(np.uint8).reshape(config.key_tile, config.keys_per_beat, c, config.cell)
+    return np.ascontiguousarray(split.transpose(2, 0, 1, 3)).reshape(-1, config.beat_bytes)
+
+
+def unpack_cells(beats: Beats, config: AcceleratorConfig) -> I8:
+    """Inverse of `pack_cells`."""
+    split = beats.reshape(-1, config.key_tile, config.keys_per_beat, config.cell)
+    rows = np.ascontiguousarray(split.transpose(1, 2, 0, 3)).reshape(config.key_block, -1)
+    return rows.view(np.int8)
+
+
+def head_block_beats(features: int, config: AcceleratorConfig) -> int:
+    """Beats of a block of the output head."""
+    return config.scale_beats + cells(features, config) * config.key_tile
+
+
+def pack_head(rows: ArrayLike, scales: ArrayLike, config: AcceleratorConfig) -> Beats:
+    """The output head: int8 rows [vocabulary, features] and their scales, padded with zeros to whole blocks."""
+    r, s = np.asarray(rows, np.int8), np.asarray(scales, np.float32)
+    blocks = -(-len(r) // config.key_block)
+    padded_rows = np.zeros((blocks * config.key_block, r.shape[1]), np.int8)
+    padded_scales = np.zeros(blocks * config.key_block, np.float32)
+    padded_rows[: len(r)], padded_scales[: len(r)] = r, s
+    parts = []
+    for b in range(blocks):
+        part = slice(b * config.key_block, (b + 1) * config.key_block)
+        parts += [pack_floats(padded_scales[None, part], config), pack_cells(padded_rows[part], config)]
+    return np.concatenate(parts)
+
+
+def unpack_head(beats: Beats, vocabulary: int, features: int, config: AcceleratorConfig) -> tuple[I8, F32]:
+    """Inverse of `pack_head`."""
+    blocks = beats.reshape(-1, head_block_beats(features, config), config.beat_bytes)
+    scales = unpack_floats(blocks[:, : config.scale_beats].reshape(-1, config.beat_bytes), config.key_block, config)
+    rows = np.concatenate([unpack_cells(b[config.scale_beats :], config) for b in blocks])
+    return rows[:vocabulary], scales.reshape(-1)[:vocabulary]
+
+
+# ---- KV cache --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KvLayout:
+    """Places in the cache of one layer; all in beats from `kv_address` of its ATTENTION descriptor.
+
+    A block holds `key_block` keys of one slot and KV head: K scales, V scales, K data (the K record), V data (the V
+    record). Blocks of a head, heads of a slot and slots follow one another.
+    """
+
+    config: AcceleratorConfig
+    head_dim: int
+    kv_heads: int
+    max_context: int
+
+    def __post_init__(self) -> None:
+        cells(self.head_dim, self.config)
+        _require(
+            0 < self.max_context <= self.config.max_context,
+            f"max_context must be from 1 to {self.config.max_context} (the accelerator's), not {self.max_context}",
+        )
+
+    @property
+    def data_beats(self) -> int:
+        """Beats of the K (or V) data of a block."""
+        return cells(self.head_dim, self.config) * self.config.key_tile
+
+    @property
+    def k_record_beats(self) -> int:
+        """Beats of the K record: both scales and the K data."""
+        return 2 * self.config.scale_beats + self.data_beats
+
+    @property
+    def block_stride(self) -> int:
+        """Beats of a block."""
+        return self.k_record_beats + self.data_beats
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a (slot, KV head)."""
+        return -(-self.max_context // self.config.key_block)
+
+    @property
+    def head_stride(self) -> int:
+        """Beats from KV head to KV head."""
+        return self.blocks * self.block_stride
+
+    @property
+    def slot_stride(self) -> int:
+        """Beats from slot to slot; also what a layer takes with one slot."""
+        return self.kv_heads * self.head_stride
+
+    def block(self, slot: int, kv_head: int, position: int) -> int:
+        """First beat of the block that holds a position."""
+        b = position // self.config.key_block
+        return slot * self.slot_stride + kv_head * self.head_stride + b * self.block_stride
+
+    def k_scale(self, slot: int, kv_head: int, position: int) -> Span:
+        """Where the K scale of a key is."""
+        i = position % self.config.key_block
+        return self.block(slot, kv_head, position) + i // self.config.word, i % self.config.word * 4, 4
+
+    def v_scale(self, slot: int, kv_head: int, position: int) -> Span:
+        """Where the V scale of a key is."""
+        beat, byte, length = self.k_scale(slot, kv_head, position)
+        return beat + self.config.scale_beats, byte, length
+
+    def k_cell(self, slot: int, kv_head: int, position: int, cell: int) -> Span:
+        """Where dimensions [cell * C, (cell + 1) * C) of a key are."""
+        i = position % self.config.key_block
+        beat = cell * self.config.key_tile + i // self.config.keys_per_beat
+        start = self.block(slot, kv_head, position) + 2 * self.config.scale_beats
+        return start + beat, i % self.config.keys_per_beat * self.config.cell, self.config.cell
+
+    def v_cell(self, slot: int, kv_head: int, position: int, cell: int) -> Span:
+        """Where dimensions [cell * C, (cell + 1) * C) of a value are."""
+        beat, byte, length = self.k_cell(slot, kv_head, position, cell)
+        return beat + self.data_beats, byte, length
+
+    def pack_block(self, k: ArrayLike, k_scales: ArrayLike, v: ArrayLike, v_scales: ArrayLike) -> Beats:
+        """A block: int8 [keys, head_dim] and float32 [keys] of K and V, keys <= key_block; zeros behind them."""
+        n, block = len(np.asarray(k)), self.config.key_block
+        _require(n <= block, f"a block has {block} keys, not {n}")
+        data = np.zeros((2, block, self.head_dim), np.int8)
+        scales = np.zeros((2, block), np.float32)
+        data[0, :n], data[1, :n], scales[0, :n], scales[1, :n] = k, v, k_scales, v_scales
+        return np.concatenate([pack_floats(scales, self.config), *(pack_cells(d, self.config) for d in data)])
+
+    def unpack_block(self, beats: Beats) -> tuple[I8, F32, I8, F32]:
+        """Inverse of `pack_block`: k, k_scales, v, v_scales of all key_block keys."""
+        s, r = 2 * self.config.scale_beats, self.k_record_beats
+        scales = unpack_floats(beats[:s], self.config.key_block, self.config)
+        return unpack_cells(beats[s:r], self.config), scales[0], unpack_cells(beats[r:], self.config), scales[1]

@@ -1,0 +1,512 @@
+"""The whole model, pass by pass, as the accelerator computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from golden import attention, elementwise, head, layout, ternary
+from golden.config import AcceleratorConfig
+
+F32 = NDArray[np.float32]
+I8 = NDArray[np.int8]
+
+HEAD_DIM_MULTIPLE = 32
+_CACHED_WEIGHTS = 1 << 26
+"""Models up to this many weights keep them in float32 for the BLAS; larger ones convert at every use."""
+
+
+class ModelError(ValueError):
+    """A model that the accelerator cannot run, or weights that do not fit their specification."""
+
+
+class PassError(ValueError):
+    """A pass that the accelerator cannot run."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ModelError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """Shape of a model. Construction validates.
+
+    Parameters
+    ----------
+    hidden : features of the residual stream.
+    layers : transformer layers.
+    heads, kv_heads, head_dim : query heads, key-value heads (a divisor), dimensions of each (a multiple of 32).
+    ffn : features between up and down projection.
+    vocab : tokens.
+    activation : gate, 'relu2' (squared ReLU) or 'silu'.
+    attn_sub_norm, ffn_sub_norm : whether attention output and gated features are normalised.
+    rope_theta : base of the rotary frequencies.
+    norm_eps : epsilon of every RMS norm.
+    max_context : positions.
+    tied : whether the head is the embedding.
+
+    Raises
+    ------
+    ModelError : with the bad value and the limit.
+    """
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    activation: Literal["relu2", "silu"] = "relu2"
+    attn_sub_norm: bool = True
+    ffn_sub_norm: bool = True
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    max_context: int = 256
+    tied: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_context"):
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
+        for name in ("hidden", "head_dim", "ffn"):
+            value = getattr(self, name)
+            _require(value % HEAD_DIM_MULTIPLE == 0, f"{name} must be a multiple of {HEAD_DIM_MULTIPLE}, not {value}")
+        _require(
+            self.heads % self.kv_heads == 0, f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})"
+        )
+        _require(self.activation in ("relu2", "silu"), f"activation must be 'relu2' or 'silu', not {self.activation!r}")
+        _require(self.norm_eps >= 0, f"norm_eps must not be negative, not {self.norm_eps}")
+
+    @property
+    def q_dim(self) -> int:
+        """Features of all queries."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_dim(self) -> int:
+        """Features of all keys."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def qkv_rows(self) -> int:
+        """Rows of the QKV matrix."""
+        return self.q_dim + 2 * self.kv_dim
+
+    @property
+    def layer_weights(self) -> int:
+        """Ternary weights of a layer."""
+        return self.hidden * (self.qkv_rows + self.q_dim + 3 * self.ffn)
+
+    def check_fits(self, config: AcceleratorConfig) -> None:
+        """Raises ModelError, naming the limit, unless the accelerator runs this model."""
+        for name, value, limit in (
+            ("hidden", self.hidden, config.max_hidden),
+            ("ffn", self.ffn, config.max_features),
+            ("qkv rows", self.qkv_rows, config.max_features),
+            ("kv_heads * head_dim", self.kv_dim, config.max_kv_dim),
+            ("heads * head_dim", self.q_dim, config.max_features // 2),
+            ("heads", self.heads, config.max_heads),
+            ("head_dim", self.head_dim, config.max_head_dim),
+            ("max_context", self.max_context, config.max_context),
+        ):
+            _require(value <= limit, f"{name} is {value}, but accelerator {config.name!r} holds at most {limit}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerWeights:
+    """Weights of a layer: ternary int8 matrices [outputs, inputs] in the checkpoint's row order, scales, norm gains.
+
+    A gain is None where the model has no such norm.
+    """
+
+    q: I8
+    k: I8
+    v: I8
+    o: I8
+    gate: I8
+    up: I8
+    down: I8
+    q_scale: float
+    k_scale: float
+    v_scale: float
+    o_scale: float
+    gate_scale: float
+    up_scale: float
+    down_scale: float
+    input_norm: F32
+    post_norm: F32
+    attn_norm: F32 | None = None
+    ffn_norm: F32 | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelWeights:
+    """Weights of a model: specification, layers, last norm, int8 embedding and head rows with a float32 scale each.
+
+    A tied model has head and head_scales None: the embedding's are used.
+
+    Raises
+    ------
+    ModelError : an array has not the shape that the specification asks for.
+    """
+
+    spec: ModelSpec
+    layers: Sequence[LayerWeights]
+    norm: F32
+    embedding: I8
+    embedding_scales: F32
+    head: I8 | None = None
+    head_scales: F32 | None = None
+
+    def __post_init__(self) -> None:
+        s = self.spec
+        _require(len(self.layers) == s.layers, f"the model has {s.layers} layers, not {len(self.layers)}")
+        shapes: list[tuple[str, ArrayLike | None, tuple[int, ...] | None]] = [
+            ("norm", self.norm, (s.hidden,)),
+            ("embedding", self.embedding, (s.vocab, s.hidden)),
+            ("embedding_scales", self.embedding_scales, (s.vocab,)),
+            ("head", self.head, None if s.tied else (s.vocab, s.hidden)),
+            ("head_scales", self.head_scales, None if s.tied else (s.vocab,)),
+        ]
+        for i, w in enumerate(self.layers):
+            matrices: dict[str, tuple[int, ...] | None] = {
+                "q": (s.q_dim, s.hidden),
+                "k": (s.kv_dim, s.hidden),
+                "v": (s.kv_dim, s.hidden),
+                "o": (s.hidden, s.q_dim),
+                "gate": (s.ffn, s.hidden),
+                "up": (s.ffn, s.hidden),
+                "down": (s.hidden, s.ffn),
+                "input_norm": (s.hidden,),
+                "post_norm": (s.hidden,),
+                "attn_norm": (s.q_dim,) if s.attn_sub_norm else None,
+                "ffn_norm": (s.ffn,) if s.ffn_sub_norm else None,
+            }
+            shapes += [(f"layer {i} {name}", getattr(w, name), shape) for name, shape in matrices.items()]
+        for name, array, shape in shapes:
+            have = None if array is None else np.shape(array)
+            _require(have == shape, f"{name} must have shape {shape}, not {have}")
+
+    @property
+    def head_rows(self) -> tuple[I8, F32]:
+        """int8 rows and scales of the output head."""
+        if self.head is None or self.head_scales is None:
+            return self.embedding, self.embedding_scales
+        return self.head, self.head_scales
+
+
+def rope_tables(spec: ModelSpec, positions: int | None = None) -> tuple[F32, F32]:
+    """cos and sin [positions, head_dim / 2] (max_context positions if None).
+
+    As in the reference: inverse frequencies 1 / theta^(2j/D) and angles (their product with the position) are rounded to
+    float32; cos and sin of that angle are computed in float64 and rounded once.
+    """
+    exponent = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
+    power = np.float64(spec.rope_theta) ** exponent.astype(np.float64)
+    inverse = np.float32(1) / power.astype(np.float32)
+    n = spec.max_context if positions is None else positions
+    angle = (np.arange(n, dtype=np.float32)[:, None] * inverse).astype(np.float64)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass returns.
+
+    Attributes
+    ----------
+    logits : [head lanes, vocab].
+    best : [head lanes], arg-max tokens.
+    taps : intermediate values by name, with leading axis lanes unless said otherwise; filled only when asked for.
+        `x` the inputs; per layer `<layer>.<part>.acc`, `.q` (int8 inputs), `.scale` (of q), for part qkv, o, gate, down;
+        `<layer>.qkv.y` ([Q heads + K heads + V heads, head_dim], after scale and RoPE),
+        `<layer>.attention.u`, `<layer>.gate.u`, `<layer>.o.u`, `<layer>.down.u` (u buffers written by that part),
+        `<layer>.query`, `.key`, `.value` (int8) and `<layer>.query_scale`, `.key_scale`, `.value_scale`;
+        `<layer>.attention.out`; `<layer>.x` the residual stream after the layer; `head.q`, `head.scale` of the head lanes.
+    """
+
+    logits: F32
+    best: NDArray[np.int64]
+    taps: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+
+
+@dataclass
+class _Slot:
+    """Cache of a slot, axes [layer, KV head, position(, dim)], in the order of dimensions of the hardware."""
+
+    k: I8
+    v: I8
+    k_scales: F32
+    v_scales: F32
+    filled: int = 0
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A matrix as the engine holds it: rows in hardware order, a scale for each."""
+
+    weights: NDArray[np.generic]
+    scales: F32
+
+
+class GoldenModel:
+    """Runs passes of a model, with cache slots, bit for bit as the accelerator does.
+
+    Parameters
+    ----------
+    weights : the model.
+    config : the accelerator. It limits lanes, context and sizes; results do not depend on it.
+    slots : cache slots.
+
+    Raises
+    ------
+    ModelError : the accelerator cannot hold the model.
+    """
+
+    def __init__(self, weights: ModelWeights, config: AcceleratorConfig, slots: int = 1) -> None:
+        weights.spec.check_fits(config)
+        self.spec = weights.spec
+        self.config = config
+        self.weights = weights
+        self.cos, self.sin = rope_tables(self.spec)
+        self.query_factor = attention.query_factor(self.spec.head_dim)
+        dtype = np.float32 if self.spec.layers * self.spec.layer_weights <= _CACHED_WEIGHTS else np.int8
+        self._layers = [self._matrices(w, dtype) for w in weights.layers]
+        rows, self._row_scales = weights.head_rows
+        self._rows = rows.astype(np.float32) if rows.size <= _CACHED_WEIGHTS else rows
+        self._slots: list[_Slot | None] = [None] * slots
+
+    def _matrices(self, w: LayerWeights, dtype: type[np.generic]) -> dict[str, _Matrix]:
+        def matrix(rows: I8, scales: ArrayLike) -> _Matrix:
+            return _Matrix(rows.astype(dtype), np.asarray(scales, np.float32))
+
+        s = self.spec
+        qkv_scales = np.repeat(np.float32([w.q_scale, w.k_scale, w.v_scale]), [s.q_dim, s.kv_dim, s.kv_dim])
+        return {
+            "qkv": matrix(layout.join_qkv(w.q, w.k, w.v, s.head_dim), qkv_scales),
+            "o": matrix(w.o, w.o_scale),
+            "gate": matrix(layout.join_gate_up(w.gate, w.up), np.tile(np.float32([w.gate_scale, w.up_scale]), s.ffn)),
+            "down": matrix(w.down, w.down_scale),
+        }
+
+    # ---- cache -------------------------------------------------------------------------------------------------------
+
+    def reset(self, slot: int = 0) -> None:
+        """Empties a slot."""
+        self._slots[slot] = None
+
+    def filled(self, slot: int = 0) -> int:
+        """Positions that a slot holds."""
+        s = self._slots[slot]
+        return 0 if s is None else s.filled
+
+    def cache(self, slot: int, layer: int) -> tuple[I8, F32, I8, F32]:
+        """K, K scales, V, V scales of a slot and layer: [kv_heads, filled, head_dim] and [kv_heads, filled]."""
+        s = self._slot(slot)
+        n = s.filled
+        return s.k[layer, :, :n], s.k_scales[layer, :, :n], s.v[layer, :, :n], s.v_scales[layer, :, :n]
+
+    def _slot(self, index: int) -> _Slot:
+        slot = self._slots[index]
+        if slot is None:
+            shape = (self.spec.layers, self.spec.kv_heads, self.spec.max_context)
+            data = [np.zeros((*shape, self.spec.head_dim), np.int8) for _ in range(2)]
+            scales = [np.zeros(shape, np.float32) for _ in range(2)]
+            slot = self._slots[index] = _Slot(*data, *scales)
+        return slot
+
+    # ---- passes ------------------------------------------------------------------------------------------------------
+
+    def embed(self, tokens: ArrayLike) -> F32:
+        """Inputs of tokens: [lanes, hidden]."""
+        t = self._tokens(tokens)
+        return elementwise.dequantise(self.weights.embedding[t], self.weights.embedding_scales[t])
+
+    def prefill(self, tokens: ArrayLike, slot: int = 0) -> PassResult:
+        """Appends tokens to a slot in passes of config.lanes, and computes the logits of the last."""
+        t = self._tokens(tokens)
+        if not len(t):
+            raise PassError("a prompt needs at least one token")
+        self._check_context(self.filled(slot) + len(t) - 1)
+        for i in range(0, len(t), self.config.lanes):
+            part = t[i : i + self.config.lanes]
+            first = self.filled(slot)
+            last = i + len(part) == len(t)
+            heads = (len(part) - 1, 1) if last else (0, 0)
+            result = self.run_pass(part, np.arange(first, first + len(part)), [slot] * len(part), heads)
+        return result
+
+    def decode(self, token: int, slot: int = 0) -> PassResult:
+        """Appends one token to a slot: a pass of one lane."""
+        return self.run_pass([token], [self.filled(slot)], [slot], (0, 1))
+
+    def run_pass(
+        self,
+        tokens: ArrayLike,
+        positions: Sequence[int] | NDArray[np.integer],
+        slots: Sequence[int],
+        head_lanes: tuple[int, int] | None = None,
+        *,
+        taps: bool = False,
+    ) -> PassResult:
+        """One pass: a token, position and slot for each lane.
+
+        Parameters
+        ----------
+        head_lanes : first lane whose logits are computed, and how many; all of them if None.
+        taps : whether to keep intermediate values.
+
+        Raises
+        ------
+        PassError : too many lanes, a position behind the context or behind a gap, lanes of a slot that are not neighbours
+            with ascending positions, unknown tokens or slots.
+        """
+        t = self._tokens(tokens)
+        lanes = len(t)
+        groups = self._groups(lanes, list(map(int, positions)), list(map(int, slots)))
+        first, count = (0, lanes) if head_lanes is None else head_lanes
+        if not (0 <= first and 0 <= count and first + count <= lanes):
+            raise PassError(f"head lanes {first}..{first + count - 1} are not among the {lanes} lanes of the pass")
+        keep: dict[str, NDArray[np.generic]] | None = {} if taps else None
+        p = np.asarray(positions, np.int64)
+        x = self.embed(t)
+        if keep is not None:
+            keep["x"] = x
+        stats = elementwise.statistics(x, self.weights.layers[0].input_norm)
+        for i in range(self.spec.layers):
+            x, stats = self._layer(i, x, stats, p, groups, keep)
+        for slot, _, n, start in groups:
+            self._slot(slot).filled = max(self._slot(slot).filled, start + n)
+        lane = slice(first, first + count)
+        last = elementwise.Statistics(stats.ss[lane], stats.amax[lane], stats.u[lane])
+        q, scale = elementwise.quantise(last, norm=True, eps=self.spec.norm_eps)
+        values = head.logits(q, scale, self._rows, self._row_scales)
+        if keep is not None:
+            keep |= {"head.q": q, "head.scale": scale}
+        return PassResult(values, head.best(values), keep or {})
+
+    def _linear(
+        self,
+        layer: int,
+        part: str,
+        stats: elementwise.Statistics,
+        norm: bool,
+        keep: dict[str, NDArray[np.generic]] | None,
+    ) -> F32:
+        m = self._layers[layer][part]
+        q, scale = elementwise.quantise(stats, norm=norm, eps=self.spec.norm_eps)
+        acc = ternary.linear(m.weights, q)
+        if keep is not None:
+            keep |= {f"{layer}.{part}.q": q, f"{layer}.{part}.scale": scale, f"{layer}.{part}.acc": acc}
+        return elementwise.scale(acc, m.scales, scale)
+
+    def _layer(
+        self,
+        i: int,
+        x: F32,
+        stats: elementwise.Statistics,
+        positions: NDArray[np.int64],
+        groups: list[tuple[int, int, int, int]],
+        keep: dict[str, NDArray[np.generic]] | None,
+    ) -> tuple[F32, elementwise.Statistics]:
+        s, w = self.spec, self.weights.layers[i]
+        lanes = len(x)
+        y = self._linear(i, "qkv", stats, True, keep).reshape(lanes, -1, s.head_dim)
+        rotated = s.heads + s.kv_heads
+        y[:, :rotated] = elementwise.rope(y[:, :rotated], self.cos[positions, None], self.sin[positions, None])
+        codes, scales = elementwise.quantise_head(y)
+        query, query_scale = codes[:, : s.heads], elementwise.fp.mul(scales[:, : s.heads], self.query_factor)
+        key, value = codes[:, s.heads : rotated], codes[:, rotated:]
+        key_scale, value_scale = scales[:, s.heads : rotated], scales[:, rotated:]
+        out = np.empty((lanes, s.q_dim), np.float32)
+        for slot, lane, n, start in groups:
+            mine, at = slice(lane, lane + n), slice(start, start + n)
+            c = self._slot(slot)
+            c.k[i, :, at], c.v[i, :, at] = key[mine].swapaxes(0, 1), value[mine].swapaxes(0, 1)
+            c.k_scales[i, :, at], c.v_scales[i, :, at] = key_scale[mine].T, value_scale[mine].T
+            keys = slice(0, start + n)
+            result = attention.attend(
+                query[mine],
+                query_scale[mine],
+                c.k[i, :, keys],
+                c.k_scales[i, :, keys],
+                c.v[i, :, keys],
+                c.v_scales[i, :, keys],
+                start,
+            )
+            out[mine] = attention.merge_heads(result.out, n)
+        attended = elementwise.statistics(out, w.attn_norm)
+        x = elementwise.residual(x, self._linear(i, "o", attended, s.attn_sub_norm, keep))
+        middle = elementwise.statistics(x, w.post_norm)
+        z = self._linear(i, "gate", middle, True, keep)
+        gate = elementwise.gate_relu2 if s.activation == "relu2" else elementwise.gate_silu
+        gated = elementwise.statistics(gate(z[:, 0::2], z[:, 1::2]), w.ffn_norm)
+        x = elementwise.residual(x, self._linear(i, "down", gated, s.ffn_sub_norm, keep))
+        following = self.weights.layers[i + 1].input_norm if i + 1 < s.layers else self.weights.norm
+        after = elementwise.statistics(x, following)
+        if keep is not None:
+            keep |= {
+                f"{i}.qkv.y": y,
+                f"{i}.query": query,
+                f"{i}.key": key,
+                f"{i}.value": value,
+                f"{i}.query_scale": query_scale,
+                f"{i}.key_scale": key_scale,
+                f"{i}.value_scale": value_scale,
+                f"{i}.attention.out": out,
+                f"{i}.attention.u": attended.u,
+                f"{i}.o.u": middle.u,
+                f"{i}.gate.u": gated.u,
+                f"{i}.down.u": after.u,
+                f"{i}.x": x,
+            }
+        return x, after
+
+    # ---- checks ------------------------------------------------------------------------------------------------------
+
+    def _tokens(self, tokens: ArrayLike) -> NDArray[np.int64]:
+        t = np.asarray(tokens, np.int64).reshape(-1)
+        bad = t[(t < 0) | (t >= self.spec.vocab)]
+        if len(bad):
+            raise PassError(f"token {bad[0]} is not in the vocabulary of {self.spec.vocab}")
+        return t
+
+    def _check_context(self, position: int) -> None:
+        if position >= self.spec.max_context:
+            raise PassError(
+                f"position {position} is outside the context of {self.spec.max_context} positions: "
+                f"the conversation is full; start a new one or shorten the prompt"
+            )
+
+    def _groups(self, lanes: int, positions: list[int], slots: list[int]) -> list[tuple[int, int, int, int]]:
+        """(slot, first lane, lanes, first position) of every group; checks a pass."""
+        if not 1 <= lanes <= self.config.lanes:
+            raise PassError(f"a pass has 1 to {self.config.lanes} lanes, not {lanes}")
+        if not lanes == len(positions) == len(slots):
+            raise PassError(f"{lanes} tokens, {len(positions)} positions and {len(slots)} slots are not as many")
+        groups: list[tuple[int, int, int, int]] = []
+        for lane, (position, slot) in enumerate(zip(positions, slots, strict=True)):
+            if not 0 <= slot < len(self._slots):
+                raise PassError(f"slot {slot} of lane {lane} is not one of the {len(self._slots)} slots")
+            self._check_context(position)
+            if groups and groups[-1][0] == slot:
+                _, start, n, first = groups[-1]
+                if position != first + n:
+                    raise PassError(
+                        f"lane {lane} must have position {first + n}, one after its neighbour, not {position}"
+                    )
+                groups[-1] = (slot, start, n + 1, first)
+                continue
+            if any(g[0] == slot for g in groups):
+                raise PassError(f"lanes of slot {slot} must be neighbours; lane {lane} is apart")
+            if not 0 <= position <= self.filled(slot):
+                raise PassError(f"lane {lane} has position {position}, but slot {slot} holds {self.filled(slot)}")
+            groups.append((slot, lane, 1, position))
+        return groups

@@ -1,0 +1,146 @@
+"""What a pass reads, in order: attention phases and stream segments of a program.
+
+The hardware's fetcher and attention sequencer are held against these functions; the analysis of the weight buffer
+counts with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from golden.config import AcceleratorConfig
+from golden.program import DESCRIPTOR_BYTES, Opcode, decode
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of the attention unit: the K or V cells of one key block for one (KV head, lane group) unit.
+
+    `base`: first score word of the block within the unit; `unit_words`: score words of the unit for one set of queries.
+    """
+
+    v: bool
+    own: bool
+    first: bool
+    last: bool
+    final: bool
+    kv_head: int
+    lane_lo: int
+    lane_hi: int
+    keys: int
+    base: int
+    unit_words: int
+    parity: int
+    block: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """`beats` consecutive beats from `address` (both in beats)."""
+
+    address: int
+    beats: int
+
+
+def groups(slots: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, last) lane of every run of neighbouring lanes with one slot."""
+    out: list[tuple[int, int]] = []
+    for lane, slot in enumerate(slots):
+        if out and slots[out[-1][0]] == slot:
+            out[-1] = (out[-1][0], lane)
+        else:
+            out.append((lane, lane))
+    return out
+
+
+def phases(config: AcceleratorConfig, kv_heads: int, positions: Sequence[int], slots: Sequence[int]) -> list[Phase]:
+    """Phases of one ATTENTION in execution order: K(0), K(1), V(0), K(2), V(1), ..., V(last).
+
+    The numbers count units: (KV head, lane group), the lane groups of a KV head in turn.
+    """
+    kpb, block_keys = config.keys_per_beat, config.key_block
+
+    def part(unit: int, kv_head: int, lo: int, hi: int, v: bool, final: bool) -> Iterator[Phase]:
+        cached = positions[lo]
+        own_words = hi // kpb - lo // kpb + 1
+        words = own_words + -(-cached // kpb)
+        blocks = -(-cached // block_keys)
+
+        def phase(own: bool, keys: int, base: int, block: int) -> Phase:
+            last = block == 0 if not own else cached == 0
+            return Phase(v, own, own, last, final and last, kv_head, lo, hi, keys, base, words, unit % 2, block)
+
+        yield phase(True, hi - lo + 1, 0, 0)
+        base = own_words
+        for block in range(blocks - 1, -1, -1):
+            keys = min(block_keys, cached - block * block_keys)
+            yield phase(False, keys, base, block)
+            base += -(-keys // kpb)
+
+    units = [(h, lo, hi) for h in range(kv_heads) for lo, hi in groups(slots)]
+    out: list[Phase] = []
+    for i, unit in enumerate(units):
+        out += part(i, *unit, False, False)
+        if i:
+            out += part(i - 1, *units[i - 1], True, False)
+    out += part(len(units) - 1, *units[-1], True, True)
+    return out
+
+
+def kv_block_beats(config: AcceleratorConfig, head_dim: int) -> tuple[int, int]:
+    """Beats of a K record and of a V record of one key block."""
+    data = head_dim // config.cell * config.key_tile
+    return 2 * config.scale_beats + data, data
+
+
+def segments(
+    config: AcceleratorConfig,
+    program: bytes,
+    program_address: int,
+    positions: Sequence[int],
+    slots: Sequence[int],
+    head_count: int,
+) -> list[Segment]:
+    """Every read of a pass in order, the program itself first."""
+    lanes = len(positions)
+    out = [Segment(program_address, -(-len(program) // config.beat_bytes))]
+
+    def add(address: int, beats: int) -> None:
+        if beats:
+            out.append(Segment(address, beats))
+
+    for i in range(0, len(program), DESCRIPTOR_BYTES):
+        opcode, f = decode(program[i : i + DESCRIPTOR_BYTES])
+        v = {k: int(x) for k, x in f.items() if isinstance(x, int)}
+        if opcode is Opcode.END:
+            break
+        if opcode is Opcode.LOAD:
+            add(v["address"], v["gain_beats"])
+            add(v["x_address"], lanes * v["x_beats"])
+            for p in positions:
+                add(v["rope_address"] + p * v["rope_beats"], v["rope_beats"])
+        elif opcode is Opcode.LINEAR:
+            add(v["address"], v["gain_beats"])
+            add(v["address"] + v["gain_beats"], v["tiles"] * v["rows"])
+        elif opcode is Opcode.ATTENTION:
+            add(v["address"], v["gain_beats"])
+            k_beats, v_beats = kv_block_beats(config, v["head_dim"])
+            cells = v["head_dim"] // config.cell
+            for ph in phases(config, v["kv_heads"], positions, slots):
+                if ph.own:
+                    continue
+                base = v["kv_address"] + slots[ph.lane_lo] * v["slot_stride"] + ph.kv_head * v["head_stride"]
+                base += ph.block * (k_beats + v_beats) + (k_beats if ph.v else 0)
+                data = base if ph.v else base + 2 * config.scale_beats
+                if not ph.v:
+                    n = -(-ph.keys * 4 // config.beat_bytes)
+                    add(base, n)
+                    add(base + config.scale_beats, n)
+                for c in range(cells):
+                    add(data + c * config.key_tile, -(-ph.keys // config.keys_per_beat))
+        elif opcode is Opcode.HEAD:
+            beats = v["blocks"] * (config.scale_beats + v["inputs"] // config.cell * config.key_tile)
+            for _ in range(-(-head_count // config.attention_lanes)):
+                add(v["address"], beats)
+    return out

@@ -1,0 +1,140 @@
+"""Ternary weights: quantisation, base-3 packing, exact products, and the table-lookup view of them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from golden.config import TRITS_PER_BYTE
+
+MAX_CODE = 3**TRITS_PER_BYTE - 1
+"""Largest byte that packs five weights."""
+
+_EXACT_FLOAT32 = 1 << 24
+"""Integers of float32 are exact up to here."""
+
+_EXACT_FLOAT64 = 1 << 53
+
+_POWERS = 3 ** np.arange(TRITS_PER_BYTE)
+_TRITS = (np.arange(MAX_CODE + 1)[:, None] // _POWERS % 3 - 1).astype(np.int8)
+
+
+class WeightError(ValueError):
+    """Weights that are not ternary, or bytes that are not packed weights."""
+
+
+# ---- quantisation ----------------------------------------------------------------------------------------------------
+
+
+def quantise(latent: ArrayLike) -> tuple[NDArray[np.int8], np.float32]:
+    """Ternary weights and their scale of latent (trained, float) weights: `w = rne(latent / mean|latent|)` in -1..1.
+
+    The mean is at least 1e-5; quotients are float32 products with its reciprocal, as in BitNet's reference.
+    """
+    x = np.asarray(latent, np.float32)
+    scale = np.float32(max(np.abs(x).mean(dtype=np.float64), 1e-5))
+    return np.clip(np.rint(x * (np.float32(1) / scale)), -1, 1).astype(np.int8), scale
+
+
+def check(weights: ArrayLike) -> NDArray[np.int8]:
+    """`weights` as int8. Raises WeightError, with the first bad value and its place, unless all are -1, 0 or 1."""
+    w = np.asarray(weights)
+    bad = ~((w == -1) | (w == 0) | (w == 1))
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise WeightError(f"weights must be -1, 0 or 1; found {w[place]} at {place}")
+    return w.astype(np.int8)
+
+
+# ---- packing ---------------------------------------------------------------------------------------------------------
+
+
+def pack(weights: ArrayLike) -> NDArray[np.uint8]:
+    """Five weights a byte along the last axis: `byte = sum_j (w_j + 1) * 3**j`; a short last byte is filled with zeros.
+
+    Raises
+    ------
+    WeightError : a weight is not -1, 0 or 1.
+    """
+    w = check(weights)
+    n = w.shape[-1]
+    padded = np.zeros((*w.shape[:-1], -(-n // TRITS_PER_BYTE), TRITS_PER_BYTE), np.uint8)
+    padded.reshape(*w.shape[:-1], -1)[..., :n] = w.view(np.uint8)  # -1 wraps to 255, and back with the 1 below
+    padded += 1
+    return (padded * _POWERS.astype(np.uint8)).sum(axis=-1, dtype=np.uint8)
+
+
+def unpack(data: ArrayLike, count: int | None = None) -> NDArray[np.int8]:
+    """Inverse of `pack` along the last axis; `count` weights of it (all, if None).
+
+    Raises
+    ------
+    WeightError : a byte above 242 (`MAX_CODE`), which no weights pack to, or `count` weights are not there.
+    """
+    b = np.asarray(data, np.uint8)
+    bad = b > MAX_CODE
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise WeightError(f"a byte of packed weights must be at most {MAX_CODE}; found {b[place]} at {place}")
+    w = _TRITS[b].reshape(*b.shape[:-1], -1)
+    if count is not None and count > w.shape[-1]:
+        raise WeightError(f"{b.shape[-1]} bytes hold {w.shape[-1]} weights, not {count}")
+    return w if count is None else w[..., :count]
+
+
+def count_invalid(data: ArrayLike) -> int:
+    """Bytes above 242, each of which the hardware flags."""
+    return int((np.asarray(data, np.uint8) > MAX_CODE).sum())
+
+
+# ---- products --------------------------------------------------------------------------------------------------------
+
+
+def exact_product(a: NDArray[np.int8], b: NDArray[np.generic], bound: int) -> NDArray[np.int64]:
+    """`a @ b.T` over the last axes (with numpy's broadcasting of matrices) of integers, exactly.
+
+    `b` may be held in float32 by the caller to save the conversion. `bound` is the largest magnitude of one product
+    of elements. Uses the float BLAS wherever every partial sum is an exact integer of it, int64 otherwise.
+    """
+    most = bound * a.shape[-1]
+    if most <= _EXACT_FLOAT32:
+        dtype: type[np.generic] = np.float32
+    elif most <= _EXACT_FLOAT64:
+        dtype = np.float64
+    else:
+        dtype = np.int64
+    return (a.astype(dtype) @ np.swapaxes(b.astype(dtype, copy=False), -1, -2)).astype(np.int64)
+
+
+def linear(weights: NDArray[np.generic], q: NDArray[np.int8]) -> NDArray[np.int64]:
+    """Accumulators [..., rows] of activations `q` [..., K] (int8) and ternary `weights` [rows, K], exactly."""
+    return exact_product(q, weights, 128)
+
+
+# ---- table lookup ----------------------------------------------------------------------------------------------------
+
+
+def groups(values: ArrayLike, size: int) -> NDArray[np.int64]:
+    """Splits the last axis in groups of `size` (2..5); the last group is filled with zeros."""
+    v = np.asarray(values, np.int64)
+    n = v.shape[-1]
+    out = np.zeros((*v.shape[:-1], -(-n // size), size), np.int64)
+    out.reshape(*v.shape[:-1], -1)[..., :n] = v
+    return out
+
+
+def tables(q: ArrayLike, size: int) -> NDArray[np.int64]:
+    """Every signed sum of each group of activations: [..., K] -> [..., groups, 3**size]; entry i belongs to index i."""
+    signs = np.arange(3**size)[:, None] // 3 ** np.arange(size) % 3 - 1
+    return groups(q, size) @ signs.T
+
+
+def indices(weights: ArrayLike, size: int) -> NDArray[np.int64]:
+    """Table index of each group of weights, `sum_j (w_j + 1) * 3**j`: [..., K] -> [..., groups]."""
+    return (groups(check(weights), size) + 1) @ 3 ** np.arange(size)
+
+
+def lookup(q: ArrayLike, weights: ArrayLike, size: int) -> NDArray[np.int64]:
+    """The products of `linear` for one vector `q` [K], by tables: the sum over the groups of table[group, index]."""
+    t, i = tables(q, size), indices(weights, size)
+    return t[np.arange(t.shape[0]), i].sum(axis=-1)

@@ -1,0 +1,237 @@
+"""The executor: runs a program's descriptors in order on the compute units."""
+
+from __future__ import annotations
+
+from amaranth import Module, Mux, Signal
+from amaranth.lib import enum, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from golden.config import AcceleratorConfig, clog2
+from golden.program import DESCRIPTOR_BYTES, Opcode
+from hw.control.descriptor import field
+from hw.control.sequence import phase_layout
+
+
+class Route(enum.Enum, shape=2):
+    """Which unit takes the beats of the stream."""
+
+    PROGRAM = 0
+    LOAD = 1
+    TLMM = 2
+    ATTENTION = 3
+
+
+class Executor(wiring.Component):
+    """Starts the units for each descriptor and waits until they are done; routes the stream's beats.
+
+    A unit's `start_*` is a pulse; its `*_busy` is high from the cycle after it until its work has settled.
+    Between two descriptors it spends about six cycles (read, decode).
+
+    Interface attributes
+    --------------------
+    start : pulse; `done` is a pulse when END is reached and every write has arrived.
+    descriptor : the descriptor in execution; units take their job parameters from its fields.
+    route, draining : for the beat router and the stall counters (`draining`: beats are through, units are not).
+    head_phases : stream of phases for the output head. `sweep_first`, `sweep_count`: lanes of the current sweep.
+    bad_descriptor : level, an unknown opcode was read.
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        self.config = config
+        lane = clog2(config.lanes)
+        super().__init__(
+            {
+                "start": In(1),
+                "done": Out(1),
+                "busy": Out(1),
+                "bad_descriptor": Out(1),
+                "program_length": In(16),
+                "head_first": In(lane),
+                "head_count": In(lane + 1),
+                # program memory
+                "beat_taken": In(1),
+                "program_ready": Out(1),
+                "request": Out(1),
+                "index": Out(clog2(config.max_descriptors)),
+                "valid": In(1),
+                "read_descriptor": In(8 * DESCRIPTOR_BYTES),
+                "descriptor": Out(8 * DESCRIPTOR_BYTES),
+                # routing and accounting
+                "route": Out(Route),
+                "draining": Out(1),
+                "waiting_elementwise": Out(1),
+                # units
+                **{f"start_{u}": Out(1) for u in STARTS},
+                **{f"{u}_busy": In(1) for u in UNITS},
+                "head_mode": Out(1),
+                "sweep_first": Out(lane),
+                "sweep_count": Out(lane + 1),
+                "head_phases": Out(stream.Signature(phase_layout(config))),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        c = self.config
+        d = self.descriptor
+        opcode = field(d, Opcode.LOAD, "opcode")
+        has_gain = field(d, Opcode.LOAD, "gain_beats") != 0
+        remaining = Signal(24)
+        block = Signal(16)
+        lanes_left = Signal(clog2(c.lanes) + 1)
+        p = self.head_phases.payload
+        last_block = Signal()
+        m.d.comb += [
+            last_block.eq(block + 1 == field(d, Opcode.HEAD, "blocks")),
+            p.block.eq(block),
+            p.keys.eq(c.key_block),
+            p.first.eq(block == 0),
+            p.last.eq(last_block),
+            p.final.eq(last_block),
+            self.sweep_count.eq(Mux(lanes_left > c.attention_lanes, c.attention_lanes, lanes_left)),
+        ]
+
+        def run(name: str, unit: str, then: str) -> None:
+            """States that start a unit and wait until it is done."""
+            with m.State(name):
+                m.d.comb += getattr(self, f"start_{unit}").eq(1)
+                m.next = f"{name}-Started"
+            with m.State(f"{name}-Started"):
+                m.next = f"{name}-Wait"
+            with m.State(f"{name}-Wait"):
+                with m.If(~getattr(self, f"{unit}_busy")):
+                    m.next = then
+
+        with m.FSM() as fsm:
+            with m.State("Idle"):
+                with m.If(self.start):
+                    m.d.sync += [
+                        self.index.eq(0),
+                        self.program_ready.eq(0),
+                        self.head_mode.eq(0),
+                        self.bad_descriptor.eq(0),
+                        self.route.eq(Route.PROGRAM),
+                        remaining.eq((self.program_length * DESCRIPTOR_BYTES) >> (c.beat_bytes.bit_length() - 1)),
+                    ]
+                    m.next = "Program"
+            with m.State("Program"):
+                with m.If(remaining == 0):
+                    m.d.sync += self.program_ready.eq(1)
+                    m.next = "Read"
+                with m.Elif(self.beat_taken):
+                    m.d.sync += remaining.eq(remaining - 1)
+            with m.State("Read"):
+                m.d.sync += self.route.eq(Route.LOAD)
+                m.d.comb += self.request.eq(1)
+                with m.If(self.valid):
+                    m.d.sync += [d.eq(self.read_descriptor), self.index.eq(self.index + 1)]
+                    m.next = "Decode"
+            with m.State("Decode"):
+                with m.Switch(opcode):
+                    with m.Case(Opcode.END):
+                        m.next = "Finish"
+                    with m.Case(Opcode.LOAD):
+                        m.next = "Load-X"
+                        with m.If(has_gain):
+                            m.next = "Load-Gain"
+                    with m.Case(Opcode.LINEAR):
+                        m.next = "Linear"
+                    with m.Case(Opcode.ATTENTION):
+                        m.next = "Attention"
+                    with m.Case(Opcode.HEAD):
+                        m.d.sync += [self.sweep_first.eq(self.head_first), lanes_left.eq(self.head_count)]
+                        m.next = "Read"
+                        with m.If(self.head_count != 0):
+                            m.next = "Head-Quantise"
+                    with m.Default():
+                        m.d.sync += self.bad_descriptor.eq(1)
+                        m.next = "Idle"
+
+            run("Load-Gain", "gain", "Load-X")
+            run("Load-X", "x", "Load-Rope")
+            run("Load-Rope", "rope", "Read")
+
+            # The quantiser and the tables start while the gain is still on its way.
+            with m.State("Linear"):
+                m.d.comb += [
+                    self.start_gain.eq(has_gain),
+                    self.start_quantise.eq(1),
+                    self.start_epilogue.eq(1),
+                    self.start_tlmm.eq(1),
+                ]
+                m.next = "Linear-Started"
+            with m.State("Linear-Started"):
+                m.next = "Linear-Gain"
+            with m.State("Linear-Gain"):
+                with m.If(~self.gain_busy):
+                    m.d.sync += self.route.eq(Route.TLMM)
+                    m.next = "Linear-Stream"
+            with m.State("Linear-Stream"):
+                m.d.comb += self.waiting_elementwise.eq(self.quantise_busy)
+                with m.If(~self.tlmm_busy):
+                    m.next = "Linear-Drain"
+            with m.State("Linear-Drain"):
+                m.d.comb += self.draining.eq(1)
+                with m.If(~self.epilogue_busy & ~self.quantise_busy):
+                    m.next = "Read"
+
+            with m.State("Attention"):
+                m.d.comb += [self.start_gain.eq(has_gain), self.start_kv_writer.eq(1), self.start_collect.eq(1)]
+                m.next = "Attention-Started"
+            with m.State("Attention-Started"):
+                m.next = "Attention-Gain"
+            with m.State("Attention-Gain"):
+                with m.If(~self.gain_busy):
+                    m.d.comb += [self.start_attention.eq(1), self.start_sequence.eq(1)]
+                    m.d.sync += self.route.eq(Route.ATTENTION)
+                    m.next = "Attention-Stream"
+            with m.State("Attention-Stream"):
+                m.next = "Attention-Wait"
+            with m.State("Attention-Wait"):
+                with m.If(~self.attention_busy & ~self.collect_busy & ~self.kv_writer_busy):
+                    m.next = "Read"
+
+            with m.State("Head-Quantise"):
+                m.d.comb += self.start_quantise.eq(1)
+                m.next = "Head-Quantising"
+            with m.State("Head-Quantising"):
+                m.next = "Head-Quantise-Wait"
+            with m.State("Head-Quantise-Wait"):
+                m.d.comb += self.waiting_elementwise.eq(1)
+                with m.If(~self.quantise_busy):
+                    m.d.sync += [self.route.eq(Route.ATTENTION), self.head_mode.eq(1)]
+                    m.next = "Head"
+            with m.State("Head"):
+                m.d.comb += self.start_attention.eq(1)
+                m.d.sync += block.eq(0)
+                m.next = "Head-Blocks"
+            with m.State("Head-Blocks"):
+                m.d.comb += self.head_phases.valid.eq(1)
+                with m.If(self.head_phases.ready):
+                    m.d.sync += block.eq(block + 1)
+                    with m.If(last_block):
+                        m.next = "Head-Wait"
+            with m.State("Head-Wait"):
+                with m.If(~self.attention_busy):
+                    m.d.sync += [
+                        self.sweep_first.eq(self.sweep_first + self.sweep_count),
+                        lanes_left.eq(lanes_left - self.sweep_count),
+                    ]
+                    m.next = "Head"
+                    with m.If(lanes_left == self.sweep_count):
+                        m.d.sync += self.head_mode.eq(0)
+                        m.next = "Read"
+
+            with m.State("Finish"):
+                m.d.comb += self.draining.eq(1)
+                with m.If(~self.writer_busy):
+                    m.d.comb += self.done.eq(1)
+                    m.next = "Idle"
+        m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))
+        return m
+
+
+STARTS = ("gain", "x", "rope", "quantise", "epilogue", "collect", "tlmm", "attention", "sequence", "kv_writer")
+"""Units that the executor starts. collect: the statistics of attention results; sequence: the phase sequencer."""
+UNITS = ("gain", "x", "rope", "quantise", "epilogue", "collect", "tlmm", "attention", "kv_writer", "writer")
+"""Units it waits for."""

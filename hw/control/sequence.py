@@ -1,0 +1,164 @@
+"""Order of attention phases."""
+
+from __future__ import annotations
+
+from amaranth import Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from golden.config import AcceleratorConfig, clog2
+
+
+def phase_layout(config: AcceleratorConfig) -> data.StructLayout:
+    """Payload of a phase; fields as in `golden.schedule.Phase`."""
+    lane = clog2(config.lanes)
+    return data.StructLayout(
+        {
+            "v": 1,
+            "own": 1,
+            "first": 1,
+            "last": 1,
+            "final": 1,
+            "parity": 1,
+            "kv_head": 8,
+            "lane_lo": lane,
+            "lane_hi": lane,
+            "keys": 16,
+            "base": 16,
+            "unit_words": 16,
+            "block": 16,
+        }
+    )
+
+
+class PhaseSequencer(wiring.Component):
+    """Walks the units (KV head, lane group) of an ATTENTION and gives their phases in execution order.
+
+    One phase a cycle within a part; finding a lane group costs a cycle a lane. Golden: `golden.schedule.phases`.
+
+    Interface attributes
+    --------------------
+    start : pulse; `kv_heads`, `lanes`, `position`, `same_slot` stay stable until `busy` falls.
+    same_slot : bit l: lanes l and l+1 have one slot.
+    phases : stream of `phase_layout`.
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        self.config = config
+        super().__init__(
+            {
+                "start": In(1),
+                "busy": Out(1),
+                "kv_heads": In(8),
+                "lanes": In(clog2(config.lanes) + 1),
+                "position": In(data.ArrayLayout(16, config.lanes)),
+                "same_slot": In(config.lanes),
+                "phases": Out(stream.Signature(phase_layout(config))),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        c = self.config
+        lane_bits = clog2(c.lanes)
+        kpb_bits = c.keys_per_beat.bit_length() - 1
+        key_bits = c.key_block.bit_length() - 1
+        unit = data.StructLayout({"kv_head": 8, "lo": lane_bits, "hi": lane_bits, "parity": 1})
+        k = Signal(unit)
+        v = Signal(unit)
+        have_v = Signal()
+        exhausted = Signal()
+        part_v = Signal()
+        cur = Signal(unit)
+        m.d.comb += cur.eq(Mux(part_v, v, k))
+
+        cached = Signal(16)
+        block = Signal(16)
+        base = Signal(16)
+        own_words = Signal(lane_bits + 1)
+        cached_words = Signal(16)
+        m.d.comb += [
+            own_words.eq((cur.hi >> kpb_bits) - (cur.lo >> kpb_bits) + 1),
+            cached_words.eq((cached + (c.keys_per_beat - 1)) >> kpb_bits),
+        ]
+        unit_words = Signal(16)
+        newest = Signal(16)
+        newest_keys = Signal(16)
+
+        p = self.phases.payload
+        last = Signal()
+        m.d.comb += [
+            p.v.eq(part_v),
+            p.kv_head.eq(cur.kv_head),
+            p.lane_lo.eq(cur.lo),
+            p.lane_hi.eq(cur.hi),
+            p.parity.eq(cur.parity),
+            p.unit_words.eq(unit_words),
+            p.last.eq(last),
+            p.final.eq(part_v & exhausted & last),
+        ]
+        with m.FSM() as fsm:
+            with m.State("Idle"):
+                with m.If(self.start):
+                    m.d.sync += [k.eq(0), have_v.eq(0), exhausted.eq(0), part_v.eq(0)]
+                    m.next = "Scan"
+            with m.State("Scan"):
+                with m.If((k.hi + 1 < self.lanes) & self.same_slot.bit_select(k.hi, 1)):
+                    m.d.sync += k.hi.eq(k.hi + 1)
+                with m.Else():
+                    m.next = "Part"
+            with m.State("Part"):
+                m.d.sync += cached.eq(self.position[cur.lo])
+                m.next = "Measure"
+            with m.State("Measure"):
+                m.d.sync += [
+                    unit_words.eq(own_words + cached_words),
+                    newest.eq((cached - 1) >> key_bits),
+                    newest_keys.eq(((cached - 1) & (c.key_block - 1)) + 1),
+                ]
+                m.next = "Own"
+            with m.State("Own"):
+                m.d.comb += [
+                    self.phases.valid.eq(1),
+                    p.own.eq(1),
+                    p.first.eq(1),
+                    last.eq(cached == 0),
+                    p.keys.eq(cur.hi - cur.lo + 1),
+                ]
+                m.d.sync += [block.eq(newest), base.eq(own_words)]
+                with m.If(self.phases.ready):
+                    m.next = "Next"
+                    with m.If(cached != 0):
+                        m.next = "Cache"
+            with m.State("Cache"):
+                keys = Mux(block == newest, newest_keys, c.key_block)
+                m.d.comb += [
+                    self.phases.valid.eq(1),
+                    last.eq(block == 0),
+                    p.keys.eq(keys),
+                    p.base.eq(base),
+                    p.block.eq(block),
+                ]
+                with m.If(self.phases.ready):
+                    m.d.sync += [block.eq(block - 1), base.eq(base + ((keys + c.keys_per_beat - 1) >> kpb_bits))]
+                    with m.If(block == 0):
+                        m.next = "Next"
+            with m.State("Next"):
+                with m.If(part_v & exhausted):
+                    m.next = "Idle"
+                with m.Elif(~part_v & have_v):
+                    m.d.sync += part_v.eq(1)
+                    m.next = "Part"
+                with m.Else():
+                    # V of the previous unit is done (or there is none): this unit becomes the previous one.
+                    m.d.sync += [v.eq(k), have_v.eq(1), part_v.eq(0), k.parity.eq(~k.parity)]
+                    m.next = "Scan"
+                    with m.If(k.hi + 1 == self.lanes):
+                        m.d.sync += [k.lo.eq(0), k.hi.eq(0), k.kv_head.eq(k.kv_head + 1)]
+                        with m.If(k.kv_head + 1 == self.kv_heads):
+                            m.d.sync += [exhausted.eq(1), part_v.eq(1)]
+                            m.next = "Part"
+                    with m.Else():
+                        m.d.sync += [k.lo.eq(k.hi + 1), k.hi.eq(k.hi + 1)]
+        m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))
+        return m

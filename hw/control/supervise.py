@@ -1,0 +1,98 @@
+"""Starts and stops passes: errors, time-outs, soft reset."""
+
+from amaranth import Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from golden.registers import ErrorCode
+
+
+class Supervisor(wiring.Component):
+    """Runs a pass to its end, or stops it with a code.
+
+    On an error or a soft reset it holds `clear` until the AXI masters owe nothing more (`quiet`), and `reset` on all
+    that computes; only then is `busy` low and a new pass possible. `finished` and `error` stand from the end of a pass
+    (an error: from its discovery) to the next start or soft reset. A start while busy is ignored.
+    """
+
+    start_request: In(1)
+    reset_request: In(1)
+    bad_lanes: In(1)
+    bad_program: In(1)
+    done: In(1)
+    quiet: In(1)
+    bad_weight: In(1)
+    bad_descriptor: In(1)
+    descriptor_index: In(16)
+    read_error: In(8)
+    read_error_address: In(32)
+    write_error: In(8)
+    write_error_address: In(32)
+    progress: In(1)
+    timeout: In(32)
+    start: Out(1)
+    busy: Out(1)
+    finished: Out(1)
+    error: Out(8)
+    error_address: Out(32)
+    reset: Out(1)
+    clear: Out(1)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        idle_cycles = Signal(32)
+        expired = Signal()
+        m.d.sync += expired.eq((self.timeout != 0) & (idle_cycles >= self.timeout))
+        settle = Signal(2)
+
+        def fail(code: object, address: object) -> None:
+            m.d.sync += [self.error.eq(code), self.error_address.eq(address), self.finished.eq(1), settle.eq(0)]
+            m.next = "Stop"
+
+        def stop() -> None:
+            """Soft reset: like an error, but nothing is reported."""
+            fail(ErrorCode.NONE, 0)
+            m.d.sync += self.finished.eq(0)
+
+        with m.FSM() as fsm:
+            with m.State("Idle"):
+                m.d.sync += idle_cycles.eq(0)
+                with m.If(self.reset_request):
+                    stop()
+                with m.Elif(self.start_request):
+                    m.d.sync += [self.finished.eq(0), self.error.eq(ErrorCode.NONE), self.error_address.eq(0)]
+                    with m.If(self.bad_lanes):
+                        fail(ErrorCode.BAD_LANES, 0)
+                    with m.Elif(self.bad_program):
+                        fail(ErrorCode.BAD_DESCRIPTOR, 0)
+                    with m.Else():
+                        m.d.comb += self.start.eq(1)
+                        m.next = "Run"
+            with m.State("Run"):
+                m.d.sync += idle_cycles.eq(idle_cycles + 1)
+                with m.If(self.progress):
+                    m.d.sync += idle_cycles.eq(0)
+                with m.If(self.reset_request):
+                    stop()
+                with m.Elif(self.read_error != ErrorCode.NONE):
+                    fail(self.read_error, self.read_error_address)
+                with m.Elif(self.write_error != ErrorCode.NONE):
+                    fail(self.write_error, self.write_error_address)
+                with m.Elif(self.bad_weight):
+                    fail(ErrorCode.BAD_WEIGHT, self.descriptor_index - 1)
+                with m.Elif(self.bad_descriptor):
+                    fail(ErrorCode.BAD_DESCRIPTOR, self.descriptor_index - 1)
+                with m.Elif(expired):
+                    fail(ErrorCode.TIMEOUT, self.descriptor_index - 1)
+                with m.Elif(self.done):
+                    m.d.sync += self.finished.eq(1)
+                    m.next = "Idle"
+            with m.State("Stop"):
+                m.d.comb += [self.clear.eq(1), self.reset.eq(1)]
+                m.d.sync += [settle.eq(settle | 1), settle[1].eq(settle[0])]
+                with m.If(self.reset_request):
+                    m.d.sync += [self.finished.eq(0), self.error.eq(ErrorCode.NONE), self.error_address.eq(0)]
+                with m.If(self.quiet & settle[1]):
+                    m.next = "Idle"
+        m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))
+        return m
