@@ -26,6 +26,7 @@ from host.model import Model, convert, find_model
 from host.passes import Backend
 from host.program import Program, compile_program
 from host.sampling import Sampling
+from host.simulation import SimulatedAccelerator, memory_timing
 from host.tokenizer import Tokenizer
 
 BACKENDS = ("sim", "golden")
@@ -83,15 +84,6 @@ Board = Annotated[str, typer.Option("--board", help=f"Preset of the accelerator:
 
 
 # ---- run -------------------------------------------------------------------------------------------------------------
-
-
-def _simulation(
-    model: Model, config: AcceleratorConfig, *, timing: str | None, stress: int | None, waves: Path | None
-) -> Backend:
-    """The RTL under Verilator with a model loaded. Imports the simulator only here."""
-    from host.simulation import open_simulation
-
-    return open_simulation(model, config, timing=timing, stress=stress, waves=waves)
 
 
 def _json(report: Report, config: AcceleratorConfig, bit_exact: bool | None) -> str:
@@ -176,6 +168,7 @@ def run(
                 )
     if waves is not None and not waves.resolve().parent.is_dir():
         raise UserError(f"{waves}: its folder does not exist")
+    memory = memory_timing(timing, stress) if backend == "sim" else None
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     config = board(board_name)
     path = find_model(model)
@@ -193,10 +186,10 @@ def run(
                 f"is {context} positions; shorten the prompt"
             )
         with errors.status("opening the model" if backend == "golden" else "building the simulation"):
-            if backend == "golden":
+            if memory is None:
                 machine: Backend = GoldenBackend(load_weights(path, config), config)
             else:
-                machine = _simulation(opened, config, timing=timing, stress=stress, waves=waves)
+                machine = SimulatedAccelerator(opened, config, timing=memory, waves=waves)
                 if check:
                     try:
                         machine = CheckedBackend(machine, GoldenBackend(load_weights(path, config), config))

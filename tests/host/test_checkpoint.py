@@ -1,4 +1,4 @@
-"""Checkpoints become the right weights, and broken ones are refused in one line that says what, where and what to do."""
+"""Checkpoints become the right weights; broken ones are refused in one line: what, where, what to do."""
 
 from __future__ import annotations
 

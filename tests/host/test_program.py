@@ -1,4 +1,4 @@
-"""Programs of real shapes decode to what the model is, inside memory that does not overlap; limits are refused by name."""
+"""Programs of real shapes decode to what the model is, in memory that does not overlap; limits are refused by name."""
 
 from __future__ import annotations
 

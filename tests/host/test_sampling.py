@@ -79,13 +79,11 @@ def test_greedy_takes_the_lowest_id_of_equals():
 
 def test_a_seed_repeats_and_another_does_not():
     x = logits()
-    draws = {s: [Sampler(Sampling(temperature=1, seed=s))(x)] for s in (1, 2)}
     runs = []
     for s in (1, 1, 2):
         sampler = Sampler(Sampling(temperature=1, seed=s))
         runs.append([sampler(x) for _ in range(40)])
     assert runs[0] == runs[1] != runs[2]
-    assert runs[0][0] == draws[1][0]
 
 
 def test_draws_follow_the_distribution():

@@ -1,0 +1,104 @@
+"""The simulated accelerator as a back end: the only module of the host that touches the simulator, when asked."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from golden.config import AcceleratorConfig
+from host.driver import Accelerator
+from host.errors import UserError
+from host.model import Model
+from host.program import compile_program
+
+if TYPE_CHECKING:
+    from sim.timing import MemoryTiming
+
+DEFAULT_TIMING = "kv260"
+TIMEOUT_S = 24 * 3600.0
+"""Wall clock of a pass. A simulation is slow; one that hangs is stopped by the accelerator's own time-out."""
+
+
+def memory_timing(name: str | None, stress: int | None) -> MemoryTiming:
+    """The timing of the simulated memory: a preset, or random stalls with a seed.
+
+    Raises
+    ------
+    UserError : there is no such preset.
+    """
+    from sim.timing import timing
+
+    try:
+        return timing(name or DEFAULT_TIMING) if stress is None else timing("stress", seed=stress)
+    except ValueError as e:
+        raise UserError(str(e)) from e
+
+
+class SimulatedAccelerator(Accelerator):
+    """The RTL with a model loaded, and its wave file when it closes.
+
+    Parameters
+    ----------
+    model : an open image.
+    config : what to build.
+    timing : of the memory.
+    waves : FST file to write; it appears when the simulation closes.
+    slots, context : as in `Accelerator.load`.
+
+    Raises
+    ------
+    UserError : the simulator is not installed, or the model does not fit.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        config: AcceleratorConfig,
+        *,
+        timing: MemoryTiming,
+        waves: Path | None = None,
+        slots: int = 1,
+        context: int | None = None,
+    ):
+        self._waves = waves
+        self._folder: Path | None = None
+        program = compile_program(model, config, slots=slots, context=context)
+        try:
+            from sim.device import SimDevice
+        except ImportError as e:
+            raise UserError(
+                f"the simulator cannot be loaded ({e}); install it: pip install 'tellme[sim]', or take --backend golden"
+            ) from e
+        try:
+            if waves is not None:
+                # Beside the file, so that it can be renamed into place.
+                self._folder = Path(tempfile.mkdtemp(prefix=waves.name + ".", dir=waves.parent))
+            device = SimDevice(config, program.window_beats, memory_timing=timing, waves=self._folder)
+            try:
+                super().__init__(device, config, timeout_s=TIMEOUT_S)
+                self.load(model, slots=slots, context=context)
+            except BaseException:
+                device.close()
+                raise
+        except OSError as e:
+            self._discard()
+            raise UserError(f"{waves}: cannot be written ({e.strerror})" if waves else str(e)) from e
+        except BaseException:
+            self._discard()
+            raise
+
+    def _discard(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def close(self) -> None:
+        """Ends the simulation and puts the wave file into place."""
+        super().close()
+        if self._folder is not None and self._waves is not None:
+            files = list(self._folder.glob("*.fst"))
+            if files:
+                files[0].replace(self._waves)
+        self._discard()

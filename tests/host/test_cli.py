@@ -1,0 +1,273 @@
+"""The command: one JSON object, one line for every refusal, and the right exit code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import host.cli
+from golden.config import TINY
+from host.backends import GoldenBackend
+from host.checkpoint import read_checkpoint
+from host.driver import Accelerator
+from host.model import Model
+from host.passes import PassResult
+from host.program import compile_program
+from tests.host.reference_machine import ReferenceMachine, Stop
+from tests.host.support import DEMO, write_checkpoint
+from tests.models import small_spec
+
+KEYS = [
+    "prompt_ids", "new_ids", "text", "lanes", "beat_bytes", "cycles_prefill", "cycles_decode", "stalls", "bit_exact",
+]  # fmt: skip
+
+
+def tellme(*arguments: str) -> Any:
+    return CliRunner().invoke(host.cli.app, list(arguments))
+
+
+def refused(message: str, *arguments: str, code: int = 2) -> None:
+    """The command ends with `code`, says `message` in one line on stderr and nothing on stdout."""
+    r = tellme(*arguments)
+    assert r.exit_code == code, r.output
+    assert message in r.stderr
+    assert r.stderr.startswith("tellme: ") and r.stderr.count("\n") == 1
+    assert r.stdout == ""
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> list[ReferenceMachine]:
+    """Puts the reference machine in the place of the simulation."""
+    made: list[ReferenceMachine] = []
+
+    def simulated(model: Model, config: Any, **options: Any) -> Accelerator:
+        made.append(ReferenceMachine(config, compile_program(model, config).window_beats))
+        accelerator = Accelerator(made[-1], config)
+        accelerator.load(model)
+        return accelerator
+
+    monkeypatch.setattr(host.cli, "SimulatedAccelerator", simulated)
+    return made
+
+
+RUN = ("run", "--prompt", "Once upon a time", "--max-new-tokens", "12")
+
+
+def test_golden_streams_the_text_and_statistics_apart():
+    r = tellme(*RUN, "--backend", "golden")
+    assert r.exit_code == 0
+    assert r.stdout == "Once upon a time, in a house on a hill, there lived a little\n"
+    assert "no cycles are counted" in r.stderr
+
+
+def test_json_of_golden_and_of_a_machine(machine: list[ReferenceMachine]):
+    results = {}
+    for backend in ("golden", "sim"):
+        r = tellme(*RUN, "--backend", backend, "--json")
+        assert r.exit_code == 0 and r.stderr == ""
+        results[backend] = json.loads(r.stdout)
+        assert list(results[backend]) == KEYS and r.stdout.count("\n") == 1
+    golden, sim = results["golden"], results["sim"]
+    for key in ("prompt_ids", "new_ids", "text", "lanes", "beat_bytes"):
+        assert golden[key] == sim[key]
+    assert (golden["cycles_prefill"], golden["cycles_decode"], golden["stalls"]) == (None, [], {})
+    assert golden["prompt_ids"] == [0, 432, 433, 260, 406] and len(golden["new_ids"]) == 12
+    assert (golden["lanes"], golden["beat_bytes"], golden["bit_exact"]) == (4, 16, None)
+    assert sim["cycles_prefill"] > 0 and len(sim["cycles_decode"]) == 11 and sim["bit_exact"] is None
+    assert sim["stalls"]["memory"] == 13 and set(sim["stalls"]) == {
+        "memory", "control", "elementwise", "attention", "epilogue", "drain",
+    }  # fmt: skip
+    assert machine[0].closed
+
+
+def test_check_says_how_much_was_compared(machine: list[ReferenceMachine]):
+    r = tellme(*RUN, "--check")
+    assert r.exit_code == 0
+    assert f"bit-exact: {(5 + 11) * 1024:,} logits of 13 passes equal the golden model's" in r.stderr
+    assert "tokens/s (simulated)" in r.stderr and "cycles without a beat: memory 13" in r.stderr
+    assert json.loads(tellme(*RUN, "--check", "--json").stdout)["bit_exact"] is True
+
+
+def test_a_failed_check_is_exit_code_1_and_says_where(machine: list[ReferenceMachine], monkeypatch: pytest.MonkeyPatch):
+    class Wrong(GoldenBackend):
+        def _pass(self, *arguments: Any) -> PassResult:
+            r = super()._pass(*arguments)
+            if arguments[1][0] == 6 and r.logits is not None:
+                bits = r.logits.copy().view(np.uint32)
+                bits[0, 77] ^= 1
+                r = replace(r, logits=bits.view(np.float32))
+            return r
+
+    monkeypatch.setattr(host.cli, "GoldenBackend", Wrong)
+    r = tellme(*RUN, "--check", "--json")
+    assert r.exit_code == 1
+    assert "pass 3, lane 0, position 6, vocabulary index 77: logit" in r.stderr and r.stderr.count("\n") == 1
+    result = json.loads(r.stdout)
+    assert result["bit_exact"] is False and len(result["new_ids"]) == 2
+    assert machine[0].closed
+
+
+def test_sampling_options_reach_the_sampler(machine: list[ReferenceMachine]):
+    options = ("--temperature", "0.9", "--top-k", "50", "--top-p", "0.95", "--json")
+
+    def ids(*more: str) -> Any:
+        return json.loads(tellme(*RUN, *options, *more).stdout)["new_ids"]
+
+    assert ids("--seed", "1") == ids("--seed", "1", "--backend", "golden") != ids("--seed", "2")
+    greedy = json.loads(tellme(*RUN, "--json", "--backend", "golden").stdout)["new_ids"]
+    assert ids("--seed", "2", "--top-k", "1") == greedy
+
+
+def test_stop_strings_end_the_text():
+    r = tellme(*RUN, "--backend", "golden", "--stop", " hill", "--stop", "zebra")
+    assert r.stdout == "Once upon a time, in a house on a\n"
+
+
+def test_the_full_context_is_said(tmp_path: Path):
+    folder = str(write_checkpoint(tmp_path / "m", small_spec(vocab=1024, max_context=8), eos_token_id=None))
+    (tmp_path / "m" / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    r = tellme("run", "--prompt", "Once", "--model", folder, "--backend", "golden", "--json")
+    assert r.exit_code == 0 and len(json.loads(r.stdout)["new_ids"]) == 7
+    assert r.stderr == "tellme: stopped, the context of 8 positions is full\n"
+    refused("the prompt has 11 tokens, but the context of m on board 'tiny' is 8 positions; shorten the prompt",
+            "run", "--prompt", "Once upon a time there was a kind girl.", "--model", folder)  # fmt: skip
+
+
+def test_an_error_of_the_device_is_exit_code_1(machine: list[ReferenceMachine], monkeypatch: pytest.MonkeyPatch):
+    start = ReferenceMachine._start
+
+    def broken(self: ReferenceMachine) -> None:
+        self.injected = Stop(4, 99)
+        start(self)
+
+    monkeypatch.setattr(ReferenceMachine, "_start", broken)
+    r = tellme(*RUN, "--json")
+    assert (r.exit_code, r.stdout) == (1, "")
+    assert r.stderr == (
+        "tellme: the accelerator stopped the pass with error 4: memory answered a read with DECERR (no such address), "
+        "at beat 99\n"
+    )
+    assert machine[0].closed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--backend", "fpga"), "backend 'fpga' is unknown; there are sim, golden"),
+        (("--board", "zcu"), "board 'zcu' is unknown; there are kv260, tiny"),
+        (("--model", "no/where"), "model 'no/where' not found; give 'demo', a checkpoint folder or a .tlm image"),
+        (("--max-new-tokens", "0"), "max-new-tokens must be at least 1, not 0"),
+        (("--max-new-tokens", "many"), "--max-new-tokens"),
+        (("--temperature", "-1"), "temperature must be 0 (greedy) or a positive number, not -1.0"),
+        (("--top-k", "-2"), "top-k must be 0 (all tokens) or more, not -2"),
+        (("--top-p", "2"), "top-p must be above 0 and at most 1, not 2.0"),
+        (("--seed", "-3"), "seed must be 0 or more, not -3"),
+        (("--stop", ""), "a stop string must not be empty"),
+        (("--stress", "1", "--timing", "kv260"), "--stress brings its own memory timing; leave --timing out"),
+        (("--stress", "-1"), "--stress takes a seed of 0 or more, not -1"),
+        (("--timing", "warp"), "no memory timing named 'warp'; there are ideal, kv260"),
+        (("--waves", "no/where/x.fst"), "no/where/x.fst: its folder does not exist"),
+        (("--backend", "golden", "--check"), "--check needs --backend sim"),
+        (("--backend", "golden", "--stress", "1"), "--stress needs --backend sim"),
+        (("--backend", "golden", "--timing", "kv260"), "--timing needs --backend sim"),
+        (("--backend", "golden", "--waves", "x.fst"), "--waves needs --backend sim"),
+        (("--frobnicate",), "No such option: --frobnicate"),
+    ],
+)
+def test_bad_options_of_run(arguments: tuple[str, ...], message: str, machine: list[ReferenceMachine]):
+    refused(message, "run", "--prompt", "x", *arguments)
+    assert not machine or machine[0].closed
+
+
+def test_usage_errors_are_one_line():
+    refused("Missing option '--prompt'", "run")
+    refused("No such command 'walk'", "walk")
+    refused("Missing argument", "convert", "demo")
+
+
+def test_help_is_shown_when_nothing_is_asked_for():
+    r = tellme()
+    assert r.exit_code == 2 and "convert" in r.output and "tellme:" not in r.stderr
+    assert tellme("run", "--help").exit_code == 0
+
+
+# ---- convert, info, verilog ------------------------------------------------------------------------------------------
+
+
+def test_convert_then_run_says_the_same_as_the_checkpoint(tmp_path: Path, machine: list[ReferenceMachine]):
+    out = tmp_path / "demo.tlm"
+    r = tellme("convert", "demo", str(out))
+    assert r.exit_code == 0 and r.stdout == f"{out}: model for tiny, {out.stat().st_size:,} bytes\n"
+    expected = json.loads(tellme(*RUN, "--json", "--backend", "golden").stdout)
+    for backend in ("golden", "sim"):
+        got = json.loads(tellme(*RUN, "--json", "--backend", backend, "--model", str(out)).stdout)
+        assert (got["new_ids"], got["text"]) == (expected["new_ids"], expected["text"])
+    assert json.loads(tellme(*RUN, "--json", "--check", "--model", str(out)).stdout)["bit_exact"] is True
+    refused("was made for ports 1, but board 'kv260' has 4", *RUN, "--model", str(out), "--board", "kv260")
+    refused("is not a checkpoint folder", "convert", str(out), str(tmp_path / "b.tlm"))
+    damaged = bytearray(out.read_bytes())
+    damaged[len(damaged) // 2] ^= 8
+    out.write_bytes(damaged)
+    refused("is damaged (checksum); convert the checkpoint again", *RUN, "--model", str(out), "--backend", "golden")
+
+
+def test_convert_writes_nothing_when_it_is_refused(tmp_path: Path):
+    refused("an image's name ends in .tlm", "convert", "demo", str(tmp_path / "x.bin"))
+    refused("its folder does not exist", "convert", "demo", str(tmp_path / "no" / "x.tlm"))
+    (tmp_path / "dir.tlm").mkdir()
+    refused("is a folder; give the name of a file", "convert", "demo", str(tmp_path / "dir.tlm"))
+    (tmp_path / "empty").mkdir()
+    refused("has no config.json", "convert", str(tmp_path / "empty"), str(tmp_path / "x.tlm"))
+    bad = write_checkpoint(tmp_path / "bad", small_spec(), head_dim=40)
+    refused("head_dim must be a multiple of 32, not 40", "convert", str(bad), str(tmp_path / "x.tlm"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad", "dir.tlm", "empty"]
+
+
+def test_info():
+    r = tellme("info")
+    assert r.exit_code == 0 and "attention_lanes" in r.stdout
+    r = tellme("info", "demo")
+    assert r.exit_code == 0 and "983,040" in r.stdout and "623,872" in r.stdout
+    refused("board 'x' is unknown", "info", "--board", "x")
+    refused("not found", "info", "nothing")
+
+
+def test_verilog_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import types
+
+    module = types.ModuleType("hw.top")
+    module.to_verilog = lambda config: f"module tellme; // {config.name}\n"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "hw.top", module)
+    out = tmp_path / "a" / "b"
+    r = tellme("verilog", "--board", "kv260", "--out", str(out))
+    assert r.exit_code == 0 and "kv260, module tellme" in r.stdout
+    assert [p.name for p in out.iterdir()] == ["tellme.v"]
+    assert (out / "tellme.v").read_text() == "module tellme; // kv260\n"
+    refused("is a file; give a folder", "verilog", "--out", str(out / "tellme.v"))
+    refused("cannot be written", "verilog", "--out", str(out / "tellme.v" / "x"))
+
+
+# ---- imports ---------------------------------------------------------------------------------------------------------
+
+
+def test_neither_amaranth_nor_the_simulator_is_loaded_without_need():
+    script = (
+        "import sys; from host.cli import app\n"
+        "try: app(['run', '--backend', 'golden', '--prompt', 'Once', '--max-new-tokens', '2', '--json'])\n"
+        "except SystemExit as e: assert not e.code, e.code\n"
+        "print([m for m in sys.modules if m.split('.')[0] in ('amaranth', 'cocotb', 'hw', 'sim')])"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert out.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_demo_model_is_found_and_its_checkpoint_read():
+    assert read_checkpoint(DEMO).weights.spec.check_fits(TINY) is None

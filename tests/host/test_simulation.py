@@ -1,0 +1,97 @@
+"""The simulation back end: timings by name, wave files that appear whole, and what happens without a simulator."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import host.simulation
+from golden.config import TINY
+from host.errors import DeviceError, UserError
+from host.model import Model
+from host.simulation import SimulatedAccelerator, memory_timing
+from tests.host.reference_machine import ReferenceMachine
+from tests.host.support import DEMO
+
+
+class FakeSimulation(ReferenceMachine):
+    """Takes the arguments of sim.device.SimDevice."""
+
+    made: list[FakeSimulation] = []
+
+    def __init__(self, config: Any, beats: int, *, memory_timing: Any, waves: Path | None):
+        super().__init__(config, beats)
+        self.timing, self.waves = memory_timing, waves
+        FakeSimulation.made.append(self)
+        if waves is not None:
+            (waves / "dump.fst").write_bytes(b"half")
+
+    def close(self) -> None:
+        super().close()
+        if self.waves is not None:
+            (self.waves / "dump.fst").write_bytes(b"whole")
+
+
+@pytest.fixture
+def simulator(monkeypatch: pytest.MonkeyPatch) -> list[FakeSimulation]:
+    module = types.ModuleType("sim.device")
+    module.SimDevice = FakeSimulation  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "sim.device", module)
+    FakeSimulation.made = []
+    return FakeSimulation.made
+
+
+def test_timings_by_name_and_seed():
+    assert memory_timing(None, None).name == host.simulation.DEFAULT_TIMING == "kv260"
+    assert memory_timing("kv260-pessimistic", None).latency == 120
+    stress = memory_timing(None, 77)
+    assert (stress.name, stress.seed) == ("stress", 77) and stress.stall > 0
+    with pytest.raises(UserError, match="no memory timing named 'x'; there are ideal, kv260"):
+        memory_timing("x", None)
+
+
+def test_the_buffer_is_as_large_as_the_program_needs(simulator: list[FakeSimulation]):
+    timing = memory_timing("ideal", None)
+    with Model.open(DEMO, TINY) as model, SimulatedAccelerator(model, TINY, timing=timing, slots=2) as accelerator:
+        assert accelerator.slots == 2 and accelerator.decode(0, 0, slot=1).cycles
+        assert accelerator._program is not None
+        assert simulator[0].memory.shape[1] == accelerator._program.window_beats
+        assert simulator[0].timing is timing
+    assert simulator[0].closed
+
+
+def test_a_wave_file_appears_whole_when_the_simulation_closes(simulator: list[FakeSimulation], tmp_path: Path):
+    target = tmp_path / "run.fst"
+    with Model.open(DEMO, TINY) as model:
+        accelerator = SimulatedAccelerator(model, TINY, timing=memory_timing(None, None), waves=target)
+        assert not target.exists()
+        accelerator.close()
+    assert target.read_bytes() == b"whole"
+    assert [p.name for p in tmp_path.iterdir()] == ["run.fst"]
+
+
+def test_a_device_that_is_refused_is_closed_and_leaves_nothing(
+    simulator: list[FakeSimulation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(FakeSimulation, "read", lambda self, offset: 0)
+    with Model.open(DEMO, TINY) as model, pytest.raises(DeviceError, match="identity register"):
+        SimulatedAccelerator(model, TINY, timing=memory_timing(None, None), waves=tmp_path / "x.fst")
+    assert simulator[0].closed and list(tmp_path.iterdir()) == []
+
+
+def test_without_a_simulator_the_message_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setitem(sys.modules, "sim.device", None)
+    with Model.open(DEMO, TINY) as model, pytest.raises(UserError, match=r"pip install 'tellme\[sim\]'"):
+        SimulatedAccelerator(model, TINY, timing=memory_timing(None, None), waves=tmp_path / "x.fst")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wave_file_that_cannot_be_written_is_refused(simulator: list[FakeSimulation], tmp_path: Path):
+    target = tmp_path / "no" / "x.fst"
+    with Model.open(DEMO, TINY) as model, pytest.raises(UserError, match="x.fst: cannot be written"):
+        SimulatedAccelerator(model, TINY, timing=memory_timing(None, None), waves=target)
+    assert simulator == []
