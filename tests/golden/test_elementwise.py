@@ -70,6 +70,18 @@ def test_quantiser_equals_scalars(norm: bool, n: int) -> None:
         assert q[lane].tolist() == codes and scale[lane] == s
 
 
+def test_quantiser_multiplies_in_the_order_of_the_hardware() -> None:
+    """The inverse scale differs in its last bit between orders, which only many codes show."""
+    v = features(64, 8192, 15)
+    s = elementwise.statistics(v)
+    q, _ = elementwise.quantise(s, norm=True, eps=1e-5)
+    r = fp.rsqrt(s.ss * np.float32(1 / 8192) + np.float32(1e-5))
+    inv = (r * np.float32(127)) * fp.recip(s.amax * r)
+    assert (q == np.clip(np.rint(v * inv[:, None]), -128, 127)).all()
+    other = r * (np.float32(127) * fp.recip(s.amax * r))
+    assert (q != np.clip(np.rint(v * other[:, None]), -128, 127)).any()
+
+
 @pytest.mark.parametrize("norm", [True, False])
 def test_quantiser_approximates_normalised_features(norm: bool) -> None:
     v, gain = features(16, 2560), features(1, 2560, 13)[0]
