@@ -1,7 +1,8 @@
 """What each approximation of the accelerator costs on the held-out stories, against PyTorch's vectors.
 
 ``python -m tests.oracle.contributions`` prints the table. Any change of a rounding, however small, flips some int8
-codes near a tie and moves the mean by a few hundredths of a percent in either direction: differences of that size are noise.
+codes near a tie and moves the mean by a few hundredths of a percent in either direction: differences of that size are
+noise.
 """
 
 from __future__ import annotations
