@@ -100,7 +100,8 @@ class CheckedBackend(Backend):
             raise CheckError(
                 f"pass {self.passes}, lane {lane}, position {positions[lane]}, vocabulary index {index}: logit "
                 f"{got.logits[lane, index]!r} ({a[lane, index]:#010x}) differs from the golden model's "
-                f"{want.logits[lane, index]!r} ({b[lane, index]:#010x}); {int((a != b).sum())} logits of this pass differ"
+                f"{want.logits[lane, index]!r} ({b[lane, index]:#010x}); "
+                f"{int((a != b).sum())} logits of this pass differ"
             )
         for lane in range(len(tokens)):
             mine = (got.best_index[lane], int(np.float32(got.best_value[lane]).view(np.uint32)))

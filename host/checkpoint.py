@@ -1,8 +1,9 @@
 """Reads a Hugging Face `bitnet` checkpoint folder into the golden model's weights.
 
-Ternary matrices come in two forms. *Packed*: uint8 [N/4, K], byte row r holding output rows r + i*N/4 at bits 2i as weight + 1,
-with a `weight_scale` that multiplies the outputs (linear class `autobitlinear`) or divides them (`bitlinear`). *Latent*: trained
-floating-point weights, quantised here by their mean magnitude. Embedding and head become int8 rows with a scale each.
+Ternary matrices come in two forms. *Packed*: uint8 [N/4, K], byte row r holding output rows r + i*N/4 at bits 2i as
+weight + 1, with a `weight_scale` that multiplies the outputs (linear class `autobitlinear`) or divides them
+(`bitlinear`). *Latent*: trained floating-point weights, quantised here by their mean magnitude. Embedding and head
+become int8 rows with a scale each.
 """
 
 from __future__ import annotations
@@ -249,7 +250,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     elif _HEAD in tensors:
         if not np.array_equal(reader.floats(_HEAD, shape), rows):
             raise UserError(
-                f"{tensors.where(_HEAD)} differs from {_EMBEDDING}, but config.json says tie_word_embeddings; correct one"
+                f"{tensors.where(_HEAD)} differs from {_EMBEDDING}, but config.json says tie_word_embeddings; "
+                "correct one of them"
             )
     with golden_errors(folder):
         weights = ModelWeights(

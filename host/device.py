@@ -1,4 +1,4 @@
-"""The device interface: registers and a buffer shared with the accelerator. A simulation and a board both implement it."""
+"""The device interface: registers and a buffer shared with the accelerator. Simulation and board implement it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The driver: opens an accelerator behind a device, loads a model, runs passes. The same code drives a board and the RTL."""
+"""The driver: opens an accelerator behind a device, loads a model, runs passes. One code for boards and simulations."""
 
 from __future__ import annotations
 

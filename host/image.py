@@ -10,13 +10,15 @@ File format (little endian), version 1:
 | 16..19 | CRC-32 of the header, uint32 |
 | 20..23 | zero |
 | 24..24+H | header, JSON (UTF-8) |
-| data | from the next multiple of 4096: for each port in order, its `port_bytes` of beats 0, 1, ...; each port's part is padded to a multiple of 4096, so that it can be mapped and copied to the port's region as it is |
+| data | from the next multiple of 4096: for each port in order, its `port_bytes` of beats 0, 1, ... (1) |
 | blobs | one after the other, each padded to a multiple of 4096: what only the host reads |
 
-Header: `geometry` {ports, port_bytes, key_tile}; `beats`, the length of the data; `sections`, a list of {name, address, beats,
-crc32, info}: beats [address, address + beats) of the data, its CRC-32 taken port after port; `blobs`, a list of {name,
-offset (from the end of the ports' parts), bytes, crc32}; `model`, a JSON object (see `host/convert.py`). Sections follow each other
-without gaps. Every section and blob is checked when an image is opened, unless the caller says otherwise.
+(1) Each port's part is padded to a multiple of 4096, so that it can be mapped and copied to the port's region as it is.
+
+Header: `geometry` {ports, port_bytes, key_tile}; `beats`, the length of the data; `sections`, a list of {name, address,
+beats, crc32, info}: beats [address, address + beats) of the data, its CRC-32 taken port after port; `blobs`, a list of
+{name, offset (from the end of the ports' parts), bytes, crc32}; `model`, a JSON object (see `host/model.py`). Sections
+follow each other without gaps. Every section and blob is checked when an image is opened, unless the caller says no.
 """
 
 from __future__ import annotations
@@ -127,7 +129,7 @@ def write_image(
                     columns = np.ascontiguousarray(array[:, port * config.port_bytes : (port + 1) * config.port_bytes])
                     f.seek(data + port * part + head["sections"][i]["address"] * config.port_bytes)
                     f.write(columns.data)
-                    crc = zlib.crc32(columns, crc)
+                    crc = zlib.crc32(columns.data, crc)
                 head["sections"][i]["crc32"] = f"{crc:08x}"
             for entry, value in zip(head["blobs"], raw.values(), strict=True):
                 f.seek(data + config.ports * part + entry["offset"])
@@ -220,11 +222,11 @@ class Image:
         for s in self.sections.values():
             crc = 0
             for port in self.data:
-                crc = zlib.crc32(np.ascontiguousarray(port[s.address : s.address + s.beats]), crc)
+                crc = zlib.crc32(np.ascontiguousarray(port[s.address : s.address + s.beats]).data, crc)
             if crc != s.crc32:
                 raise UserError(f"{self.path}: section {s.name!r} is damaged (checksum); convert the checkpoint again")
         for name, (content, crc) in self._blobs.items():
-            if zlib.crc32(np.ascontiguousarray(content)) != crc:
+            if zlib.crc32(np.ascontiguousarray(content).data) != crc:
                 raise UserError(f"{self.path}: part {name!r} is damaged (checksum); convert the checkpoint again")
 
     def section(self, name: str) -> NDArray[np.uint8]:

@@ -2,18 +2,19 @@
 
 Sections of an image, in the order of the program (N is a layer):
 
-| section | content | info |
+| section | content | `info` |
 |---|---|---|
 | `input_norm` | gain of the first norm | gain_beats |
-| `N.qkv` | QKV matrix | rows, inputs, block_rows, scales (Q, K, V) |
+| `N.qkv` | QKV matrix | matrix; scales Q, K, V |
 | `N.attention` | gain of the attention sub-norm; absent if there is none | gain_beats |
-| `N.o` | gain of the post-attention norm, output projection | gain_beats, rows, inputs, block_rows, scales |
-| `N.gate` | gain of the FFN sub-norm if any, gate and up matrix | gain_beats, rows, inputs, block_rows, scales (gate, up) |
-| `N.down` | gain of the next layer's first norm or of the last norm, down projection | gain_beats, rows, inputs, block_rows, scales |
+| `N.o` | gain of the post-attention norm, output projection | matrix; one scale |
+| `N.gate` | gain of the FFN sub-norm if any, gate and up matrix | matrix; scales gate, up |
+| `N.down` | gain of the next layer's first norm or of the last norm, down projection | matrix; one scale |
 | `head` | output head | |
 
-Blobs: `tokenizer.json`, `tokenizer_config.json`; `embedding`, `embedding_scales` of a model whose head is not its embedding
-(otherwise the host takes embedding rows from the head). The header's `model` holds {name, spec, eos_ids}.
+where matrix is gain_beats, rows, inputs, block_rows, scales. Blobs: `tokenizer.json`, `tokenizer_config.json`;
+`embedding` (int8) and `embedding_scales` (float32) of a model whose head is not its embedding; otherwise the host takes
+embedding rows from the head. The header's `model` holds {name, spec, eos_ids}.
 """
 
 from __future__ import annotations

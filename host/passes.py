@@ -139,8 +139,8 @@ class Backend(ABC):
             lo, lanes = list(slots).index(slot), list(slots).count(slot)
             if not fits_scores(self.config, self.group, positions[lo], lanes, lo):
                 raise UserError(
-                    f"{lanes} lanes at position {positions[lo]} need more than the {self.config.score_words} words of score "
-                    "memory; send fewer lanes in a pass"
+                    f"{lanes} lanes at position {positions[lo]} need more than the {self.config.score_words} words "
+                    "of score memory; send fewer lanes in a pass"
                 )
         first, count = head_lanes
         if first < 0 or count < 0 or first + count > n:

@@ -1,7 +1,7 @@
 """Compiles a model into a program: places everything in the beat address space and writes the descriptors.
 
-The memory map, from beat 0: program, inputs x (a slot for every lane), rotary table, image, logits (a slot for every lane), KV
-cache. The window ends behind the cache, so that nothing else can be touched.
+The memory map, from beat 0: program, inputs x (a place for every lane), rotary table, image, logits (a place for every
+lane), KV cache. The window ends behind the cache, so that nothing else can be touched.
 """
 
 from __future__ import annotations
@@ -120,16 +120,16 @@ def compile_program(model: Model, config: AcceleratorConfig, *, slots: int = 1, 
     for s in image.sections.values():
         if s.info.get("block_rows", 0) > config.block_rows:
             raise UserError(
-                f"{image.path}: section {s.name!r} has row blocks of {s.info['block_rows']}, board {config.name!r} takes at "
-                f"most {config.block_rows}; convert the checkpoint with --board {config.name}"
+                f"{image.path}: section {s.name!r} has row blocks of {s.info['block_rows']}, board {config.name!r} "
+                f"takes at most {config.block_rows}; convert the checkpoint with --board {config.name}"
             )
     context = usable if context is None else context
     spec = replace(spec, max_context=context)
     length = 1 + 5 * spec.layers + 2
     if length > config.max_descriptors:
         raise UserError(
-            f"{model.name}: needs {length} descriptors ({spec.layers} layers), accelerator {config.name!r} holds at most "
-            f"{config.max_descriptors} (max_descriptors)"
+            f"{model.name}: needs {length} descriptors ({spec.layers} layers), accelerator {config.name!r} holds "
+            f"at most {config.max_descriptors} (max_descriptors)"
         )
     with golden_errors(model.name):
         kv = KvLayout(config, spec.head_dim, spec.kv_heads, context)
@@ -147,8 +147,8 @@ def compile_program(model: Model, config: AcceleratorConfig, *, slots: int = 1, 
     window = kv_address + spec.layers * layer_stride
     if window >= 1 << 32:
         raise UserError(
-            f"{model.name}: needs {window:,} beats of memory, addresses hold {1 << 32:,}; take fewer slots or a smaller "
-            "context"
+            f"{model.name}: needs {window:,} beats of memory, addresses hold {1 << 32:,}; take fewer slots "
+            "or a smaller context"
         )
 
     def at(name: str) -> int:

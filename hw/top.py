@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 from golden.config import AcceleratorConfig, clog2
 from golden.program import Opcode
 from golden.registers import ADDRESS_BITS, IDENTITY, VERSION, build_hash, geometry
-from hw.attention import AttentionUnit
+from hw.attention.unit import AttentionUnit
 from hw.control.counters import Counters
 from hw.control.descriptor import ProgramMemory, field
 from hw.control.execute import Executor, Route
@@ -19,12 +19,12 @@ from hw.control.fetch import Fetcher
 from hw.control.registers import ControlRegisters
 from hw.control.sequence import PhaseSequencer
 from hw.control.supervise import Supervisor
-from hw.elementwise import Elementwise
+from hw.elementwise.elementwise import Elementwise
 from hw.memory.axi import Axi, AxiLite
 from hw.memory.kv_writer import KvWriter
 from hw.memory.reader import StreamReader
 from hw.memory.writer import BeatWriter
-from hw.tlmm import TlmmEngine
+from hw.tlmm.engine import TlmmEngine
 
 
 class Accelerator(wiring.Component):

@@ -226,7 +226,10 @@ def expected_cycles(config: AcceleratorConfig, *, tiles: int, rows: int, block_r
             beat = max(beat, built) + block
             free[bank] = beat
             number += 1
-    delay = Unpacker.delay + AdderTree(
-        groups=config.groups, lanes=config.lanes, width=sum_width(config.group_size)
-    ).delay - 1 + Accumulator.delay
+    delay = (
+        Unpacker.delay
+        + AdderTree(groups=config.groups, lanes=config.lanes, width=sum_width(config.group_size)).delay
+        - 1
+        + Accumulator.delay
+    )
     return beat + delay

@@ -153,11 +153,12 @@ class ReferenceMachine:
             self.index = i // DESCRIPTOR_BYTES
             gain = None
             if f.get("gain_out"):
-                n = {
-                    Opcode.LOAD: lambda: f["inputs"],
-                    Opcode.LINEAR: lambda: f["rows"] if f["kind"] == Kind.RESIDUAL else f["rows"] // 2,
-                    Opcode.ATTENTION: lambda: f["heads"] * f["head_dim"],
-                }[opcode]()
+                if opcode is Opcode.LOAD:
+                    n = f["inputs"]
+                elif opcode is Opcode.ATTENTION:
+                    n = f["heads"] * f["head_dim"]
+                else:
+                    n = f["rows"] if f["kind"] == Kind.RESIDUAL else f["rows"] // 2
                 assert f["gain_beats"] == layout.float_beats(n, c)
                 gain = self._floats(f["address"], 1, n)[0]
             else:

@@ -1,0 +1,186 @@
+"""Images keep what is written, bit for bit, and every kind of damage is found."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import host.image
+from golden.config import KV260, TINY, AcceleratorConfig
+from golden.layout import unpack_linear
+from host.checkpoint import read_checkpoint
+from host.errors import UserError
+from host.image import PAGE, Image, Plan, write_image
+from host.model import Model, block_rows, convert
+from tests.host.support import DEMO, WORD, write_checkpoint
+from tests.host.test_checkpoint import assert_same
+from tests.models import small_spec
+
+CONFIGS = [TINY, WORD, KV260]
+
+
+@pytest.fixture(scope="module")
+def demo_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "demo.tlm"
+    convert(read_checkpoint(DEMO), path, TINY)
+    return path
+
+
+def edit(source: Path, target: Path, offset: int, value: int | None = None) -> Path:
+    data = bytearray(source.read_bytes())
+    data[offset] = data[offset] ^ 1 if value is None else value
+    target.write_bytes(bytes(data))
+    return target
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("sub_norms", [True, False])
+def test_weights_come_back_bit_for_bit(tmp_path: Path, config: AcceleratorConfig, tied: bool, sub_norms: bool):
+    spec = small_spec(tied=tied, attn_sub_norm=sub_norms, ffn_sub_norm=sub_norms, vocab=300)
+    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "m", spec))
+    convert(checkpoint, tmp_path / "m.tlm", config)
+    model = Model(Image(tmp_path / "m.tlm"), config)
+    assert_same(model.weights(), checkpoint.weights)
+    assert (model.name, model.eos_ids) == ("m", (1,))
+    for token in (0, 1, config.key_block - 1, config.key_block, 299):
+        if token < spec.vocab:
+            row, scale = model.embedding_row(token)
+            np.testing.assert_array_equal(row, checkpoint.weights.embedding[token])
+            assert scale == checkpoint.weights.embedding_scales[token]
+    with pytest.raises(UserError, match="the prompt has token 432, but the model's vocabulary is 300"):
+        model.tokenizer.encode("Once")
+    assert [p.name for p in tmp_path.iterdir() if p.suffix == ".part"] == []
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_each_port_holds_its_columns_of_every_beat_in_one_run_of_the_file(tmp_path: Path, config: AcceleratorConfig):
+    rng = np.random.default_rng(1)
+    a, b = (rng.integers(0, 256, (n, config.beat_bytes), dtype=np.uint8) for n in (3, 300))
+    plans = [Plan("a", 3, lambda: a, {"k": 1}), Plan("b", 300, lambda: b)]
+    write_image(tmp_path / "x.tlm", config=config, model={"m": 1}, sections=plans, blobs={"c": b"abc", "d": b""})
+    image = Image(tmp_path / "x.tlm")
+    np.testing.assert_array_equal(image.section("a"), a)
+    np.testing.assert_array_equal(image.section("b"), b)
+    assert (image.beats, image.sections["b"].address, image.sections["a"].info) == (303, 3, {"k": 1})
+    assert (image.blob("c").tobytes(), image.blob("d").tobytes()) == (b"abc", b"")
+    raw = (tmp_path / "x.tlm").read_bytes()
+    start = -(-(24 + struct.unpack("<I", raw[12:16])[0]) // PAGE) * PAGE
+    for port in range(config.ports):
+        column = np.concatenate([a, b])[:, port * config.port_bytes : (port + 1) * config.port_bytes].tobytes()
+        assert raw[start : start + len(column)] == column
+        start += -(-len(column) // PAGE) * PAGE
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(8, 8), (128, 128), (136, 72), (256, 128), (2 * 384, 128), (264, 88)])
+def test_row_blocks_are_even_and_within_the_accumulators(rows: int, expected: int):
+    n = block_rows(rows, TINY)
+    assert n == expected and n % 8 == 0 and n <= TINY.block_rows and -(-rows // n) == -(-rows // TINY.block_rows)
+
+
+def test_matrices_are_stored_in_those_blocks(demo_image: Path):
+    image = Image(demo_image)
+    s = image.sections["2.down"]
+    assert s.info["block_rows"] == 128 and s.info["rows"] == 128 and s.info["inputs"] == 384
+    data = image.section("2.down")[s.info["gain_beats"] :]
+    got = unpack_linear(data, 128, 384, TINY, 128)
+    np.testing.assert_array_equal(got, read_checkpoint(DEMO).weights.layers[2].down)
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_flipped_bit_is_found_wherever_it_is(demo_image: Path, tmp_path: Path):
+    image = Image(demo_image)
+    raw = demo_image.read_bytes()
+    data = -(-(24 + struct.unpack("<I", raw[12:16])[0]) // PAGE) * PAGE
+    for name in ("input_norm", "0.qkv", "4.down", "head"):
+        s = image.sections[name]
+        for beat in (s.address, s.address + s.beats - 1):
+            bad = edit(demo_image, tmp_path / "bad.tlm", data + beat * TINY.port_bytes + 3)
+            with pytest.raises(
+                UserError, match=f"section '{name}' is damaged .checksum.; convert the checkpoint again"
+            ):
+                Image(bad)
+            assert Image(bad, verify=False).beats == image.beats
+    with pytest.raises(UserError, match="part 'tokenizer.json' is damaged"):
+        Image(edit(demo_image, tmp_path / "bad.tlm", data + -(-image.beats * TINY.port_bytes // PAGE) * PAGE))
+    with pytest.raises(UserError, match="its header is damaged"):
+        Image(edit(demo_image, tmp_path / "bad.tlm", 40))
+
+
+def test_other_files_and_versions_are_refused(demo_image: Path, tmp_path: Path):
+    with pytest.raises(UserError, match="is not a .tlm image; make one with `tellme convert`"):
+        Image(edit(demo_image, tmp_path / "bad.tlm", 0))
+    with pytest.raises(UserError, match="is a .tlm image of version 9, this program reads version 1; convert"):
+        Image(edit(demo_image, tmp_path / "bad.tlm", 8, 9))
+    (tmp_path / "empty.tlm").write_bytes(b"")
+    with pytest.raises(UserError, match="is not a .tlm image"):
+        Image(tmp_path / "empty.tlm")
+    with pytest.raises(UserError, match="cannot be read"):
+        Image(tmp_path / "none.tlm")
+
+
+@pytest.mark.parametrize("keep", [100, 5000, -1])
+def test_truncated_images_are_refused(demo_image: Path, tmp_path: Path, keep: int):
+    (tmp_path / "bad.tlm").write_bytes(demo_image.read_bytes()[:keep])
+    with pytest.raises(UserError, match="truncated"):
+        Image(tmp_path / "bad.tlm")
+
+
+def test_appended_bytes_are_refused(demo_image: Path, tmp_path: Path):
+    (tmp_path / "bad.tlm").write_bytes(demo_image.read_bytes() + b"x")
+    with pytest.raises(UserError, match="or something was appended"):
+        Image(tmp_path / "bad.tlm")
+
+
+def test_a_board_with_other_beats_is_refused(demo_image: Path):
+    with pytest.raises(UserError, match="made for ports 1, but board 'kv260' has 4; convert .* --board kv260"):
+        Model(Image(demo_image), KV260)
+
+
+def test_header_says_what_the_documentation_says(demo_image: Path):
+    raw = demo_image.read_bytes()
+    magic, version, length, crc, zero = struct.unpack("<8sIIII", raw[:24])
+    header = raw[24 : 24 + length]
+    assert (magic, version, crc, zero) == (b"TELLMETM", 1, zlib.crc32(header), 0)
+    head = json.loads(header)
+    assert set(head) == {"geometry", "beats", "sections", "blobs", "model"}
+    assert head["geometry"] == {"ports": 1, "port_bytes": 16, "key_tile": 32}
+    assert sum(s["beats"] for s in head["sections"]) == head["beats"]
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_failed_write_leaves_the_old_image_and_no_rubbish(tmp_path: Path):
+    target = tmp_path / "x.tlm"
+    target.write_bytes(b"old")
+
+    def fail() -> np.ndarray:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"x.tlm: cannot be written \(No space left on device\)"):
+        write_image(target, config=TINY, model={}, sections=[Plan("a", 1, fail)], blobs={})
+    assert target.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.tlm"]
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="cannot be written"):
+        write_image(tmp_path / "no" / "x.tlm", config=TINY, model={}, sections=[], blobs={})
+
+
+def test_temporary_image_of_a_checkpoint_goes_away():
+    with Model.open(DEMO, TINY) as model:
+        path = model.image.path
+        assert path.exists()
+        expected = model.embed([5])
+    assert not path.exists() and not path.parent.exists()
+    np.testing.assert_array_equal(model.embed([5]), expected)
+    assert host.image.FORMAT_VERSION == 1
