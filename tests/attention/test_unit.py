@@ -11,7 +11,9 @@ from sim.runner import parameters, simulate
 from tests.attention.bench import CONFIGS, Bench, attention_job, head_job
 
 
-def case(dim: int, positions: list[int], *, heads: int = 1, kv_heads: int = 1, slots: list[int] | None = None, **more: Any):
+def case(
+    dim: int, positions: list[int], *, heads: int = 1, kv_heads: int = 1, slots: list[int] | None = None, **more: Any
+):
     return {
         "heads": heads,
         "kv_heads": kv_heads,

@@ -1,0 +1,32 @@
+"""One simulated accelerator with the demo model for all tests of a module, and the golden model beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from golden.config import TINY
+from host.checkpoint import read_checkpoint
+from host.model import Model, convert, demo_folder
+from host.simulation import SimulatedAccelerator
+from sim.timing import timing
+
+SLOTS = 3
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """The demo model, converted for the tiny preset."""
+    path: Path = tmp_path_factory.mktemp("image") / "demo.tlm"
+    convert(read_checkpoint(demo_folder()), path, TINY)
+    with Model.open(path, TINY) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def machine(demo: Model) -> Iterator[SimulatedAccelerator]:
+    """The RTL of the tiny preset under the board's memory timing."""
+    with SimulatedAccelerator(demo, TINY, timing=timing("kv260"), slots=SLOTS) as accelerator:
+        yield accelerator
