@@ -74,7 +74,9 @@ class KvWriter(wiring.Component):
     def expected_cycles(self, *, positions: list[int], slots: list[int], kv_heads: int, cells: int) -> int:
         """Cycles from `start` to `done` for these lanes, when no read and no write waits."""
         c = self._config
-        multiply = sum(s.bit_length() + (p // c.key_block).bit_length() + 3 for p, s in zip(positions, slots, strict=True))
+        multiply = sum(
+            s.bit_length() + (p // c.key_block).bit_length() + 3 for p, s in zip(positions, slots, strict=True)
+        )
         return multiply + len(positions) * 4 * kv_heads * (cells + 1) + 2
 
     def elaborate(self, platform: object) -> Elaboratable:
