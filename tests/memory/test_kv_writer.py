@@ -53,8 +53,7 @@ async def check_job(dut: Any) -> None:
     memory = rng.integers(0, 256, (p["beats"], c.beat_bytes), np.uint8)
     want = memory.copy()
     place(c, p, want, data, scales)
-    while int(dut.reset.value):
-        await RisingEdge(dut.clock)
+    await FallingEdge(dut.reset)
     for name in ("cells", "kv_heads", "slot_stride", "head_stride", "lanes"):
         getattr(dut, name).value = p[name]
     dut.kv_address.value = p["address"]
@@ -93,7 +92,7 @@ async def check_job(dut: Any) -> None:
             if done:
                 break
             cycles += 1
-            assert cycles < 100_000
+            assert cycles < 20_000
         assert np.array_equal(memory, want), np.argwhere(memory != want)[:4]
         assert not int(dut.busy.value)
         if p["grant"] == p["take"] == 1.0:
