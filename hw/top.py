@@ -93,7 +93,7 @@ class Accelerator(wiring.Component):
         for unit in (fetcher, sequencer, kv_writer):
             m.d.comb += [unit.lanes.eq(lanes), unit.position.eq(position)]
         for unit in (fetcher, kv_writer):
-            m.d.comb += unit.slot.eq(slot)
+            m.d.comb += [unit.slot[i].eq(slot[i]) for i in range(c.lanes)]
         for unit in (fetcher, sequencer):
             m.d.comb += unit.same_slot.eq(same_slot)
         for unit in (tlmm, elementwise, attention):
