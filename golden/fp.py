@@ -11,7 +11,7 @@ integers; their error against the correctly rounded value is at most 1 unit in t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 
 import numpy as np
@@ -170,9 +170,10 @@ class Table:
 
     def mantissa(self, index: I64, d: I64, extra: int = 0) -> I64:
         """Values in units of 2^-23 (2^23..2^24), d having `extra` more fraction bits than x_frac."""
-        t = self.c1[index] + ((self.c2[index] * (d >> extra)) >> (self.f2 + self.x_frac - self.f1))
+        t: I64 = self.c1[index] + ((self.c2[index] * (d >> extra)) >> (self.f2 + self.x_frac - self.f1))
         unit = self.f1 + self.x_frac + extra
-        return ((self.c0[index] << (unit - self.f0)) + t * d) >> (unit - MANTISSA_BITS)
+        total: I64 = (self.c0[index] << (unit - self.f0)) + t * d
+        return total >> (unit - MANTISSA_BITS)
 
 
 def _quadratics(
@@ -221,13 +222,20 @@ EXP2 = _quadratics(_two, _starts(Decimal(0), 64), Decimal(1) / 64, (26, 20, 14),
 RECIPROCAL = _quadratics(lambda m: 2 / m, _starts(Decimal(1), 128), Decimal(1) / 128, (26, 21, 13), (16, 23))
 """2/m, m in [1, 2): 128 intervals of a 23-bit fraction."""
 
-_RSQRT = [
-    _quadratics(
-        lambda m, p=p: 2 / (m * 2**p).sqrt(), _starts(Decimal(1), 128), Decimal(1) / 128, (26, 21, 13), (16, 23)
+
+def _inverse_root(odd: int) -> Table:
+    return _quadratics(
+        lambda m: 2 / (m * 2**odd).sqrt(), _starts(Decimal(1), 128), Decimal(1) / 128, (26, 21, 13), (16, 23)
     )
-    for p in range(2)
-]
-RSQRT = Table(*(np.concatenate([getattr(t, c) for t in _RSQRT]) for c in ("c0", "c1", "c2")), 26, 21, 13, 16, 23)
+
+
+_RSQRT = [_inverse_root(odd) for odd in range(2)]
+RSQRT = replace(
+    _RSQRT[0],
+    c0=np.concatenate([t.c0 for t in _RSQRT]),
+    c1=np.concatenate([t.c1 for t in _RSQRT]),
+    c2=np.concatenate([t.c2 for t in _RSQRT]),
+)
 """2/sqrt(m * 2^p), m in [1, 2): 128 intervals of a 23-bit fraction for p = 0, then 128 for p = 1."""
 
 EXP_FRAC = 27

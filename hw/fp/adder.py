@@ -48,7 +48,7 @@ class Adder(wiring.Component):
         aligned, lost = shift_right_sticky(m, Cat(Const(0, 2), small), distance[1:5], "align", step=2)
         far = distance[5:].any()
         aligned = register(m, Mux(far, 0, aligned), "aligned")
-        lost = register(m, ~far & lost, "lost")  # so far down not even a borrow shows after rounding
+        lost = register(m, lost, "lost")  # of no consequence when far: not even a borrow survives rounding
         odd = register(m, distance[0] & ~far, "odd")
         large = register(m, large, "large_2")
         differ = register(m, differ, "differ_2")
