@@ -84,18 +84,20 @@ def build(
     *,
     top: str = "dut",
     sources: Sequence[Path] = (),
+    cpp: Sequence[Path] = (),
     public: Sequence[str] = ("dut",),
     args: Sequence[str] = (),
     waves: bool = False,
 ) -> Path:
     """Builds Verilog `text` plus `sources` once; later calls with the same content return the cached folder.
 
-    `public`: modules whose variables Python may touch. Raises SimulationError with the tool's log.
+    `public`: modules whose variables Python may touch. `cpp`: C++ sources to link (DPI).
+    Raises SimulationError with the tool's log.
     """
     verilator_environment()
     key = hashlib.sha256()
     key.update(json.dumps([text, top, list(public), list(args), waves, _MAKEFLAGS]).encode())
-    for s in sources:
+    for s in (*sources, *cpp):
         key.update(Path(s).read_bytes())
     folder = build_root() / key.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,6 +111,7 @@ def build(
                 "`verilator_config\n" + "".join(f'public_flat_rw -module "{m}" -var "*"\n' for m in public)
             )
             flags = [f"-Wno-{w}" for w in _WARNINGS] + ["-O3", "--x-assign", "fast", "--x-initial", "fast", *args]
+            flags += [str(Path(s).resolve()) for s in cpp]
             if waves:
                 flags += ["--trace-fst", "--trace-structs"]
             try:
@@ -127,6 +130,23 @@ def build(
                 raise SimulationError(f"Verilator build in {folder} failed: {e}\n{log[-4000:]}") from e
             (folder / "done").touch()
     return folder
+
+
+def simulator_environment(module: str, top: str, seed: int = 1) -> dict[str, str]:
+    """Environment in which a built simulation, started by hand, runs cocotb `module` and leaves no file behind."""
+    verilator_environment()
+    runner = _Runner()
+    runner.env = {}
+    runner.sim_hdl_toplevel = top
+    runner.test_module = module
+    runner.hdl_toplevel_lang = "verilog"
+    runner._set_env_test()
+    runner.env |= {
+        "COCOTB_RANDOM_SEED": str(seed),
+        "COCOTB_RESULTS_FILE": os.devnull,
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), *(p for p in sys.path if p)]),
+    }
+    return dict(runner.env)
 
 
 def run(

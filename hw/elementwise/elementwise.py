@@ -32,7 +32,8 @@ class Elementwise(wiring.Component):
     kind ... lanes : In. The job, fields of the descriptor and lanes of the pass; stable while anything is busy.
     load : In, stream of beats: gain, input features, rotary table.
     start_gain : In, pulse. Takes gain_beats beats; the next outputs use the gain.
-    start_x : In, pulse. Takes x_beats beats of each lane: the residual stream, its statistics and its product with the gain.
+    start_x : In, pulse. Takes x_beats beats of each lane: the residual stream, its statistics, its product
+        with the gain.
     start_rope : In, pulse. Takes rope_beats beats of each lane.
     start_quantise : In, pulse. Ends the statistics, then quantises tiles * 20 words of each lane (tile, lane, word).
     start_epilogue : In, pulse. Takes `rows` rows; QKV heads are quantised too. May come together with start_quantise,
@@ -42,8 +43,8 @@ class Elementwise(wiring.Component):
     quantised : Out. Words written since start_quantise; they may be read.
     rows_in : In, stream of rows of TLMM.
     att_valid, att_lane, att_chunk, att_data : In. A chunk of a lane's attention output, ascending, always taken.
-    q_lane, q_word, q_en -> q_data : int8 buffer. qscale_lane, qscale_head -> qscale_data : scales of the queries; head 0
-        holds the activation scale after start_quantise. own_addr -> own_data : keys and values of the pass:
+    q_lane, q_word, q_en -> q_data : int8 buffer. qscale_lane, qscale_head -> qscale_data : scales of the queries;
+        head 0 holds the activation scale after start_quantise. own_addr -> own_data : keys and values of the pass:
         ((v * kv_heads + kv_head) * cells + cell) * (lanes / keys_per_beat) + lane / keys_per_beat.
         own_scale_v, own_scale_head, own_scale_lane -> own_scale_data. All one cycle of latency.
     """
@@ -121,7 +122,7 @@ class Elementwise(wiring.Component):
     ) -> int:
         """Cycles of epilogue_busy when rows are always ready and nothing else runs."""
         cycles = GROUP + rows // GROUP * Transposer.group_cycles(lanes)
-        cycles += Epilogue(config).delay(kind) + 1
+        cycles += Epilogue.delay(kind) + 1
         if kind != Kind.QKV:
             return cycles + Statistics.settle_delay
         # The last head follows: its scales, its words.

@@ -18,6 +18,9 @@ from hw.fp.pipeline import delay_line
 HEADS_AHEAD = 2
 """Heads whose maxima the statistics can hold."""
 
+CONVERT = 2
+"""Latency of IntToFloat: row_width is at most 25."""
+
 
 class Epilogue(wiring.Component):
     """Makes features of the rows of a matrix: four accumulators of a lane a cycle.
@@ -43,17 +46,16 @@ class Epilogue(wiring.Component):
         lanes; `keep`: it is the residual stream.
     """
 
+    # Cycles after the issue of a chunk: scaled, y, and the features of each kind.
+    _scaled = Transposer.delay + max(CONVERT, 1 + Multiplier.delay)
+    _y = _scaled + Multiplier.delay
+    _qkv = _y + 1 + Multiplier.delay + 1 + Adder.delay
+    _residual = _y + 1 + Adder.delay
+    _sigmoid = _y + Exponential.delay + 1 + Adder.delay + Reciprocal.delay
+    _gate = _sigmoid + 1 + Multiplier.delay + 1 + Multiplier.delay
+
     def __init__(self, config: AcceleratorConfig):
         self._config = config
-        mul, add = Multiplier.delay, Adder.delay
-        convert = IntToFloat(config.row_width).delay
-        # Cycles after the issue of a chunk: scaled, y, and the features of each kind.
-        self._scaled = max(Transposer.delay + convert, Transposer.delay + 1 + mul)
-        self._y = self._scaled + mul
-        self._qkv = self._y + 1 + mul + 1 + add
-        self._residual = self._y + 1 + add
-        self._sigmoid = self._y + Exponential.delay + 1 + add + Reciprocal.delay
-        self._gate = self._sigmoid + 1 + mul + 1 + mul
         super().__init__(
             {
                 "start": In(1),
@@ -87,11 +89,12 @@ class Epilogue(wiring.Component):
             }
         )
 
-    def delay(self, kind: Kind) -> int:
+    @classmethod
+    def delay(cls, kind: Kind) -> int:
         """Cycles from the issue of a chunk by the transposer to its features."""
         if kind == Kind.QKV:
-            return self._qkv + 1
-        return 1 + (self._residual if kind == Kind.RESIDUAL else self._gate)
+            return cls._qkv + 1
+        return 1 + (cls._residual if kind == Kind.RESIDUAL else cls._gate)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -169,14 +172,14 @@ class Epilogue(wiring.Component):
         s_even = delayed(m, scale_even.o, late, "s_even")
         is_gate = ~self._is_qkv & ~self._is_residual
         s_odd = delayed(m, Mux(is_gate, scale_odd.o, scale_even.o), late, "s_odd")
-        convert = IntToFloat(config.row_width).delay
         values = data.View(
             rows.values.shape(),
-            delayed(m, rows.values, self._scaled - Transposer.delay - convert, "values"),
+            delayed(m, rows.values, self._scaled - Transposer.delay - CONVERT, "values"),
         )
         y = []
         for i in range(CHUNK):
             m.submodules[f"convert{i}"] = number = IntToFloat(config.row_width)
+            assert number.delay == CONVERT
             m.submodules[f"scale{i}"] = scaled = Multiplier()
             m.d.comb += [number.i.eq(values[i]), scaled.a.eq(number.o), scaled.b.eq(s_odd if i % 2 else s_even)]
             y.append(scaled.o)
@@ -252,6 +255,8 @@ class Epilogue(wiring.Component):
         v = Signal(CHUNK_LAYOUT)
         with m.If(self._is_residual):
             m.d.comb += [chosen_state.eq(state), chosen_tag.eq(tag), Cat(*(v[i] for i in range(CHUNK))).eq(Cat(*outs))]
+        # A chunk that has left must not come out again at a later tap, when the next job is of another kind.
+        state = Mux(self._is_residual, 0, state)
         later(self._qkv - self._residual, "qkv")
         with m.If(self._is_qkv):
             m.d.comb += [
@@ -259,6 +264,7 @@ class Epilogue(wiring.Component):
                 chosen_tag.eq(tag),
                 v.as_value().eq(Mux(tag.target == Target.VALUE, y_late.as_value(), Cat(*outs))),
             ]
+        state = Mux(self._is_qkv, 0, state)
         later(self._gate - self._qkv, "gate")
         with m.If(~self._is_qkv & ~self._is_residual):
             m.d.comb += [

@@ -67,7 +67,7 @@ class Loader(wiring.Component):
         gain, x, rope = Signal(), Signal(), Signal()  # jobs under way
         beat, last_beat = Signal(16), Signal(16)
         lane, last_lane = Signal(lane_bits(config)), Signal(lane_bits(config))
-        part = Signal(range(parts))
+        part = Signal(clog2(parts))
         settle = Signal()  # last_beat follows the job by a cycle
         take, end = Signal(), Signal()
         starting = self.start_gain | self.start_x | self.start_rope

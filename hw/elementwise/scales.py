@@ -1,4 +1,4 @@
-"""Scales of the quantisers, from the statistics of a token or a head. Golden: `golden.elementwise.quantise`, `quantise_head`."""
+"""Scales of the quantisers, from statistics. Golden: `golden.elementwise.quantise`, `quantise_head`."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class Adder(wiring.Component):
         aligned, lost = shift_right_sticky(m, Cat(Const(0, 2), small), distance[1:5], "align", step=2)
         far = distance[5:].any()
         aligned = register(m, Mux(far, 0, aligned), "aligned")
-        lost = register(m, Mux(far, small.any(), lost), "lost")
+        lost = register(m, ~far & lost, "lost")  # so far down not even a borrow shows after rounding
         odd = register(m, distance[0] & ~far, "odd")
         large = register(m, large, "large_2")
         differ = register(m, differ, "differ_2")
@@ -79,6 +79,6 @@ class Adder(wiring.Component):
         under = exponent[-1] | ~exponent.any()
         increment = mantissa[3] & (mantissa[4] | mantissa[:3].any())
         rounded = wire(m, (Cat(mantissa[4:27], exponent[:8]) + increment)[:31], "rounded")
-        over = rounded[23:31].all()
+        over = exponent[:8].all()  # a fraction that rounds up into this exponent is zero, an infinity already
         m.d.sync += self.o.eq(pack(rounded, negative, cancelled | under | ones, ones, invalid, over))
         return m

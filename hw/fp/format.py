@@ -39,7 +39,7 @@ def pack(rounded: Value, sign: Value, cleared: Value, ones: Value, nan: Value, o
     cleared : the fraction is zero, and without `ones` the exponent too.
     ones : infinity or NaN.
     nan : NaN.
-    over : `rounded` overflowed; counts only when not `cleared`.
+    over : the exponent was too large before rounding; counts only when not `cleared`.
     """
     infinite = ones | (over & ~cleared)
     fraction = Mux(cleared | over, 0, rounded[:22])

@@ -43,7 +43,7 @@ class Quadratic(wiring.Component):
         """A coefficient, one cycle behind its address."""
         values = [int(c) for c in coefficients]
         shape = Shape.cast(range(min(values), max(values) + 1))
-        rom = memory.Memory(shape=shape, depth=len(values), init=values, attrs={"rom_style": "distributed"})
+        rom = memory.Memory(shape=shape, depth=len(values), init=values)
         m.submodules[name] = rom
         port = rom.read_port()
         m.d.comb += port.addr.eq(address)
@@ -167,7 +167,7 @@ class Exponential(wiring.Component):
         # 1: inputs. The shift leaves 8 bits before the point at exponent 6; larger ones are flagged
         mantissa = register(m, x.mantissa, "mantissa")
         right = BIAS + 6 - x.exponent
-        far = register(m, (right >= 64) | x.zero, "far")
+        far = register(m, right >= 64, "far")
         right = delay_line(m, right[:6], 4, "right")
         large = x.exponent > BIAS + 6
         special = Cat(large & x.sign & ~x.nan, large & ~x.sign & ~x.nan, x.nan)

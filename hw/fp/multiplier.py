@@ -66,7 +66,7 @@ class Multiplier(wiring.Component):
         negative = register(m, sign, "negative")
 
         # 6: round and pack
-        rounded = wire(m, (Cat(fraction, exponent) + increment)[:32], "rounded")
-        over = rounded[31] | rounded[23:31].all()
+        rounded = wire(m, (Cat(fraction, exponent) + increment)[:31], "rounded")
+        over = exponent[8] | exponent[:8].all()  # a fraction that rounds up into 255 is zero, an infinity already
         m.d.sync += self.o.eq(pack(rounded, negative, cleared, ones, invalid, over))
         return m

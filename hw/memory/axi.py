@@ -6,7 +6,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 ADDRESS_WIDTH = 40
-"""Bits of an AXI4 byte address: what the Zynq UltraScale+ HP ports can reach of memory. Bits above it of a base are dropped."""
+"""Bits of an AXI4 byte address: the physical memory of a Zynq UltraScale+. Higher bits of a base are dropped."""
 
 ID_WIDTH = 4
 """Bits of AXI4 IDs. Every master here uses ID 0 alone, so that its responses come in order."""
@@ -98,7 +98,7 @@ class AxiWrite(wiring.Signature):
 
 
 class Axi(wiring.Signature):
-    """All five channels of an AXI4 master: the members of AxiRead and AxiWrite side by side. Parameters as AxiRead's."""
+    """All channels of an AXI4 master: the members of AxiRead and AxiWrite side by side. Parameters as AxiRead's."""
 
     def __init__(self, *, data_bytes: int, address_width: int = ADDRESS_WIDTH, id_width: int = ID_WIDTH) -> None:
         read = AxiRead(data_bytes=data_bytes, address_width=address_width, id_width=id_width)

@@ -6,13 +6,22 @@ from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig
+from golden.config import AcceleratorConfig, clog2
 from hw.tlmm.accumulate import Accumulator, row_layout
 from hw.tlmm.loader import TileLoader
 from hw.tlmm.rows import RowFifo
 from hw.tlmm.tables import TableBuilder, TableMemory, sum_width
 from hw.tlmm.tree import AdderTree
 from hw.tlmm.unpack import Unpacker, entries
+
+
+def _tree(config: AcceleratorConfig) -> dict[str, int]:
+    return {"groups": config.groups, "lanes": config.lanes, "width": sum_width(config.group_size)}
+
+
+def _pipeline(tree: AdderTree) -> int:
+    # The accumulator is told of a beat one cycle before its sums come.
+    return Unpacker.delay + tree.delay - 1 + Accumulator.delay
 
 
 class TlmmEngine(wiring.Component):
@@ -46,8 +55,8 @@ class TlmmEngine(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._config = config
-        self._tree = AdderTree(groups=config.groups, lanes=config.lanes, width=sum_width(config.group_size))
-        self.delay = Unpacker.delay + self._tree.delay - 1 + Accumulator.delay
+        self._tree = AdderTree(**_tree(config))
+        self.delay = _pipeline(self._tree)
         super().__init__(
             {
                 "start": In(1),
@@ -59,7 +68,7 @@ class TlmmEngine(wiring.Component):
                 "done": Out(1),
                 "beats": In(stream.Signature(8 * config.beat_bytes)),
                 "quantised": In(32),
-                "q_lane": Out(range(config.lanes)),
+                "q_lane": Out(clog2(config.lanes)),
                 "q_word": Out(range(config.max_features // config.word)),
                 "q_en": Out(1),
                 "q_data": In(8 * config.word),
@@ -209,24 +218,20 @@ class TlmmEngine(wiring.Component):
 def expected_cycles(config: AcceleratorConfig, *, tiles: int, rows: int, block_rows: int, lanes: int) -> int:
     """Cycles from `start` to `done` when beats and activations are always there and every row is taken at once."""
     words, steps = config.tile_words, entries(config.group_size)
-    lane = max(words, steps)
-    free = [0, 0]  # when the last beat of a bank was taken
-    arrived = words + 1  # the words of the tile's first lane are in place
-    built = 0  # when the builder wrote its last entry
-    beat = 0
-    blocks = [min(block_rows, rows - i) for i in range(0, rows, block_rows)]
+    free = [0, 0]  # first cycle in which a bank may be taken
+    full = words + 2  # the words of a lane are in place
+    ready = 0  # the builder writes the previous lane's last entry
+    beat = 0  # first cycle after the last beat
     number = 0
-    for block in blocks:
+    for first in range(0, rows, block_rows):
         for _ in range(tiles):
-            bank = number & 1
-            taken = max(arrived + 1, built, free[bank] + 1)
-            built = taken + (lanes - 1) * lane + steps
-            # The next tile's first lane arrives while this one's last is written.
-            arrived = taken + lanes * lane - 1
-            beat = max(beat, built) + block
-            free[bank] = beat
+            for _ in range(lanes):
+                can = max(ready, free[number % 2])
+                take = max(full, can)
+                ready = take + steps
+                # Had to wait: the next lane's first word is read now, and not already in the cycle before.
+                full = take + words + (can >= full)
+            beat = max(beat, ready + 1) + min(block_rows, rows - first)
+            free[number % 2] = beat
             number += 1
-    delay = Unpacker.delay + AdderTree(
-        groups=config.groups, lanes=config.lanes, width=sum_width(config.group_size)
-    ).delay - 1 + Accumulator.delay
-    return beat + delay
+    return beat + _pipeline(AdderTree(**_tree(config)))

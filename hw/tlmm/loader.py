@@ -6,7 +6,7 @@ from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig
+from golden.config import AcceleratorConfig, clog2
 
 
 class TileLoader(wiring.Component):
@@ -41,11 +41,11 @@ class TileLoader(wiring.Component):
                 "block_end": Out(1),
                 "quantised": In(32),
                 "q_en": Out(1),
-                "q_lane": Out(range(config.lanes)),
+                "q_lane": Out(clog2(config.lanes)),
                 "q_word": Out(range(config.max_features // config.word)),
                 "shift": Out(1),
                 "take": Out(1),
-                "take_lane": Out(range(config.lanes)),
+                "take_lane": Out(clog2(config.lanes)),
                 "tile_end": Out(1),
                 "builder_ready": In(1),
                 "bank_free": In(1),
@@ -57,7 +57,7 @@ class TileLoader(wiring.Component):
         words = self._config.tile_words
         running, first_block = Signal(), Signal()
         tile = Signal(16)
-        lane = Signal(range(self._config.lanes))
+        lane = Signal(clog2(self._config.lanes))
         word = Signal(range(words))
         base = Signal.like(self.q_word)  # first word of the tile
         sequence = Signal(32)  # words read in the first row block

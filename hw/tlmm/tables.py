@@ -131,9 +131,7 @@ class TableBuilder(wiring.Component):
             m.d.comb += chosen.eq(Array(members)[digit] ^ subtract.replicate(8))
             # One adder: the lowest bit feeds the carry that completes a subtraction.
             added = Signal(width + 1, name=f"added_{g}")
-            m.d.comb += added.eq(
-                Cat(subtract, value) + Cat(subtract, chosen, chosen[7].replicate(width - 8))
-            )
+            m.d.comb += added.eq(Cat(subtract, value) + Cat(subtract, chosen, chosen[7].replicate(width - 8)))
             m.d.sync += value.eq(Mux(self.take, 1 << (width - 1), added[1:]))
             m.d.comb += self.value[g].eq(value)
         return m
@@ -173,9 +171,7 @@ class TableMemory(wiring.Component):
         m = Module()
         depth = 2 << index_bits(self._size)
         for lane in range(self._lanes):
-            memory = Memory(
-                shape=sum_width(self._size), depth=depth, init=[], attrs={"ram_style": "distributed"}
-            )
+            memory = Memory(shape=sum_width(self._size), depth=depth, init=[], attrs={"ram_style": "distributed"})
             m.submodules[f"lane_{lane}"] = memory
             write, read = memory.write_port(), memory.read_port(domain="comb")
             m.d.comb += [

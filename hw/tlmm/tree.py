@@ -9,8 +9,8 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-LEVELS = 2
-"""Adder levels between registers."""
+FAN = 4
+"""Terms of the shared correction that are added between registers."""
 
 _CHUNK = 6
 """Sign bits that one LUT6 level counts."""
@@ -45,7 +45,7 @@ class AdderTree(wiring.Component):
 
     Attributes
     ----------
-    delay : cycles, usually 2 + ceil(ceil(log2(groups)) / LEVELS) (the first register holds the entries).
+    delay : cycles, usually 1 + ceil(log2(groups)).
     width : of a sum.
     """
 
@@ -53,11 +53,11 @@ class AdderTree(wiring.Component):
         self._groups, self._lanes, self._entry = groups, lanes, width
         self.width = width + ceil_log2(groups)
         self._weights = self._plan()
-        self._tree_stages = 1 + -(-ceil_log2(groups) // LEVELS)
-        self._correction_stages = 2
+        self._tree_stages = ceil_log2(groups)
+        self._correction_stages = 1
         parts = len(self._chunks())
         while parts > 1:
-            parts = -(-parts // (1 << LEVELS))
+            parts = -(-parts // FAN)
             self._correction_stages += 1
         self.delay = 1 + max(self._tree_stages, self._correction_stages)
         super().__init__(
@@ -102,33 +102,19 @@ class AdderTree(wiring.Component):
             return r
 
         nodes = [
-            _Node(
-                [registered(self.value[g][lane], "leaf") for lane in range(self._lanes)],
-                self._entry,
-                registered(self.negate[g], "sign"),
-                g,
-            )
+            _Node([self.value[g][lane] for lane in range(self._lanes)], self._entry, self.negate[g], g)
             for g in range(self._groups)
         ]
         signs = [n.sign for n in nodes]
-        level = 0
         while len(nodes) > 1:
-            for _ in range(LEVELS):
-                level += 1
-                above: list[_Node] = []
-                for a, b in zip(nodes[::2], nodes[1::2], strict=False):
-                    width = a.width + 1
-                    differ = Signal(name=f"differ_{level}_{a.first}")
-                    m.d.comb += differ.eq(a.sign ^ b.sign)
-                    sums = []
-                    for lane, (x, y) in enumerate(zip(a.values, b.values, strict=True)):
-                        s = Signal(width, name=f"sum_{level}_{a.first}_{lane}")
-                        m.d.comb += s.eq(x + (y ^ differ.replicate(b.width)))
-                        sums.append(s)
-                    above.append(_Node(sums, width, a.sign, a.first))
-                if len(nodes) % 2:
-                    above.append(nodes[-1])
-                nodes = above
+            # A register behind every adder: it costs no LUT, and keeps synthesis from merging adders into compressors.
+            above: list[_Node] = []
+            for a, b in zip(nodes[::2], nodes[1::2], strict=False):
+                differ = Signal(name=f"differ_{a.first}_{a.width}")
+                m.d.comb += differ.eq(a.sign ^ b.sign)
+                sums = [x + (y ^ differ.replicate(b.width)) for x, y in zip(a.values, b.values, strict=True)]
+                above.append(_Node(sums, a.width + 1, a.sign, a.first))
+            nodes = above + nodes[len(above) * 2 :]
             for n in nodes:
                 n.values = [registered(v, "part") for v in n.values]
                 n.sign = registered(n.sign, "sign")
@@ -147,7 +133,7 @@ class AdderTree(wiring.Component):
         return m
 
     def _correction(self, m: Module, signs: list[Signal], registered: Callable[[Value, str], Signal]) -> Value:
-        """Sum of weight * sign and of the offsets, after `_correction_stages` registers (the leaf stage included)."""
+        """Sum of weight * sign and of the offsets, after `_correction_stages` registers."""
         offset = -self._groups << (self._entry - 1)
         parts: list[Value] = []
         for w, members in self._chunks():
@@ -156,6 +142,5 @@ class AdderTree(wiring.Component):
                 count = (count + signs[g])[: len(members).bit_length()]
             parts.append(registered(count * w + (0 if parts else offset), "count"))
         while len(parts) > 1:
-            fan = 1 << LEVELS
-            parts = [registered(sum(parts[i + 1 : i + fan], parts[i]), "correction") for i in range(0, len(parts), fan)]
+            parts = [registered(sum(parts[i + 1 : i + FAN], parts[i]), "correction") for i in range(0, len(parts), FAN)]
         return parts[0]

@@ -52,6 +52,8 @@ _MAGNITUDES = [
     0x4B800001,
     0x5F7FFFFF,  # products of these neighbours straddle the overflow
     0x5F800000,
+    0x72FFFFFF,
+    0x73000000,  # 2^103, half an ulp of the largest finite
     0x7E7FFFFF,
     0x7E800000,  # 2^126: the last with a reciprocal
     0x7E800001,

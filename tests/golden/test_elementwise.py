@@ -70,6 +70,19 @@ def test_quantiser_equals_scalars(norm: bool, n: int) -> None:
         assert q[lane].tolist() == codes and scale[lane] == s
 
 
+def test_quantiser_multiplies_in_the_order_of_the_hardware() -> None:
+    """Orders differ in the last bit of the inverse, which features at a rounding tie show."""
+    rng = np.random.default_rng(15)
+    ss, amax = rng.uniform(100, 900, 64).astype(np.float32), rng.uniform(3, 9, 64).astype(np.float32)
+    r = fp.rsqrt(ss * np.float32(1 / 254) + np.float32(1e-5))
+    recip = fp.recip(amax * r)
+    inv, other = (r * np.float32(127)) * recip, r * (np.float32(127) * recip)
+    u = ((np.arange(254) - 127 + 0.5) / inv[:, None]).astype(np.float32)
+    q, _ = elementwise.quantise(elementwise.Statistics(ss, amax, u), norm=True, eps=1e-5)
+    assert (q == np.clip(np.rint(u * inv[:, None]), -128, 127)).all()
+    assert (q != np.clip(np.rint(u * other[:, None]), -128, 127)).any()
+
+
 @pytest.mark.parametrize("norm", [True, False])
 def test_quantiser_approximates_normalised_features(norm: bool) -> None:
     v, gain = features(16, 2560), features(1, 2560, 13)[0]

@@ -11,6 +11,7 @@ def test_dot_products_are_exact(features: int) -> None:
     rng = np.random.default_rng(31)
     q, rows = (rng.integers(-128, 128, (n, features)).astype(np.int8) for n in (3, 50))
     q[0], rows[0] = -128, -128
+    q[1], rows[1] = rng.integers(120, 128, (2, features))  # sums that float32 cannot hold
     want = q.astype(np.int64) @ rows.T.astype(np.int64)
     assert (head.dots(q, rows) == want).all()
     assert (head.dots(q, rows.astype(np.float32)) == want).all()

@@ -38,6 +38,7 @@ VARIANTS = {
     "heads of 128": dict(head_dim=128, heads=2, kv_heads=1),
     "untied": dict(tied=False),
     "theta 500000": dict(rope_theta=500000.0),
+    "large epsilon": dict(norm_eps=0.3),
 }
 
 

@@ -21,7 +21,6 @@ def _bench(config: AcceleratorConfig, beats: int, words: int) -> str:
     c = config
     lane_bits, lanes_bits = max(1, (c.lanes - 1).bit_length()), c.lanes.bit_length()
     word_bits = (c.max_features // c.word - 1).bit_length()
-    q_lane = f".q_lane(q_lane[{lane_bits - 1}:0])," if c.lanes > 1 else ""
     row_bits = c.row_width * c.lanes
     return f"""
 module tb;
@@ -63,10 +62,9 @@ module bench(input clk, input go, input [31:0] seed, input [15:0] jobs,
 
   dut dut(.clk(clk), .rst(rst), .start(start), .tiles(job.tiles), .rows(job.rows), .block_rows(job.block_rows),
     .lanes(job.lanes[{lanes_bits - 1}:0]), .busy(busy), .done(done), .beats__valid(beat_valid), .beats__ready(beat_ready),
-    .beats__payload(beat_valid ? beat_memory[beat_index] : '1), .quantised(quantised), {q_lane}
+    .beats__payload(beat_valid ? beat_memory[beat_index] : '1), .quantised(quantised), .q_lane(q_lane),
     .q_word(q_word), .q_en(q_en), .q_data(q_data), .rows_out__valid(row_valid), .rows_out__ready(row_ready),
     .rows_out__payload(row), .bad_weight(bad), .stall_tables(stall_tables), .stall_rows(stall_rows));
-  {"assign q_lane = 0;" if c.lanes == 1 else ""}
 
   localparam IDLE = 0, RESET = 1, START = 2, RUN = 3, DRAIN = 4, OVER = 5;
   // Place of a word in the quantiser's order: a word read too early must be seen to be wrong.

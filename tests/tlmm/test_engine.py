@@ -14,7 +14,7 @@ from hw.tlmm.engine import expected_cycles
 from sim.runner import parameters
 from tests.tlmm.bench import Job, check, play, run
 
-SMALL = replace(TINY, name="small", block_rows=64, max_features=512, max_hidden=256, max_kv_dim=128)
+SMALL = replace(TINY, name="small", block_rows=64)
 WIDE = (1 << 17, 1 << 15)
 CONFIGS: dict[str, AcceleratorConfig] = {
     "tiny": TINY,
@@ -109,10 +109,12 @@ async def check_cycles(dut: Any) -> None:
     ]
     jobs = [make(config, rng, r, t, n, b, "random") for t, r, b, n in shapes]
     results = await check(dut, config, jobs)
+    worst = 0
     for (t, r, b, n), result in zip(shapes, results, strict=True):
         e = expected_cycles(config, tiles=t, rows=r, block_rows=b, lanes=n)
         print(f"tiles {t} rows {r} block {b} lanes {n}: {result.cycles} cycles, expected {e}")
-        assert abs(result.cycles - e) <= 0.02 * result.cycles, (t, r, b, n, result.cycles, e)
+        worst = max(worst, abs(result.cycles - e))
+    assert worst == 0
 
 
 @pytest.mark.parametrize("config", ["tiny", "g2", "g4", "g5"])

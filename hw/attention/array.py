@@ -1,0 +1,166 @@
+"""The multiplier array: int8 dot products of queries and keys, and weighted sums of values, on the same multipliers."""
+
+from __future__ import annotations
+
+from amaranth import Module, Mux, Signal, signed
+from amaranth.lib import data, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from hw.attention.block import Sizes, log2
+from hw.attention.runs import tag_layout
+from hw.fp import delay_line
+
+
+class MultiplierArray(wiring.Component):
+    """attention_lanes x beat_bytes multipliers in chains of `Sizes.depth` (cell / 4).
+
+    A chain adds the products of its rows one after the other, each row a cycle behind the one before (a DSP cascade: operand
+    registers, product register, sum register), so row i sees everything i cycles late.
+
+    Dot: row i takes bytes 4i..4i+3 of each key's cell, times the query's. Every cycle gives attention_lanes x
+    keys_per_beat dot products of a cell.
+
+    Weighted sum: a group of `depth` beats (consecutive cycles) is turned round: row i keeps beat i and gives its bytes 4j..4j+3
+    in step j, times the beat's weight, so that step j ends as the sums of dims 4j..4j+3 over `depth` beats. These are
+    accumulated over the groups of a run; the last group's sums go to one half of a memory, from which they are read.
+
+    Interface attributes
+    --------------------
+    tag, beat, weights : what the player issued, all in one cycle; weights: [query][key].
+    load_* : query operands, a word of E dims of one lane; they replace those in use from the beat tagged `swap` on.
+    dots : [query][key], `dot_delay` cycles behind the beat.
+    sums : dims 4 * sum_step .. + 3 of lane `sum_lane`, half `sum_half`, 1 cycle behind the address. `summed`: pulse, a run's sums can be
+    read from the next cycle on.
+    """
+
+    def __init__(self, sizes: Sizes):
+        self.sizes = sizes
+        c = sizes.config
+        self.dot_delay = sizes.depth + 5
+        """Row 0's operands: 2 (operand, product), the chain: depth + 1, the tree of four chains: 2."""
+        super().__init__(
+            {
+                "tag": In(tag_layout(sizes)),
+                "beat": In(8 * c.beat_bytes),
+                "weights": In(data.ArrayLayout(16, c.attention_lanes * c.keys_per_beat)),
+                "load_en": In(1),
+                "load_lane": In(range(c.attention_lanes)),
+                "load_word": In(range(max(2, sizes.cell_words))),
+                "load_data": In(8 * c.word),
+                "dots": Out(data.ArrayLayout(signed(16 + log2(c.cell)), c.attention_lanes * c.keys_per_beat)),
+                "sum_half": In(1),
+                "sum_lane": In(range(c.attention_lanes)),
+                "sum_step": In(log2(sizes.depth)),
+                "sums": Out(data.ArrayLayout(signed(sizes.run_bits), 4)),
+                "summed": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        z = self.sizes
+        c = z.config
+        depth, lanes, kpb = z.depth, c.attention_lanes, c.keys_per_beat
+        rows_per_word = c.word // 4
+        beat_bytes = [self.beat.word_select(i, 8) for i in range(c.beat_bytes)]
+
+        chain: list[list[list[Signal | None]]] = [[[None] * 4 for _ in range(kpb)] for _ in range(lanes)]
+        tag_sum, tag_swap = self.tag.sum, self.tag.swap
+        for i in range(depth):
+            # Data side, shared by all lanes: the dot byte, delayed, or the turned-round byte.
+            turned = []
+            for k in range(kpb):
+                kept = Signal(8 * c.cell, name=f"kept_{i}_{k}", reset_less=True)
+                mine = self.tag.sum & (self.tag.step == i)
+                with m.If(mine):
+                    m.d.sync += kept.eq(self.beat.word_select(k, 8 * c.cell))
+                with m.Else():
+                    m.d.sync += kept.eq(kept >> 32)
+                turned.append(kept)
+            # Row i's control, i + 1 cycles behind the tag: the cycle in which its operands are chosen.
+            swap_i = delay_line(m, tag_swap, i, f"swap_{i}")
+            sum_i = delay_line(m, tag_sum, i + 1, f"sum_{i}")
+            weight = []
+            for a in range(lanes):
+                weight.append([])
+                for k in range(kpb):
+                    w = Signal(16, name=f"weight_{i}_{a}_{k}", reset_less=True)
+                    with m.If(self.tag.sum & (self.tag.step == i)):
+                        m.d.sync += w.eq(Mux(self.tag.real, self.weights[a * kpb + k], 0))
+                    weight[a].append(w)
+            byte = []
+            for k in range(kpb):
+                for x in range(4):
+                    skewed = delay_line(m, beat_bytes[k * c.cell + 4 * i + x], i + 1, f"byte_{i}_{k}_{x}")
+                    operand = Signal(signed(8), name=f"b_{i}_{k}_{x}", reset_less=True)
+                    m.d.sync += operand.eq(Mux(sum_i, turned[k].word_select(x, 8), skewed))
+                    byte.append(operand)
+            for a in range(lanes):
+                for x in range(4):
+                    following = Signal(signed(8), name=f"next_{i}_{a}_{x}", reset_less=True)
+                    query = Signal(signed(8), name=f"query_{i}_{a}_{x}", reset_less=True)
+                    word, element = divmod(i, rows_per_word)
+                    with m.If(self.load_en & (self.load_lane == a) & (self.load_word == word)):
+                        m.d.sync += following.eq(self.load_data.word_select(4 * element + x, 8))
+                    with m.If(swap_i):
+                        m.d.sync += query.eq(following)
+                    for k in range(kpb):
+                        factor = Signal(signed(17), name=f"a_{i}_{a}_{k}_{x}", reset_less=True)
+                        product = Signal(signed(25), name=f"m_{i}_{a}_{k}_{x}", reset_less=True)
+                        m.d.sync += [
+                            factor.eq(Mux(sum_i, weight[a][k], query)),
+                            product.eq(factor * byte[4 * k + x]),
+                        ]
+                        before = chain[a][k][x]
+                        total = Signal(signed(z.chain_bits), name=f"p_{i}_{a}_{k}_{x}", reset_less=True)
+                        m.d.sync += total.eq(product if before is None else before + product)
+                        chain[a][k][x] = total
+
+        # ---- dot products ------------------------------------------------------------------------
+        small = 16 + log2(c.cell)
+        for a in range(lanes):
+            for k in range(kpb):
+                pairs = []
+                for x in (0, 2):
+                    pair = Signal(signed(small), name=f"pair_{a}_{k}_{x}", reset_less=True)
+                    m.d.sync += pair.eq(chain[a][k][x] + chain[a][k][x + 1])
+                    pairs.append(pair)
+                m.d.sync += self.dots[a * kpb + k].eq(pairs[0] + pairs[1])
+
+        # ---- weighted sums -----------------------------------------------------------------------
+        # A step's sums over the keys of a beat: one register behind the chains; then the accumulators, a ring of `depth`.
+        to_step = depth + 3 + 1
+        step_valid = delay_line(m, self.tag.sum, to_step, "step_valid", reset_less=False)
+        step_first = delay_line(m, self.tag.first, to_step, "step_first")
+        step_last = delay_line(m, self.tag.last, to_step, "step_last")
+        step_half = delay_line(m, self.tag.half, to_step, "step_half")
+        step = delay_line(m, self.tag.step, to_step, "step")
+        write_en = Signal()
+        write_at = Signal(1 + log2(depth), reset_less=True)
+        write_data = []
+        for a in range(lanes):
+            for x in range(4):
+                group = Signal(signed(z.chain_bits + log2(kpb)), name=f"group_{a}_{x}", reset_less=True)
+                m.d.sync += group.eq(sum(chain[a][k][x] for k in range(kpb)))
+                ring = [Signal(signed(z.run_bits), name=f"acc_{a}_{x}_{j}", reset_less=True) for j in range(depth)]
+                with m.If(step_valid):
+                    m.d.sync += ring[0].eq(group + Mux(step_first, 0, ring[-1]))
+                    m.d.sync += [ring[j].eq(ring[j - 1]) for j in range(1, depth)]
+                write_data.append(ring[0])
+        m.d.sync += [
+            write_en.eq(step_valid & step_last),
+            write_at[: log2(depth)].eq(step),
+            write_at[-1].eq(step_half),
+            self.summed.eq(write_en & write_at[: log2(depth)].all()),
+        ]
+        lane_layout = data.ArrayLayout(signed(z.run_bits), 4)
+        m.submodules.sums = memory = Memory(shape=data.ArrayLayout(lane_layout, lanes), depth=2 * depth, init=[])
+        write = memory.write_port()
+        read = memory.read_port(domain="comb")
+        m.d.comb += [write.en.eq(write_en), write.addr.eq(write_at)]
+        for n, value in enumerate(write_data):
+            m.d.comb += write.data[n // 4][n % 4].eq(value)
+        m.d.comb += [read.addr[: log2(depth)].eq(self.sum_step), read.addr[-1].eq(self.sum_half)]
+        m.d.sync += self.sums.eq(read.data[self.sum_lane])
+        return m

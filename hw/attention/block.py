@@ -1,0 +1,183 @@
+"""Shapes of the attention unit: sizes derived from the configuration, and what its queues carry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from amaranth.lib import data
+
+from golden.config import AcceleratorConfig, clog2
+
+MAX_GROUP = 8
+"""Most query heads of a KV head."""
+
+PIPES = 2
+"""Queries that the softmax takes at a time, unless the unit is told otherwise (keys_per_beat keys of each, every cycle)."""
+
+SCORE_SPACING = 4
+"""Least cycles from the start of a dot run to that of the next: the score accumulator reads what was written 3 cycles before."""
+
+SCORE_BITS = 24
+"""Of a score T."""
+
+
+class BlockDescriptor(data.StructLayout):
+    """Payload of the unit's `blocks` stream: one phase, in execution order (golden.schedule.Phase).
+
+    phase: 0 K, 1 V. own: the pass's own keys. first, last: of this unit's K or V part. final: last phase of the job.
+    keys: valid keys of a cache block. base: first score word of the block in the unit. unit_words: score words of the
+    unit for one set of queries. parity: half of the score RAM. index: of the vocabulary block (head).
+    """
+
+    def __init__(self, config: AcceleratorConfig):
+        lane = clog2(config.lanes)
+        super().__init__(
+            {
+                "phase": 1,
+                "own": 1,
+                "first": 1,
+                "last": 1,
+                "final": 1,
+                "kv_head": 8,
+                "lane_lo": lane,
+                "lane_hi": lane,
+                "keys": 16,
+                "base": 16,
+                "unit_words": 16,
+                "parity": 1,
+                "index": 16,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Widths and depths of the unit. See docs/architecture.md for the short names.
+
+    Raises
+    ------
+    ValueError : pipes does not divide attention_lanes, or own keys that do not fit a tile.
+    """
+
+    config: AcceleratorConfig
+    pipes: int
+
+    def __post_init__(self) -> None:
+        c = self.config
+        if self.pipes < 1 or c.attention_lanes % self.pipes:
+            raise ValueError(f"pipes must divide attention_lanes ({c.attention_lanes}), not {self.pipes}")
+        if c.lanes > c.key_block:
+            raise ValueError(f"lanes ({c.lanes}) must be at most key_block ({c.key_block}): use a larger key_tile")
+
+    @cached_property
+    def depth(self) -> int:
+        """Products in a chain of the multiplier array, and beats in a group of a weighted sum: a cell is 4 chains."""
+        return self.config.cell // 4
+
+    @cached_property
+    def max_queries(self) -> int:
+        """Queries of a unit: (lane, head) pairs that share a KV head."""
+        return self.config.lanes * MAX_GROUP
+
+    @cached_property
+    def max_sets(self) -> int:
+        return -(-self.max_queries // self.config.attention_lanes)
+
+    @cached_property
+    def cell_words(self) -> int:
+        """int8 buffer words of a cell."""
+        return self.config.cell // self.config.word
+
+    @cached_property
+    def dot_bits(self) -> int:
+        """Of a dot product, signed."""
+        return (max(self.config.max_hidden, self.config.max_head_dim) << 14).bit_length() + 1
+
+    @cached_property
+    def run_bits(self) -> int:
+        """Of a weighted sum over one run, signed: key_block keys, weights to 65535."""
+        return (self.config.key_block << 23).bit_length() + 1
+
+    @cached_property
+    def max_keys(self) -> int:
+        return self.config.max_context + self.config.lanes
+
+    @cached_property
+    def sum_bits(self) -> int:
+        """Of a weighted sum over all keys, signed."""
+        return (self.max_keys << 23).bit_length() + 1
+
+    @cached_property
+    def total_bits(self) -> int:
+        """Of L, the sum of P, unsigned."""
+        return (self.max_keys << 24).bit_length()
+
+    @cached_property
+    def chain_bits(self) -> int:
+        """Of a chain's sum, signed."""
+        return 24 + clog2(self.depth)
+
+    @cached_property
+    def beat_bits(self) -> int:
+        """Counts to the beats of a tile, inclusive."""
+        return clog2(self.config.key_tile + 1)
+
+    @cached_property
+    def query_bits(self) -> int:
+        """Index of a query in its unit."""
+        return clog2(self.max_queries)
+
+    @cached_property
+    def set_bits(self) -> int:
+        return clog2(self.max_sets)
+
+    @cached_property
+    def word_bits(self) -> int:
+        """Index of a score word, both halves."""
+        return clog2(self.config.score_words) + 1
+
+    @cached_property
+    def tile_words(self) -> int:
+        """Dot product accumulators of a phase: max_sets tiles."""
+        return self.max_sets * self.config.key_tile
+
+    @cached_property
+    def phase(self) -> data.StructLayout:
+        """A descriptor with what every part needs of it worked out.
+
+        beats: of a run. queries: of the unit. sets: of A queries, less one. first_head: kv_head * group.
+        head_cell: first_head * cells. kv_cell: kv_head * cells. half: K phases alternate, for the buffers between the
+        array and the softmax.
+        """
+        c = self.config
+        lane = clog2(c.lanes)
+        return data.StructLayout(
+            {
+                "v": 1,
+                "own": 1,
+                "first": 1,
+                "last": 1,
+                "final": 1,
+                "parity": 1,
+                "half": 1,
+                "lane_lo": lane,
+                "lane_hi": lane,
+                "keys": 16,
+                "beats": self.beat_bits,
+                "base": self.word_bits - 1,
+                "unit_words": self.word_bits,
+                "index": 16,
+                "kv_head": 8,
+                "queries": self.query_bits + 1,
+                "sets": self.set_bits,
+                "first_head": 8,
+                "head_cell": 16,
+                "kv_cell": 16,
+            }
+        )
+
+
+def log2(n: int) -> int:
+    """Exponent of a power of two."""
+    return n.bit_length() - 1

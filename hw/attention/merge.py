@@ -1,0 +1,173 @@
+"""Weighted sums of runs added up over the blocks of a unit, and its results given out."""
+
+from __future__ import annotations
+
+from amaranth import Cat, Module, Mux, Signal, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from golden.config import clog2
+from hw.attention.block import Sizes, log2
+from hw.fp import IntToFloat, Multiplier, delay_line
+
+
+class SumAccumulator(wiring.Component):
+    """Adds the array's weighted sums to those of the unit's earlier blocks; after the last block turns them into results.
+
+    4 dims a cycle. A run takes active queries * `Sizes.depth` cycles, a unit's results queries * head_dim / 4 and `delay`
+    more; the two take turns. Results: lane by lane, heads of a lane ascending, dims ascending.
+
+    Interface attributes
+    --------------------
+    phases : V phases. summed : pulse, a run's sums can be read. dumped : pulse, they are read.
+    sum_half, sum_lane, sum_step -> sums : of the array, 1 cycle.
+    factor_address -> factor : {parity, query}, 1 cycle.
+    emitted : pulse, the factors of a unit are no longer needed. finished : pulse, the job's last result is out.
+    att_* : chunks of 4 results: lane, chunk of the lane's features, 4 binary32.
+    """
+
+    def __init__(self, sizes: Sizes):
+        self.sizes = sizes
+        c = sizes.config
+        self.to_float = [IntToFloat(sizes.sum_bits) for _ in range(4)]
+        self.delay = 1 + self.to_float[0].delay + Multiplier.delay
+        """From reading a sum to the result."""
+        super().__init__(
+            {
+                "cells": In(16),
+                "group": In(8),
+                "phases": In(stream.Signature(sizes.phase)),
+                "summed": In(1),
+                "dumped": Out(1),
+                "sum_half": Out(1),
+                "sum_lane": Out(range(c.attention_lanes)),
+                "sum_step": Out(log2(sizes.depth)),
+                "sums": In(data.ArrayLayout(signed(sizes.run_bits), 4)),
+                "factor_address": Out(1 + sizes.query_bits),
+                "factor": In(32),
+                "emitted": Out(1),
+                "finished": Out(1),
+                "att_valid": Out(1),
+                "att_lane": Out(clog2(c.lanes)),
+                "att_chunk": Out(clog2(c.max_features // 4)),
+                "att_data": Out(data.ArrayLayout(32, 4)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        z = self.sizes
+        c = z.config
+        depth = log2(z.depth)
+        p = self.phases.payload
+        index_bits = clog2(c.max_head_dim // 4)
+
+        runs = Signal(2)
+        m.d.sync += runs.eq(runs + self.summed - self.dumped)
+        half = Signal()
+        step = Signal(depth)
+        query = Signal(z.query_bits + 1)
+        cell = Signal(16)
+        lane = Signal(clog2(c.lanes))
+        g = Signal(8)
+        head_cell = Signal(16)
+        reading = Signal()
+        emitting = Signal()
+        end_query, end_set, end_cell = Signal(), Signal(), Signal()
+        a = Signal(range(c.attention_lanes))
+        m.d.comb += [
+            a.eq(query & (c.attention_lanes - 1)),
+            end_query.eq(query + 1 == p.queries),
+            end_set.eq((a == c.attention_lanes - 1) | end_query),
+            end_cell.eq(cell + 1 == self.cells),
+            self.sum_half.eq(half),
+            self.sum_lane.eq(a),
+            self.sum_step.eq(step),
+            self.factor_address.eq(Cat(query[: z.query_bits], p.parity)),
+        ]
+
+        drain = Signal(range(self.delay + 4))
+        with m.FSM():
+            with m.State("Idle"):
+                m.d.sync += [query.eq(0), cell.eq(0), step.eq(0)]
+                with m.If(self.phases.valid):
+                    m.next = "Add"
+            with m.State("Add"):
+                with m.If(runs != 0):
+                    m.d.comb += reading.eq(1)
+                    m.d.sync += step.eq(step + 1)
+                    with m.If(step.all()):
+                        m.d.sync += query.eq(query + 1)
+                        with m.If(end_set):
+                            m.d.comb += self.dumped.eq(1)
+                            m.d.sync += half.eq(~half)
+                            with m.If(end_query):
+                                m.d.sync += [query.eq(0), cell.eq(cell + 1)]
+                                with m.If(end_cell):
+                                    m.d.sync += [cell.eq(0), drain.eq(3)]
+                                    with m.If(p.last):
+                                        m.next = "Settle"
+                                    with m.Else():
+                                        m.d.comb += self.phases.ready.eq(1)
+                                        m.next = "Idle"
+            with m.State("Settle"):
+                # The last sums are on their way to the memory.
+                m.d.sync += [
+                    drain.eq(drain - 1),
+                    lane.eq(p.lane_lo),
+                    g.eq(0),
+                    head_cell.eq(p.head_cell),
+                ]
+                with m.If(drain == 1):
+                    m.next = "Emit"
+            with m.State("Emit"):
+                m.d.comb += emitting.eq(1)
+                m.d.sync += step.eq(step + 1)
+                with m.If(step.all()):
+                    m.d.sync += cell.eq(cell + 1)
+                    with m.If(end_cell):
+                        m.d.sync += [cell.eq(0), query.eq(query + 1), g.eq(g + 1), head_cell.eq(head_cell + self.cells)]
+                        with m.If(g + 1 == self.group):
+                            m.d.sync += [g.eq(0), lane.eq(lane + 1), head_cell.eq(p.head_cell)]
+                        with m.If(end_query):
+                            m.d.comb += [self.emitted.eq(1), self.phases.ready.eq(1)]
+                            m.next = "Idle"
+
+        # ---- sums ----------------------------------------------------------------------------------
+        layout = data.ArrayLayout(signed(z.sum_bits), 4)
+        m.submodules.memory = memory = Memory(shape=layout, depth=1 << (z.query_bits + index_bits), init=[])
+        write, read = memory.write_port(), memory.read_port()
+        address = Signal(z.query_bits + index_bits)
+        m.d.comb += [
+            address.eq(Cat(Cat(step, cell)[:index_bits], query[: z.query_bits])),
+            read.addr.eq(address),
+            write.addr.eq(delay_line(m, address, 2, "address")),
+            write.en.eq(delay_line(m, reading, 2, "adding", reset_less=False)),
+        ]
+        first = delay_line(m, p.first, 1, "first")
+        total = Signal(layout, reset_less=True)
+        for i in range(4):
+            m.d.sync += total[i].eq(self.sums[i] + Mux(first, 0, read.data[i]))
+        m.d.comb += write.data.eq(total)
+
+        # ---- results -------------------------------------------------------------------------------
+        factor = delay_line(m, self.factor, self.to_float[0].delay, "factor")
+        for i in range(4):
+            m.submodules[f"to_float_{i}"] = to_float = self.to_float[i]
+            m.submodules[f"multiply_{i}"] = multiply = Multiplier()
+            m.d.comb += [
+                to_float.i.eq(read.data[i]),
+                multiply.a.eq(to_float.o),
+                multiply.b.eq(factor),
+                self.att_data[i].eq(multiply.o),
+            ]
+        chunk = Signal(len(self.att_chunk))
+        m.d.comb += chunk.eq(Cat(step, (head_cell + cell)[: len(chunk)]))
+        m.d.comb += [
+            self.att_valid.eq(delay_line(m, emitting, self.delay, "att_valid", reset_less=False)),
+            self.att_lane.eq(delay_line(m, lane, self.delay, "att_lane")),
+            self.att_chunk.eq(delay_line(m, chunk, self.delay, "att_chunk")),
+            self.finished.eq(delay_line(m, self.emitted & p.final, self.delay + 1, "finished", reset_less=False)),
+        ]
+        return m

@@ -1,0 +1,257 @@
+"""The attention unit: prefill and decode attention, and the output head on its dot engine."""
+
+from __future__ import annotations
+
+from amaranth import Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from golden.config import AcceleratorConfig, clog2
+from hw.attention.array import MultiplierArray
+from hw.attention.block import PIPES, BlockDescriptor, Sizes
+from hw.attention.head import LogitSink, logit_layout
+from hw.attention.merge import SumAccumulator
+from hw.attention.queries import QueryLoader
+from hw.attention.runs import Loader, PhaseQueue, Player, own_bits
+from hw.attention.scores import DotAccumulator
+from hw.attention.softmax import ScorePass, WeightPass, score_layout
+from hw.fp import delay_line
+
+
+class AttentionUnit(wiring.Component):
+    """Attention of all lanes over their caches and their own keys, or the output head's logits.
+
+    Takes a beat a cycle in both K and V phases. Golden: `golden.attention`, `golden.head`.
+    Cycles: `hw.attention.cycles.expected_cycles`.
+
+    Parameters
+    ----------
+    config : the accelerator.
+    pipes : queries that the softmax takes at a time; divides attention_lanes. Default: 2, or 1 for one attention lane.
+
+    Interface attributes
+    --------------------
+    start, busy, done : a job; every other parameter is stable while busy.
+    head_mode : 0 attention, 1 output head. cells : head_dim, or inputs, in cells. group : heads / kv_heads (1 in head mode).
+    head_first, head_count : lanes whose logits are computed, at most attention_lanes. vocabulary : rows behind it never win.
+    write_logits : give every logit out, too.
+    blocks : phases (BlockDescriptor); in head mode one for each block of rows, with index, keys = key_block, first, final.
+    beats : the stream. q_* , qscale_*, own_*, own_scale_* : read ports of the element-wise buffers, 1 cycle.
+    att_* : results, 4 features of a lane at a time, no back-pressure. logits, best_index, best_value : see LogitSink.
+    stall_memory : a run waits for a beat. stall_softmax : it waits for anything else (operands, weights, buffers).
+    """
+
+    def __init__(self, config: AcceleratorConfig, *, pipes: int | None = None):
+        self.config = c = config
+        self.sizes = Sizes(config, min(PIPES, config.attention_lanes) if pipes is None else pipes)
+        lane = clog2(c.lanes)
+        super().__init__(
+            {
+                "head_mode": In(1),
+                "cells": In(16),
+                "group": In(8),
+                "kv_heads": In(8),
+                "lanes": In(lane + 1),
+                "head_first": In(lane),
+                "head_count": In(lane + 1),
+                "vocabulary": In(32),
+                "write_logits": In(1),
+                "start": In(1),
+                "busy": Out(1),
+                "done": Out(1),
+                "blocks": In(stream.Signature(BlockDescriptor(c))),
+                "beats": In(stream.Signature(8 * c.beat_bytes)),
+                "q_lane": Out(lane),
+                "q_word": Out(clog2(c.max_features // c.word)),
+                "q_en": Out(1),
+                "q_data": In(8 * c.word),
+                "qscale_lane": Out(lane),
+                "qscale_head": Out(8),
+                "qscale_data": In(32),
+                "own_addr": Out(own_bits(self.sizes)),
+                "own_en": Out(1),
+                "own_data": In(8 * c.beat_bytes),
+                "own_scale_v": Out(1),
+                "own_scale_head": Out(8),
+                "own_scale_lane": Out(lane),
+                "own_scale_en": Out(1),
+                "own_scale_data": In(32),
+                "att_valid": Out(1),
+                "att_lane": Out(lane),
+                "att_chunk": Out(clog2(c.max_features // 4)),
+                "att_data": Out(data.ArrayLayout(32, 4)),
+                "logits": Out(stream.Signature(logit_layout(c))),
+                "best_index": Out(data.ArrayLayout(32, c.lanes)),
+                "best_value": Out(data.ArrayLayout(32, c.lanes)),
+                "stall_memory": Out(1),
+                "stall_softmax": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        z = self.sizes
+        c = self.config
+        m.submodules.phases = phases = PhaseQueue(z)
+        m.submodules.loader = loader = Loader(z)
+        m.submodules.player = player = Player(z, loader.depth)
+        m.submodules.queries = queries = QueryLoader(z)
+        m.submodules.array = array = MultiplierArray(z)
+        m.submodules.dots = dots = DotAccumulator(z, array)
+        m.submodules.score = score = ScorePass(z, dots)
+        m.submodules.weight = weight = WeightPass(z)
+        m.submodules.sums = sums = SumAccumulator(z)
+        m.submodules.head = head = LogitSink(z)
+
+        # ---- job -----------------------------------------------------------------------------------
+        finished = Signal()
+        m.d.comb += finished.eq(sums.finished | head.finished)
+        with m.If(self.start):
+            m.d.sync += self.busy.eq(1)
+        with m.Elif(finished):
+            m.d.sync += self.busy.eq(0)
+        m.d.sync += self.done.eq(finished)
+        for part in (phases, loader, queries, score):
+            m.d.comb += part.head_mode.eq(self.head_mode)
+        for part in (phases, loader, player, queries, sums):
+            m.d.comb += part.cells.eq(self.cells)
+        for part in (phases, queries, score, sums):
+            m.d.comb += part.group.eq(self.group)
+        for part in (score, head):
+            m.d.comb += part.write_logits.eq(self.write_logits)
+        m.d.comb += [
+            phases.head_first.eq(self.head_first),
+            phases.head_count.eq(self.head_count),
+            player.kv_heads.eq(self.kv_heads),
+            head.vocabulary.eq(self.vocabulary),
+        ]
+        wiring.connect(m, wiring.flipped(self.blocks), phases.blocks)
+        wiring.connect(m, wiring.flipped(self.beats), loader.beats)
+        wiring.connect(m, wiring.flipped(self.logits), head.logits)
+        for name, part in (("load", loader), ("play", player), ("query", queries), ("score", score), ("dump", sums)):
+            wiring.connect(m, getattr(phases, name), part.phases)
+
+        # ---- buffers outside -----------------------------------------------------------------------
+        m.d.comb += [
+            self.q_lane.eq(queries.q_lane),
+            self.q_word.eq(queries.q_word),
+            self.q_en.eq(queries.q_en),
+            queries.q_data.eq(self.q_data),
+            self.qscale_lane.eq(score.qscale_lane),
+            self.qscale_head.eq(score.qscale_head),
+            score.qscale_data.eq(self.qscale_data),
+            self.own_addr.eq(player.own_addr),
+            self.own_en.eq(player.own_en),
+            loader.own_scale_data.eq(self.own_scale_data),
+            self.best_index.eq(head.best_index),
+            self.best_value.eq(head.best_value),
+            self.stall_memory.eq(player.stall_memory),
+            self.stall_softmax.eq(player.stall_softmax),
+        ]
+        for name in ("own_scale_v", "own_scale_head", "own_scale_lane", "own_scale_en"):
+            m.d.comb += getattr(self, name).eq(getattr(loader, name))
+        for name in ("att_valid", "att_lane", "att_chunk", "att_data"):
+            m.d.comb += getattr(self, name).eq(getattr(sums, name))
+
+        # ---- store, own RAM and weight RAM to the array --------------------------------------------
+        m.d.comb += [
+            loader.read_address.eq(player.store_address),
+            player.level.eq(loader.level),
+            loader.free.eq(player.free),
+            loader.free_beats.eq(player.free_beats),
+        ]
+        weights = data.ArrayLayout(16, c.attention_lanes * c.keys_per_beat)
+        m.submodules.weights = memory = Memory(shape=weights, depth=2 * c.score_words, init=[])
+        put, get = memory.write_port(granularity=c.keys_per_beat), memory.read_port()
+        m.d.comb += [
+            put.addr.eq(weight.weight_address),
+            put.data.eq(weight.weight_data),
+            put.en.eq(weight.weight_en),
+            get.addr.eq(player.weight_address),
+        ]
+        tag_1 = delay_line(m, player.tag, 1, "tag", reset_less=False)
+        tag = delay_line(m, tag_1, 1, "tag_in", reset_less=False)
+        beat = Signal(8 * c.beat_bytes, reset_less=True)
+        operand = Signal(weights, reset_less=True)
+        m.d.sync += [beat.eq(Mux(tag_1.own, self.own_data, loader.read_data)), operand.eq(get.data)]
+        m.d.comb += [
+            array.tag.eq(tag),
+            array.beat.eq(beat),
+            array.weights.eq(operand),
+            dots.tag.eq(tag),
+            dots.dots.eq(array.dots),
+            queries.swap.eq(player.swap),
+            player.queries_ready.eq(queries.ready),
+        ]
+        for name in ("load_en", "load_lane", "load_word", "load_data"):
+            m.d.comb += getattr(array, name).eq(getattr(queries, name))
+
+        # ---- scores --------------------------------------------------------------------------------
+        scores = data.ArrayLayout(score_layout(z), c.attention_lanes)
+        m.submodules.scores = memory = Memory(shape=scores, depth=2 * c.score_words, init=[])
+        put, get = memory.write_port(granularity=1), memory.read_port()
+        m.d.comb += [
+            put.addr.eq(score.score_address),
+            put.data.eq(score.score_data),
+            put.en.eq(score.score_en),
+            get.addr.eq(weight.score_address),
+            weight.scores.eq(get.data),
+        ]
+        m.submodules.value_scales = memory = Memory(
+            shape=data.ArrayLayout(32, c.keys_per_beat), depth=2 * c.score_words, init=[]
+        )
+        put, get = memory.write_port(), memory.read_port()
+        m.d.comb += [
+            put.addr.eq(score.value_scale_address),
+            put.data.eq(score.value_scale_data),
+            put.en.eq(score.value_scale_en),
+            get.addr.eq(weight.value_address),
+            weight.value_scales.eq(get.data),
+            score.phase_end.eq(dots.phase_end),
+            dots.read_half.eq(score.read_half),
+            dots.read_address.eq(score.read_address),
+            score.read_data.eq(dots.read_data),
+            score.scales_ready.eq(loader.scales_ready),
+            loader.scale_free.eq(score.scale_free),
+            loader.scale_address.eq(score.scale_address),
+            score.k_scales.eq(loader.k_scales),
+            score.v_scales.eq(loader.v_scales),
+            player.scored.eq(score.scored),
+            score.statistic_address.eq(weight.statistic_address),
+            weight.statistic.eq(score.statistic),
+            weight.inverse.eq(score.inverse),
+            player.weights_ready.eq(weight.ready_units),
+        ]
+        wiring.connect(m, score.unit, weight.unit)
+        # Factors of two units: the next but one unit's softmax waits until the results are out.
+        in_use = Signal(2)
+        m.d.sync += in_use.eq(in_use + weight.begun - sums.emitted)
+        m.d.comb += weight.hold.eq(in_use == 2)
+
+        # ---- sums ----------------------------------------------------------------------------------
+        m.d.comb += [
+            sums.summed.eq(array.summed),
+            player.dumped.eq(sums.dumped),
+            array.sum_half.eq(sums.sum_half),
+            array.sum_lane.eq(sums.sum_lane),
+            array.sum_step.eq(sums.sum_step),
+            sums.sums.eq(array.sums),
+            weight.factor_address.eq(sums.factor_address),
+            sums.factor.eq(weight.factor),
+        ]
+
+        # ---- logits --------------------------------------------------------------------------------
+        m.d.comb += [
+            head.valid.eq(score.logit_valid),
+            head.lane.eq(score.logit_lane),
+            head.block.eq(score.logit_block),
+            head.beat.eq(score.logit_beat),
+            head.new.eq(score.logit_new),
+            head.first.eq(score.logit_first),
+            head.end.eq(score.logit_end),
+            head.values.eq(score.logits),
+            score.credit.eq(head.credit),
+            head.spend.eq(score.spend),
+        ]
+        return m

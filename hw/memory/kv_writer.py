@@ -1,0 +1,218 @@
+"""Appends the pass's own keys and values to the cache."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, ResetInserter, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from golden.config import AcceleratorConfig, clog2
+from hw.memory.writer import write_layout
+
+LANE_NUMBER_BITS = 16
+"""Bits of a position and of a slot number."""
+
+
+class KvWriter(wiring.Component):
+    """Copies K, V and their scales of every lane from on-chip storage into the lane's cache block.
+
+    Order: lane, K then V, KV head, cell; behind a head's cells its scale. A write every two cycles when nothing
+    waits; before each lane one cycle for every significant bit of its slot and block number, and three more.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig; L lanes, C cell bytes, KPB keys per beat, T key_tile, E floats of a beat.
+
+    Interface attributes
+    --------------------
+    start : pulse; the job inputs hold from here to `done`.
+    lanes : lanes of the pass, 1..L.
+    cells : D / C, cells of a head.
+    kv_heads : KV heads, at least 1.
+    kv_address, slot_stride, head_stride : beats, of the layer's cache.
+    position, slot : of each lane.
+    busy, done : a job runs; pulse when the last write was taken (BeatWriter.idle tells when it is in memory).
+    clear : soft reset, drops the job.
+    own_addr, own_en, own_grant, own_data : read port of the own-K/V RAM; a read happens in cycles with en and grant,
+        its data come in the next. Address ((v*kv_heads + kv_head)*cells + c) * ceil(L/KPB) + lane//KPB.
+    own_scale_v, own_scale_head, own_scale_lane, own_scale_en, own_scale_grant, own_scale_data : likewise, the scales.
+    writes : stream {address, data, strobe} for BeatWriter.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._config = config
+        own_beats = max(1, config.lanes // config.keys_per_beat)
+        per_lane = data.ArrayLayout(LANE_NUMBER_BITS, config.lanes)
+        super().__init__(
+            {
+                "start": In(1),
+                "lanes": In(range(config.lanes + 1)),
+                "cells": In(16),
+                "kv_heads": In(8),
+                "kv_address": In(32),
+                "slot_stride": In(32),
+                "head_stride": In(32),
+                "position": In(per_lane),
+                "slot": In(per_lane),
+                "busy": Out(1),
+                "done": Out(1),
+                "clear": In(1),
+                "own_addr": Out(clog2(2 * (config.max_kv_dim // config.cell) * own_beats)),
+                "own_en": Out(1),
+                "own_grant": In(1),
+                "own_data": In(config.beat_bytes * 8),
+                "own_scale_v": Out(1),
+                "own_scale_head": Out(8),
+                "own_scale_lane": Out(clog2(config.lanes)),
+                "own_scale_en": Out(1),
+                "own_scale_grant": In(1),
+                "own_scale_data": In(32),
+                "writes": Out(stream.Signature(write_layout(config))),
+            }
+        )
+
+    def expected_cycles(self, *, positions: list[int], slots: list[int], kv_heads: int, cells: int) -> int:
+        """Cycles from `start` to `done` for these lanes, when no read and no write waits."""
+        c = self._config
+        multiply = sum(s.bit_length() + (p // c.key_block).bit_length() + 3 for p, s in zip(positions, slots, strict=True))
+        return multiply + len(positions) * 4 * kv_heads * (cells + 1) + 2
+
+    def elaborate(self, platform: object) -> Elaboratable:
+        cfg = self._config
+        m = Module()
+        kpb, floats = cfg.keys_per_beat, cfg.word
+        key_bits = (cfg.key_block - 1).bit_length()
+        part_bits = (kpb - 1).bit_length()
+        float_bits = (floats - 1).bit_length()
+        own_beats = max(1, cfg.lanes // kpb)
+
+        lane = Signal(clog2(cfg.lanes))
+        key = Signal(key_bits)
+        address = Signal(32)  # being built: the lane's block; then the cache head's
+        factor, factor2 = Signal(LANE_NUMBER_BITS), Signal(LANE_NUMBER_BITS)
+        stride = Signal(32)
+        second = Signal()
+
+        value, last_head, last_cell = Signal(), Signal(), Signal()
+        head = Signal(8)
+        cell, row = Signal(16), Signal(16)
+        scale = Signal()  # the item is a scale
+        block_base = Signal(32)
+        offset = Signal(32)  # of the cell's run from the head's base
+
+        full = Signal()
+        out = Signal(write_layout(cfg))
+        free = Signal()
+        m.d.comb += [
+            self.writes.valid.eq(full),
+            self.writes.payload.eq(out),
+            free.eq(~full | self.writes.ready),
+            last_cell.eq(cell + 1 == self.cells),
+            last_head.eq(head + 1 == self.kv_heads),
+            self.own_addr.eq(row * own_beats + (lane >> part_bits if own_beats > 1 else 0)),
+            self.own_scale_v.eq(value),
+            self.own_scale_head.eq(head),
+            self.own_scale_lane.eq(lane),
+        ]
+        with m.If(self.writes.ready):
+            m.d.sync += full.eq(0)
+
+        cell_bytes = cfg.cell
+        part = self.own_data.word_select(lane[:part_bits], cell_bytes * 8) if kpb > 1 else self.own_data
+
+        strobes = Cat((key[:part_bits] == k if kpb > 1 else Const(1)).replicate(cell_bytes) for k in range(kpb))
+
+        with m.FSM() as fsm:
+            m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))
+            with m.State("Idle"):
+                m.d.sync += lane.eq(0)
+                with m.If(self.start):
+                    m.next = "Lane"
+            with m.State("Lane"):
+                # address = kv_address + slot * slot_stride + block * block_stride, a bit of a factor a cycle
+                m.d.sync += [
+                    key.eq(self.position[lane][:key_bits]),
+                    factor.eq(self.slot[lane]),
+                    factor2.eq(self.position[lane] >> key_bits),
+                    stride.eq(self.slot_stride),
+                    second.eq(0),
+                    address.eq(self.kv_address),
+                ]
+                m.next = "Multiply"
+            with m.State("Multiply"):
+                with m.If(factor != 0):
+                    m.d.sync += [factor.eq(factor >> 1), stride.eq(stride << 1)]
+                    with m.If(factor[0]):
+                        m.d.sync += address.eq(address + stride)
+                with m.Elif(~second):
+                    m.d.sync += [
+                        second.eq(1),
+                        factor.eq(factor2),
+                        stride.eq((self.cells * (2 * cfg.key_tile))[:32] + 2 * cfg.scale_beats),
+                    ]
+                with m.Else():
+                    m.d.sync += [
+                        block_base.eq(address),
+                        value.eq(0),
+                        head.eq(0),
+                        cell.eq(0),
+                        row.eq(0),
+                        scale.eq(0),
+                        offset.eq(2 * cfg.scale_beats),
+                    ]
+                    m.next = "Read"
+            with m.State("Read"):
+                # Only with room for the result: the RAM's output is not held.
+                m.d.comb += [self.own_en.eq(free & ~scale), self.own_scale_en.eq(free & scale)]
+                with m.If((self.own_en & self.own_grant) | (self.own_scale_en & self.own_scale_grant)):
+                    m.next = "Take"
+            with m.State("Take"):
+                m.d.sync += full.eq(1)
+                with m.If(scale):
+                    m.d.sync += [
+                        out.address.eq(address + Mux(value, cfg.scale_beats, 0) + key[float_bits:]),
+                        out.data.eq(Cat(self.own_scale_data for _ in range(floats))),
+                        out.strobe.eq(0xF << (key[:float_bits] << 2)),
+                    ]
+                with m.Else():
+                    m.d.sync += [
+                        out.address.eq(address + (offset + key[part_bits:])),
+                        out.data.eq(Cat(part for _ in range(kpb))),
+                        out.strobe.eq(strobes),
+                    ]
+                m.next = "Read"
+                with m.If(~scale):
+                    m.d.sync += [row.eq(row + 1), cell.eq(cell + 1), offset.eq(offset + cfg.key_tile)]
+                    with m.If(last_cell):
+                        m.d.sync += scale.eq(1)
+                with m.Else():
+                    m.d.sync += [
+                        scale.eq(0),
+                        cell.eq(0),
+                        head.eq(head + 1),
+                        address.eq(address + self.head_stride),
+                        # back to the first cell of K, or of V
+                        offset.eq(Mux(value, offset_v(cfg, self.cells), 2 * cfg.scale_beats)),
+                    ]
+                    with m.If(last_head):
+                        m.d.sync += [
+                            value.eq(1),
+                            head.eq(0),
+                            address.eq(block_base),
+                            offset.eq(offset_v(cfg, self.cells)),
+                        ]
+                        with m.If(value):
+                            m.d.sync += lane.eq(lane + 1)
+                            m.next = "Lane"
+                            with m.If(lane + 1 == self.lanes):
+                                m.next = "Finish"
+            with m.State("Finish"):
+                with m.If(~full):
+                    m.d.comb += self.done.eq(1)
+                    m.next = "Idle"
+        return ResetInserter(self.clear)(m)
+
+
+def offset_v(config: AcceleratorConfig, cells: Signal) -> Signal:
+    """Beats from the start of a cache block to its V record."""
+    return (cells * config.key_tile)[:32] + 2 * config.scale_beats

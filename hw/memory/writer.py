@@ -1,0 +1,255 @@
+"""The beat writer: beats or parts of beats into memory, each port writing its part."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Const, Module, Signal
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from golden.config import AcceleratorConfig, ConfigError
+from golden.registers import ErrorCode
+from hw.memory.axi import (
+    ADDRESS_WIDTH,
+    BURST_INCR,
+    CACHE_MODIFIABLE_BUFFERABLE,
+    PROT_DATA,
+    AxiWrite,
+)
+from hw.memory.fifo import Queue
+from hw.memory.reader import first_error, response_error
+
+WRITE_QUEUE = 16
+"""Writes that wait at each port."""
+
+
+def write_layout(config: AcceleratorConfig) -> data.StructLayout:
+    """A write: beat address, the beat's bytes, and which of them to write."""
+    return data.StructLayout({"address": 32, "data": config.beat_bytes * 8, "strobe": config.beat_bytes})
+
+
+class _PortWriter(wiring.Component):
+    """One port: writes of a word in, single-beat AXI4 writes out. See BeatWriter."""
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "words": In(
+                    stream.Signature(
+                        data.StructLayout({"address": 32, "data": config.port_bytes * 8, "strobe": config.port_bytes})
+                    )
+                ),
+                "base": In(64),
+                "stop": In(1),
+                "drain": In(1),
+                "waiting": Out(1),
+                "owed": Out(1),
+                "answered": Out(1),
+                "oldest": Out(32),
+                "bad": Out(1),
+                "bad_code": Out(8),
+                "bad_address": Out(32),
+                "m_axi": Out(AxiWrite(data_bytes=config.port_bytes)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        cfg = self._config
+        m = Module()
+        axi = self.m_axi
+        byte_bits = cfg.port_bytes.bit_length() - 1
+
+        layout = self.words.payload.shape()
+        m.submodules.queue = queue = Queue(width=layout.size, depth=WRITE_QUEUE)
+        word = data.View(layout, queue.o.payload)
+        m.d.comb += [
+            queue.i.valid.eq(self.words.valid),
+            queue.i.payload.eq(self.words.payload),
+            self.words.ready.eq(queue.i.ready),
+            queue.clear.eq(self.drain),
+            self.waiting.eq(queue.level != 0),
+        ]
+
+        flying = Signal(range(cfg.outstanding + 1))
+        issue, retire = Signal(), Signal()
+        m.d.comb += [
+            issue.eq(
+                queue.o.valid
+                & (~axi.awvalid | axi.awready)
+                & (~axi.wvalid | axi.wready)
+                & ~flying[-1]
+                & ~self.stop
+                & ~self.drain
+            ),
+            queue.o.ready.eq(issue),
+            self.owed.eq(flying != 0),
+        ]
+        with m.If(axi.awready):
+            m.d.sync += axi.awvalid.eq(0)
+        with m.If(axi.wready):
+            m.d.sync += axi.wvalid.eq(0)
+        with m.If(issue):
+            m.d.sync += [
+                axi.awvalid.eq(1),
+                axi.awaddr.eq(Cat(Const(0, byte_bits), self.base[byte_bits:ADDRESS_WIDTH] + word.address)),
+                axi.wvalid.eq(1),
+                axi.wdata.eq(word.data),
+                axi.wstrb.eq(word.strobe),
+            ]
+        m.d.comb += [
+            axi.awid.eq(0),
+            axi.awlen.eq(0),
+            axi.awsize.eq(byte_bits),
+            axi.awburst.eq(BURST_INCR),
+            axi.awcache.eq(CACHE_MODIFIABLE_BUFFERABLE),
+            axi.awprot.eq(PROT_DATA),
+            axi.wlast.eq(1),
+            axi.bready.eq(1),
+        ]
+
+        m.submodules.addresses = addresses = memory.Memory(shape=32, depth=cfg.outstanding, init=[])
+        write, read = addresses.write_port(), addresses.read_port(domain="comb")
+        issued, retired = Signal(range(cfg.outstanding)), Signal(range(cfg.outstanding))
+        response = Signal(2)
+        m.d.comb += [
+            write.addr.eq(issued),
+            write.data.eq(word.address),
+            write.en.eq(issue),
+            read.addr.eq(retired),
+            self.oldest.eq(read.data),
+            self.answered.eq(retire),
+        ]
+        m.d.sync += [
+            retire.eq(axi.bvalid & axi.bready),
+            response.eq(axi.bresp),
+            flying.eq(flying + issue - retire),
+            issued.eq(issued + issue),
+            retired.eq(retired + retire),
+            self.bad.eq(retire & response[1] & ~self.drain),
+            self.bad_code.eq(response_error(ErrorCode.WRITE_SLVERR, ErrorCode.WRITE_DECERR, response)),
+            self.bad_address.eq(self.oldest),
+        ]
+        return m
+
+
+class BeatWriter(wiring.Component):
+    """Writes beats, or the strobed parts of beats, through the ports that have a part.
+
+    Writes of a port are made in order, as single-beat bursts, `outstanding` at a time. From a write's acceptance to
+    `awvalid`/`wvalid`: 3 cycles; a write each cycle when memory takes them.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig; ports, port_bytes, outstanding.
+
+    Interface attributes
+    --------------------
+    writes : stream {address, data, strobe}. After an error writes are taken and dropped.
+    base : byte address of each port's region, a multiple of 4096; lower bits and those above 40 bits are ignored.
+    window_beats : a write at or behind it is an error and not made.
+    timeout : cycles in which responses are owed and none arrives, after which TIMEOUT is raised; 0: never.
+    clear : soft reset (a pulse or longer): waiting writes are dropped, errors cleared, what AXI owes is awaited.
+    error, error_address : ErrorCode, and the beat address; kept until `clear`. No write is issued after an error.
+    idle : nothing offered, nothing waiting, and every response has come.
+    quiet : AXI owes nothing and no soft reset is going on.
+    writes_count : a write was taken (and not dropped) in the cycle before.
+    m_axi : write channels of the ports.
+
+    Raises
+    ------
+    ConfigError : outstanding is 1.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        if config.outstanding < 2:
+            raise ConfigError(f"outstanding must be at least 2, not {config.outstanding}")
+        self._config = config
+        super().__init__(
+            {
+                "writes": In(stream.Signature(write_layout(config))),
+                "base": In(data.ArrayLayout(64, config.ports)),
+                "window_beats": In(32),
+                "timeout": In(32),
+                "clear": In(1),
+                "error": Out(8),
+                "error_address": Out(32),
+                "idle": Out(1),
+                "quiet": Out(1),
+                "writes_count": Out(1),
+                "m_axi": Out(AxiWrite(data_bytes=config.port_bytes)).array(config.ports),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        cfg = self._config
+        m = Module()
+        ports = [_PortWriter(cfg) for _ in range(cfg.ports)]
+        for i, p in enumerate(ports):
+            m.submodules[f"port{i}"] = p
+            wiring.connect(m, wiring.flipped(self.m_axi[i]), p.m_axi)
+
+        draining, drain, stop = Signal(), Signal(), Signal()
+        owed = Cat(p.owed for p in ports).any()
+        m.d.comb += [
+            drain.eq(self.clear | draining),
+            stop.eq(self.error != ErrorCode.NONE),
+            self.quiet.eq(~drain & ~owed),
+        ]
+        with m.If(drain):
+            m.d.sync += draining.eq(self.clear | owed)
+
+        # A register of the write with its window check, then every concerned port's queue at once.
+        valid, inside, advance = Signal(), Signal(), Signal()
+        address = Signal(32, reset_less=True)
+        content = Signal(cfg.beat_bytes * 8, reset_less=True)
+        strobe = Signal(cfg.beat_bytes, reset_less=True)
+        ready = Cat(p.words.ready for p in ports).all()
+        m.d.comb += [
+            advance.eq(~valid | ready | ~inside | stop),
+            self.writes.ready.eq(advance & ~drain),
+            self.idle.eq(~self.writes.valid & ~valid & ~Cat(p.waiting for p in ports).any() & self.quiet),
+            self.writes_count.eq(valid & inside & ready & ~stop),
+        ]
+        with m.If(advance):
+            m.d.sync += [
+                valid.eq(self.writes.valid & ~drain & ~stop),
+                inside.eq(self.writes.payload.address < self.window_beats),
+                address.eq(self.writes.payload.address),
+                content.eq(self.writes.payload.data),
+                strobe.eq(self.writes.payload.strobe),
+            ]
+        for i, p in enumerate(ports):
+            part = strobe.word_select(i, cfg.port_bytes)
+            m.d.comb += [
+                p.words.valid.eq(valid & inside & ready & ~stop & part.any()),
+                p.words.payload.address.eq(address),
+                p.words.payload.data.eq(content.word_select(i, cfg.port_bytes * 8)),
+                p.words.payload.strobe.eq(part),
+                p.base.eq(self.base[i]),
+                p.stop.eq(stop),
+                p.drain.eq(drain),
+            ]
+
+        waited = Signal(32)
+        expired = Signal()
+        oldest = Signal(32)
+        m.d.sync += [waited.eq(waited + 1), expired.eq(owed & (self.timeout != 0) & (waited == self.timeout))]
+        with m.If(~owed | Cat(p.answered for p in ports).any()):
+            m.d.sync += waited.eq(0)
+        for n, p in enumerate(ports):
+            with m.If(p.owed) if n == 0 else m.Elif(p.owed):
+                m.d.sync += oldest.eq(p.oldest)
+
+        first_error(
+            m,
+            [(p.bad, p.bad_code, p.bad_address) for p in ports]
+            + [
+                (valid & ~inside, ErrorCode.WRITE_WINDOW, address),
+                (expired, ErrorCode.TIMEOUT, oldest),
+            ],
+            self.error,
+            self.error_address,
+        )
+        with m.If(drain):
+            m.d.sync += [self.error.eq(ErrorCode.NONE), waited.eq(0), expired.eq(0), valid.eq(0)]
+        return m

@@ -1,0 +1,211 @@
+"""The simulated accelerator as a device of the host driver: the RTL runs in a child process, the buffer is shared."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from amaranth.hdl import Elaboratable
+from numpy.typing import NDArray
+
+from golden.config import AcceleratorConfig
+from golden.registers import offset
+from sim import harness
+from sim.runner import SimulationError, simulator_environment
+from sim.server import ANSWER, COMMAND, QUIT, READ, RUN, SOCKET_FD, WRITE
+from sim.timing import KV260_TIMING, MemoryTiming, timing
+
+SLICE = 200_000
+"""Cycles that the simulation runs before it looks at the wall clock: about half a second."""
+
+
+class SimDevice:
+    """A simulated accelerator: registers, a shared buffer, and waiting for the end of a pass.
+
+    No cycle is simulated but for a register access (about five) and within `wait_done`.
+
+    Parameters
+    ----------
+    config : AcceleratorConfig of the accelerator.
+    beats : size of the shared buffer in beats (rounded up to whole pages a port).
+    accelerator : component with `s_axi`, `m_axi`, `irq`; hw.top.Accelerator(config) when not given. Or a built folder.
+    memory_timing : MemoryTiming, or the name of a preset (sim/timing.py).
+    waves : a folder for `dump.fst`; None: no waves.
+
+    Attributes
+    ----------
+    memory : uint8[ports, beats, port_bytes], shared with the simulation without copies.
+    port_bases : byte address of each port's region.
+    cycles : simulated cycles so far, as of the last call.
+
+    Raises
+    ------
+    SimulationError : the build fails, the simulation stops (with the end of its log), or a register access is refused.
+    """
+
+    def __init__(
+        self,
+        config: AcceleratorConfig,
+        beats: int,
+        *,
+        accelerator: Elaboratable | Path | None = None,
+        memory_timing: MemoryTiming | str = KV260_TIMING,
+        waves: Path | None = None,
+    ) -> None:
+        if isinstance(memory_timing, str):
+            memory_timing = timing(memory_timing)
+        if accelerator is None:
+            from hw.top import Accelerator
+
+            accelerator = Accelerator(config)
+        folder = accelerator if isinstance(accelerator, Path) else harness.build(accelerator, waves=waves is not None)
+        self.config = config
+        self.cycles = 0
+        self._interrupt = False
+        self._shared = harness.SharedMemory(config, beats)
+        self._socket, child = socket.socketpair()
+        # Without a name: it goes when the processes go.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115
+        environment = simulator_environment("sim.server", "tb_top") | {
+            # The child's own descriptor: it works whatever becomes of ours.
+            "TELLME_MEMORY": self._shared.settings(memory_timing, f"/proc/self/fd/{self._shared.fd}"),
+            SOCKET_FD: str(child.fileno()),
+        }
+        if waves is not None:
+            waves.mkdir(parents=True, exist_ok=True)
+        try:
+            self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
+                [str(folder / "tb_top"), *(["--trace"] if waves is not None else [])],
+                cwd=waves if waves is not None else folder,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=subprocess.STDOUT,
+                pass_fds=(child.fileno(), self._shared.fd),
+                start_new_session=True,  # Ctrl-C reaches the host alone, which then ends the simulation
+            )
+        finally:
+            child.close()
+        try:
+            self._answer()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def memory(self) -> NDArray[np.uint8]:
+        return self._shared.array
+
+    @property
+    def port_bases(self) -> tuple[int, ...]:
+        return self._shared.port_bases
+
+    def read(self, offset: int) -> int:
+        """Value of the 32-bit register at byte `offset`."""
+        return self._call(READ, offset)[0]
+
+    def write(self, offset: int, value: int) -> None:
+        """Writes the 32-bit register at byte `offset`."""
+        if not 0 <= value < 1 << 32:
+            raise ValueError(f"a register takes 0 to 0xffffffff, not {value}")
+        self._call(WRITE, offset, value)
+
+    def flush(self, start: int, beats: int) -> None:
+        """Nothing to do: the memory is one."""
+
+    def invalidate(self, start: int, beats: int) -> None:
+        """Nothing to do: the memory is one."""
+
+    def run(self, cycles: int) -> bool:
+        """Simulates until the interrupt or for `cycles` cycles; whether the interrupt is on."""
+        return bool(self._call(RUN, 0, 0, cycles)[2])
+
+    def wait_done(self, timeout_s: float) -> bool:
+        """Simulates until STATUS.done is set; False when `timeout_s` seconds of wall clock went by without it.
+
+        Enables the done interrupt, which is what wakes the simulation's host.
+        """
+        end = time.monotonic() + timeout_s
+        if not self._interrupt:
+            self.write(offset("irq_enable"), 1)
+            self._interrupt = True
+        while True:
+            if self.run(SLICE):
+                return True
+            if self.read(offset("status")) & 2:
+                return True
+            if time.monotonic() >= end:
+                return False
+
+    def close(self) -> None:
+        """Ends the simulation. May be called again."""
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(OSError):
+                self._socket.sendall(COMMAND.pack(QUIT, 0, 0, 0))
+            self._socket.close()
+            try:
+                process.wait(5)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                process.kill()
+                process.wait()
+            self._log.close()
+            self._shared.close()
+
+    def __enter__(self) -> SimDevice:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_process", None) is not None and not sys.is_finalizing():
+            self.close()
+
+    def _call(self, kind: int, where: int, value: int = 0, cycles: int = 0) -> tuple[Any, ...]:
+        if self._process is None:
+            raise SimulationError("the simulation is closed")
+        try:
+            self._socket.sendall(COMMAND.pack(kind, where, value, cycles))
+            answer = self._answer()
+        except KeyboardInterrupt:
+            # The answer that is still to come would be taken for that of the next command.
+            self._process.kill()
+            self.close()
+            raise
+        except OSError as e:
+            raise self._stopped() from e
+        if answer[1]:
+            raise SimulationError(f"register access at offset {where:#x} answered with AXI response {answer[1]}")
+        return answer
+
+    def _answer(self) -> tuple[Any, ...]:
+        data = b""
+        while len(data) < ANSWER.size:
+            part = self._socket.recv(ANSWER.size - len(data))
+            if not part:
+                raise self._stopped()
+            data += part
+        answer = ANSWER.unpack(data)
+        self.cycles = answer[3]
+        return answer
+
+    def _stopped(self) -> SimulationError:
+        code: int | None = None
+        tail = ""
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = self._process.wait(10)
+            end = self._log.seek(0, os.SEEK_END)
+            self._log.seek(max(0, end - 3000))
+            tail = self._log.read().decode(errors="replace")
+        self.close()
+        return SimulationError(f"the simulation stopped (exit code {code}); the end of its log:\n{tail}")

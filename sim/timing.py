@@ -1,0 +1,102 @@
+"""Timing of a board's memory, as the simulated memory keeps it (sim/memory.cpp). Changing it needs no new build."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryTiming:
+    """How the simulated memory answers.
+
+    Parameters
+    ----------
+    name : of the preset.
+    latency : cycles from an accepted address to the first beat or to the write response, at least.
+    jitter : further cycles of latency, drawn for every burst from 0 to this.
+    outstanding : bursts of each direction that a port of the memory holds.
+    bandwidth : bytes a cycle over all ports and both directions, 0: no limit but the ports'.
+    pause, period : no data in `pause` cycles of every `period` (refresh).
+    shared : (ports, bytes a cycle): ports that share a controller port, and its rate.
+    stall : probability that a channel (AR, R, AW, W, B) begins a stall in a cycle.
+    stall_max : longest such stall, cycles.
+    reorder : bursts of different IDs overtake each other and interleave.
+    error_rate : probability of an SLVERR or DECERR for a burst.
+    errors : (first byte, byte behind the last, response 2 or 3): bytes of the buffer that answer with an error.
+    hangs : (first byte, byte behind the last): bytes whose bursts are never answered.
+    hazard : stop when a read and a write of the same bytes are in flight together.
+    seed : of everything random.
+    """
+
+    name: str
+    latency: int = 1
+    jitter: int = 0
+    outstanding: int = 64
+    bandwidth: float = 0.0
+    pause: int = 0
+    period: int = 0
+    shared: tuple[tuple[tuple[int, ...], float], ...] = ()
+    stall: float = 0.0
+    stall_max: int = 1
+    reorder: bool = False
+    error_rate: float = 0.0
+    errors: tuple[tuple[int, int, int], ...] = ()
+    hangs: tuple[tuple[int, int], ...] = ()
+    hazard: bool = False
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if self.latency < 1 or self.outstanding < 1 or self.stall_max < 1:
+            raise ValueError("latency, outstanding and stall_max must be at least 1")
+        if not 0 <= self.pause <= self.period or (self.pause and self.pause == self.period):
+            raise ValueError(f"pause must be from 0 to less than period, not {self.pause} of {self.period}")
+        if not (0 <= self.stall < 1 and 0 <= self.error_rate <= 1):
+            raise ValueError("stall and error_rate are probabilities; stall must be below 1")
+
+    def settings(self, *, file: str, size: int, base: int, region: int) -> str:
+        """Value of TELLME_MEMORY: this timing over `size` bytes of `file` at byte address `base`, `region` for a port."""
+        words = [f"file={file}", f"size={size}", f"base={base}", f"region={region}"]
+        names = ("latency", "jitter", "outstanding", "bandwidth", "pause", "period", "stall", "stall_max", "error_rate")
+        words += [f"{n}={getattr(self, n)}" for n in names]
+        words += [f"reorder={int(self.reorder)}", f"hazard={int(self.hazard)}", f"seed={self.seed}"]
+        words += [f"shared={sum(1 << p for p in ports)}:{rate}" for ports, rate in self.shared]
+        words += [f"error={low}:{high}:{response}" for low, high, response in self.errors]
+        words += [f"hang={low}:{high}" for low, high in self.hangs]
+        return " ".join(words)
+
+
+IDEAL = MemoryTiming(name="ideal")
+"""No limit but the ports' width."""
+
+KV260_TIMING = MemoryTiming(
+    name="kv260", latency=70, outstanding=16, bandwidth=0.85 * 19.2e9 / 250e6, pause=20, period=1950
+)
+"""Kria KV260, 64-bit DDR4-2400 under a 250 MHz clock: 85 % of 19.2 GB/s are 65.28 bytes a cycle."""
+
+KV260_PESSIMISTIC = MemoryTiming(
+    name="kv260-pessimistic",
+    latency=120,
+    outstanding=8,
+    bandwidth=0.85 * 19.2e9 / 250e6,
+    pause=88,
+    period=1950,
+    shared=(((1, 2), 0.8 * 2 * 16),),
+)
+"""The same board at its worst: ports 1 and 2 get 80 % of their width together."""
+
+STRESS = MemoryTiming(name="stress", latency=3, jitter=60, outstanding=6, stall=0.08, stall_max=20, reorder=True)
+"""Random stalls on every channel, random latency, reordering between IDs. Results must not change."""
+
+TIMINGS: dict[str, MemoryTiming] = {t.name: t for t in (IDEAL, KV260_TIMING, KV260_PESSIMISTIC, STRESS)}
+
+
+def timing(name: str, **changes: object) -> MemoryTiming:
+    """A preset by name, with some values changed.
+
+    Raises
+    ------
+    ValueError : no such preset.
+    """
+    if name not in TIMINGS:
+        raise ValueError(f"no memory timing named {name!r}; there are {', '.join(TIMINGS)}")
+    return replace(TIMINGS[name], **changes)  # type: ignore[arg-type]

@@ -1,0 +1,326 @@
+"""Jobs for the attention unit with what golden says of them, and a cocotb bench that runs them."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import cocotb
+import numpy as np
+from amaranth.lib import data
+from cocotb.clock import Clock
+from cocotb.triggers import RisingEdge
+
+from golden import attention, fp, head, schedule
+from golden.config import PRESETS, AcceleratorConfig
+from hw.attention.block import BlockDescriptor
+from hw.attention.head import logit_layout
+
+CONFIGS = {
+    "tiny": PRESETS["tiny"],
+    "kv260": PRESETS["kv260"],
+    # Two keys a beat, few lanes: small to build.
+    "wide": AcceleratorConfig(
+        name="wide", lanes=4, attention_lanes=4, key_tile=16, block_rows=64, max_hidden=256, max_features=1024,
+        max_kv_dim=256, max_heads=16, max_head_dim=128, max_context=256, score_words=512, fifo_beats=64,
+        max_descriptors=16,
+    ),
+    # One key a beat, but cells of 32 dims; one query at a time.
+    "half": AcceleratorConfig(
+        name="half", ports=2, lanes=2, attention_lanes=1, key_tile=16, block_rows=64, max_hidden=256, max_features=1024,
+        max_kv_dim=128, max_heads=16, max_head_dim=128, max_context=128, score_words=1024, fifo_beats=64,
+        max_descriptors=16,
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class Job:
+    """A job's inputs and results. `results`: [lane] features, bit patterns; `logits` likewise in the head mode."""
+
+    settings: dict[str, int]
+    blocks: list[dict[str, int]]
+    beats: list[bytes]
+    queries: np.ndarray
+    query_scales: np.ndarray
+    own: np.ndarray
+    own_scales: np.ndarray
+    results: dict[int, np.ndarray]
+    logits: dict[int, np.ndarray] = field(default_factory=dict)
+    best: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+
+def tile(c: AcceleratorConfig, x: np.ndarray, beats: int) -> list[bytes]:
+    """Keys [n, dims] of int8 as the beats of each cell, rows behind them random."""
+    rows = np.random.default_rng(len(x)).integers(-128, 128, (beats * c.keys_per_beat, x.shape[1])).astype(np.int8)
+    rows[: len(x)] = x
+    out = []
+    for cell in range(x.shape[1] // c.cell):
+        part = rows[:, cell * c.cell : (cell + 1) * c.cell].reshape(beats, c.beat_bytes)
+        out += [b.tobytes() for b in part]
+    return out
+
+
+def scale_beats(c: AcceleratorConfig, s: np.ndarray, beats: int) -> list[bytes]:
+    """Scales as beats; what follows them is garbage of all kinds (NaN, infinity, large values)."""
+    pattern = np.random.default_rng(len(s)).integers(0, 1 << 32, beats * c.word, dtype=np.uint64).astype(np.uint32)
+    pattern[1::3] = 0x7F800001
+    pattern[2::3] = 0x7F7FFFFF
+    pattern[: len(s)] = fp.bits(s)
+    return [b.tobytes() for b in pattern.reshape(beats, c.word)]
+
+
+def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
+    """heads, kv_heads, dim, positions, slots; kind: normal, equal, saturated, wild (scales over many magnitudes)."""
+    rng = np.random.default_rng(case.get("seed", 1))
+    heads, kv_heads, dim = case["heads"], case["kv_heads"], case["dim"]
+    positions, slots = case["positions"], case["slots"]
+    kind = case.get("kind", "normal")
+    lanes = len(positions)
+    cells = dim // c.cell
+
+    def int8(*shape: int) -> np.ndarray:
+        return rng.integers(-128, 128, shape).astype(np.int8)
+
+    def scales(*shape: int) -> np.ndarray:
+        s = rng.uniform(0.01, 0.1, shape)
+        if kind == "wild":
+            s = 10.0 ** rng.uniform(-7, 1, shape)
+        return s.astype(np.float32)
+
+    q = int8(lanes, heads, dim)
+    qs = scales(lanes, heads) * np.float32({"saturated": 1e4, "normal": 0.3}.get(kind, 1.0))
+    if kind == "equal":
+        q[:] = 1
+    own = int8(2, kv_heads, c.lanes, dim)
+    own_scales = scales(2, kv_heads, c.lanes)
+    if kind == "equal":
+        own[0], own_scales[:] = 3, 0.5
+    caches = {}
+    results = {}
+    for lo, hi in schedule.groups(slots):
+        n = positions[lo]
+        keys = int8(2, kv_heads, n, dim)
+        key_scales = scales(2, kv_heads, n)
+        if kind == "equal":
+            keys[0], key_scales[:] = 3, 0.5
+        caches[lo] = keys, key_scales
+        k, v = (np.concatenate([keys[i], own[i, :, lo : hi + 1]], axis=1) for i in range(2))
+        ks, vs = (np.concatenate([key_scales[i], own_scales[i, :, lo : hi + 1]], axis=1) for i in range(2))
+        r = attention.attend(q[lo : hi + 1], qs[lo : hi + 1], k, ks, v, vs, n)
+        out = attention.merge_heads(r.out, hi - lo + 1)
+        for lane in range(lo, hi + 1):
+            results[lane] = fp.bits(out[lane - lo])
+
+    blocks, beats = [], []
+    for ph in schedule.phases(c, kv_heads, positions, slots):
+        blocks.append(
+            dict(
+                phase=int(ph.v), own=int(ph.own), first=int(ph.first), last=int(ph.last), final=int(ph.final),
+                kv_head=ph.kv_head, lane_lo=ph.lane_lo, lane_hi=ph.lane_hi, keys=ph.keys, base=ph.base,
+                unit_words=ph.unit_words, parity=ph.parity, index=ph.block,
+            )
+        )  # fmt: skip
+        if ph.own:
+            continue
+        keys, key_scales = caches[ph.lane_lo]
+        part = slice(ph.block * c.key_block, ph.block * c.key_block + ph.keys)
+        if not ph.v:
+            for i in range(2):
+                beats += scale_beats(c, key_scales[i, ph.kv_head, part], -(-ph.keys * 4 // c.beat_bytes))
+        beats += tile(c, keys[int(ph.v), ph.kv_head, part], -(-ph.keys // c.keys_per_beat))
+
+    words = c.max_features // c.word
+    buffer = int8(c.lanes, words * c.word)
+    for lane in range(lanes):
+        buffer[lane, c.query_offset : c.query_offset + heads * dim] = q[lane].reshape(-1)
+    ram = (
+        own.reshape(2, kv_heads, max(1, c.lanes // c.keys_per_beat), c.keys_per_beat, cells, c.cell)
+        .transpose(0, 1, 4, 2, 3, 5)
+        .reshape(-1, c.beat_bytes)
+    )
+    qscales = np.zeros((c.lanes, 256), np.float32)
+    qscales[:lanes, :heads] = qs
+    return Job(
+        dict(head_mode=0, cells=cells, group=heads // kv_heads, kv_heads=kv_heads, lanes=lanes, head_first=0, head_count=0,
+             vocabulary=0, write_logits=0),
+        blocks, beats, buffer.reshape(c.lanes, words, c.word), qscales, ram, own_scales, results,
+    )  # fmt: skip
+
+
+def head_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
+    """inputs, rows (vocabulary), first, count; ties: rows repeat."""
+    rng = np.random.default_rng(case.get("seed", 1))
+    n, vocabulary, first, count = case["inputs"], case["rows"], case["first"], case["count"]
+    blocks = -(-vocabulary // c.key_block)
+    rows = rng.integers(-127, 128, (blocks * c.key_block, n)).astype(np.int8)
+    row_scales = rng.uniform(0.001, 0.01, len(rows)).astype(np.float32)
+    q = rng.integers(-128, 128, (c.lanes, n)).astype(np.int8)
+    kind = case.get("kind", "normal")
+    if kind == "ties":
+        rows[:], row_scales[:] = rows[np.arange(len(rows)) % 5], row_scales[0]
+    if kind == "zero":  # +0 and -0, and nothing else
+        q[:], row_scales[::2] = 0, -0.5
+    if kind == "negative":
+        rows[:], q[:] = -np.abs(rows) - 0, np.abs(q.astype(np.int64)).clip(1, 127)
+    rows[vocabulary:] = 127
+    row_scales[vocabulary:] = 100.0
+    scale = rng.uniform(0.01, 0.1, c.lanes).astype(np.float32)
+    logits = head.logits(q[first : first + count], scale[first : first + count], rows, row_scales)
+    best = head.best(logits[:, :vocabulary])
+    beats: list[bytes] = []
+    for b in range(blocks):
+        part = slice(b * c.key_block, (b + 1) * c.key_block)
+        beats += scale_beats(c, row_scales[part], c.scale_beats) + tile(c, rows[part], c.key_tile)
+    words = c.max_features // c.word
+    buffer = rng.integers(-128, 128, (c.lanes, words * c.word)).astype(np.int8)
+    buffer[:, :n] = q
+    qscales = np.zeros((c.lanes, 256), np.float32)
+    qscales[:, 0] = scale
+    write = case.get("write", 1)
+    return Job(
+        dict(head_mode=1, cells=n // c.cell, group=1, kv_heads=1, lanes=c.lanes, head_first=first, head_count=count,
+             vocabulary=vocabulary, write_logits=write),
+        [
+            dict(phase=0, own=0, first=int(b == 0), last=int(b == blocks - 1), final=int(b == blocks - 1), kv_head=0,
+                 lane_lo=0, lane_hi=0, keys=c.key_block, base=0, unit_words=0, parity=0, index=b)
+            for b in range(blocks)
+        ],
+        beats, buffer.reshape(c.lanes, words, c.word), qscales, np.zeros((1, c.beat_bytes), np.int8),
+        np.zeros((2, 1, c.lanes), np.float32), {},
+        {first + i: fp.bits(logits[i]) for i in range(count if write else 0)},
+        {first + i: (int(best[i]), int(fp.bits(logits[i, best[i]]))) for i in range(count)},
+    )  # fmt: skip
+
+
+def pack(layout: data.StructLayout, values: dict[str, int]) -> int:
+    """A payload port's value: structures are one vector in the Verilog."""
+    return sum(value << layout[name].offset for name, value in values.items())
+
+
+def unpack(layout: data.StructLayout, value: int) -> dict[str, int]:
+    return {name: value >> f.offset & (1 << f.width) - 1 for name, f in layout}
+
+
+@dataclass
+class Run:
+    """Cycles of a job: start to done, first to last beat (both counted), stalls."""
+
+    cycles: int
+    stream_cycles: int
+    stall_memory: int
+    stall_softmax: int
+
+
+class Bench:
+    """Drives the unit, one Python step a cycle."""
+
+    def __init__(self, dut: Any, config: AcceleratorConfig):
+        self.dut = dut
+        self.config = config
+        self.descriptor = BlockDescriptor(config)
+        self.logit = logit_layout(config)
+
+    async def reset(self) -> None:
+        dut = self.dut
+        cocotb.start_soon(Clock(dut.clk, 10, "ns").start())
+        for name in ("start", "blocks__valid", "beats__valid", "logits__ready"):
+            getattr(dut, name).value = 0
+        dut.rst.value = 1
+        for _ in range(4):
+            await RisingEdge(dut.clk)
+        dut.rst.value = 0
+
+    async def run(self, job: Job, *, stall: float = 0.0, seed: int = 1, limit: int = 200_000) -> Run:
+        """Runs a job, checks every result, and returns its cycles. `stall`: chance a cycle that a stream pauses."""
+        dut, c = self.dut, self.config
+        rng = random.Random(seed)
+        for name, value in job.settings.items():
+            getattr(dut, name).value = value
+        q_words = [[w.tobytes() for w in lane] for lane in job.queries]
+        own = [w.tobytes() for w in job.own]
+        own_scales = fp.bits(job.own_scales).tolist()
+        q_scales = fp.bits(job.query_scales).tolist()
+        results: dict[int, list[tuple[int, list[int]]]] = {}
+        logits: dict[int, dict[int, bytes]] = {}
+        next_block = next_beat = 0
+        first_beat = last_beat = 0
+        stalls = [0, 0]
+        await RisingEdge(dut.clk)
+        dut.start.value = 1
+        block_valid = beat_valid = logits_ready = False
+        cycle = -1
+        while True:
+            await RisingEdge(dut.clk)
+            # What is read now is of the cycle that has just ended.
+            cycle += 1
+            assert cycle < limit, f"no end: {next_block} of {len(job.blocks)} phases, {next_beat} of {len(job.beats)} beats"
+            if cycle == 0:
+                dut.start.value = 0
+            if block_valid and dut.blocks__ready.value:
+                next_block += 1
+                block_valid = False
+            if beat_valid and dut.beats__ready.value:
+                next_beat += 1
+                beat_valid = False
+                last_beat = cycle
+                first_beat = first_beat or cycle
+            if not block_valid:
+                block_valid = next_block < len(job.blocks) and rng.random() >= stall
+                if block_valid:
+                    dut.blocks__payload.value = pack(self.descriptor, job.blocks[next_block])
+                dut.blocks__valid.value = block_valid
+            if not beat_valid:
+                beat_valid = next_beat < len(job.beats) and rng.random() >= stall
+                if beat_valid:
+                    dut.beats__payload.value = int.from_bytes(job.beats[next_beat], "little")
+                dut.beats__valid.value = beat_valid
+            if dut.q_en.value:
+                word = q_words[int(dut.q_lane.value)][int(dut.q_word.value)]
+                dut.q_data.value = int.from_bytes(word, "little")
+            dut.qscale_data.value = q_scales[int(dut.qscale_lane.value)][int(dut.qscale_head.value)]
+            if dut.own_en.value:
+                dut.own_data.value = int.from_bytes(own[int(dut.own_addr.value)], "little")
+            if dut.own_scale_en.value:
+                v, h, lane = (int(getattr(dut, f"own_scale_{n}").value) for n in ("v", "head", "lane"))
+                dut.own_scale_data.value = own_scales[v][h][lane]
+            if dut.att_valid.value:
+                packed = int(dut.att_data.value)
+                values = [packed >> 32 * i & 0xFFFFFFFF for i in range(4)]
+                results.setdefault(int(dut.att_lane.value), []).append((int(dut.att_chunk.value), values))
+            if job.settings["head_mode"]:
+                if logits_ready and dut.logits__valid.value:
+                    got_logits = unpack(self.logit, int(dut.logits__payload.value))
+                    lane, beat = got_logits["lane"], got_logits["beat"]
+                    value = got_logits["data"].to_bytes(c.beat_bytes, "little")
+                    assert beat not in logits.setdefault(lane, {}), f"logits {lane} {beat} twice"
+                    logits[lane][beat] = value
+                logits_ready = rng.random() >= stall
+                dut.logits__ready.value = logits_ready
+            stalls[0] += int(dut.stall_memory.value)
+            stalls[1] += int(dut.stall_softmax.value)
+            if dut.done.value:
+                break
+        assert not dut.busy.value
+        assert (next_block, next_beat) == (len(job.blocks), len(job.beats))
+        assert results.keys() == job.results.keys()
+        for lane, expected in job.results.items():
+            got = results[lane]
+            assert [chunk for chunk, _ in got] == list(range(len(expected) // 4)), f"order of lane {lane}"
+            values = np.array([v for _, v in got], np.uint32).reshape(-1)
+            assert (values == expected).all(), (
+                f"lane {lane}: {np.flatnonzero(values != expected)[:8]} of {len(expected)} differ, "
+                f"{[hex(x) for x in values[values != expected][:4]]} for {[hex(x) for x in expected[values != expected][:4]]}"
+            )
+        assert logits.keys() == job.logits.keys()
+        for lane, expected in job.logits.items():
+            assert sorted(logits[lane]) == list(range(len(expected) // c.word))
+            values = np.frombuffer(b"".join(logits[lane][i] for i in sorted(logits[lane])), np.uint32)
+            assert (values == expected).all(), f"logits of lane {lane}: {np.flatnonzero(values != expected)[:8]} differ"
+        if job.best:
+            index, value = int(dut.best_index.value), int(dut.best_value.value)
+            for lane, expected_best in job.best.items():
+                got_best = (index >> 32 * lane & 0xFFFFFFFF, value >> 32 * lane & 0xFFFFFFFF)
+                assert got_best == expected_best, f"best of lane {lane}: {got_best}, not {expected_best}"
+        return Run(cycle, last_beat - first_beat + 1, *stalls)

@@ -1,0 +1,139 @@
+"""The KV writer against the cache layout of the contract, with refused reads and a slow writer; its cycles."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import cocotb
+import numpy as np
+import pytest
+from cocotb.triggers import FallingEdge, RisingEdge
+
+from golden.config import KV260, TINY, AcceleratorConfig
+from hw.memory import KvWriter
+from sim import harness, runner
+from tests.memory.common import SMALL
+
+CONFIGS = {c.name: c for c in (KV260, TINY, SMALL)}
+
+
+def place(c: AcceleratorConfig, p: dict[str, Any], memory: np.ndarray, data: np.ndarray, scales: np.ndarray) -> None:
+    """What must be in memory (uint8[beats, B]): the table of section 1, element by element."""
+    cells = p["cells"]
+    stride = 2 * c.scale_beats + 2 * cells * c.key_tile
+    for lane in range(p["lanes"]):
+        block, key = divmod(p["positions"][lane], c.key_block)
+        for head in range(p["kv_heads"]):
+            base = p["address"] + p["slots"][lane] * p["slot_stride"] + head * p["head_stride"] + block * stride
+            for v in range(2):
+                flat = memory[base + v * c.scale_beats : base + (v + 1) * c.scale_beats].reshape(-1)
+                flat[4 * key : 4 * key + 4] = np.frombuffer(np.uint32(scales[v, head, lane]).tobytes(), np.uint8)
+                for cell in range(cells):
+                    beat = base + 2 * c.scale_beats + (v * cells + cell) * c.key_tile + key // c.keys_per_beat
+                    at = key % c.keys_per_beat * c.cell
+                    memory[beat, at : at + c.cell] = data[v, head, lane, cell]
+
+
+@cocotb.test()
+async def check_job(dut: Any) -> None:
+    p = runner.parameters()
+    c = CONFIGS[p["config"]]
+    rng = np.random.default_rng(p["seed"])
+    data = rng.integers(0, 256, (2, p["kv_heads"], c.lanes, p["cells"], c.cell), np.uint8)
+    scales = rng.integers(0, 1 << 32, (2, p["kv_heads"], c.lanes), np.uint64)
+    own_beats = max(1, c.lanes // c.keys_per_beat)
+    ram = []
+    for v in range(2):
+        for head in range(p["kv_heads"]):
+            for cell in range(p["cells"]):
+                for beat in range(own_beats):
+                    lanes = [min(beat * c.keys_per_beat + k, c.lanes - 1) for k in range(c.keys_per_beat)]
+                    ram.append(int.from_bytes(b"".join(data[v, head, n, cell].tobytes() for n in lanes), "little"))
+    memory = rng.integers(0, 256, (p["beats"], c.beat_bytes), np.uint8)
+    want = memory.copy()
+    place(c, p, want, data, scales)
+    while int(dut.reset.value):
+        await RisingEdge(dut.clock)
+    for name in ("cells", "kv_heads", "slot_stride", "head_stride", "lanes"):
+        getattr(dut, name).value = p[name]
+    dut.kv_address.value = p["address"]
+    dut.position.value = sum(x << 16 * i for i, x in enumerate(p["positions"]))
+    dut.slot.value = sum(x << 16 * i for i, x in enumerate(p["slots"]))
+    dut.clear.value = 0
+    for run in range(2):  # the second time it must find everything as at first
+        chance = random.Random(p["seed"] + run)
+        await RisingEdge(dut.clock)
+        dut.start.value = 1
+        cycles = 0
+        while True:
+            dut.own_grant.value = int(chance.random() < p["grant"])
+            dut.own_scale_grant.value = int(chance.random() < p["grant"])
+            dut.writes__ready.value = int(chance.random() < p["take"])
+            await FallingEdge(dut.clock)  # all has settled: this is what the next rising edge sees
+            word = scale = None
+            if int(dut.own_en.value) and int(dut.own_grant.value):
+                word = ram[int(dut.own_addr.value)]
+            if int(dut.own_scale_en.value) and int(dut.own_scale_grant.value):
+                at = int(dut.own_scale_v.value), int(dut.own_scale_head.value), int(dut.own_scale_lane.value)
+                scale = int(scales[at])
+            if int(dut.writes__valid.value) and int(dut.writes__ready.value):
+                payload = dut.writes__payload.value.to_unsigned()
+                beat = (payload >> 32 & (1 << 8 * c.beat_bytes) - 1).to_bytes(c.beat_bytes, "little")
+                strobe = payload >> 32 + 8 * c.beat_bytes
+                for j in range(c.beat_bytes):
+                    if strobe >> j & 1:
+                        memory[payload & 0xFFFF_FFFF, j] = beat[j]
+            done = int(dut.done.value)
+            await RisingEdge(dut.clock)
+            dut.start.value = 0
+            # A value that is not asked for, so that only data taken in their one cycle are right.
+            dut.own_data.value = chance.getrandbits(8 * c.beat_bytes) if word is None else word
+            dut.own_scale_data.value = chance.getrandbits(32) if scale is None else scale
+            if done:
+                break
+            cycles += 1
+            assert cycles < 100_000
+        assert np.array_equal(memory, want), np.argwhere(memory != want)[:4]
+        assert not int(dut.busy.value)
+        if p["grant"] == p["take"] == 1.0:
+            expected = KvWriter(c).expected_cycles(
+                positions=p["positions"][: p["lanes"]],
+                slots=p["slots"][: p["lanes"]],
+                kv_heads=p["kv_heads"],
+                cells=p["cells"],
+            )
+            print(f"{cycles} cycles, expected {expected}")
+            assert abs(cycles - expected) <= 0.02 * expected, (cycles, expected)
+
+
+@pytest.mark.parametrize(("grant", "take"), [(1.0, 1.0), (0.6, 0.4)])
+@pytest.mark.parametrize(
+    ("config", "lanes", "first", "cells", "kv_heads", "slots"),
+    [
+        ("kv260", 16, 120, 4, 5, [0] * 16),  # over the edge of a block
+        ("kv260", 1, 4095, 3, 2, [1]),  # the last position
+        ("tiny", 4, 30, 2, 3, [0] * 4),
+        ("tiny", 3, 254, 4, 1, [2, 2, 0]),
+        ("tiny", 1, 0, 2, 1, [0]),
+        ("small", 16, 60, 2, 2, [1] * 8 + [3] * 8),
+    ],
+)
+def test_own_keys_and_values_land_in_the_cache(
+    config: str, lanes: int, first: int, cells: int, kv_heads: int, slots: list[int], grant: float, take: float
+) -> None:
+    c = CONFIGS[config]
+    blocks = -(-min(c.max_context, first + lanes) // c.key_block)
+    head_stride = blocks * (2 * c.scale_beats + 2 * cells * c.key_tile) + 1
+    slot_stride = kv_heads * head_stride + 3
+    positions = [min(first + n, c.max_context - 1) for n in range(lanes)]
+    # Lanes of another slot may stand anywhere.
+    positions = [p if s == slots[0] else n for n, (p, s) in enumerate(zip(positions, slots, strict=True))]
+    beats = 5 + (max(slots) + 1) * slot_stride
+    parameters = {
+        "config": config, "lanes": lanes, "cells": cells, "kv_heads": kv_heads, "address": 5, "beats": beats,
+        "slot_stride": slot_stride, "head_stride": head_stride, "positions": positions, "slots": slots,
+        "grant": grant, "take": take, "seed": 3,
+    }  # fmt: skip
+    folder = harness.build(KvWriter(c))
+    runner.run(folder, __name__, top="tb_top", testcase="check_job", parameters=parameters)

@@ -1,0 +1,143 @@
+"""The simulated device end to end: a copying accelerator behind the interface that the host driver uses."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from golden.config import KV260, AcceleratorConfig
+from golden.registers import IDENTITY, ErrorCode, offset
+from sim.device import SimDevice
+from sim.runner import SimulationError
+from sim.timing import MemoryTiming, timing
+from tests.memory.common import SMALL
+from tests.sim.copier import COUNT, SOURCE, TARGET, Copier
+
+
+def device(config: AcceleratorConfig, beats: int, how: MemoryTiming | str) -> SimDevice:
+    d = SimDevice(config, beats, accelerator=Copier(config), memory_timing=how)
+    for i, base in enumerate(d.port_bases):
+        d.write(offset("base_low", i), base & 0xFFFF_FFFF)
+        d.write(offset("base_high", i), base >> 32)
+    d.write(offset("window_beats"), beats)
+    d.write(offset("timeout"), 5000)
+    return d
+
+
+def copy(d: SimDevice, source: int, target: int, beats: int) -> int:
+    """Runs a copy; returns the status."""
+    for register, value in ((SOURCE, source), (TARGET, target), (COUNT, beats), (offset("control"), 1)):
+        d.write(register, value)
+    assert d.wait_done(60)
+    return d.read(offset("status"))
+
+
+@pytest.mark.parametrize(
+    ("config", "how", "beats"),
+    [
+        (KV260, "ideal", 32768),
+        (KV260, "kv260", 32768),
+        (KV260, "stress", 4096),
+        (SMALL, "kv260-pessimistic", 3000),
+        (SMALL, "stress", 3000),
+    ],
+    ids=lambda v: getattr(v, "name", str(v)),
+)
+def test_copies_bit_exactly(config: AcceleratorConfig, how: str, beats: int) -> None:
+    with device(config, 2 * beats + 7, how) as d:
+        assert d.read(offset("identity")) == IDENTITY
+        rng = np.random.default_rng(7)
+        d.memory[:] = rng.integers(0, 256, d.memory.shape, np.uint8)
+        before = d.memory.copy()
+        start = time.perf_counter()
+        assert copy(d, 3, beats + 5, beats) == 2
+        cycles = d.read(offset("cycles"))
+        print(f"{config.name} {how}: {cycles} cycles, {cycles / (time.perf_counter() - start) / 1e3:.0f} kHz")
+        want = before
+        want[:, beats + 5 : 2 * beats + 5] = before[:, 3 : beats + 3]
+        assert np.array_equal(d.memory, want)
+
+
+def test_long_reads_keep_the_beat_rate() -> None:
+    beats = 200_000
+    with device(KV260, beats, "kv260") as d:
+        start = time.perf_counter()
+        assert copy(d, 0, 0xFFFF_FFFF, beats) == 2
+        cycles = d.read(offset("cycles"))
+        print(f"{beats / cycles:.4f} beats a cycle, {cycles / (time.perf_counter() - start) / 1e3:.0f} kHz simulated")
+        # The pauses of the preset leave 1,930 of 1,950 cycles.
+        assert 0.985 < beats / cycles < 0.9898
+
+
+def test_errors_reach_the_host_and_a_soft_reset_recovers() -> None:
+    width = SMALL.port_bytes
+    how = timing("kv260", errors=((100 * width, 101 * width, 2), (600 * width, 601 * width, 3)))
+    with device(SMALL, 1024, how) as d:
+        for source, target, beats, code, address in (
+            (90, 300, 20, ErrorCode.READ_SLVERR, 100),
+            (300, 590, 20, ErrorCode.WRITE_DECERR, 600),
+            (1000, 0, 25, ErrorCode.READ_WINDOW, 1000),
+            (0, 1020, 25, ErrorCode.WRITE_WINDOW, 1024),
+        ):
+            status = copy(d, source, target, beats)
+            assert (status >> 8 & 0xFF, d.read(offset("error_address"))) == (code, address)
+            d.write(offset("control"), 2)
+            d.run(1000)
+            assert copy(d, 200, 700, 50) == 2
+            assert np.array_equal(d.memory[:, 700:750], d.memory[:, 200:250])
+
+
+def test_refused_register_access_is_an_error_and_the_device_lives() -> None:
+    with device(SMALL, 16, "ideal") as d:
+        with pytest.raises(SimulationError, match="offset 0xffc answered with AXI response 2"):
+            d.read(0xFFC)
+        assert d.read(offset("identity")) == IDENTITY
+        assert not d.wait_done(0.0)
+        before = d.cycles
+        assert not d.run(1234)
+        assert d.cycles - before in range(1234, 1240)
+    with pytest.raises(SimulationError, match="closed"):
+        d.read(0)
+
+
+def test_crash_of_the_simulation_is_reported_with_its_log() -> None:
+    with device(SMALL, 1024, timing("ideal", hazard=True)) as d:
+        with pytest.raises(SimulationError, match="write to what is being read|read passes a write"):
+            copy(d, 0, 4, 1000)
+
+
+def test_killed_host_leaves_no_simulation_and_no_files() -> None:
+    script = (
+        "import time; from tests.sim.test_device import *; d = device(SMALL, 64, 'ideal');"
+        "print(d._process.pid, flush=True); d.run(2**31)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as host:
+        assert host.stdout is not None
+        child = int(host.stdout.readline())
+        files = {os.readlink(p) for p in Path(f"/proc/{child}/fd").iterdir() if p.exists() or True}
+        host.send_signal(signal.SIGKILL)
+    for _ in range(100):
+        if not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]:
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError("the simulation outlived its host")
+    regular = [f for f in files if f.startswith("/tmp") and "(deleted)" not in f]
+    assert not regular, regular
+
+
+def test_forgotten_device_ends_its_simulation() -> None:
+    d = device(SMALL, 64, "ideal")
+    assert d._process is not None
+    child = d._process.pid
+    del d
+    gc.collect()
+    assert not Path(f"/proc/{child}").exists()
