@@ -184,3 +184,16 @@ def test_temporary_image_of_a_checkpoint_goes_away():
     assert not path.exists() and not path.parent.exists()
     np.testing.assert_array_equal(model.embed([5]), expected)
     assert host.image.FORMAT_VERSION == 1
+
+
+def test_an_open_image_stays_whole_while_its_file_is_written_again(tmp_path: Path):
+    target = tmp_path / "x.tlm"
+    contents = [np.full((300, TINY.beat_bytes), value, np.uint8) for value in (1, 2)]
+    for content in contents:
+        plans = [Plan("a", 300, lambda content=content: content)]
+        write_image(target, config=TINY, model={}, sections=plans, blobs={})
+        if content is contents[0]:
+            old = Image(target)
+    old.verify()
+    np.testing.assert_array_equal(old.section("a"), contents[0])
+    np.testing.assert_array_equal(Image(target).section("a"), contents[1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -122,3 +124,10 @@ def test_logits_that_are_not_numbers_are_refused(bad: float):
 def test_settings_out_of_range_are_refused(values: dict, message: str):
     with pytest.raises(UserError, match=message):
         Sampling(**values)
+
+
+@pytest.mark.parametrize("u", [0.0, np.nextafter(1.0, 0.0)])
+def test_the_ends_of_the_uniform_draw_never_take_a_token_that_was_cut(u: float):
+    sampler = Sampler(Sampling(temperature=1, top_k=2))
+    sampler._generator = SimpleNamespace(random=lambda: u)  # type: ignore[assignment]
+    assert sampler(np.float32([-5, -5, 1, 1, -5])) == (2 if u == 0 else 3)
