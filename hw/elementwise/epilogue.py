@@ -255,6 +255,8 @@ class Epilogue(wiring.Component):
         v = Signal(CHUNK_LAYOUT)
         with m.If(self._is_residual):
             m.d.comb += [chosen_state.eq(state), chosen_tag.eq(tag), Cat(*(v[i] for i in range(CHUNK))).eq(Cat(*outs))]
+        # A chunk that has left must not come out again at a later tap, when the next job is of another kind.
+        state = Mux(self._is_residual, 0, state)
         later(self._qkv - self._residual, "qkv")
         with m.If(self._is_qkv):
             m.d.comb += [
@@ -262,6 +264,7 @@ class Epilogue(wiring.Component):
                 chosen_tag.eq(tag),
                 v.as_value().eq(Mux(tag.target == Target.VALUE, y_late.as_value(), Cat(*outs))),
             ]
+        state = Mux(self._is_qkv, 0, state)
         later(self._gate - self._qkv, "gate")
         with m.If(~self._is_qkv & ~self._is_residual):
             m.d.comb += [
