@@ -118,16 +118,31 @@ class Elementwise(wiring.Component):
 
     @staticmethod
     def expected_epilogue_cycles(
-        config: AcceleratorConfig, *, kind: Kind, rows: int, lanes: int, head_dim: int = 0
+        config: AcceleratorConfig, *, kind: Kind, rows: int, lanes: int, head_dim: int = 32, heads: int = 1
     ) -> int:
-        """Cycles of epilogue_busy when rows are always ready and nothing else runs."""
-        cycles = GROUP + rows // GROUP * Transposer.group_cycles(lanes)
-        cycles += Epilogue.delay(kind) + 1
+        """Cycles of epilogue_busy when rows are always ready and the quantiser is idle.
+
+        head_dim and heads (queries, keys and values) count for QKV only.
+        """
+        group = Transposer.group_cycles(lanes)
+        # From the start to the first issue; from the last issue to where a chunk enters the statistics.
+        head, tail = GROUP + 1, Epilogue.delay(kind) + 1
+        issues = (rows // GROUP - 1) * group + 2 * lanes
         if kind != Kind.QKV:
-            return cycles + Statistics.settle_delay
-        # The last head follows: its scales, its words.
+            return head + issues + tail + Statistics.settle_delay
+        # A head may begin when that before the last is read, and is quantised while the next ones come.
+        read = tail + Statistics.head_settle_delay + 2 * lanes
         words = lanes * head_dim // config.word
-        return cycles + Statistics.head_settle_delay + 2 + ScaleUnit.delay + words + Quantiser.delay
+        begin = [0]
+        captured: list[int] = []
+        quantised = 0
+        for h in range(heads):
+            last = begin[h] + (head_dim // GROUP - 1) * group + 2 * lanes
+            captured.append(last + read)
+            quantised = max(quantised, last + tail + Statistics.head_settle_delay + 2 + ScaleUnit.delay) + words
+            following = begin[h] + head_dim // GROUP * group
+            begin.append(max(following, captured[h - 1] + 1) if h else following)
+        return head + quantised + Quantiser.delay
 
     # ---- structure
 
