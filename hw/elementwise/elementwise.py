@@ -10,12 +10,12 @@ from golden.config import CHUNK, AcceleratorConfig, clog2
 from golden.program import Kind
 from hw.elementwise.buffers import BankedBuffer, BeatTable, ScaleRam
 from hw.elementwise.common import CHUNK_LAYOUT, chunk_bits, count_bits, head_pitch, lane_bits, word_bits
-from hw.elementwise.epilogue import Epilogue
+from hw.elementwise.epilogue import HEADS_AHEAD, Epilogue
 from hw.elementwise.load import Loader
 from hw.elementwise.quantiser import Quantiser, own_depth
-from hw.elementwise.scales import ScaleUnit, Target
+from hw.elementwise.scales import SLOTS, ScaleUnit, Target
 from hw.elementwise.statistics import Statistics, chunk_info
-from hw.elementwise.transpose import GROUP, Transposer
+from hw.elementwise.transpose import GROUP
 
 
 class Elementwise(wiring.Component):
@@ -118,31 +118,33 @@ class Elementwise(wiring.Component):
 
     @staticmethod
     def expected_epilogue_cycles(
-        config: AcceleratorConfig, *, kind: Kind, rows: int, lanes: int, head_dim: int = 32, heads: int = 1
+        config: AcceleratorConfig, *, kind: Kind, rows: int, lanes: int, head_dim: int = 32
     ) -> int:
         """Cycles of epilogue_busy when rows are always ready and the quantiser is idle.
 
-        head_dim and heads (queries, keys and values) count for QKV only.
+        head_dim counts for QKV only. Followed group by group: a head may begin when the last but one is read, and is
+        quantised while the next ones come.
         """
-        group = Transposer.group_cycles(lanes)
-        # From the start to the first issue; from the last issue to where a chunk enters the statistics.
-        head, tail = GROUP + 1, Epilogue.delay(kind) + 1
-        issues = (rows // GROUP - 1) * group + 2 * lanes
-        if kind != Kind.QKV:
-            return head + issues + tail + Statistics.settle_delay
-        # A head may begin when that before the last is read, and is quantised while the next ones come.
-        read = tail + Statistics.head_settle_delay + 2 * lanes
-        words = lanes * head_dim // config.word
-        begin = [0]
-        captured: list[int] = []
-        quantised = 0
-        for h in range(heads):
-            last = begin[h] + (head_dim // GROUP - 1) * group + 2 * lanes
-            captured.append(last + read)
-            quantised = max(quantised, last + tail + Statistics.head_settle_delay + 2 + ScaleUnit.delay) + words
-            following = begin[h] + head_dim // GROUP * group
-            begin.append(max(following, captured[h - 1] + 1) if h else following)
-        return head + quantised + Quantiser.delay
+        tail = Epilogue.delay(kind) + 1  # from the issue of a chunk to where it enters the statistics
+        settle = tail + Statistics.head_settle_delay
+        per_head = head_dim // GROUP
+        filled = 0  # a group is collected
+        end = [0, 0]  # the two latest groups are issued
+        captured, free = [0], [0] * SLOTS  # heads whose maxima are read, whose factors are used
+        done = 0
+        for g in range(rows // GROUP):
+            filled = max(filled, end[-2]) + GROUP
+            begin = max(filled, end[-1])
+            h = g // per_head
+            if kind == Kind.QKV and g % per_head == 0 and h >= HEADS_AHEAD:
+                begin = max(begin, captured[h - HEADS_AHEAD + 1])
+            end = [end[-1], begin + 2 * lanes]
+            if kind == Kind.QKV and g % per_head == per_head - 1:
+                read = max(end[-1] + settle, captured[-1], free[-SLOTS])
+                captured.append(read + 2 * lanes)
+                done = max(read + 3 + ScaleUnit.delay, done) + lanes * head_dim // config.word
+                free.append(done)
+        return done + Quantiser.delay if kind == Kind.QKV else end[-1] + tail + Statistics.settle_delay
 
     # ---- structure
 

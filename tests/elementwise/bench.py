@@ -99,12 +99,12 @@ class Bench:
         await self.edge()
 
     async def idle(self, name: str) -> int:
-        """Waits until a unit is not busy; the cycles it was, when called right behind `pulse`."""
+        """Waits until a unit is not busy; the cycles it was busy, when called right behind `pulse`."""
         flag = getattr(self.dut, f"{name}_busy")
         for n in range(TIMEOUT):
             await self.edge()
             if not int(flag.value):
-                return n
+                return n + 1
         raise AssertionError(f"{name} stays busy")
 
     async def send(self, stream: str, payloads: Iterable[int]) -> None:
