@@ -120,9 +120,7 @@ async def check_cycles(dut: Any) -> None:
         want = Elementwise.expected_quantise_cycles(config, tiles=tiles, lanes=lanes)
         case = f"kind {kind}, lanes {lanes}, n {n}, heads {heads}"
         assert quantise == want, f"quantise, {case}: {quantise} cycles, expected {want}"
-        want = Elementwise.expected_epilogue_cycles(
-            config, kind=Kind(kind), rows=rows, lanes=lanes, head_dim=heads[2]
-        )
+        want = Elementwise.expected_epilogue_cycles(config, kind=Kind(kind), rows=rows, lanes=lanes, head_dim=heads[2])
         assert epilogue == want, f"epilogue, {case}: {epilogue} cycles, expected {want}"
 
 
