@@ -192,8 +192,8 @@ async def check_features(dut: Any) -> None:
                 dut.rows_in__valid.value, dut.rows_in__payload.value = 1, pack(wide, c.row_width)
             else:
                 dut.rows_in__valid.value = 0
-            dut.captured.value = 0
             await clock
+            dut.captured.value = 0
             if wait:
                 wait -= 1
             elif sent < rows and int(dut.rows_in__ready.value):
