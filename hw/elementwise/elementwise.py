@@ -10,12 +10,12 @@ from golden.config import CHUNK, AcceleratorConfig, clog2
 from golden.program import Kind
 from hw.elementwise.buffers import BankedBuffer, BeatTable, ScaleRam
 from hw.elementwise.common import CHUNK_LAYOUT, chunk_bits, count_bits, head_pitch, lane_bits, word_bits
-from hw.elementwise.epilogue import Epilogue
+from hw.elementwise.epilogue import HEADS_AHEAD, Epilogue
 from hw.elementwise.load import Loader
 from hw.elementwise.quantiser import Quantiser, own_depth
-from hw.elementwise.scales import ScaleUnit, Target
+from hw.elementwise.scales import SLOTS, ScaleUnit, Target
 from hw.elementwise.statistics import Statistics, chunk_info
-from hw.elementwise.transpose import GROUP, Transposer
+from hw.elementwise.transpose import GROUP
 
 
 class Elementwise(wiring.Component):
@@ -118,16 +118,33 @@ class Elementwise(wiring.Component):
 
     @staticmethod
     def expected_epilogue_cycles(
-        config: AcceleratorConfig, *, kind: Kind, rows: int, lanes: int, head_dim: int = 0
+        config: AcceleratorConfig, *, kind: Kind, rows: int, lanes: int, head_dim: int = 32
     ) -> int:
-        """Cycles of epilogue_busy when rows are always ready and nothing else runs."""
-        cycles = GROUP + rows // GROUP * Transposer.group_cycles(lanes)
-        cycles += Epilogue.delay(kind) + 1
-        if kind != Kind.QKV:
-            return cycles + Statistics.settle_delay
-        # The last head follows: its scales, its words.
-        words = lanes * head_dim // config.word
-        return cycles + Statistics.head_settle_delay + 2 + ScaleUnit.delay + words + Quantiser.delay
+        """Cycles of epilogue_busy when rows are always ready and the quantiser is idle.
+
+        head_dim counts for QKV only. Followed group by group: a head may begin when the last but one is read, and is
+        quantised while the next ones come.
+        """
+        tail = Epilogue.delay(kind) + 1  # from the issue of a chunk to where it enters the statistics
+        settle = tail + Statistics.head_settle_delay
+        per_head = head_dim // GROUP
+        filled = 0  # a group is collected
+        end = [0, 0]  # the two latest groups are issued
+        captured, free = [0], [0] * SLOTS  # heads whose maxima are read, whose factors are used
+        done = 0
+        for g in range(rows // GROUP):
+            filled = max(filled, end[-2]) + GROUP
+            begin = max(filled, end[-1])
+            h = g // per_head
+            if kind == Kind.QKV and g % per_head == 0 and h >= HEADS_AHEAD:
+                begin = max(begin, captured[h - HEADS_AHEAD + 1])
+            end = [end[-1], begin + 2 * lanes]
+            if kind == Kind.QKV and g % per_head == per_head - 1:
+                read = max(end[-1] + settle, captured[-1], free[-SLOTS])
+                captured.append(read + 2 * lanes)
+                done = max(read + 3 + ScaleUnit.delay, done) + lanes * head_dim // config.word
+                free.append(done)
+        return done + Quantiser.delay if kind == Kind.QKV else end[-1] + tail + Statistics.settle_delay
 
     # ---- structure
 

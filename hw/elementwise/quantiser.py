@@ -83,7 +83,7 @@ class Quantiser(wiring.Component):
     @staticmethod
     def expected_cycles(config: AcceleratorConfig, *, tiles: int, lanes: int) -> int:
         """Cycles of quantise_busy for a matrix's inputs."""
-        return 3 + ScaleUnit.delay + 1 + tiles * lanes * config.tile_words + Quantiser.delay
+        return 2 + ScaleUnit.delay + 1 + tiles * lanes * config.tile_words + Quantiser.delay
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

@@ -54,11 +54,6 @@ class Transposer(wiring.Component):
             }
         )
 
-    @staticmethod
-    def group_cycles(lanes: int) -> int:
-        """Cycles of a group in the steady state."""
-        return max(GROUP, 2 * lanes)
-
     def elaborate(self, platform: object) -> Module:
         m = Module()
         full = Signal(2)

@@ -98,13 +98,13 @@ class Bench:
             getattr(self.dut, f"start_{n}").value = 0
         await self.edge()
 
-    async def idle(self, name: str, count: int = 1) -> int:
-        """Waits until a unit is not busy; cycles it was, from the first in which that can be seen."""
+    async def idle(self, name: str) -> int:
+        """Waits until a unit is not busy; the cycles it was busy, when called right behind `pulse`."""
         flag = getattr(self.dut, f"{name}_busy")
         for n in range(TIMEOUT):
             await self.edge()
             if not int(flag.value):
-                return n + count
+                return n + 1
         raise AssertionError(f"{name} stays busy")
 
     async def send(self, stream: str, payloads: Iterable[int]) -> None:
@@ -242,6 +242,17 @@ class Bench:
         await self.idle("epilogue")
         assert not int(self.dut.gain_busy.value)
         return self.golden_linear(kind, acc, scales, gain, heads)
+
+    async def timed(self, kind: Kind, *, rows: int, heads: tuple[int, int, int], n: int) -> tuple[int, int]:
+        """Cycles of quantise_busy and of epilogue_busy, one after the other, when rows are always ready."""
+        tiles = -(-n // self.config.beat_weights)
+        self.set(kind=kind, norm_in=1, gain_out=0, gain_beats=0, inputs=n, tiles=tiles, rows=rows, lanes=self.lanes)
+        self.set(heads=heads[0], kv_heads=heads[1], head_dim=heads[2])
+        await self.pulse("quantise")
+        quantise = await self.idle("quantise")
+        cocotb.start_soon(self.send("rows_in", [0] * rows))
+        await self.pulse("epilogue")
+        return quantise, await self.idle("epilogue")
 
     def golden_linear(self, kind: Kind, acc: Any, scales: Any, gain: Any, heads: tuple[int, int, int]) -> Any:
         """Golden result of a LINEAR; keeps the statistics and the residual stream up to date."""

@@ -32,6 +32,8 @@ async def layer(
     gate: Kind,
     norm: bool,
     gain: bool,
+    values: str = "mixed",
+    gate_scale: float = 0.02,
 ) -> None:
     """LOAD, then a layer and a head: every job, in the order of a program."""
     rng = bench.rng
@@ -41,21 +43,23 @@ async def layer(
         return rng.normal(1, 0.3, n).astype(np.float32) if gain else None
 
     def acc(rows: int) -> Any:
+        top = 1 << bench.config.row_width - 1
         a = rng.integers(-4000, 4000, (bench.lanes, rows))
         a[rng.random(a.shape) < 0.02] = 0
-        a[rng.random(a.shape) < 0.01] = (1 << bench.config.row_width - 1) - 1
-        a[rng.random(a.shape) < 0.01] = -(1 << bench.config.row_width - 1)
-        return a
+        a[rng.random(a.shape) < 0.01] = top - 1
+        a[rng.random(a.shape) < 0.01] = -top
+        return {"mixed": a, "zero": 0 * a, "largest": np.where(a < 0, -top, top - 1)}[values]
 
-    x = rng.normal(0, 1, (bench.lanes, hidden)).astype(np.float32)
+    x = rng.normal(0, 1, (bench.lanes, hidden)).astype(np.float32) * np.float32(values != "zero")
     angle = rng.uniform(0, 7, (bench.lanes, dim // 2))
     await bench.load(x, gains(hidden), np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32))
     scales = (0.01, 0.02, 0.03)
     y = await bench.linear(Kind.QKV, acc((h + 2 * kv) * dim), scales, norm=norm, heads=heads, q_scale=0.3)
     await bench.check_heads(y, heads, 0.3)
-    await bench.attention(rng.normal(0, 1, (bench.lanes, h * dim)).astype(np.float32), heads, gains(h * dim))
+    out = rng.normal(0, 1, (bench.lanes, h * dim)).astype(np.float32) * np.float32(values != "zero")
+    await bench.attention(out, heads, gains(h * dim))
     await bench.linear(Kind.RESIDUAL, acc(hidden), (0.02, 0, 0), norm=norm, gain=gains(hidden))
-    await bench.linear(gate, acc(2 * ffn), (0.02, 0.01, 0), norm=norm, gain=gains(ffn))
+    await bench.linear(gate, acc(2 * ffn), (gate_scale, 0.01, 0), norm=norm, gain=gains(ffn))
     await bench.linear(Kind.RESIDUAL, acc(hidden), (0.001, 0, 0), norm=norm, gain=gains(hidden))
     # What a HEAD does: quantise only.
     await bench.linear(Kind.RESIDUAL, acc(hidden), (0.5, 0, 0), norm=norm)
@@ -85,3 +89,55 @@ def test_layers_equal_golden_with_any_lanes_gates_gains_and_norms(stall: float) 
         dict(lanes=2, hidden=160, ffn=12, heads=[2, 2, 128], gate=RELU2, norm=False, gain=False),
     ]
     run(TINY, "check_layers", seed=1, stall=stall, cases=cases)
+
+
+def test_edges_equal_golden() -> None:
+    """All zeros (the absolute maximum's lower bound), saturated accumulators, gates at which exp clamps, a tile to the
+    end of the buffer, the largest QKV matrix."""
+    silu = dict(lanes=2, hidden=64, gate=SILU, norm=True, gain=True, heads=[2, 1, 32])
+    cases = [
+        dict(silu, ffn=36, values="zero"),
+        dict(silu, ffn=36, values="largest"),
+        dict(silu, ffn=36, gate=RELU2, values="largest"),
+        dict(silu, ffn=100, gate_scale=20.0),
+        dict(silu, ffn=1024, lanes=4, hidden=256),
+        dict(silu, ffn=8, lanes=4, heads=[4, 2, 128]),
+    ]
+    run(TINY, "check_layers", seed=2, stall=0.1, cases=cases)
+
+
+@cocotb.test()
+async def check_cycles(dut: Any) -> None:
+    p = parameters()
+    config = CONFIGS[p["config"]]
+    bench = Bench(dut, config, np.random.default_rng(1))
+    await bench.start()
+    for kind, lanes, n, heads in p["grid"]:
+        rows = (heads[0] + 2 * heads[1]) * heads[2] if kind == Kind.QKV else n
+        bench.lanes = lanes
+        quantise, epilogue = await bench.timed(Kind(kind), rows=rows, heads=tuple(heads), n=n)
+        tiles = -(-n // config.beat_weights)
+        want = Elementwise.expected_quantise_cycles(config, tiles=tiles, lanes=lanes)
+        case = f"kind {kind}, lanes {lanes}, n {n}, heads {heads}"
+        assert quantise == want, f"quantise, {case}: {quantise} cycles, expected {want}"
+        want = Elementwise.expected_epilogue_cycles(config, kind=Kind(kind), rows=rows, lanes=lanes, head_dim=heads[2])
+        assert epilogue == want, f"epilogue, {case}: {epilogue} cycles, expected {want}"
+
+
+def test_cycles_are_as_expected() -> None:
+    grid = [
+        (int(kind), lanes, n, heads)
+        for kind in Kind
+        for lanes in (1, 2, 3, 4)
+        for n, heads in ((64, [1, 1, 32]), (256, [4, 2, 64]), (96, [2, 2, 96]))
+    ]
+    run(TINY, "check_cycles", grid=grid)
+
+
+def test_layers_equal_golden_at_full_width() -> None:
+    cases = [
+        dict(lanes=16, hidden=320, ffn=336, heads=[4, 2, 96], gate=SILU, norm=True, gain=True),
+        dict(lanes=1, hidden=96, ffn=64, heads=[2, 1, 128], gate=RELU2, norm=True, gain=True),
+        dict(lanes=5, hidden=64, ffn=32, heads=[2, 2, 32], gate=RELU2, norm=False, gain=False),
+    ]
+    run(KV260, "check_layers", seed=3, stall=0.1, cases=cases)
