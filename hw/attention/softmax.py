@@ -118,8 +118,9 @@ class ScorePass(wiring.Component):
         lane_bits = clog2(c.lanes)
         p = self.phases.payload
 
+        end = Signal()
         complete = Signal(2)
-        m.d.sync += complete.eq(complete + self.phase_end - self.scored)
+        m.d.sync += complete.eq(complete + self.phase_end - end)
 
         # ---- the walker prepares the next group of queries: lanes and scales ----------------------
         walking = Signal()
@@ -171,7 +172,6 @@ class ScorePass(wiring.Component):
         take = Signal()
         last_beat = Signal()
         last_turn = Signal()
-        end = Signal()
         group_first = Signal()
         m.d.comb += [
             last_beat.eq(o == length - 1),
