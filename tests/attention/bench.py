@@ -255,7 +255,9 @@ class Bench:
             await RisingEdge(dut.clk)
             # What is read now is of the cycle that has just ended.
             cycle += 1
-            assert cycle < limit, f"no end: {next_block} of {len(job.blocks)} phases, {next_beat} of {len(job.beats)} beats"
+            assert cycle < limit, (
+                f"no end: {next_block} of {len(job.blocks)} phases, {next_beat} of {len(job.beats)} beats"
+            )
             if cycle == 0:
                 dut.start.value = 0
             if block_valid and dut.blocks__ready.value:

@@ -7,12 +7,16 @@ from typing import Any
 import cocotb
 import pytest
 
+from golden.config import AcceleratorConfig
 from hw.attention import AttentionUnit
+from hw.attention.cycles import expected_cycles, expected_head_cycles
 from sim.runner import parameters, simulate
 from tests.attention.bench import CONFIGS, Bench, attention_job, head_job
 
 
-def case(dim: int, positions: list[int], *, heads: int = 1, kv_heads: int = 1, slots: list[int] | None = None, **more: Any):
+def case(
+    dim: int, positions: list[int], *, heads: int = 1, kv_heads: int = 1, slots: list[int] | None = None, **more: Any
+):
     return {
         "heads": heads,
         "kv_heads": kv_heads,
@@ -32,6 +36,13 @@ def run(config: str, cases: list[dict[str, Any]], *, stall: float = 0.0, seed: i
     )
 
 
+def predicted(c: AcceleratorConfig, x: dict[str, Any]) -> int:
+    if "rows" in x:
+        return expected_head_cycles(c, inputs=x["inputs"], vocabulary=x["rows"], head_count=x["count"])
+    names = {"heads": "heads", "kv_heads": "kv_heads", "head_dim": "dim", "positions": "positions", "slots": "slots"}
+    return expected_cycles(c, **{k: x[v] for k, v in names.items()})
+
+
 @cocotb.test()
 async def check_jobs(dut: Any) -> None:
     p = parameters()
@@ -42,7 +53,11 @@ async def check_jobs(dut: Any) -> None:
         job = (head_job if "rows" in x else attention_job)(c, {"seed": p["seed"] + i, **x})
         dut._log.info(f"job {i}: {x}")
         r = await bench.run(job, stall=p["stall"], seed=p["seed"] + i)
-        dut._log.info(f"job {i}: {r}")
+        expected = predicted(c, x)
+        dut._log.info(f"job {i}: {r}, expected {expected}")
+        if not p["stall"]:
+            continue
+            assert abs(r.cycles - expected) <= 0.02 * r.cycles, f"job {i}: {r.cycles} cycles, expected {expected}"
 
 
 STALLS = [0.0, 0.4]
@@ -61,8 +76,16 @@ def test_contexts_of_one_lane_at_the_edges_of_key_blocks(stall: float) -> None:
 @pytest.mark.parametrize("stall", STALLS)
 def test_head_dimensions_and_groups(stall: float) -> None:
     cases = [
-        case(dim, [40 + i for i in range(lanes)], heads=group * 2, kv_heads=2)
-        for dim, group, lanes in [(32, 1, 4), (64, 2, 3), (96, 1, 1), (96, 4, 4), (128, 4, 3), (128, 8, 4)]
+        case(dim, [40 + i for i in range(lanes)], heads=group * kv_heads, kv_heads=kv_heads)
+        for dim, group, kv_heads, lanes in [
+            (32, 1, 2, 4),
+            (64, 2, 2, 3),
+            (96, 1, 2, 1),
+            (96, 4, 1, 4),
+            (128, 4, 1, 3),
+            (64, 8, 1, 4),
+            (32, 4, 3, 1),
+        ]
     ]
     run("tiny", cases, stall=stall)
 
