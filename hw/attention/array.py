@@ -7,6 +7,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from golden.config import clog2
 from hw.attention.block import Sizes, log2
 from hw.attention.runs import tag_layout
 from hw.fp import delay_line
@@ -45,12 +46,12 @@ class MultiplierArray(wiring.Component):
                 "beat": In(8 * c.beat_bytes),
                 "weights": In(data.ArrayLayout(16, c.attention_lanes * c.keys_per_beat)),
                 "load_en": In(1),
-                "load_lane": In(range(c.attention_lanes)),
+                "load_lane": In(clog2(c.attention_lanes)),
                 "load_word": In(range(max(2, sizes.cell_words))),
                 "load_data": In(8 * c.word),
                 "dots": Out(data.ArrayLayout(signed(16 + log2(c.cell)), c.attention_lanes * c.keys_per_beat)),
                 "sum_half": In(1),
-                "sum_lane": In(range(c.attention_lanes)),
+                "sum_lane": In(clog2(c.attention_lanes)),
                 "sum_step": In(log2(sizes.depth)),
                 "sums": Out(data.ArrayLayout(signed(sizes.run_bits), 4)),
                 "summed": Out(1),

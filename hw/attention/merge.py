@@ -41,7 +41,7 @@ class SumAccumulator(wiring.Component):
                 "summed": In(1),
                 "dumped": Out(1),
                 "sum_half": Out(1),
-                "sum_lane": Out(range(c.attention_lanes)),
+                "sum_lane": Out(clog2(c.attention_lanes)),
                 "sum_step": Out(log2(sizes.depth)),
                 "sums": In(data.ArrayLayout(signed(sizes.run_bits), 4)),
                 "factor_address": Out(1 + sizes.query_bits),
@@ -75,7 +75,7 @@ class SumAccumulator(wiring.Component):
         reading = Signal()
         emitting = Signal()
         end_query, end_set, end_cell = Signal(), Signal(), Signal()
-        a = Signal(range(c.attention_lanes))
+        a = Signal(clog2(c.attention_lanes))
         m.d.comb += [
             a.eq(query & (c.attention_lanes - 1)),
             end_query.eq(query + 1 == p.queries),

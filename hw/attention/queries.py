@@ -40,7 +40,7 @@ class QueryLoader(wiring.Component):
                 "q_en": Out(1),
                 "q_data": In(8 * c.word),
                 "load_en": Out(1),
-                "load_lane": Out(range(c.attention_lanes)),
+                "load_lane": Out(clog2(c.attention_lanes)),
                 "load_word": Out(range(max(2, sizes.cell_words))),
                 "load_data": Out(8 * c.word),
             }
@@ -57,7 +57,7 @@ class QueryLoader(wiring.Component):
         g = Signal(8)
         head_cell = Signal(16)
         word = Signal(range(max(2, z.cell_words)))
-        a = Signal(range(c.attention_lanes))
+        a = Signal(clog2(c.attention_lanes))
         hold = Signal(range(self.hold + 2))
 
         reading = Signal()

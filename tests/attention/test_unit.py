@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import cocotb
+import pytest
 
+from golden.config import AcceleratorConfig
 from hw.attention import AttentionUnit
+from hw.attention.cycles import expected_cycles, expected_head_cycles
 from sim.runner import parameters, simulate
 from tests.attention.bench import CONFIGS, Bench, attention_job, head_job
 
@@ -33,18 +36,117 @@ def run(config: str, cases: list[dict[str, Any]], *, stall: float = 0.0, seed: i
     )
 
 
+def predicted(c: AcceleratorConfig, x: dict[str, Any]) -> int:
+    if "rows" in x:
+        return expected_head_cycles(c, inputs=x["inputs"], vocabulary=x["rows"], head_count=x["count"])
+    names = {"heads": "heads", "kv_heads": "kv_heads", "head_dim": "dim", "positions": "positions", "slots": "slots"}
+    return expected_cycles(c, **{k: x[v] for k, v in names.items()})
+
+
 @cocotb.test()
 async def check_jobs(dut: Any) -> None:
     p = parameters()
     c = CONFIGS[p["config"]]
     bench = Bench(dut, c)
     await bench.reset()
+    wrong = []
     for i, x in enumerate(p["cases"]):
         job = (head_job if "rows" in x else attention_job)(c, {"seed": p["seed"] + i, **x})
         dut._log.info(f"job {i}: {x}")
         r = await bench.run(job, stall=p["stall"], seed=p["seed"] + i)
-        dut._log.info(f"job {i}: {r}")
+        expected = predicted(c, x)
+        dut._log.info(f"job {i}: {r}, expected {expected}")
+        if abs(r.cycles - expected) > 0.02 * r.cycles:
+            wrong.append(f"job {i}, {x}: {r.cycles} cycles, expected {expected}")
+    assert p["stall"] or not wrong, "\n".join(wrong)
 
 
-def test_first_token() -> None:
-    run("tiny", [case(32, [0])])
+STALLS = [0.0, 0.4]
+
+
+def edges(key_block: int) -> list[int]:
+    """Cached keys around the edges of key blocks."""
+    return [0, 1, 2, key_block - 1, key_block, key_block + 1, 3 * key_block + 5]
+
+
+@pytest.mark.parametrize("stall", STALLS)
+def test_contexts_of_one_lane_at_the_edges_of_key_blocks(stall: float) -> None:
+    run("tiny", [case(32, [n], heads=2, kv_heads=2) for n in edges(32)], stall=stall)
+
+
+@pytest.mark.parametrize("stall", STALLS)
+def test_head_dimensions_and_groups(stall: float) -> None:
+    cases = [
+        case(dim, [40 + i for i in range(lanes)], heads=group * kv_heads, kv_heads=kv_heads)
+        for dim, group, kv_heads, lanes in [
+            (32, 1, 2, 4),
+            (64, 2, 2, 3),
+            (96, 1, 2, 1),
+            (96, 4, 1, 4),
+            (128, 4, 1, 3),
+            (64, 8, 1, 4),
+            (32, 4, 3, 1),
+        ]
+    ]
+    run("tiny", cases, stall=stall)
+
+
+@pytest.mark.parametrize("stall", STALLS)
+def test_slots(stall: float) -> None:
+    cases = [
+        case(32, [33, 34, 5, 6], slots=[0, 0, 3, 3], heads=4, kv_heads=2),
+        case(64, [0, 70, 0, 1], slots=[1, 0, 2, 2], heads=2, kv_heads=1),
+        case(32, [9, 8, 7, 6], slots=[0, 1, 2, 3], heads=1, kv_heads=1),
+        case(32, [5, 31, 32, 33], slots=[0, 1, 1, 1], heads=4, kv_heads=1),
+    ]
+    run("tiny", cases, stall=stall)
+
+
+def test_scores_that_saturate_are_equal_or_differ_by_magnitudes() -> None:
+    cases = [
+        case(32, [45 + i for i in range(lanes)], heads=2, kv_heads=1, kind=kind)
+        for kind in ("equal", "saturated", "wild")
+        for lanes in (1, 4)
+    ]
+    run("tiny", cases)
+
+
+def test_full_context() -> None:
+    run("tiny", [case(32, [252, 253, 254, 255], heads=2, kv_heads=1), case(64, [255], heads=1, kv_heads=1)])
+
+
+@pytest.mark.parametrize("stall", STALLS)
+def test_head(stall: float) -> None:
+    cases = [
+        {"inputs": 64, "rows": 96, "first": 0, "count": 1},
+        {"inputs": 256, "rows": 101, "first": 1, "count": 2},
+        {"inputs": 32, "rows": 33, "first": 3, "count": 1, "write": 0},
+        {"inputs": 32, "rows": 64, "first": 2, "count": 2, "kind": "ties"},
+        {"inputs": 32, "rows": 40, "first": 0, "count": 2, "kind": "zero"},
+        {"inputs": 32, "rows": 70, "first": 0, "count": 2, "kind": "negative"},
+        case(32, [3], heads=2, kv_heads=1),
+    ]
+    run("tiny", cases, stall=stall)
+
+
+@pytest.mark.parametrize("stall", STALLS)
+def test_two_keys_a_beat(stall: float) -> None:
+    cases = [
+        case(32, [0]),
+        *(case(64, [n], heads=4, kv_heads=2) for n in (1, 2, 31, 32, 33)),
+        case(96, [62, 63, 64], heads=1, kv_heads=1),
+        case(32, [7, 8, 50, 51], slots=[0, 0, 1, 1], heads=8, kv_heads=1),
+        case(32, [7, 50, 51, 52], slots=[0, 1, 1, 1], heads=3, kv_heads=1, kind="wild"),
+        {"inputs": 64, "rows": 77, "first": 0, "count": 4},
+        {"inputs": 64, "rows": 64, "first": 1, "count": 3, "kind": "ties"},
+    ]
+    run("wide", cases, stall=stall)
+
+
+def test_one_query_at_a_time() -> None:
+    cases = [
+        case(32, [0]),
+        case(64, [35, 36], heads=4, kv_heads=2),
+        {"inputs": 64, "rows": 20, "first": 1, "count": 1},
+    ]
+    run("half", cases)
