@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -152,7 +152,8 @@ class TlmmEngine(wiring.Component):
         with m.If(take):
             m.d.sync += row.eq(row + 1)
             with m.If(last_row):
-                # The bank may be written again two cycles from now at the earliest; this beat reads it in the next.
+                # The bank is written again two cycles from now at the earliest (take, then write), in the cycle in which this
+                # beat reads it: the read still sees the old entries.
                 m.d.sync += [
                     row.eq(0),
                     tile.eq(tile + 1),
@@ -165,9 +166,12 @@ class TlmmEngine(wiring.Component):
             m.d.sync += [rows_left.eq(self.rows), streaming.eq(1)]
 
         # ---- the pipeline: what goes along with a beat --------------------------------------------
-        bank = Signal(reset_less=True)
-        looked_up = Signal()
-        m.d.sync += [bank.eq(read_bank), looked_up.eq(take)]
+        bank: Value = read_bank
+        looked_up: Value = take
+        for i in range(Unpacker.delay):
+            bank_next, looked_up_next = Signal(name=f"bank_{i}", reset_less=True), Signal(name=f"looked_up_{i}")
+            m.d.sync += [bank_next.eq(bank), looked_up_next.eq(looked_up)]
+            bank, looked_up = bank_next, looked_up_next
         for g in range(c.groups):
             memory = TableMemory(group_size=c.group_size, lanes=c.lanes)
             m.submodules[f"tables_{g}"] = memory

@@ -109,19 +109,17 @@ class TableBuilder(wiring.Component):
         with m.Else():
             m.d.sync += step.eq(step + 1)
 
-        # What to add for the entry after `step`; the table of a step is a constant.
-        digit = Signal(range(size))
-        subtract = Signal()
+        # What to add for the entry after `step`; registered, so that the digit multiplexers stay one LUT a bit.
+        digit, subtract = Signal(range(size)), Signal()
+        moves = [(d, int(by < 0)) for _, d, by in walk]
         with m.Switch(step):
-            for k in range(count):
+            for k, weights in enumerate([(0,) * size, *(w for w, _, _ in walk)]):
                 with m.Case(k):
-                    weights, _, _ = walk[k - 1] if k else ((0,) * size, 0, 0)
-                    index, negative = index_of(weights)
-                    assert not negative
-                    m.d.comb += self.entry.eq(index)
-                    if k < count - 1:
-                        _, d, by = walk[k]
-                        m.d.comb += [digit.eq(d), subtract.eq(by < 0)]
+                    m.d.comb += self.entry.eq(index_of(weights)[0])
+                    if k + 1 < len(moves):
+                        m.d.sync += Cat(digit, subtract).eq(moves[k + 1][0] | moves[k + 1][1] << len(digit))
+        with m.If(self.take):
+            m.d.sync += Cat(digit, subtract).eq(moves[0][0] | moves[0][1] << len(digit))
 
         for g, group in enumerate(grouping(self._config.beat_bytes, size)):
             # A short group has no activation behind its missing digits; no index ever points at those entries.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -17,20 +17,20 @@ CODES = 3**TRITS_PER_BYTE
 def grouping(beat_bytes: int, group_size: int) -> list[tuple[int, ...]]:
     """Which columns of a K tile share a lookup table.
 
-    A table may sum any `group_size` columns. First come, byte by byte, the groups that lie inside one byte, because their
-    index is a function of eight bits; then the trits left over, in order. The last group may be short.
+    A table may sum any `group_size` columns. First come, byte by byte, the groups that lie inside one byte (its highest
+    trits), because their index is a function of eight bits; then the trits left over, in order. The last may be short.
 
     Returns
     -------
     Column numbers (5 * byte + trit) of each group, lowest index digit first; config.groups of them, every column once.
     """
-    inside = TRITS_PER_BYTE // group_size
+    left = TRITS_PER_BYTE % group_size
     groups = [
-        tuple(TRITS_PER_BYTE * byte + group_size * i + j for j in range(group_size))
+        tuple(TRITS_PER_BYTE * byte + first + j for j in range(group_size))
         for byte in range(beat_bytes)
-        for i in range(inside)
+        for first in range(left, TRITS_PER_BYTE, group_size)
     ]
-    rest = [TRITS_PER_BYTE * b + j for b in range(beat_bytes) for j in range(inside * group_size, TRITS_PER_BYTE)]
+    rest = [TRITS_PER_BYTE * byte + j for byte in range(beat_bytes) for j in range(left)]
     groups += [tuple(rest[i : i + group_size]) for i in range(0, len(rest), group_size)]
     return groups
 
@@ -90,25 +90,27 @@ class ByteDecoder(wiring.Component):
         fields = [s for i in range(self._inside) for s in (self.index[i], self.negate[i])]
         fields += list(self.rest) if self._left else []
         fields.append(self.bad)
-        # One case statement with one result: simulators make it a table, synthesis a function of eight bits.
-        result = Signal(sum(len(f) for f in fields))
-        with m.Switch(self.byte):
-            for code in range(CODES):
-                with m.Case(code):
-                    m.d.comb += result.eq(self._result(_trits(code), 0))
-            with m.Default():
-                m.d.comb += result.eq(self._result((1,) * TRITS_PER_BYTE, 1))
-        m.d.comb += Cat(*fields).eq(result)
+        # Functions of six bits (one LUT each), chosen from by the other two: 34 LUT with groups of three, the highest trits in a
+        # group and the lowest bits choosing, against 61 for one case statement over the byte (Yosys, xcup).
+        width = sum(len(f) for f in fields)
+        quarter = Signal(4 * width)
+        with m.Switch(self.byte[2:]):
+            for high in range(64):
+                with m.Case(high):
+                    m.d.comb += quarter.eq(sum(self._result(4 * high + low) << low * width for low in range(4)))
+        m.d.comb += Cat(*fields).eq(quarter.word_select(self.byte[:2], width))
         return m
 
-    def _result(self, trits: tuple[int, ...], bad: int) -> int:
+    def _result(self, byte: int) -> int:
+        bad = int(byte >= CODES)
+        trits = _trits(byte) if not bad else (1,) * TRITS_PER_BYTE
         value, lsb = 0, 0
         bits = index_bits(self._size)
-        for i in range(self._inside):
-            index, negate = index_of(tuple(t - 1 for t in trits[i * self._size : (i + 1) * self._size]))
+        for first in range(self._left, TRITS_PER_BYTE, self._size):
+            index, negate = index_of(tuple(t - 1 for t in trits[first : first + self._size]))
             value |= (index | negate << bits) << lsb
             lsb += bits + 1
-        for t in trits[self._inside * self._size :]:
+        for t in trits[: self._left]:
             value |= t << lsb
             lsb += 2
         return value | bad << lsb
@@ -143,7 +145,7 @@ class GroupIndexer(wiring.Component):
 
 
 class Unpacker(wiring.Component):
-    """A beat to the index of every group; `delay` = 1 cycle.
+    """A beat to the index of every group; `delay` = 2 cycles.
 
     Parameters
     ----------
@@ -152,11 +154,11 @@ class Unpacker(wiring.Component):
     Interface attributes
     --------------------
     beat : packed weights, 8 * beat_bytes bits; byte b in bits [8b, 8b+8).
-    index, negate : one per group of `grouping`, one cycle later.
-    bad : some byte is no code, one cycle later.
+    index, negate : one per group of `grouping`, `delay` cycles later.
+    bad : some byte is no code, `delay` cycles later.
     """
 
-    delay = 1
+    delay = 2
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._config = config
@@ -172,16 +174,24 @@ class Unpacker(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         size = self._config.group_size
-        found: list[tuple[Signal, Signal]] = []
+
+        def registered(value: Value, name: str) -> Signal:
+            r = Signal(len(value), name=name, reset_less=True)
+            m.d.sync += r.eq(value)
+            return r
+
+        # The register between bytes and groups also keeps synthesis from merging the two into functions of many bits.
+        found: list[tuple[Value, Value]] = []
         rest, bad = [], []
         for b in range(self._config.beat_bytes):
             decoder = ByteDecoder(group_size=size)
             m.submodules[f"byte_{b}"] = decoder
             m.d.comb += decoder.byte.eq(self.beat[8 * b : 8 * b + 8])
-            found += list(zip(decoder.index, decoder.negate, strict=True))
-            bad.append(decoder.bad)
-            if 5 % size:
-                rest += list(decoder.rest)
+            for i, (index, negate) in enumerate(zip(decoder.index, decoder.negate, strict=True)):
+                found.append((registered(index, f"inside_{b}_{i}"), registered(negate, f"inside_negate_{b}_{i}")))
+            bad.append(registered(decoder.bad, f"bad_{b}"))
+            if TRITS_PER_BYTE % size:
+                rest += [registered(t, f"rest_{b}_{j}") for j, t in enumerate(decoder.rest)]
         for i in range(0, len(rest), size):
             trits = rest[i : i + size]
             indexer = GroupIndexer(group_size=size, count=len(trits))
@@ -190,11 +200,9 @@ class Unpacker(wiring.Component):
             found.append((indexer.index, indexer.negate))
         assert len(found) == self._config.groups
         for g, (index, negate) in enumerate(found):
-            i = Signal.like(self.index[g], name=f"index_{g}", reset_less=True)
-            n = Signal(name=f"negate_{g}", reset_less=True)
-            m.d.sync += [i.eq(index), n.eq(negate)]
-            m.d.comb += [self.index[g].eq(i), self.negate[g].eq(n)]
-        flag = Signal(reset_less=True)
-        m.d.sync += flag.eq(Cat(*bad).any())
-        m.d.comb += self.bad.eq(flag)
+            m.d.comb += [
+                self.index[g].eq(registered(index, f"index_{g}")),
+                self.negate[g].eq(registered(negate, f"negate_{g}")),
+            ]
+        m.d.comb += self.bad.eq(registered(Cat(*bad).any(), "flag"))
         return m
