@@ -324,7 +324,7 @@ class Accelerator(wiring.Component):
         ]
         return m
 
-    def _registers(self, m, registers, supervisor, counters, attention) -> None:  # type: ignore[no-untyped-def]
+    def _registers(self, m, registers, supervisor, counters, attention) -> None:
         c = self.config
         wiring.connect(m, wiring.flipped(self.s_axi), registers.bus)
         m.d.comb += [
@@ -346,7 +346,7 @@ class Accelerator(wiring.Component):
                 registers.best_value[i].eq(attention.best_value[i]),
             ]
 
-    def _memory(self, m, registers, supervisor, reader, writer) -> None:  # type: ignore[no-untyped-def]
+    def _memory(self, m, registers, supervisor, reader, writer) -> None:
         for i in range(self.config.ports):
             base = Cat(registers.base_low[i], registers.base_high[i])
             m.d.comb += [reader.base[i].eq(base), writer.base[i].eq(base)]

@@ -122,8 +122,8 @@ def testbench(text: str, *, top: str = "dut") -> str:
             f"    localparam int PORTS = {len(masters)}, PORT_BYTES = {data // 8};",
             f"    localparam int ADDRESS_WIDTH = {address}, ID_WIDTH = {max(ids, default=1)};",
         ]
-        for name, width in (_INPUTS | _OUTPUTS).items():
-            shape = "" if width == "1" else f"[{width}-1:0]"
+        for name, bits in (_INPUTS | _OUTPUTS).items():
+            shape = "" if bits == "1" else f"[{bits}-1:0]"
             lines.append(f"    logic [PORTS-1:0]{shape} {name};")
         joined = ", ".join(f".{n}({n})" for n in _INPUTS | _OUTPUTS)
         lines += [
