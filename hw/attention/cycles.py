@@ -55,7 +55,6 @@ class _Job:
         free_at = 0
         count = 0  # beats loaded
         swap = -100
-        query_valid = 0
         play = 0  # the player's next issue
         scored = [0, 0]
         score_end = 0
