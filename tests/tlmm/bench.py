@@ -122,15 +122,26 @@ endmodule
 
 
 @cache
-def build(config: AcceleratorConfig, beats: int = 1 << 14, words: int = 1 << 14) -> Path:
+def build(config: AcceleratorConfig, beats: int, words: int, xilinx: bool = False) -> Path:
     """Builds engine and bench; `beats` and `words` bound what all jobs of a run may use."""
-    text = runner.to_verilog(TlmmEngine(config)) + _bench(config, beats, words)
-    return runner.build(text, top="tb", public=("tb",), args=["--timing"])
+    text = runner.to_verilog(TlmmEngine(config, xilinx=xilinx)) + _bench(config, beats, words)
+    sources = [Path(__file__).with_name("ram32m16.sv")] if xilinx else []
+    return runner.build(text, top="tb", public=("tb",), args=["--timing"], sources=sources)
 
 
-def run(config: AcceleratorConfig, module: str, check: str, size: tuple[int, int] = (1 << 14, 1 << 14), **parameters: Any) -> None:
-    """Runs cocotb test `check` of `module`."""
-    runner.run(build(config, *size), module, top="tb", testcase=check, parameters=parameters, seed=1, name=check)
+def run(
+    config: AcceleratorConfig,
+    module: str,
+    check: str,
+    size: tuple[int, int],
+    *,
+    xilinx: bool = False,
+    **parameters: Any,
+) -> None:
+    """Runs cocotb test `check` of `module` on a bench for `size` (beats, words)."""
+    runner.run(
+        build(config, *size, xilinx), module, top="tb", testcase=check, parameters=parameters, seed=1, name=check
+    )
 
 
 @dataclass
@@ -180,7 +191,14 @@ def _lines(a: np.ndarray) -> str:
 
 
 async def play(
-    dut: Any, config: AcceleratorConfig, jobs: list[Job], *, seed: int = 1, beats: int = 256, rows: int = 256, quantised: int = 256
+    dut: Any,
+    config: AcceleratorConfig,
+    jobs: list[Job],
+    *,
+    seed: int = 1,
+    beats: int = 256,
+    rows: int = 256,
+    quantised: int = 256,
 ) -> list[Result]:
     """Runs jobs back to back; probabilities in 1/256 that a beat, a row's taker, a quantised word is there in a cycle."""
     packed, words, table = [], [], []
@@ -241,7 +259,8 @@ async def check(dut: Any, config: AcceleratorConfig, jobs: list[Job], **how: int
     for n, (job, result) in enumerate(zip(jobs, results, strict=True)):
         assert result.taken == len(pack(job, config)), f"job {n}: {result.taken} beats taken"
         wrong = np.argwhere(result.rows != reference(job, config))
-        assert not len(wrong), f"job {n} {job.weights.shape} lanes {len(job.q)}: {len(wrong)} wrong, first (row, lane) {wrong[0]}"
+        assert not len(wrong), (
+            f"job {n} {job.weights.shape} lanes {len(job.q)}: {len(wrong)} wrong, first (row, lane) {wrong[0]}"
+        )
         assert not result.bad
     return results
-

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from golden.config import KV260, TINY, AcceleratorConfig
-from hw.tlmm.engine import expected_cycles
+from hw.tlmm.engine import TlmmEngine, expected_cycles
 from sim.runner import parameters
 from tests.tlmm.bench import Job, check, play, run
 
@@ -26,7 +26,9 @@ CONFIGS: dict[str, AcceleratorConfig] = {
 }
 
 
-def make(config: AcceleratorConfig, rng: np.random.Generator, rows: int, tiles: int, lanes: int, block: int, kind: str) -> Job:
+def make(
+    config: AcceleratorConfig, rng: np.random.Generator, rows: int, tiles: int, lanes: int, block: int, kind: str
+) -> Job:
     k = tiles * config.beat_weights
     w = rng.integers(-1, 2, (rows, k), dtype=np.int8)
     q = rng.integers(-128, 128, (lanes, k), dtype=np.int16).astype(np.int8)
@@ -73,12 +75,33 @@ async def check_grid(dut: Any) -> None:
     "beats,rows,quantised", [(256, 256, 256), (128, 256, 256), (256, 40, 256), (256, 256, 60), (200, 100, 128)]
 )
 def test_engine_is_exact_in_every_shape_and_under_stalls(beats: int, rows: int, quantised: int) -> None:
-    run(CONFIGS["tiny"], __name__, "check_grid", WIDE, preset="tiny", seed=7, beats=beats, rows=rows, quantised=quantised)
+    run(
+        CONFIGS["tiny"],
+        __name__,
+        "check_grid",
+        WIDE,
+        preset="tiny",
+        seed=7,
+        beats=beats,
+        rows=rows,
+        quantised=quantised,
+    )
 
 
 @pytest.mark.parametrize("config", ["one", "g2", "g4", "g5"])
 def test_other_group_sizes_and_one_lane(config: str) -> None:
     run(CONFIGS[config], __name__, "check_grid", WIDE, preset=config, seed=11, beats=240, rows=200, quantised=200)
+
+
+@pytest.mark.parametrize("config", ["tiny", "g2"])
+def test_packed_xilinx_tables_are_exact(config: str) -> None:
+    p = {"preset": config, "seed": 13, "beats": 230, "rows": 180, "quantised": 180}
+    run(CONFIGS[config], __name__, "check_grid", WIDE, xilinx=True, **p)
+
+
+def test_packed_tables_of_too_large_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match="group_size 2 or 3, not 4; build with xilinx=False"):
+        TlmmEngine(CONFIGS["g4"], xilinx=True)
 
 
 @cocotb.test()
@@ -134,7 +157,9 @@ async def check_rate(dut: Any) -> None:
     for job, result in zip(jobs, await check(dut, config, jobs), strict=True):
         lanes, k = job.q.shape
         e = expected_cycles(config, tiles=k // 320, rows=len(job.weights), block_rows=512, lanes=lanes)
-        print(f"{job.weights.shape} lanes {lanes}: {result} expected {e}, {result.taken / result.cycles:.4f} beats a cycle")
+        print(
+            f"{job.weights.shape} lanes {lanes}: {result} expected {e}, {result.taken / result.cycles:.4f} beats a cycle"
+        )
         assert result.taken >= 0.98 * result.cycles
         assert abs(result.cycles - e) <= 0.02 * result.cycles
 
