@@ -10,18 +10,14 @@ from golden.config import AcceleratorConfig, clog2
 from hw.tlmm.accumulate import Accumulator, row_layout
 from hw.tlmm.loader import TileLoader
 from hw.tlmm.rows import RowFifo
-from hw.tlmm.tables import TableBuilder, TableMemory, sum_width
-from hw.tlmm.tree import AdderTree
+from hw.tlmm.tables import TableBuilder, TableMemory, require_packable, sum_width
+from hw.tlmm.tree import AdderTree, tree_delay
 from hw.tlmm.unpack import Unpacker, entries
 
 
-def _tree(config: AcceleratorConfig) -> dict[str, int]:
-    return {"groups": config.groups, "lanes": config.lanes, "width": sum_width(config.group_size)}
-
-
-def _pipeline(tree: AdderTree) -> int:
-    # The accumulator is told of a beat one cycle before its sums come.
-    return Unpacker.delay + tree.delay - 1 + Accumulator.delay
+def _told(config: AcceleratorConfig) -> int:
+    """Cycles from a beat to the accumulator's flags, which come one cycle before the sums."""
+    return Unpacker.delay + tree_delay(config.groups, sum_width(config.group_size)) - 1
 
 
 class TlmmEngine(wiring.Component):
@@ -31,6 +27,11 @@ class TlmmEngine(wiring.Component):
     beats, in the other bank), then each beat looks all groups up, in all lanes with the same index; the sums run through a
     pipelined tree into the row accumulators, and finished rows into a FIFO of block_rows. Nothing in the pipeline
     stalls: a beat is taken only when its tables are ready and, in a block's last tile, its row has room in the FIFO.
+
+    Parameters
+    ----------
+    config : beat bytes, lanes, group size, block rows, accumulator width.
+    xilinx : build the tables of RAM32M16 primitives (smaller; see TableMemory) instead of inferred RAM.
 
     Interface attributes
     --------------------
@@ -53,10 +54,12 @@ class TlmmEngine(wiring.Component):
     Source: TeLLMe v2, arXiv 2510.15926 (tables, online construction), with symmetric double-buffered tables.
     """
 
-    def __init__(self, config: AcceleratorConfig) -> None:
+    def __init__(self, config: AcceleratorConfig, *, xilinx: bool = False) -> None:
         self._config = config
-        self._tree = AdderTree(**_tree(config))
-        self.delay = _pipeline(self._tree)
+        if xilinx:
+            require_packable(config)
+        self._xilinx = xilinx
+        self.delay = _told(config) + Accumulator.delay
         super().__init__(
             {
                 "start": In(1),
@@ -85,7 +88,7 @@ class TlmmEngine(wiring.Component):
         m.submodules.loader = loader = TileLoader(c)
         m.submodules.builder = builder = TableBuilder(c)
         m.submodules.unpacker = unpacker = Unpacker(c)
-        m.submodules.tree = tree = self._tree
+        m.submodules.tree = tree = AdderTree(groups=c.groups, lanes=c.lanes, width=sum_width(c.group_size))
         m.submodules.accumulator = accumulator = Accumulator(c, sum_width=tree.width)
         m.submodules.fifo = fifo = RowFifo(c)
 
@@ -172,19 +175,20 @@ class TlmmEngine(wiring.Component):
             bank_next, looked_up_next = Signal(name=f"bank_{i}", reset_less=True), Signal(name=f"looked_up_{i}")
             m.d.sync += [bank_next.eq(bank), looked_up_next.eq(looked_up)]
             bank, looked_up = bank_next, looked_up_next
+        m.submodules.tables = tables = TableMemory(c, xilinx=self._xilinx)
+        m.d.comb += [
+            tables.write_bank.eq(write_bank),
+            tables.write_entry.eq(builder.entry),
+            tables.write_lane.eq(write_lane & builder.building.replicate(c.lanes)),
+            tables.read_bank.eq(bank),
+        ]
         for g in range(c.groups):
-            memory = TableMemory(group_size=c.group_size, lanes=c.lanes)
-            m.submodules[f"tables_{g}"] = memory
             m.d.comb += [
-                memory.write_bank.eq(write_bank),
-                memory.write_entry.eq(builder.entry),
-                memory.write_value.eq(builder.value[g]),
-                memory.write_lane.eq(write_lane & builder.building.replicate(c.lanes)),
-                memory.read_bank.eq(bank),
-                memory.index.eq(unpacker.index[g]),
+                tables.write_value[g].eq(builder.value[g]),
+                tables.index[g].eq(unpacker.index[g]),
                 tree.negate[g].eq(unpacker.negate[g]),
             ]
-            m.d.comb += [tree.value[g][lane].eq(memory.value[lane]) for lane in range(c.lanes)]
+            m.d.comb += [t.eq(v) for t, v in zip(tree.value[g], tables.value[g], strict=True)]
         active = Signal(c.lanes, reset_less=True)
         m.d.sync += active.eq((1 << self.lanes) - 1)
         m.d.comb += tree.active.eq(active)
@@ -192,7 +196,7 @@ class TlmmEngine(wiring.Component):
         # The accumulator wants to know of a beat one cycle before its sums.
         flags = Cat(first_tile, last_tile, row, final)
         valid = take
-        for i in range(Unpacker.delay + tree.delay - 1):
+        for i in range(_told(c)):
             valid_next = Signal(name=f"valid_{i}")
             flags_next = Signal.like(flags, name=f"flags_{i}", reset_less=True)
             m.d.sync += [valid_next.eq(valid), flags_next.eq(flags)]
@@ -238,4 +242,4 @@ def expected_cycles(config: AcceleratorConfig, *, tiles: int, rows: int, block_r
             beat = max(beat, ready + 1) + min(block_rows, rows - first)
             free[number % 2] = beat
             number += 1
-    return beat + _pipeline(AdderTree(**_tree(config)))
+    return beat + _told(config) + Accumulator.delay

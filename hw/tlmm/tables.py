@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, C, Cat, Module, Mux, Signal
+from itertools import zip_longest
+from typing import Any
+
+from amaranth.hdl import Array, C, Cat, ClockSignal, Instance, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -135,48 +138,100 @@ class TableBuilder(wiring.Component):
         return m
 
 
+def require_packable(config: AcceleratorConfig) -> None:
+    """Raises ValueError when two banks of a table are more than the 32 entries of a RAM32M16."""
+    if index_bits(config.group_size) > 4:
+        raise ValueError(
+            f"RAM32M16 tables need group_size 2 or 3, not {config.group_size}; build with xilinx=False (inferred RAM)"
+        )
+
+
 class TableMemory(wiring.Component):
-    """The tables of one group: all lanes, two banks. Reads are combinational (distributed RAM).
+    """The tables of all groups and lanes, in two banks. Reads are combinational (distributed RAM).
 
     Parameters
     ----------
-    group_size : activations a table sums.
-    lanes : tables side by side, read with the same index.
+    config : groups, lanes, group size.
+    xilinx : instantiate RAM32M16 (group_size 2 or 3). Inferred, a lane's table of a group takes one alone, of which 4 of 14
+        bits stay unused; but its seven ports read at seven addresses, so that tables of different groups can share one: 616
+        instead of 856 LUT a lane at 107 groups. Without it the RAM is inferred, which every tool and simulator can.
 
     Interface attributes
     --------------------
-    write_bank, write_entry, write_value, write_lane : write port; `write_lane` has a bit per lane.
-    read_bank, index : read port.
-    value : one per lane, in the same cycle.
+    write_bank, write_entry, write_value, write_lane : an entry of all groups; `write_lane` has a bit per lane.
+    read_bank, index : read port; an index per group, shared by the lanes.
+    value : [group][lane], in the same cycle.
     """
 
-    def __init__(self, *, group_size: int, lanes: int) -> None:
-        self._size, self._lanes = group_size, lanes
-        bits, width = index_bits(group_size), sum_width(group_size)
+    def __init__(self, config: AcceleratorConfig, *, xilinx: bool = False) -> None:
+        bits, width = index_bits(config.group_size), sum_width(config.group_size)
+        if xilinx:
+            require_packable(config)
+        self._config, self._xilinx = config, xilinx
         super().__init__(
             {
                 "write_bank": In(1),
                 "write_entry": In(bits),
-                "write_value": In(width),
-                "write_lane": In(lanes),
+                "write_value": In(width).array(config.groups),
+                "write_lane": In(config.lanes),
                 "read_bank": In(1),
-                "index": In(bits),
-                "value": Out(width).array(lanes),
+                "index": In(bits).array(config.groups),
+                "value": Out(width).array(config.groups, config.lanes),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        depth = 2 << index_bits(self._size)
-        for lane in range(self._lanes):
-            memory = Memory(shape=sum_width(self._size), depth=depth, init=[], attrs={"ram_style": "distributed"})
-            m.submodules[f"lane_{lane}"] = memory
-            write, read = memory.write_port(), memory.read_port(domain="comb")
-            m.d.comb += [
-                write.addr.eq(Cat(self.write_entry, self.write_bank)),
-                write.data.eq(self.write_value),
-                write.en.eq(self.write_lane[lane]),
-                read.addr.eq(Cat(self.index, self.read_bank)),
-                self.value[lane].eq(read.data),
-            ]
+        write_address = Cat(self.write_entry, self.write_bank)
+        for lane in range(self._config.lanes):
+            if self._xilinx:
+                self._packed(m, lane, write_address)
+                continue
+            for g in range(self._config.groups):
+                memory = Memory(
+                    shape=self.write_value[g].shape(),
+                    depth=1 << len(write_address),
+                    init=[],
+                    attrs={"ram_style": "distributed"},
+                )
+                m.submodules[f"table_{g}_{lane}"] = memory
+                write, read = memory.write_port(), memory.read_port(domain="comb")
+                m.d.comb += [
+                    write.addr.eq(write_address),
+                    write.data.eq(self.write_value[g]),
+                    write.en.eq(self.write_lane[lane]),
+                    read.addr.eq(Cat(self.index[g], self.read_bank)),
+                    self.value[g][lane].eq(read.data),
+                ]
         return m
+
+    def _packed(self, m: Module, lane: int, write_address: Value) -> None:
+        """A lane in RAM32M16: 2-bit columns of all tables, seven to a primitive (UG974; port H only writes)."""
+        columns = [
+            (self.index[g], v[low : low + 2], self.value[g][lane][low : low + 2])
+            for g, v in enumerate(self.write_value)
+            for low in range(0, len(v), 2)
+        ]
+
+        def address(a: Value) -> Value:
+            return Cat(a, C(0, 5 - len(a)))
+
+        for n, first in enumerate(range(0, len(columns), 7)):
+            ports: dict[str, Any] = {
+                "i_WCLK": ClockSignal(),
+                "i_WE": self.write_lane[lane],
+                "i_ADDRH": address(write_address),
+                "i_DIH": C(0, 2),
+                "o_DOH": Signal(2, name=f"unused_{n}"),
+            }
+            for letter, column in zip_longest("ABCDEFG", columns[first : first + 7]):
+                index, data, value = column or (self.index[0], C(0, 2), None)
+                out = Signal(2, name=f"out_{n}{letter}")
+                ports |= {
+                    f"i_ADDR{letter}": address(Cat(index, self.read_bank)),
+                    f"i_DI{letter}": Cat(data, C(0, 2))[:2],
+                    f"o_DO{letter}": out,
+                }
+                if value is not None:
+                    m.d.comb += value.eq(out)
+            m.submodules[f"ram_{lane}_{n}"] = Instance("RAM32M16", **ports)

@@ -16,6 +16,44 @@ _CHUNK = 6
 """Sign bits that one LUT6 level counts."""
 
 
+def _weights(groups: int, width: int) -> list[int]:
+    """How much the root is off, per sign bit: sum = (root ^ root's sign) + sum weight * sign + constant."""
+    weights = [1] * groups  # the complement of an entry is one less than its opposite
+    nodes = [(g, width) for g in range(groups)]
+    while len(nodes) > 1:
+        above = []
+        for (a, wide), (_, narrow) in zip(nodes[::2], nodes[1::2], strict=False):
+            # With y' the complement of y: ~(x + y') = (~x + y) + 2^(wide+1) - 2^wide - 2^narrow + 1.
+            weights[a] -= (1 << wide) - (1 << narrow) + 1
+            above.append((a, wide + 1))
+        nodes = above + nodes[len(above) * 2 :]
+    return weights
+
+
+def _chunks(groups: int, width: int) -> list[tuple[int, list[int]]]:
+    """Sign bits of equal weight that are counted together: (weight, groups)."""
+    classes: dict[int, list[int]] = {}
+    for g, w in enumerate(_weights(groups, width)):
+        if w:
+            classes.setdefault(w, []).append(g)
+    return [(w, c[i : i + _CHUNK]) for w, c in classes.items() for i in range(0, len(c), _CHUNK)]
+
+
+def _stages(groups: int, width: int) -> tuple[int, int]:
+    """Registers in the lanes' trees and in the correction, before they meet."""
+    correction = 1
+    parts = len(_chunks(groups, width))
+    while parts > 1:
+        parts = -(-parts // FAN)
+        correction += 1
+    return ceil_log2(groups), correction
+
+
+def tree_delay(groups: int, width: int) -> int:
+    """Cycles from the entries of a beat to their sums: usually 1 + ceil(log2(groups))."""
+    return 1 + max(_stages(groups, width))
+
+
 class _Node:
     """A partial sum of one lane or, for `signs`, of the sign bits: see AdderTree."""
 
@@ -45,21 +83,14 @@ class AdderTree(wiring.Component):
 
     Attributes
     ----------
-    delay : cycles, usually 1 + ceil(log2(groups)).
+    delay : tree_delay(groups, width).
     width : of a sum.
     """
 
     def __init__(self, *, groups: int, lanes: int, width: int) -> None:
         self._groups, self._lanes, self._entry = groups, lanes, width
         self.width = width + ceil_log2(groups)
-        self._weights = self._plan()
-        self._tree_stages = ceil_log2(groups)
-        self._correction_stages = 1
-        parts = len(self._chunks())
-        while parts > 1:
-            parts = -(-parts // FAN)
-            self._correction_stages += 1
-        self.delay = 1 + max(self._tree_stages, self._correction_stages)
+        self.delay = tree_delay(groups, width)
         super().__init__(
             {
                 "value": In(width).array(groups, lanes),
@@ -68,27 +99,6 @@ class AdderTree(wiring.Component):
                 "sums": Out(signed(self.width)).array(lanes),
             }
         )
-
-    def _plan(self) -> list[int]:
-        """How much the root is off, per sign bit: sum = (root ^ root's sign) + sum weight * sign + constant."""
-        weights = [1] * self._groups  # the complement of an entry is one less than its opposite
-        nodes = [(g, self._entry) for g in range(self._groups)]
-        while len(nodes) > 1:
-            above = []
-            for (a, wide), (_, narrow) in zip(nodes[::2], nodes[1::2], strict=False):
-                # With y' the complement of y: ~(x + y') = (~x + y) + 2^(wide+1) - 2^wide - 2^narrow + 1.
-                weights[a] -= (1 << wide) - (1 << narrow) + 1
-                above.append((a, wide + 1))
-            nodes = above + nodes[len(above) * 2 :]
-        return weights
-
-    def _chunks(self) -> list[tuple[int, list[int]]]:
-        """Sign bits of equal weight that are counted together: (weight, groups)."""
-        classes: dict[int, list[int]] = {}
-        for g, w in enumerate(self._weights):
-            if w:
-                classes.setdefault(w, []).append(g)
-        return [(w, c[i : i + _CHUNK]) for w, c in classes.items() for i in range(0, len(c), _CHUNK)]
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -119,10 +129,11 @@ class AdderTree(wiring.Component):
                 n.values = [registered(v, "part") for v in n.values]
                 n.sign = registered(n.sign, "sign")
         root = nodes[0]
+        tree_stages, correction_stages = _stages(self._groups, self._entry)
         correction = self._correction(m, signs, registered)
-        for _ in range(self._correction_stages, self.delay - 1):
+        for _ in range(correction_stages, self.delay - 1):
             correction = registered(correction, "correction")
-        for _ in range(self._tree_stages, self.delay - 1):
+        for _ in range(tree_stages, self.delay - 1):
             root = _Node([registered(v, "part") for v in root.values], root.width, registered(root.sign, "sign"), 0)
         for lane, value in enumerate(root.values):
             total = Signal(signed(self.width), name=f"total_{lane}", reset_less=True)
@@ -133,10 +144,10 @@ class AdderTree(wiring.Component):
         return m
 
     def _correction(self, m: Module, signs: list[Signal], registered: Callable[[Value, str], Signal]) -> Value:
-        """Sum of weight * sign and of the offsets, after `_correction_stages` registers."""
+        """Sum of weight * sign and of the offsets, after the registers that `_stages` counts."""
         offset = -self._groups << (self._entry - 1)
         parts: list[Value] = []
-        for w, members in self._chunks():
+        for w, members in _chunks(self._groups, self._entry):
             count: Value = signs[members[0]]
             for g in members[1:]:
                 count = (count + signs[g])[: len(members).bit_length()]

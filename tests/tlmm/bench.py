@@ -122,17 +122,26 @@ endmodule
 
 
 @cache
-def build(config: AcceleratorConfig, beats: int = 1 << 14, words: int = 1 << 14) -> Path:
+def build(config: AcceleratorConfig, beats: int, words: int, xilinx: bool = False) -> Path:
     """Builds engine and bench; `beats` and `words` bound what all jobs of a run may use."""
-    text = runner.to_verilog(TlmmEngine(config)) + _bench(config, beats, words)
-    return runner.build(text, top="tb", public=("tb",), args=["--timing"])
+    text = runner.to_verilog(TlmmEngine(config, xilinx=xilinx)) + _bench(config, beats, words)
+    sources = [Path(__file__).with_name("ram32m16.sv")] if xilinx else []
+    return runner.build(text, top="tb", public=("tb",), args=["--timing"], sources=sources)
 
 
 def run(
-    config: AcceleratorConfig, module: str, check: str, size: tuple[int, int] = (1 << 14, 1 << 14), **parameters: Any
+    config: AcceleratorConfig,
+    module: str,
+    check: str,
+    size: tuple[int, int],
+    *,
+    xilinx: bool = False,
+    **parameters: Any,
 ) -> None:
-    """Runs cocotb test `check` of `module`."""
-    runner.run(build(config, *size), module, top="tb", testcase=check, parameters=parameters, seed=1, name=check)
+    """Runs cocotb test `check` of `module` on a bench for `size` (beats, words)."""
+    runner.run(
+        build(config, *size, xilinx), module, top="tb", testcase=check, parameters=parameters, seed=1, name=check
+    )
 
 
 @dataclass

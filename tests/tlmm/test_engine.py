@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from golden.config import KV260, TINY, AcceleratorConfig
-from hw.tlmm.engine import expected_cycles
+from hw.tlmm.engine import TlmmEngine, expected_cycles
 from sim.runner import parameters
 from tests.tlmm.bench import Job, check, play, run
 
@@ -91,6 +91,17 @@ def test_engine_is_exact_in_every_shape_and_under_stalls(beats: int, rows: int, 
 @pytest.mark.parametrize("config", ["one", "g2", "g4", "g5"])
 def test_other_group_sizes_and_one_lane(config: str) -> None:
     run(CONFIGS[config], __name__, "check_grid", WIDE, preset=config, seed=11, beats=240, rows=200, quantised=200)
+
+
+@pytest.mark.parametrize("config", ["tiny", "g2"])
+def test_packed_xilinx_tables_are_exact(config: str) -> None:
+    p = {"preset": config, "seed": 13, "beats": 230, "rows": 180, "quantised": 180}
+    run(CONFIGS[config], __name__, "check_grid", WIDE, xilinx=True, **p)
+
+
+def test_packed_tables_of_too_large_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match="group_size 2 or 3, not 4; build with xilinx=False"):
+        TlmmEngine(CONFIGS["g4"], xilinx=True)
 
 
 @cocotb.test()

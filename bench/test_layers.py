@@ -1,0 +1,78 @@
+"""One full-width layer of each reference shape on the RTL of the kv260 preset, bit for bit against golden.
+
+Run by `make bench`; writes docs/measurements/layers.md.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from golden.config import KV260
+from golden.model import ModelSpec
+from host.backends import CheckedBackend, GoldenBackend
+from host.checkpoint import Checkpoint
+from host.model import Model, convert
+from host.simulation import SimulatedAccelerator
+from host.tokenizer import Files
+from sim.timing import timing
+from tests.models import random_weights
+
+CONTEXT = 128
+PAGE = Path(__file__).parent.parent / "docs" / "measurements" / "layers.md"
+
+SHAPES = {
+    "0.73B": ModelSpec(
+        hidden=1536, layers=1, heads=16, kv_heads=16, head_dim=96, ffn=4096, vocab=256, activation="silu",
+        max_context=2048, tied=True,
+    ),
+    "2B-4T": ModelSpec(
+        hidden=2560, layers=1, heads=20, kv_heads=5, head_dim=128, ffn=6912, vocab=256, activation="relu2",
+        rope_theta=500000.0, max_context=3968, tied=True,
+    ),
+}  # fmt: skip
+"""One layer of each, with a vocabulary cut to two blocks: the head has tests of its own."""
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[str]:
+    lines = [
+        "# One full-width layer on the RTL, `kv260` preset and memory timing",
+        "",
+        "`make bench` (bench/test_layers.py). Simulated cycles; random ternary weights; every logit of every pass compared with golden, bit for bit.",
+        "",
+        "| shape | lanes | cached keys | cycles | beats | share of the beat rate | stalls |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return lines
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_layer_is_bit_exact(name: str, tmp_path: Path, rows: list[str]) -> None:
+    spec = SHAPES[name]
+    weights = random_weights(spec, seed=7)
+    path = tmp_path / "layer.tlm"
+    convert(Checkpoint(name=name, spec=weights.spec, weights=weights, files=Files({}), eos=()), path, KV260)
+    ids = np.random.default_rng(1).integers(0, spec.vocab, CONTEXT + 1).tolist()
+    with Model.open(path, KV260) as model, SimulatedAccelerator(model, KV260, timing=timing("kv260")) as machine:
+        both = CheckedBackend(machine, GoldenBackend(weights, KV260))
+        position = 0
+        while position <= CONTEXT:
+            n = min(16, CONTEXT - position) or 1
+            start = time.monotonic()
+            r = both.run_pass(
+                ids[position : position + n],
+                range(position, position + n),
+                head_lanes=(0, n),
+                write_logits=True,
+            )
+            assert r.cycles is not None and r.beats is not None
+            stalls = ", ".join(f"{k} {v:,}" for k, v in r.stalls.items() if v)
+            rows.append(f"| {name} | {n} | {position} | {r.cycles:,} | {r.beats:,} | {r.beats / r.cycles:.1%} | {stalls} |")
+            print(rows[-1], f"{r.cycles / (time.monotonic() - start) / 1e3:.0f} kHz", flush=True)
+            position += n
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text("\n".join(rows) + "\n")
