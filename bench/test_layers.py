@@ -15,7 +15,7 @@ from golden.config import KV260
 from golden.model import ModelSpec
 from host.backends import CheckedBackend, GoldenBackend
 from host.checkpoint import Checkpoint
-from host.model import Model, convert
+from host.model import Model, convert, demo_folder
 from host.simulation import SimulatedAccelerator
 from host.tokenizer import Files
 from sim.timing import timing
@@ -26,15 +26,15 @@ PAGE = Path(__file__).parent.parent / "docs" / "measurements" / "layers.md"
 
 SHAPES = {
     "0.73B": ModelSpec(
-        hidden=1536, layers=1, heads=16, kv_heads=16, head_dim=96, ffn=4096, vocab=256, activation="silu",
+        hidden=1536, layers=1, heads=16, kv_heads=16, head_dim=96, ffn=4096, vocab=1024, activation="silu",
         max_context=2048, tied=True,
     ),
     "2B-4T": ModelSpec(
-        hidden=2560, layers=1, heads=20, kv_heads=5, head_dim=128, ffn=6912, vocab=256, activation="relu2",
+        hidden=2560, layers=1, heads=20, kv_heads=5, head_dim=128, ffn=6912, vocab=1024, activation="relu2",
         rope_theta=500000.0, max_context=3968, tied=True,
     ),
 }  # fmt: skip
-"""One layer of each, with a vocabulary cut to two blocks: the head has tests of its own."""
+"""One layer of each, with a vocabulary cut to that of the demo model: the head has tests of its own."""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_a_layer_is_bit_exact(name: str, tmp_path: Path, rows: list[str]) -> Non
     spec = SHAPES[name]
     weights = random_weights(spec, seed=7)
     path = tmp_path / "layer.tlm"
-    convert(Checkpoint(name=name, spec=weights.spec, weights=weights, files=Files({}), eos=()), path, KV260)
+    convert(Checkpoint(name=name, weights=weights, tokenizer=Files.read(demo_folder()), eos_ids=()), path, KV260)
     ids = np.random.default_rng(1).integers(0, spec.vocab, CONTEXT + 1).tolist()
     with Model.open(path, KV260) as model, SimulatedAccelerator(model, KV260, timing=timing("kv260")) as machine:
         both = CheckedBackend(machine, GoldenBackend(weights, KV260))
@@ -71,7 +71,9 @@ def test_a_layer_is_bit_exact(name: str, tmp_path: Path, rows: list[str]) -> Non
             )
             assert r.cycles is not None and r.beats is not None
             stalls = ", ".join(f"{k} {v:,}" for k, v in r.stalls.items() if v)
-            rows.append(f"| {name} | {n} | {position} | {r.cycles:,} | {r.beats:,} | {r.beats / r.cycles:.1%} | {stalls} |")
+            rows.append(
+                f"| {name} | {n} | {position} | {r.cycles:,} | {r.beats:,} | {r.beats / r.cycles:.1%} | {stalls} |"
+            )
             print(rows[-1], f"{r.cycles / (time.monotonic() - start) / 1e3:.0f} kHz", flush=True)
             position += n
     PAGE.parent.mkdir(exist_ok=True)
