@@ -142,9 +142,9 @@ class _Job:
                     freed.append(((freed[-1][0] if freed else 0) + n, play))
             if p.v:
                 if p.last:
-                    emit = dump + 3 + queries * self.cells * depth
+                    emit = max(dump, emitted[-1] if emitted else 0) + 3 + queries * self.cells * depth
                     emitted.append(emit)
-                    dump = emit + 1
+                    dump += 2
                     done = emit - 1 + self.emit_delay + 2
                     v_unit += 1
                 else:

@@ -22,7 +22,13 @@ async def check_rate(dut: Any) -> None:
         job = attention_job(c, case)
         r = await bench.run(job)
         rate = len(job.beats) / r.stream_cycles
-        names = {"heads": "heads", "kv_heads": "kv_heads", "head_dim": "dim", "positions": "positions", "slots": "slots"}
+        names = {
+            "heads": "heads",
+            "kv_heads": "kv_heads",
+            "head_dim": "dim",
+            "positions": "positions",
+            "slots": "slots",
+        }
         expected = expected_cycles(c, **{k: case[v] for k, v in names.items()})
         line = f"{case}: {r}, {len(job.beats)} beats, rate {rate:.4f}, expected {expected} cycles"
         dut._log.info(line)
