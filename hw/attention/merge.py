@@ -13,11 +13,14 @@ from hw.fp import IntToFloat, Multiplier, delay_line
 
 
 class SumAccumulator(wiring.Component):
-    """Adds the array's weighted sums to those of the unit's earlier blocks; after the last block turns them into results.
+    """Adds the array's weighted sums to those of the unit's earlier blocks; after the last block turns them into
+    results.
 
-    4 dims a cycle. A run takes active queries * `Sizes.depth` cycles, a unit's results queries * head_dim / 4 and `delay`
+    4 dims a cycle. A run takes active queries * `Sizes.depth` cycles, a unit's results queries * head_dim / 4 and
+    `delay`
     more, in cycles in which no run is added; two
-    units' sums are kept (by parity), so that the next unit's runs go on. Results: lane by lane, heads of a lane ascending, dims ascending.
+    units' sums are kept (by parity), so that the next unit's runs go on. Results: lane by lane, heads of a lane
+    ascending, dims ascending.
 
     Interface attributes
     --------------------
