@@ -16,13 +16,15 @@ from hw.fp import delay_line
 class MultiplierArray(wiring.Component):
     """attention_lanes x beat_bytes multipliers in chains of `Sizes.depth` (cell / 4).
 
-    A chain adds the products of its rows one after the other, each row a cycle behind the one before (a DSP cascade: operand
+    A chain adds the products of its rows one after the other, each row a cycle behind the one before (a DSP cascade:
+    operand
     registers, product register, sum register), so row i sees everything i cycles late.
 
     Dot: row i takes bytes 4i..4i+3 of each key's cell, times the query's. Every cycle gives attention_lanes x
     keys_per_beat dot products of a cell.
 
-    Weighted sum: a group of `depth` beats (consecutive cycles) is turned round: row i keeps beat i and gives its bytes 4j..4j+3
+    Weighted sum: a group of `depth` beats (consecutive cycles) is turned round: row i keeps beat i and gives its
+    bytes 4j..4j+3
     in step j, times the beat's weight, so that step j ends as the sums of dims 4j..4j+3 over `depth` beats. These are
     accumulated over the groups of a run; the last group's sums go to one half of a memory, from which they are read.
 
@@ -31,7 +33,8 @@ class MultiplierArray(wiring.Component):
     tag, beat, weights : what the player issued, all in one cycle; weights: [query][key].
     load_* : query operands, a word of E dims of one lane; they replace those in use from the beat tagged `swap` on.
     dots : [query][key], `dot_delay` cycles behind the beat.
-    sums : dims 4 * sum_step .. + 3 of lane `sum_lane`, half `sum_half`, 1 cycle behind the address. `summed`: pulse, a run's sums can be
+    sums : dims 4 * sum_step .. + 3 of lane `sum_lane`, half `sum_half`, 1 cycle behind the address. `summed`: pulse,
+    a run's sums can be
     read from the next cycle on.
     """
 
@@ -130,7 +133,8 @@ class MultiplierArray(wiring.Component):
                 m.d.sync += self.dots[a * kpb + k].eq(pairs[0] + pairs[1])
 
         # ---- weighted sums -----------------------------------------------------------------------
-        # A step's sums over the keys of a beat: one register behind the chains; then the accumulators, a ring of `depth`.
+        # A step's sums over the keys of a beat: one register behind the chains; then the accumulators, a ring of
+        # `depth`.
         to_step = depth + 3 + 1
         step_valid = delay_line(m, self.tag.sum, to_step, "step_valid", reset_less=False)
         step_first = delay_line(m, self.tag.first, to_step, "step_first")

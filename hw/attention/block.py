@@ -13,10 +13,12 @@ MAX_GROUP = 8
 """Most query heads of a KV head."""
 
 PIPES = 2
-"""Queries that the softmax takes at a time, unless the unit is told otherwise (keys_per_beat keys of each, every cycle)."""
+"""Queries that the softmax takes at a time, unless the unit is told otherwise (keys_per_beat keys of each, every
+cycle)."""
 
 SCORE_SPACING = 4
-"""Least cycles from the start of a dot run to that of the next: the score accumulator reads what was written 3 cycles before."""
+"""Least cycles from the start of a dot run to that of the next: the score accumulator reads what was written 3
+cycles before."""
 
 SCORE_BITS = 24
 """Of a score T."""

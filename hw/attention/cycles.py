@@ -20,7 +20,8 @@ QUEUED = 4
 
 @dataclass
 class _Job:
-    """The parts' times. All in cycles since `start`; a name ending in _free or _ready is the first cycle in which it holds."""
+    """The parts' times. All in cycles since `start`; a name ending in _free or _ready is the first cycle in which it
+    holds."""
 
     config: AcceleratorConfig
     pipes: int
@@ -124,6 +125,8 @@ class _Job:
                         play = late + depth
                         begin = max(play - 1 + depth + 9, dump)
                         dump = begin + active[s] * depth
+                        if emitted and begin < emitted[-1]:  # results wait while a run is added
+                            emitted[-1] += active[s] * depth
                         dumps.append(dump)
                     else:
                         ready = (
@@ -141,9 +144,10 @@ class _Job:
                     freed.append(((freed[-1][0] if freed else 0) + n, play))
             if p.v:
                 if p.last:
-                    emit = dump + 3 + queries * self.cells * depth
+                    dump = max(dump, emitted[-1] if emitted else 0) + 1
+                    emit = dump + 2 + queries * self.cells * depth
                     emitted.append(emit)
-                    dump = emit + 1
+                    dump += 1
                     done = emit - 1 + self.emit_delay + 2
                     v_unit += 1
                 else:

@@ -13,10 +13,14 @@ from hw.fp import IntToFloat, Multiplier, delay_line
 
 
 class SumAccumulator(wiring.Component):
-    """Adds the array's weighted sums to those of the unit's earlier blocks; after the last block turns them into results.
+    """Adds the array's weighted sums to those of the unit's earlier blocks; after the last block turns them into
+    results.
 
-    4 dims a cycle. A run takes active queries * `Sizes.depth` cycles, a unit's results queries * head_dim / 4 and `delay`
-    more; the two take turns. Results: lane by lane, heads of a lane ascending, dims ascending.
+    4 dims a cycle. A run takes active queries * `Sizes.depth` cycles, a unit's results queries * head_dim / 4 and
+    `delay`
+    more, in cycles in which no run is added; two
+    units' sums are kept (by parity), so that the next unit's runs go on. Results: lane by lane, heads of a lane
+    ascending, dims ascending.
 
     Interface attributes
     --------------------
@@ -84,10 +88,12 @@ class SumAccumulator(wiring.Component):
             self.sum_half.eq(half),
             self.sum_lane.eq(a),
             self.sum_step.eq(step),
-            self.factor_address.eq(Cat(query[: z.query_bits], p.parity)),
         ]
 
-        drain = Signal(range(self.delay + 4))
+        # ---- runs are added as they come -----------------------------------------------------------
+        unit = Signal(z.phase, reset_less=True)
+        wait = Signal(range(4))
+        emit_busy = Signal()
         with m.FSM():
             with m.State("Idle"):
                 m.d.sync += [query.eq(0), cell.eq(0), step.eq(0)]
@@ -105,43 +111,62 @@ class SumAccumulator(wiring.Component):
                             with m.If(end_query):
                                 m.d.sync += [query.eq(0), cell.eq(cell + 1)]
                                 with m.If(end_cell):
-                                    m.d.sync += [cell.eq(0), drain.eq(3)]
+                                    m.d.sync += cell.eq(0)
                                     with m.If(p.last):
-                                        m.next = "Settle"
+                                        m.next = "Give"
                                     with m.Else():
                                         m.d.comb += self.phases.ready.eq(1)
                                         m.next = "Idle"
-            with m.State("Settle"):
-                # The last sums are on their way to the memory.
-                m.d.sync += [
-                    drain.eq(drain - 1),
-                    lane.eq(p.lane_lo),
-                    g.eq(0),
-                    head_cell.eq(p.head_cell),
-                ]
-                with m.If(drain == 1):
-                    m.next = "Emit"
-            with m.State("Emit"):
-                m.d.comb += emitting.eq(1)
-                m.d.sync += step.eq(step + 1)
-                with m.If(step.all()):
-                    m.d.sync += cell.eq(cell + 1)
-                    with m.If(end_cell):
-                        m.d.sync += [cell.eq(0), query.eq(query + 1), g.eq(g + 1), head_cell.eq(head_cell + self.cells)]
-                        with m.If(g + 1 == self.group):
-                            m.d.sync += [g.eq(0), lane.eq(lane + 1), head_cell.eq(p.head_cell)]
-                        with m.If(end_query):
-                            m.d.comb += [self.emitted.eq(1), self.phases.ready.eq(1)]
-                            m.next = "Idle"
+            with m.State("Give"):
+                with m.If(~emit_busy):
+                    m.d.comb += self.phases.ready.eq(1)
+                    m.d.sync += [unit.eq(p), wait.eq(2), emit_busy.eq(1)]
+                    m.next = "Idle"
+
+        # ---- results are given out in the cycles between -------------------------------------------
+        # The last sums are on their way to the memory for 2 cycles.
+        out_query = Signal(z.query_bits + 1)
+        out_cell = Signal(16)
+        out_step = Signal(depth)
+        m.d.comb += emitting.eq(emit_busy & (wait == 0) & ~reading)
+        with m.If(wait != 0):
+            m.d.sync += [
+                wait.eq(wait - 1),
+                out_query.eq(0),
+                out_cell.eq(0),
+                out_step.eq(0),
+                lane.eq(unit.lane_lo),
+                g.eq(0),
+                head_cell.eq(unit.head_cell),
+            ]
+        with m.If(emitting):
+            m.d.sync += out_step.eq(out_step + 1)
+            with m.If(out_step.all()):
+                m.d.sync += out_cell.eq(out_cell + 1)
+                with m.If(out_cell + 1 == self.cells):
+                    m.d.sync += [
+                        out_cell.eq(0),
+                        out_query.eq(out_query + 1),
+                        g.eq(g + 1),
+                        head_cell.eq(head_cell + self.cells),
+                    ]
+                    with m.If(g + 1 == self.group):
+                        m.d.sync += [g.eq(0), lane.eq(lane + 1), head_cell.eq(unit.head_cell)]
+                    with m.If(out_query + 1 == unit.queries):
+                        m.d.comb += self.emitted.eq(1)
+                        m.d.sync += emit_busy.eq(0)
 
         # ---- sums ----------------------------------------------------------------------------------
         layout = data.ArrayLayout(signed(z.sum_bits), 4)
-        m.submodules.memory = memory = Memory(shape=layout, depth=1 << (z.query_bits + index_bits), init=[])
+        m.submodules.memory = memory = Memory(shape=layout, depth=2 << (z.query_bits + index_bits), init=[])
         write, read = memory.write_port(), memory.read_port()
-        address = Signal(z.query_bits + index_bits)
+        address = Signal(1 + z.query_bits + index_bits)
+        out_address = Signal.like(address)
         m.d.comb += [
-            address.eq(Cat(Cat(step, cell)[:index_bits], query[: z.query_bits])),
-            read.addr.eq(address),
+            address.eq(Cat(Cat(step, cell)[:index_bits], query[: z.query_bits], p.parity)),
+            out_address.eq(Cat(Cat(out_step, out_cell)[:index_bits], out_query[: z.query_bits], unit.parity)),
+            self.factor_address.eq(Cat(out_query[: z.query_bits], unit.parity)),
+            read.addr.eq(Mux(reading, address, out_address)),
             write.addr.eq(delay_line(m, address, 2, "address")),
             write.en.eq(delay_line(m, reading, 2, "adding", reset_less=False)),
         ]
@@ -163,11 +188,11 @@ class SumAccumulator(wiring.Component):
                 self.att_data[i].eq(multiply.o),
             ]
         chunk = Signal(len(self.att_chunk))
-        m.d.comb += chunk.eq(Cat(step, (head_cell + cell)[: len(chunk)]))
+        m.d.comb += chunk.eq(Cat(out_step, (head_cell + out_cell)[: len(chunk)]))
         m.d.comb += [
             self.att_valid.eq(delay_line(m, emitting, self.delay, "att_valid", reset_less=False)),
             self.att_lane.eq(delay_line(m, lane, self.delay, "att_lane")),
             self.att_chunk.eq(delay_line(m, chunk, self.delay, "att_chunk")),
-            self.finished.eq(delay_line(m, self.emitted & p.final, self.delay + 1, "finished", reset_less=False)),
+            self.finished.eq(delay_line(m, self.emitted & unit.final, self.delay + 1, "finished", reset_less=False)),
         ]
         return m

@@ -14,7 +14,8 @@ from hw.fp import delay_line
 class QueryLoader(wiring.Component):
     """Loads the array's query operands for each (cell, set): a word a cycle, only of active queries.
 
-    From `swap` to `ready`: `hold` + 3 + active queries * cell words cycles. (The array's rows swap one after the other; `hold` keeps
+    From `swap` to `ready`: `hold` + 3 + active queries * cell words cycles. (The array's rows swap one after the
+    other; `hold` keeps
     a load from overtaking them.)
 
     Interface attributes

@@ -1,4 +1,5 @@
-"""Order of work: descriptors are completed and handed to every part; beats are stored; runs are played from the store."""
+"""Order of work: descriptors are completed and handed to every part; beats are stored; runs are played from the
+store."""
 
 from __future__ import annotations
 
@@ -153,7 +154,8 @@ class PhaseFifo(wiring.Component):
 
 
 class Loader(wiring.Component):
-    """Takes the stream's beats: scales to the scale RAMs, K and V to the tile store, ahead of the runs; copies own scales.
+    """Takes the stream's beats: scales to the scale RAMs, K and V to the tile store, ahead of the runs; copies own
+    scales.
 
     One beat a cycle while there is room; a cycle a phase between. The store is a ring of 4 * key_tile beats.
 
@@ -518,9 +520,11 @@ def own_bits(z: Sizes) -> int:
 def tag_layout(z: Sizes) -> data.StructLayout:
     """What the player issues in a cycle.
 
-    own: the beat comes from the own RAM. dot: a beat of a dot run. swap: the first of one. sum: a step of a weighted sum.
+    own: the beat comes from the own RAM. dot: a beat of a dot run. swap: the first of one. sum: a step of a weighted
+    sum.
     real: the beat is one (not the rest of a group). address: {set, beat} of the dot accumulators. half: of these, or of
-    the weighted sums. first: cell of a phase, group of a weighted sum. last: group of a weighted sum. end: last cycle of
+    the weighted sums. first: cell of a phase, group of a weighted sum. last: group of a weighted sum. end: last
+    cycle of
     a K phase. step: beat of the run, modulo the group.
     """
     return data.StructLayout(

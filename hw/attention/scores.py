@@ -17,7 +17,8 @@ from hw.fp import delay_line
 class DotAccumulator(wiring.Component):
     """Adds the array's dot products of a cell to those of the cells before, for every query and key of a tile.
 
-    Two memories (one for each half: K phases alternate), a word = attention_lanes x keys_per_beat sums, at {set, beat}. A word may be
+    Two memories (one for each half: K phases alternate), a word = attention_lanes x keys_per_beat sums, at {set,
+    beat}. A word may be
     added to every 3 cycles. Read and written by different halves at any time.
 
     Interface attributes

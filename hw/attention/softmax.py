@@ -40,7 +40,8 @@ def statistic_layout(z: Sizes) -> data.ArrayLayout:
 
 
 class ScorePass(wiring.Component):
-    """First pass, over the dot products of a K phase: T of every (query, key), the running maximum, the largest V scale.
+    """First pass, over the dot products of a K phase: T of every (query, key), the running maximum, the largest V
+    scale.
 
     `pipes` queries x keys_per_beat keys a cycle, phase by phase; in the head mode one lane's logits instead of scores.
     A phase takes groups * max(beats, pipes) cycles and about `pipes` + 5 more, groups = ceil(queries / pipes).
@@ -420,7 +421,8 @@ class ScorePass(wiring.Component):
 class WeightPass(wiring.Component):
     """Second pass, over the scores of a unit: integer weights Pq, their sum, and the factor of the unit's results.
 
-    `pipes` queries x keys_per_beat keys a cycle; a unit takes groups * max(words, pipes) cycles, then `settle` until its
+    `pipes` queries x keys_per_beat keys a cycle; a unit takes groups * max(words, pipes) cycles, then `settle` until
+    its
     weights and factors can be read.
 
     Interface attributes

@@ -33,10 +33,13 @@ class AttentionUnit(wiring.Component):
     Interface attributes
     --------------------
     start, busy, done : a job; every other parameter is stable while busy.
-    head_mode : 0 attention, 1 output head. cells : head_dim, or inputs, in cells. group : heads / kv_heads (1 in head mode).
-    head_first, head_count : lanes whose logits are computed, at most attention_lanes. vocabulary : rows behind it never win.
+    head_mode : 0 attention, 1 output head. cells : head_dim, or inputs, in cells. group : heads / kv_heads (1 in
+    head mode).
+    head_first, head_count : lanes whose logits are computed, at most attention_lanes. vocabulary : rows behind it
+    never win.
     write_logits : give every logit out, too.
-    blocks : phases (BlockDescriptor); in head mode one for each block of rows, with index, keys = key_block, first, final.
+    blocks : phases (BlockDescriptor); in head mode one for each block of rows, with index, keys = key_block, first,
+    final.
     beats : the stream. q_* , qscale_*, own_*, own_scale_* : read ports of the element-wise buffers, 1 cycle.
     att_* : results, 4 features of a lane at a time, no back-pressure. logits, best_index, best_value : see LogitSink.
     stall_memory : a run waits for a beat. stall_softmax : it waits for anything else (operands, weights, buffers).

@@ -143,7 +143,8 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
     qscales = np.zeros((c.lanes, 256), np.float32)
     qscales[:lanes, :heads] = qs
     return Job(
-        dict(head_mode=0, cells=cells, group=heads // kv_heads, kv_heads=kv_heads, lanes=lanes, head_first=0, head_count=0,
+        dict(head_mode=0, cells=cells, group=heads // kv_heads, kv_heads=kv_heads, lanes=lanes, head_first=0,
+        head_count=0,
              vocabulary=0, write_logits=0),
         blocks, beats, buffer.reshape(c.lanes, words, c.word), qscales, ram, own_scales, results,
     )  # fmt: skip
@@ -313,7 +314,8 @@ class Bench:
             values = np.array([v for _, v in got], np.uint32).reshape(-1)
             assert (values == expected).all(), (
                 f"lane {lane}: {np.flatnonzero(values != expected)[:8]} of {len(expected)} differ, "
-                f"{[hex(x) for x in values[values != expected][:4]]} for {[hex(x) for x in expected[values != expected][:4]]}"
+                f"{[hex(x) for x in values[values != expected][:4]]} for "
+                f"{[hex(x) for x in expected[values != expected][:4]]}"
             )
         assert logits.keys() == job.logits.keys()
         for lane, expected in job.logits.items():
