@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,7 @@ def run(config: AcceleratorConfig, how: MemoryTiming, testcase: str, beats: int 
     folder = harness.build(StreamReader(config))
     with harness.shared_memory(config, beats, how) as memory:
         expected = fill(memory, 5)
-        np.save(path := folder / f"expected-{testcase}-{memory.fd}.npy", expected)
+        np.save(path := folder / f"expected-{testcase}-{os.getpid()}.npy", expected)
         parameters |= {"beats": beats, "config": config.name, "bases": memory.port_bases, "expected": str(path)}
         try:
             runner.run(folder, __name__, top="tb_top", testcase=testcase, parameters=parameters)
