@@ -175,25 +175,28 @@ def write_json(path: Path, content: dict[str, object]) -> None:
 
 README = """# Demo model
 
-A ternary language model (BitNet b1.58) that tells very simple stories, small enough to be simulated gate by gate. It was
-trained for this project from nothing on **synthetic text only**: {stories:,} stories that the hand-written grammar
-[`demo/stories.py`](../stories.py) produced. It knows nothing else: not other words, other plots or other languages.
+A ternary language model (BitNet b1.58) that tells very simple stories, small enough to be simulated gate by gate.
+It was trained for this project from nothing on **synthetic text only**: {stories:,} stories that the hand-written
+grammar [`demo/stories.py`](../stories.py) produced. It knows nothing else: not other words, other plots or other
+languages.
 
 | | |
 |---|---|
-| Architecture | Hugging Face `bitnet`: hidden {shape.hidden_size}, feed-forward {shape.intermediate_size} (squared ReLU), \
-{shape.num_hidden_layers} layers, {shape.num_attention_heads} heads of {shape.head_dim} with \
-{shape.num_key_value_heads} key-value heads, context {shape.max_position_embeddings}, RoPE theta {shape.rope_theta:.0f} |
+| Architecture | Hugging Face `bitnet`: hidden {shape.hidden_size}, feed-forward {shape.intermediate_size} \
+(squared ReLU), {shape.num_hidden_layers} layers, {shape.num_attention_heads} heads of {shape.head_dim} with \
+{shape.num_key_value_heads} key-value heads, context {shape.max_position_embeddings}, \
+RoPE theta {shape.rope_theta:.0f} |
 | Vocabulary | {shape.vocab_size}, byte-level BPE learned from the same stories; `<s>` is {begin}, `</s>` is {end}; \
 embedding tied to the head |
-| Weights | {ternary:,} ternary ({zeros:.0%} zero), packed four to a byte with one scale a matrix; norms and embedding \
-binary32; {size:,} bytes |
-| Training | quantisation-aware, straight-through estimator, AdamW, peak learning rate {rate:g}, cosine; {steps:,} steps \
-of {batch} x {tokens} tokens ({total:.0f} million), seed {seed} |
+| Weights | {ternary:,} ternary ({zeros:.0%} zero), packed four to a byte with one scale a matrix; \
+norms and embedding binary32; {size:,} bytes |
+| Training | quantisation-aware, straight-through estimator, AdamW, peak learning rate {rate:g}, cosine; \
+{steps:,} steps of {batch} x {tokens} tokens ({total:.0f} million), seed {seed} |
 | Training loss | {training:.4f} nats a token (mean of the last {report} steps) |
-| Validation loss | {validation:.4f} nats a token, {validation_rows} rows of {tokens} tokens of stories not trained on |
-| Held-out loss | {heldout:.4f} nats a token over the {heldout_tokens:,} tokens of [`demo/heldout.txt`](../heldout.txt), \
-each story alone |
+| Validation loss | {validation:.4f} nats a token, {validation_rows} rows of {tokens} tokens of stories \
+not trained on |
+| Held-out loss | {heldout:.4f} nats a token over the {heldout_tokens:,} tokens of \
+[`demo/heldout.txt`](../heldout.txt), each story alone |
 
 Made with `python -m demo.train --out demo/model` (extra `oracle`); the losses are those of the written, packed weights.
 
