@@ -24,9 +24,10 @@ class TlmmEngine(wiring.Component):
     """Matrix times the int8 activations of up to `lanes` tokens: a beat of 5 * beat_bytes ternary weights a cycle.
 
     For each row block and K tile, the tables of every active lane are built from the int8 buffer (a tile ahead of the
-    beats, in the other bank), then each beat looks all groups up, in all lanes with the same index; the sums run through a
-    pipelined tree into the row accumulators, and finished rows into a FIFO of block_rows. Nothing in the pipeline
-    stalls: a beat is taken only when its tables are ready and, in a block's last tile, its row has room in the FIFO.
+    beats, in the other bank), then each beat looks all groups up, in all lanes with the same index; the sums run
+    through a pipelined tree into the row accumulators, and finished rows into a FIFO of block_rows. Nothing in the
+    pipeline stalls: a beat is taken only when its tables are ready and, in a block's last tile, its row has room in
+    the FIFO.
 
     Parameters
     ----------
@@ -36,8 +37,9 @@ class TlmmEngine(wiring.Component):
     Interface attributes
     --------------------
     start : begins a job (only while `busy` is low; the row FIFO may still hold rows).
-    tiles, rows, block_rows, lanes : K tiles (>= 1), rows (a positive multiple of 8), rows of a block (a multiple of 8, at most
-        config.block_rows), active lanes (>= 1). Stable until `done`.
+    tiles, rows, block_rows, lanes : K tiles (>= 1; 20 * tiles words must fit a lane's part of the int8 buffer), rows (a
+        positive multiple of 8), rows of a block (a multiple of 8, at most config.block_rows), active lanes (>= 1).
+        Stable until `done`.
     busy, done : high from the cycle after `start` until `done`; `done` is one cycle, when the last row is in the FIFO.
     beats : weights in the order row block, K tile, row.
     quantised : words of the int8 buffer written for this job, counted in the order tile, lane, word.
@@ -155,8 +157,8 @@ class TlmmEngine(wiring.Component):
         with m.If(take):
             m.d.sync += row.eq(row + 1)
             with m.If(last_row):
-                # The bank is written again two cycles from now at the earliest (take, then write), in the cycle in which this
-                # beat reads it: the read still sees the old entries.
+                # The bank is written again two cycles from now at the earliest (take, then write), in the cycle when
+                # this beat reads it: the read still sees the old entries.
                 m.d.sync += [
                     row.eq(0),
                     tile.eq(tile + 1),

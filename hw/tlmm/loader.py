@@ -71,7 +71,7 @@ class TileLoader(wiring.Component):
             last_tile.eq(tile + 1 == self.tiles),
             ready.eq(self.builder_ready & self.bank_free),
             self.take.eq(full & ready),
-            # A word arrives in the next cycle; by then the previous lane's must have been taken, or be taken right then.
+            # A word arrives in the next cycle; the previous lane's must have been taken by then, or be taken just then.
             allowed.eq(Mux(full | arriving_last, ready, 1) & (~first_block | (self.quantised > sequence))),
             self.q_en.eq(running & allowed),
             self.q_lane.eq(lane),

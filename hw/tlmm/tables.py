@@ -152,9 +152,9 @@ class TableMemory(wiring.Component):
     Parameters
     ----------
     config : groups, lanes, group size.
-    xilinx : instantiate RAM32M16 (group_size 2 or 3). Inferred, a lane's table of a group takes one alone, of which 4 of 14
-        bits stay unused; but its seven ports read at seven addresses, so that tables of different groups can share one: 616
-        instead of 856 LUT a lane at 107 groups. Without it the RAM is inferred, which every tool and simulator can.
+    xilinx : instantiate RAM32M16 (group_size 2 or 3). Inferred, a lane's table of a group takes one alone, of which 4
+        of 14 bits stay unused; but its seven ports read at seven addresses, so that tables of several groups can share
+        one: 616 instead of 856 LUT a lane at 107 groups. Without it the RAM is inferred, which every tool can.
 
     Interface attributes
     --------------------

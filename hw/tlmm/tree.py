@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from amaranth.hdl import Module, Signal, Value, signed
+from amaranth.hdl import C, Cat, Module, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -16,24 +16,27 @@ _CHUNK = 6
 """Sign bits that one LUT6 level counts."""
 
 
-def _weights(groups: int, width: int) -> list[int]:
-    """How much the root is off, per sign bit: sum = (root ^ root's sign) + sum weight * sign + constant."""
-    weights = [1] * groups  # the complement of an entry is one less than its opposite
+def _errors(groups: int, width: int) -> tuple[list[int], int]:
+    """How much the root is off: sum = (root ^ root's sign) + sum over groups of weight * sign + constant."""
+    # The complement of an entry is one less than its opposite, and an entry has an offset of half its range.
+    weights, constant = [1] * groups, -groups << (width - 1)
     nodes = [(g, width) for g in range(groups)]
     while len(nodes) > 1:
         above = []
         for (a, wide), (_, narrow) in zip(nodes[::2], nodes[1::2], strict=False):
-            # With y' the complement of y: ~(x + y') = (~x + y) + 2^(wide+1) - 2^wide - 2^narrow + 1.
-            weights[a] -= (1 << wide) - (1 << narrow) + 1
+            # Nothing is wrong when the left sign is set: both complements cancel. Else the node is too large by this.
+            excess = (1 << wide) - (1 << narrow) + 1
+            weights[a] += excess
+            constant -= excess
             above.append((a, wide + 1))
         nodes = above + nodes[len(above) * 2 :]
-    return weights
+    return weights, constant - 1  # the root subtracts a complement, too
 
 
 def _chunks(groups: int, width: int) -> list[tuple[int, list[int]]]:
     """Sign bits of equal weight that are counted together: (weight, groups)."""
     classes: dict[int, list[int]] = {}
-    for g, w in enumerate(_weights(groups, width)):
+    for g, w in enumerate(_errors(groups, width)[0]):
         if w:
             classes.setdefault(w, []).append(g)
     return [(w, c[i : i + _CHUNK]) for w, c in classes.items() for i in range(0, len(c), _CHUNK)]
@@ -64,11 +67,11 @@ class _Node:
 class AdderTree(wiring.Component):
     """Sum over groups of +-value, per lane: `sums[l] = sum_g (-1)^negate[g] * (value[g][l] - 2^(width-1))`.
 
-    The sign bits are shared by all lanes, so what they cost is moved out of the lanes. Values are unsigned with an offset; a
-    subtraction is the addition of the complement without a carry, and a node adds or subtracts its right child
-    relative to the left and leaves the left child's sign to its parent. Then a lane's adder of w-bit values is w LUTs: no sign
-    extension, no carry in, no separate negation. Each shortcut is off by a constant when a certain sign bit is set; the sum of these
-    is one number for all lanes, computed beside the tree and added at its root.
+    The sign bits are shared by all lanes, so what they cost is moved out of the lanes. Values are unsigned with an
+    offset; a subtraction is the addition of the complement without a carry, and a node adds or subtracts its right
+    child relative to the left and leaves the left child's sign to its parent. Then a lane's adder of w-bit values is w
+    LUTs: no sign extension, no carry in, no separate negation. Each shortcut is off by a constant when a certain sign
+    bit is set; the sum of these is one number for all lanes, computed beside the tree and added at its root.
 
     Parameters
     ----------
@@ -120,9 +123,15 @@ class AdderTree(wiring.Component):
             # A register behind every adder: it costs no LUT, and keeps synthesis from merging adders into compressors.
             above: list[_Node] = []
             for a, b in zip(nodes[::2], nodes[1::2], strict=False):
-                differ = Signal(name=f"differ_{a.first}_{a.width}")
-                m.d.comb += differ.eq(a.sign ^ b.sign)
-                sums = [x + (y ^ differ.replicate(b.width)) for x, y in zip(a.values, b.values, strict=True)]
+                same = Signal(name=f"same_{a.first}_{a.width}")
+                m.d.comb += same.eq(~(a.sign ^ b.sign))
+                # x +- y as x - ~(-+y): a subtraction, because synthesis may swap the operands of an addition, and the
+                # operand that feeds the carry chain directly must be the one without the exclusive or. The leading one
+                # keeps the difference positive.
+                sums = [
+                    Cat(x, C(1, 1)) - (y ^ same.replicate(b.width)) for x, y in zip(a.values, b.values, strict=True)
+                ]
+                sums = [s[: a.width + 1] for s in sums]
                 above.append(_Node(sums, a.width + 1, a.sign, a.first))
             nodes = above + nodes[len(above) * 2 :]
             for n in nodes:
@@ -137,7 +146,7 @@ class AdderTree(wiring.Component):
             root = _Node([registered(v, "part") for v in root.values], root.width, registered(root.sign, "sign"), 0)
         for lane, value in enumerate(root.values):
             total = Signal(signed(self.width), name=f"total_{lane}", reset_less=True)
-            m.d.sync += total.eq((value ^ root.sign.replicate(root.width)) + correction)
+            m.d.sync += total.eq(correction - (value ^ (~root.sign).replicate(root.width)))
             with m.If(~self.active[lane]):
                 m.d.sync += total.eq(0)
             m.d.comb += self.sums[lane].eq(total)
@@ -145,7 +154,7 @@ class AdderTree(wiring.Component):
 
     def _correction(self, m: Module, signs: list[Signal], registered: Callable[[Value, str], Signal]) -> Value:
         """Sum of weight * sign and of the offsets, after the registers that `_stages` counts."""
-        offset = -self._groups << (self._entry - 1)
+        _, offset = _errors(self._groups, self._entry)
         parts: list[Value] = []
         for w, members in _chunks(self._groups, self._entry):
             count: Value = signs[members[0]]

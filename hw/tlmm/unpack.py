@@ -46,7 +46,7 @@ def index_bits(group_size: int) -> int:
 
 
 def index_of(weights: tuple[int, ...]) -> tuple[int, int]:
-    """(index, negate) of a group's weights, lowest digit first: index = |sum w_j 3^j|, negate when that sum is negative."""
+    """(index, negate) of a group's weights, lowest digit first: index = |sum w_j 3^j|, negate when it is negative."""
     v = sum(w * 3**j for j, w in enumerate(weights))
     return abs(v), int(v < 0)
 
@@ -90,8 +90,8 @@ class ByteDecoder(wiring.Component):
         fields = [s for i in range(self._inside) for s in (self.index[i], self.negate[i])]
         fields += list(self.rest) if self._left else []
         fields.append(self.bad)
-        # Functions of six bits (one LUT each), chosen from by the other two: 34 LUT with groups of three, the highest trits in a
-        # group and the lowest bits choosing, against 61 for one case statement over the byte (Yosys, xcup).
+        # Functions of six bits (one LUT each), chosen from by the other two: 33 LUT with groups of three, the highest
+        # trits in a group and the lowest bits choosing, against 61 for one case over the byte (Yosys, xcup).
         width = sum(len(f) for f in fields)
         quarter = Signal(4 * width)
         with m.Switch(self.byte[2:]):

@@ -1,13 +1,15 @@
-"""A bench in SystemVerilog for TlmmEngine: it feeds jobs from files while Python sleeps, and writes the rows to a file."""
+"""A bench in SystemVerilog for TlmmEngine: it feeds jobs from files while Python sleeps, and writes rows to a file."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import numpy as np
+from cocotb.simtime import get_sim_time
 from cocotb.triggers import RisingEdge, Timer
 
 from golden.config import AcceleratorConfig
@@ -61,29 +63,31 @@ module bench(input clk, input go, input [31:0] seed, input [15:0] jobs,
   endfunction
 
   dut dut(.clk(clk), .rst(rst), .start(start), .tiles(job.tiles), .rows(job.rows), .block_rows(job.block_rows),
-    .lanes(job.lanes[{lanes_bits - 1}:0]), .busy(busy), .done(done), .beats__valid(beat_valid), .beats__ready(beat_ready),
-    .beats__payload(beat_valid ? beat_memory[beat_index] : '1), .quantised(quantised), .q_lane(q_lane),
-    .q_word(q_word), .q_en(q_en), .q_data(q_data), .rows_out__valid(row_valid), .rows_out__ready(row_ready),
-    .rows_out__payload(row), .bad_weight(bad), .stall_tables(stall_tables), .stall_rows(stall_rows));
+    .lanes(job.lanes[{lanes_bits - 1}:0]), .busy(busy), .done(done), .beats__valid(beat_valid),
+    .beats__ready(beat_ready), .beats__payload(beat_valid ? beat_memory[beat_index] : '1), .quantised(quantised),
+    .q_lane(q_lane), .q_word(q_word), .q_en(q_en), .q_data(q_data), .rows_out__valid(row_valid),
+    .rows_out__ready(row_ready), .rows_out__payload(row), .bad_weight(bad), .stall_tables(stall_tables), .stall_rows(stall_rows));
 
   localparam IDLE = 0, RESET = 1, START = 2, RUN = 3, DRAIN = 4, OVER = 5;
   // Place of a word in the quantiser's order: a word read too early must be seen to be wrong.
   wire [31:0] place = ((32'(q_word) / {c.tile_words}) * 32'(job.lanes) + 32'(q_lane)) * {c.tile_words}
     + 32'(q_word) % {c.tile_words};
 
+  wire [31:0] q_at = job.q + 32'(q_lane) * job.stride + 32'(q_word);
+  wire offering = phase != IDLE && phase < DRAIN;
+
   initial begin finished = 0; phase = IDLE; rst = 1; start = 0; beat_valid = 0; row_ready = 0; end
   always @(posedge clk) begin
     random_beats <= next(random_beats); random_rows <= next(random_rows); random_quantised <= next(random_quantised);
     // The buffer's output holds for one cycle only.
-    q_data <= q_en ? (place < quantised ? q_memory[job.q + 32'(q_lane) * job.stride + 32'(q_word)]
-                                        : ~q_memory[job.q + 32'(q_lane) * job.stride + 32'(q_word)]) : {{{c.word}{{8'h5a}}}};
+    q_data <= !q_en ? {{{c.word}{{8'h5a}}}} : place < quantised ? q_memory[q_at] : ~q_memory[q_at];
     start <= 0;
     if (start) begin cycles <= 0; taken <= 0; waited_tables <= 0; waited_rows <= 0; end
     else cycles <= cycles + 1;
     if (stall_tables) waited_tables <= waited_tables + 1;
     if (stall_rows) waited_rows <= waited_rows + 1;
     if (beat_valid && beat_ready) begin beat_index <= beat_index + 1; taken <= start ? 1 : taken + 1; end
-    if (!beat_valid || beat_ready) beat_valid <= phase != IDLE && phase < DRAIN && {{1'b0, random_beats[15:8]}} < p_beats;
+    if (!beat_valid || beat_ready) beat_valid <= offering && {{1'b0, random_beats[15:8]}} < p_beats;
     row_ready <= {{1'b0, random_rows[15:8]}} < p_rows && phase > RESET;
     if (row_valid && row_ready) begin $fwrite(rows_file, "%h\\n", row); drained <= drained + 1; end
     held <= row_valid && !row_ready; held_row <= row;
@@ -102,16 +106,20 @@ module bench(input clk, input go, input [31:0] seed, input [15:0] jobs,
         if (seen == 4) begin rst <= 0; phase <= START; end
         index <= 0; beat_index <= 0; quantised <= 0; drained <= 0; faults <= 0; expected <= 0; beat_valid <= 0;
       end
-      START: begin start <= 1; phase <= RUN; quantised <= p_quantised[8] ? 32'h7fffffff : 0; expected <= expected + 32'(job.rows); end
+      START: begin
+        start <= 1; phase <= RUN; expected <= expected + 32'(job.rows);
+        quantised <= p_quantised[8] ? 32'h7fffffff : 0;
+      end
       RUN: if (done) begin
-        $fwrite(log_file, "%0d %0d %0d %0d %0d %0d\\n", cycles + 1, taken, waited_tables, waited_rows, bad, beat_index - job.beat);
+        $fwrite(log_file, "%0d %0d %0d %0d %0d\\n", cycles + 1, taken, waited_tables, waited_rows, bad);
         if (index + 1 == jobs) phase <= DRAIN;
         else begin index <= index + 1; phase <= START; end
       end
       DRAIN: begin
         seen <= drained == expected ? seen + 1 : 0;
         if (seen == 8) begin
-          $fwrite(log_file, "%0d %0d\\n", faults, drained); $fclose(rows_file); $fclose(log_file); phase <= OVER; finished <= 1;
+          $fwrite(log_file, "%0d %0d\\n", faults, drained); $fclose(rows_file); $fclose(log_file);
+          phase <= OVER; finished <= 1;
         end
       end
       default: if (!go) begin finished <= 0; phase <= IDLE; end
@@ -200,7 +208,7 @@ async def play(
     rows: int = 256,
     quantised: int = 256,
 ) -> list[Result]:
-    """Runs jobs back to back; probabilities in 1/256 that a beat, a row's taker, a quantised word is there in a cycle."""
+    """Runs jobs back to back; probabilities in 1/256 that a beat, a row's taker, a new word is there in a cycle."""
     packed, words, table = [], [], []
     beat = word = 0
     for j in jobs:
@@ -224,7 +232,10 @@ async def play(
     dut.p_beats.value, dut.p_rows.value, dut.p_quantised.value = beats, rows, quantised
     await Timer(8, "ns")
     dut.go.value = 1
+    began, simulated = process_time(), get_sim_time("ns")
     await RisingEdge(dut.finished)
+    cycles = (get_sim_time("ns") - simulated) / 4
+    print(f"{cycles:.0f} cycles at {cycles / (process_time() - began) / 1e3:.1f} kHz of CPU time")
     dut.go.value = 0
     await Timer(40, "ns")
     log = [[int(x) for x in line.split()] for line in Path("log.txt").read_text().splitlines()]
@@ -239,7 +250,7 @@ async def play(
     weight[-1] *= -1
     values = bits.reshape(len(text), config.lanes, config.row_width) @ weight
     results, at = [], 0
-    for j, (cycles, taken, tables, waits, bad, _) in zip(jobs, log, strict=True):
+    for j, (cycles, taken, tables, waits, bad) in zip(jobs, log, strict=True):
         n = len(j.weights)
         results.append(Result(values[at : at + n], cycles, taken, tables, waits, bool(bad)))
         at += n
