@@ -6,7 +6,7 @@ from itertools import zip_longest
 from typing import Any
 
 from amaranth.hdl import Array, C, Cat, ClockSignal, Instance, Module, Mux, Signal, Value
-from amaranth.lib import wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -183,26 +183,26 @@ class TableMemory(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         write_address = Cat(self.write_entry, self.write_bank)
-        for lane in range(self._config.lanes):
-            if self._xilinx:
+        if self._xilinx:
+            for lane in range(self._config.lanes):
                 self._packed(m, lane, write_address)
-                continue
-            for g in range(self._config.groups):
-                memory = Memory(
-                    shape=self.write_value[g].shape(),
-                    depth=1 << len(write_address),
-                    init=[],
-                    attrs={"ram_style": "distributed"},
-                )
-                m.submodules[f"table_{g}_{lane}"] = memory
-                write, read = memory.write_port(), memory.read_port(domain="comb")
-                m.d.comb += [
-                    write.addr.eq(write_address),
-                    write.data.eq(self.write_value[g]),
-                    write.en.eq(self.write_lane[lane]),
-                    read.addr.eq(Cat(self.index[g], self.read_bank)),
-                    self.value[g][lane].eq(read.data),
-                ]
+            return m
+        for g in range(self._config.groups):
+            memory = Memory(
+                shape=data.ArrayLayout(self.write_value[g].shape(), self._config.lanes),
+                depth=1 << len(write_address),
+                init=[],
+                attrs={"ram_style": "distributed"},
+            )
+            m.submodules[f"table_{g}"] = memory
+            write, read = memory.write_port(granularity=1), memory.read_port(domain="comb")
+            m.d.comb += [
+                write.addr.eq(write_address),
+                write.en.eq(self.write_lane),
+                read.addr.eq(Cat(self.index[g], self.read_bank)),
+            ]
+            for lane in range(self._config.lanes):
+                m.d.comb += [write.data[lane].eq(self.write_value[g]), self.value[g][lane].eq(read.data[lane])]
         return m
 
     def _packed(self, m: Module, lane: int, write_address: Value) -> None:

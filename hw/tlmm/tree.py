@@ -16,6 +16,11 @@ _CHUNK = 6
 """Sign bits that one LUT6 level counts."""
 
 
+def _width(groups: int, width: int) -> int:
+    """Bits of a sum: it may be as large as groups * 2^(width-1)."""
+    return width + groups.bit_length()
+
+
 def _errors(groups: int, width: int) -> tuple[list[int], int]:
     """How much the root is off: sum = (root ^ root's sign) + sum over groups of weight * sign + constant."""
     # The complement of an entry is one less than its opposite, and an entry has an offset of half its range.
@@ -30,7 +35,8 @@ def _errors(groups: int, width: int) -> tuple[list[int], int]:
             constant -= excess
             above.append((a, wide + 1))
         nodes = above + nodes[len(above) * 2 :]
-    return weights, constant - 1  # the root subtracts a complement, too
+    # The root subtracts a complement, too; it may be a bit narrower than the sum.
+    return weights, constant - 1 + (1 << nodes[0][1]) % (1 << _width(groups, width))
 
 
 def _chunks(groups: int, width: int) -> list[tuple[int, list[int]]]:
@@ -92,7 +98,7 @@ class AdderTree(wiring.Component):
 
     def __init__(self, *, groups: int, lanes: int, width: int) -> None:
         self._groups, self._lanes, self._entry = groups, lanes, width
-        self.width = width + ceil_log2(groups)
+        self.width = _width(groups, width)
         self.delay = tree_delay(groups, width)
         super().__init__(
             {

@@ -29,7 +29,7 @@ module tb;
   timeunit 1ns; timeprecision 1ps;
   logic clk = 0;
   always #2 clk = ~clk;
-  logic go = 0, finished;
+  logic go = 0, loaded, finished;
   logic [31:0] seed = 1;
   logic [15:0] jobs = 0;
   logic [8:0] p_beats = 256, p_rows = 256, p_quantised = 256;
@@ -37,7 +37,8 @@ module tb;
 endmodule
 
 module bench(input clk, input go, input [31:0] seed, input [15:0] jobs,
-             input [8:0] p_beats, input [8:0] p_rows, input [8:0] p_quantised, output logic finished);
+             input [8:0] p_beats, input [8:0] p_rows, input [8:0] p_quantised,
+             output logic loaded, output logic finished);
   // A job: first beat, first word of its activations, words of a lane, and the engine's inputs.
   typedef struct packed {{ logic [31:0] beat, q, stride; logic [15:0] tiles, rows, block_rows, lanes; }} job_t;
   logic [{8 * c.beat_bytes - 1}:0] beat_memory [{beats}];
@@ -66,7 +67,8 @@ module bench(input clk, input go, input [31:0] seed, input [15:0] jobs,
     .lanes(job.lanes[{lanes_bits - 1}:0]), .busy(busy), .done(done), .beats__valid(beat_valid),
     .beats__ready(beat_ready), .beats__payload(beat_valid ? beat_memory[beat_index] : '1), .quantised(quantised),
     .q_lane(q_lane), .q_word(q_word), .q_en(q_en), .q_data(q_data), .rows_out__valid(row_valid),
-    .rows_out__ready(row_ready), .rows_out__payload(row), .bad_weight(bad), .stall_tables(stall_tables), .stall_rows(stall_rows));
+    .rows_out__ready(row_ready), .rows_out__payload(row), .bad_weight(bad),
+    .stall_tables(stall_tables), .stall_rows(stall_rows));
 
   localparam IDLE = 0, RESET = 1, START = 2, RUN = 3, DRAIN = 4, OVER = 5;
   // Place of a word in the quantiser's order: a word read too early must be seen to be wrong.
@@ -76,7 +78,7 @@ module bench(input clk, input go, input [31:0] seed, input [15:0] jobs,
   wire [31:0] q_at = job.q + 32'(q_lane) * job.stride + 32'(q_word);
   wire offering = phase != IDLE && phase < DRAIN;
 
-  initial begin finished = 0; phase = IDLE; rst = 1; start = 0; beat_valid = 0; row_ready = 0; end
+  initial begin finished = 0; loaded = 0; phase = IDLE; rst = 1; start = 0; beat_valid = 0; row_ready = 0; end
   always @(posedge clk) begin
     random_beats <= next(random_beats); random_rows <= next(random_rows); random_quantised <= next(random_quantised);
     // The buffer's output holds for one cycle only.
@@ -104,6 +106,7 @@ module bench(input clk, input go, input [31:0] seed, input [15:0] jobs,
       RESET: begin
         seen <= seen + 1;
         if (seen == 4) begin rst <= 0; phase <= START; end
+        loaded <= 1;
         index <= 0; beat_index <= 0; quantised <= 0; drained <= 0; faults <= 0; expected <= 0; beat_valid <= 0;
       end
       START: begin
@@ -122,7 +125,7 @@ module bench(input clk, input go, input [31:0] seed, input [15:0] jobs,
           phase <= OVER; finished <= 1;
         end
       end
-      default: if (!go) begin finished <= 0; phase <= IDLE; end
+      default: if (!go) begin finished <= 0; loaded <= 0; phase <= IDLE; end
     endcase
   end
 endmodule
@@ -232,6 +235,7 @@ async def play(
     dut.p_beats.value, dut.p_rows.value, dut.p_quantised.value = beats, rows, quantised
     await Timer(8, "ns")
     dut.go.value = 1
+    await RisingEdge(dut.loaded)
     began, simulated = process_time(), get_sim_time("ns")
     await RisingEdge(dut.finished)
     cycles = (get_sim_time("ns") - simulated) / 4
