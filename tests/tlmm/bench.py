@@ -13,6 +13,8 @@ from cocotb.simtime import get_sim_time
 from cocotb.triggers import RisingEdge, Timer
 
 from golden.config import AcceleratorConfig
+from golden.layout import pack_linear
+from golden.ternary import linear
 from hw.tlmm.engine import TlmmEngine
 from sim import runner
 
@@ -182,15 +184,7 @@ class Result:
 
 def pack(job: Job, config: AcceleratorConfig) -> np.ndarray:
     """Beats of the matrix, uint8 (beats, beat_bytes), in the order row block, K tile, row."""
-    rows, k = job.weights.shape
-    columns = config.beat_weights
-    codes = ((job.weights.reshape(rows, -1, 5).astype(np.int32) + 1) * 3 ** np.arange(5)).sum(axis=2).astype(np.uint8)
-    beats = [
-        codes[r : r + job.block_rows, t * config.beat_bytes : (t + 1) * config.beat_bytes]
-        for r in range(0, rows, job.block_rows)
-        for t in range(k // columns)
-    ]
-    packed = np.concatenate(beats)
+    packed = pack_linear(job.weights, config, job.block_rows)
     if job.bad:
         packed[job.bad] = 243
     return packed
@@ -264,7 +258,7 @@ async def play(
 def reference(job: Job, config: AcceleratorConfig) -> np.ndarray:
     """Exact rows, int64 (rows, lanes), idle lanes 0."""
     out = np.zeros((len(job.weights), config.lanes), np.int64)
-    out[:, : len(job.q)] = (job.weights.astype(np.float64) @ job.q.T.astype(np.float64)).astype(np.int64)
+    out[:, : len(job.q)] = linear(job.weights, job.q).T
     return out
 
 
