@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as _Tokenizer
 
+from host.chat import ChatTemplate, Message
 from host.errors import UserError
+from host.tensors import read_json
 
 REPLACEMENT = "\ufffd"
 
@@ -24,21 +27,40 @@ def _content(token: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Files:
-    """The bytes a tokenizer is made from, as a checkpoint holds them and an image keeps them."""
+    """The bytes a tokenizer is made from, as a checkpoint holds them and an image keeps them.
+
+    `tokenizer` is a tokenizer.json, `config` a tokenizer_config.json with the chat template in it.
+    """
 
     tokenizer: bytes
     config: bytes = b"{}"
 
     @staticmethod
     def read(folder: Path) -> Files:
-        """From a checkpoint folder."""
+        """From a checkpoint folder. A chat template in a file of its own is put into `config`, which it overrides.
+
+        Raises
+        ------
+        UserError : there is no tokenizer, or a file cannot be read.
+        """
         path = folder / "tokenizer.json"
         try:
             text = path.read_bytes()
         except OSError as e:
             raise UserError(f"{path}: cannot be read ({e.strerror}); a checkpoint needs its tokenizer.json") from e
-        config = folder / "tokenizer_config.json"
-        return Files(text, config.read_bytes() if config.exists() else b"{}")
+        return Files(text, _read_config(folder))
+
+
+def _read_config(folder: Path) -> bytes:
+    """tokenizer_config.json with chat_template.jinja (what newer checkpoints have) in it."""
+    path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config: dict[str, Any] = read_json(path) if path.exists() else {}
+    if template.exists():
+        try:
+            config["chat_template"] = template.read_text(encoding="utf-8")
+        except (OSError, ValueError) as e:
+            raise UserError(f"{template}: cannot be read as UTF-8 text ({e})") from e
+    return json.dumps(config, ensure_ascii=False).encode()
 
 
 class Tokenizer:
@@ -67,6 +89,7 @@ class Tokenizer:
         self.vocab = vocab
         self.bos_id = self._id(config, "bos_token")
         self.eos_id = self._id(config, "eos_token")
+        self._config = config
         self._add_bos = self.bos_id is not None and config.get("add_bos_token", True) is not False
 
     def _id(self, config: dict[str, Any], name: str) -> int | None:
@@ -80,15 +103,46 @@ class Tokenizer:
         ------
         UserError : the prompt is empty and there is no document-start token, or a token is beyond the vocabulary.
         """
-        try:
-            ids = list(self._tokenizer.encode(text).ids)
-        except Exception as e:
-            raise UserError(f"the prompt cannot be encoded: {' '.join(str(e).split())}") from e
+        ids = self._encode(text, add_special_tokens=True)
         if self._add_bos and ids[:1] != [self.bos_id]:
             assert self.bos_id is not None
             ids.insert(0, self.bos_id)
         if not ids:
             raise UserError("the prompt is empty, and this model has no document-start token; give it some text")
+        return self._check(ids)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The model's chat template, with the texts of its special tokens.
+
+        Raises
+        ------
+        UserError : it has none, or it cannot be used.
+        """
+        names = [n for n in self._config if n.endswith("_token")]
+        tokens = {name: text for name in names if (text := _content(self._config[name])) is not None}
+        return ChatTemplate.from_config(self._config, tokens)
+
+    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of a conversation, never empty. The template writes the document start where the model has one: nothing is
+        added to its text, in which special tokens are read as such.
+
+        Raises
+        ------
+        UserError : no chat template, or it refuses the messages; or a token beyond the vocabulary.
+        """
+        ids = self._encode(self.chat_template.render(messages, add_generation_prompt), add_special_tokens=False)
+        if not ids:
+            raise UserError("the chat template makes no text of this conversation")
+        return self._check(ids)
+
+    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        except Exception as e:
+            raise UserError(f"the prompt cannot be encoded: {' '.join(str(e).split())}") from e
+
+    def _check(self, ids: list[int]) -> list[int]:
         if max(ids) >= self.vocab:
             raise UserError(
                 f"the prompt has token {max(ids)}, but the model's vocabulary is {self.vocab}; "
