@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as _Tokenizer
 
+from host import vocabulary
 from host.chat import ChatTemplate, Message
 from host.errors import UserError
 from host.tensors import read_json
@@ -43,24 +44,81 @@ class Files:
         ------
         UserError : there is no tokenizer, or a file cannot be read.
         """
-        path = folder / "tokenizer.json"
-        try:
-            text = path.read_bytes()
-        except OSError as e:
-            raise UserError(f"{path}: cannot be read ({e.strerror}); a checkpoint needs its tokenizer.json") from e
-        return Files(text, _read_config(folder))
+        config = _read_config(folder)
+        path, model = folder / "tokenizer.json", folder / "tokenizer.model"
+        if path.exists() or not model.exists():
+            try:
+                text = path.read_bytes()
+            except OSError as e:
+                raise UserError(
+                    f"{path}: cannot be read ({e.strerror}); a checkpoint needs its tokenizer.json or tokenizer.model"
+                ) from e
+        else:
+            text = _convert_model(folder, config)
+        return Files(text, json.dumps(config, ensure_ascii=False).encode())
 
 
-def _read_config(folder: Path) -> bytes:
-    """tokenizer_config.json with chat_template.jinja (what newer checkpoints have) in it."""
-    path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+_MAX_TEMPLATE = 1 << 20
+_MAX_MODEL = 1 << 26
+"""Bytes of a chat template, and of a sentencepiece model, that are read."""
+
+
+def _read(path: Path, limit: int) -> bytes:
+    try:
+        size = path.stat().st_size
+        if size > limit:
+            raise UserError(f"{path}: has {size:,} bytes, at most {limit:,} are read")
+        return path.read_bytes()
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json with chat_template.jinja (what newer checkpoints have) in it, and special tokens that only special_tokens_map.json
+    names."""
+    path, template, tokens = (
+        folder / n for n in ("tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
+    )
     config: dict[str, Any] = read_json(path) if path.exists() else {}
+    if tokens.exists():
+        config = {k: v for k, v in read_json(tokens).items() if k.endswith("_token")} | config
     if template.exists():
         try:
-            config["chat_template"] = template.read_text(encoding="utf-8")
-        except (OSError, ValueError) as e:
+            config["chat_template"] = _read(template, _MAX_TEMPLATE).decode()
+        except ValueError as e:
             raise UserError(f"{template}: cannot be read as UTF-8 text ({e})") from e
-    return json.dumps(config, ensure_ascii=False).encode()
+    return config
+
+
+def _convert_model(folder: Path, config: dict[str, Any]) -> bytes:
+    """tokenizer.model as tokenizer.json, with the tokens that a checkpoint added to it; fills in what `config` does not say."""
+    path = folder / "tokenizer.model"
+    model = vocabulary.read_sentencepiece(_read(path, _MAX_MODEL), str(path))
+    added = folder / "added_tokens.json"
+    extra: dict[int, tuple[str, bool]] = {}
+    try:
+        for text, i in (read_json(added) if added.exists() else {}).items():
+            extra[int(i)] = (text, False)
+        for number, token in (config.get("added_tokens_decoder") or {}).items():
+            extra[int(number)] = (str(token["content"]), bool(token.get("special", False)))
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise UserError(f"{folder}: the added tokens of its tokenizer are damaged") from e
+    pieces = list(model.pieces)
+    for i, (text, special) in sorted(extra.items()):
+        kind = vocabulary.Kind.CONTROL if special else vocabulary.Kind.USER_DEFINED
+        if i == len(pieces):
+            pieces.append(vocabulary.Piece(text, 0.0, kind))
+        elif not 0 <= i < len(pieces) or pieces[i].text != text:
+            raise UserError(
+                f"{folder}: added token {i} ({text!r}) does not follow the {len(pieces)} tokens of tokenizer.model, nor is it one of them"
+            )
+        elif pieces[i].kind == vocabulary.Kind.NORMAL:
+            pieces[i] = vocabulary.Piece(text, pieces[i].score, kind)
+    for name, token in (("bos_token", model.bos), ("eos_token", model.eos)):
+        if token >= 0:
+            config.setdefault(name, pieces[token].text)
+    model = replace(model, pieces=pieces, prefix=model.prefix and config.get("add_prefix_space", True) is not False)
+    return vocabulary.sentencepiece_json(model, str(path), legacy=config.get("legacy", True) is not False)
 
 
 class Tokenizer:
