@@ -343,7 +343,7 @@ class Gguf:
 
     def where(self, name: str) -> str:
         """`file: tensor name`, for messages."""
-        return f"{self.path}: tensor {name[:100]}"
+        return f"{self.path}: tensor {name[:100] if name.isprintable() else repr(name[:100])}"
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Rows first. Raises UserError if there is no such tensor."""
@@ -408,6 +408,7 @@ class Gguf:
 
     def rows(self, name: str, shape: tuple[int, int]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         """int8 rows and their scales of an embedding or a head. Raises UserError as `float_pieces`."""
+        self.require(name, shape)  # before memory of that shape is taken
         codes, scales = np.empty(shape, np.int8), np.empty(shape[0], np.float32)
         for i, piece in self.float_pieces(name, shape):
             part = slice(i, i + len(piece))

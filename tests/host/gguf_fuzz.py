@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -15,8 +16,7 @@ from gguf import GGMLQuantizationType as T
 from host.errors import UserError
 from host.gguf import read_gguf
 from host.tokenizer import Tokenizer
-from tests.host.gguf_support import I2_S, model, write_gguf
-from tests.host.test_vocabulary import train
+from tests.host.gguf_support import model, write_gguf
 
 SLOW = 2.0
 """Seconds that no file may take; most take milliseconds."""
@@ -61,20 +61,19 @@ def files(folder: Path) -> list[bytes]:
         ),
         write_gguf(folder / "d", model(**tq, **norms), "llama", T.TQ1_0, embedding=T.F16, vocabulary=_sentencepiece),
     ]
-    assert I2_S and train
     return [path.read_bytes() for path in out]
 
 
 def mutate(data: bytes, header: int, rng: np.random.Generator) -> bytes:
     """A damaged copy: bytes, numbers of every width, pieces moved, doubled, cut out, zeroed; mostly in the header."""
     out = bytearray(data)
-    for _ in range(int(rng.integers(1, 4))):
+    for _ in range(int(rng.choice([1, 1, 1, 2, 3]))):
         if not out:
             break
-        most = min(header, len(out)) if rng.random() < 0.8 else len(out)
+        most = min(header, len(out)) if rng.random() < 0.7 else len(out)
         at = int(rng.integers(0, most))
         n = int(rng.integers(1, 65))
-        match int(rng.integers(0, 9)):
+        match int(rng.choice([0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 7, 8])):
             case 0:
                 out[at] ^= 1 << int(rng.integers(0, 8))
             case 1:
@@ -113,8 +112,13 @@ def mutate(data: bytes, header: int, rng: np.random.Generator) -> bytes:
     return bytes(out)
 
 
+def _kind(message: str) -> str:
+    """A refusal without its names and numbers."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"|tensor \S+|[\d.,]+", "#", message.split(": ", 1)[-1])[:70]
+
+
 def run(folder: Path, count: int, seed: int, progress: Callable[[int], None] | None = None) -> Counter[str]:
-    """Reads `count` damaged files whole; returns how they ended.
+    """Reads `count` damaged files whole; returns how they ended: 'read', or a kind of refusal.
 
     Raises
     ------
@@ -122,9 +126,7 @@ def run(folder: Path, count: int, seed: int, progress: Callable[[int], None] | N
     """
     rng = np.random.default_rng(seed)
     originals = files(folder)
-    headers = [len(data) - len(data) // 2 for data in originals]
-    for i, data in enumerate(originals):
-        headers[i] = data.rindex(b"weight") + 64
+    headers = [data.rindex(b"weight") + 64 for data in originals]
     ends: Counter[str] = Counter()
     path = folder / "fuzz.gguf"
     for i in range(count):
@@ -146,7 +148,7 @@ def run(folder: Path, count: int, seed: int, progress: Callable[[int], None] | N
             ends["read"] += 1
         except UserError as e:
             assert "\n" not in str(e), str(e)
-            ends["refused"] += 1
+            ends[_kind(str(e))] += 1
         seconds = time.process_time() - start
         assert seconds < SLOW, f"{path}: mutation {i} of seed {seed} took {seconds:.1f} s"
         if progress is not None:
