@@ -59,7 +59,9 @@ class RopeScaling:
         _require(self.kind in ("linear", "llama3"), f"rope scaling must be 'linear' or 'llama3', not {self.kind!r}")
         _require(1 <= self.factor < np.inf, f"rope scaling factor must be at least 1, not {self.factor}")
         low, high = self.low_freq_factor, self.high_freq_factor
-        _require(0 < low < high < np.inf, f"rope scaling needs 0 < low_freq_factor < high_freq_factor, not {low}, {high}")
+        _require(
+            0 < low < high < np.inf, f"rope scaling needs 0 < low_freq_factor < high_freq_factor, not {low}, {high}"
+        )
         _require(self.original_context > 0, f"original_context must be positive, not {self.original_context}")
 
     def apply(self, inverse: F32) -> F32:
@@ -67,7 +69,9 @@ class RopeScaling:
         factor = np.float32(self.factor)
         if self.kind == "linear":
             return np.asarray(inverse / factor, np.float32)
-        context, low, high = (np.float32(v) for v in (self.original_context, self.low_freq_factor, self.high_freq_factor))
+        context, low, high = (
+            np.float32(v) for v in (self.original_context, self.low_freq_factor, self.high_freq_factor)
+        )
         wavelength = np.float32(2 * np.pi) / inverse
         smooth = (context / wavelength - low) / (high - low)
         blended = (np.float32(1) - smooth) * inverse / factor + smooth * inverse

@@ -173,11 +173,15 @@ def _read_family(path: Path, config: dict[str, Any]) -> _Family:
         )
     bits = config.get("weight_bits", 1), config.get("input_bits", 8)
     if bits != (1, 8):
-        raise UserError(f"{path}: weight_bits, input_bits are {bits[0]!r}, {bits[1]!r}; supported are 1 (ternary) and 8")
+        raise UserError(
+            f"{path}: weight_bits, input_bits are {bits[0]!r}, {bits[1]!r}; supported are 1 (ternary) and 8"
+        )
     quantisation = _object(config, "quantization_config", path)
     method = quantisation.get("quant_method", "bitnet")
     if method != "bitnet":
-        raise UserError(f"{path}: quant_method in quantization_config is {method!r}; only 'bitnet' (ternary weights) can be run")
+        raise UserError(
+            f"{path}: quant_method in quantization_config is {method!r}; only 'bitnet' (ternary weights) can be run"
+        )
     if quantisation.get("use_rms_norm"):
         raise UserError(
             f"{path}: use_rms_norm in quantization_config is set; norms inside linear layers are not supported"
@@ -341,7 +345,9 @@ class _Source:
         if t.dtype(name) in FLOATS:
             t.require(name, shape)
             if scale in t:
-                raise UserError(f"{t.where(scale)} stands beside floating-point weights; only packed (U8) weights have one")
+                raise UserError(
+                    f"{t.where(scale)} stands beside floating-point weights; only packed (U8) weights have one"
+                )
             return
         if t.dtype(name) != "U8":
             raise UserError(f"{where} is {t.dtype(name)}; packed weights are U8, latent ones floating-point")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 LONGEST = 1000
 """Characters of a message; what a broken file holds may be repeated in it."""
 

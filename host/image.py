@@ -153,7 +153,9 @@ def write_stream(
         head["sections"].append(entry)
         address += s.beats
     offset = 0
-    raw = {k: memoryview(v if isinstance(v, bytes) else np.ascontiguousarray(v)).cast("B") for k, v in blobs.items()}
+    raw = {
+        k: memoryview(v if isinstance(v, bytes) else np.ascontiguousarray(v).data).cast("B") for k, v in blobs.items()
+    }
     for key, value in raw.items():
         head["blobs"].append({"name": key, "offset": offset, "bytes": len(value), "crc32": f"{zlib.crc32(value):08x}"})
         offset += _pages(len(value))
@@ -288,7 +290,7 @@ class Image:
                         f"{path}: has {size} bytes instead of {end}, it is truncated or something was appended; "
                         "convert the checkpoint again"
                     )
-                self._map = np.memmap(f, dtype=np.uint8, mode="r")  # type: ignore[arg-type]
+                self._map = np.memmap(f, dtype=np.uint8, mode="r")
         except OSError as e:
             raise UserError(f"{path}: cannot be read ({e.strerror})") from e
         self._part = part
@@ -397,6 +399,11 @@ class Image:
             raise UserError(f"{self.path}: its part {name!r} is missing; convert the checkpoint again")
         offset, n, _ = self._blobs[name]
         return self._map[self._blob_start + offset : self._blob_start + offset + n]
+
+    @property
+    def blobs(self) -> list[str]:
+        """Names of the blobs."""
+        return list(self._blobs)
 
     def blob_bytes(self, name: str) -> int:
         """Length of a blob, 0 if there is none."""

@@ -19,7 +19,6 @@ embedding rows from the head. The header's `model` holds {name, spec, eos_ids}; 
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -123,7 +122,7 @@ def plan_sections(weights: ModelWeights, config: AcceleratorConfig) -> list[Plan
         layer, part = shape.name.split(".")
         i = int(layer)
         if part == "attention":
-            return dict(shape.info), [layout.pack_gain(layers[i].attn_norm, config)]
+            return dict(shape.info), [layout.pack_gain(np.asarray(layers[i].attn_norm), config)]
         rows, scales, gain = parts(part, layers[i])
         if part == "down":
             gain = following(i)
@@ -270,7 +269,10 @@ class Model:
                 ):
                     raise ValueError(f"section {shape.name!r} must have {shape.scales} positive scales and block_rows")
         if not self.spec.tied:
-            for name, size in (("embedding", self.spec.vocab * self.spec.hidden), ("embedding_scales", 4 * self.spec.vocab)):
+            for name, size in (
+                ("embedding", self.spec.vocab * self.spec.hidden),
+                ("embedding_scales", 4 * self.spec.vocab),
+            ):
                 if self.image.blob_bytes(name) != size:
                     raise ValueError(f"part {name!r} must have {size} bytes, not {self.image.blob_bytes(name)}")
 
@@ -302,7 +304,7 @@ class Model:
                     with progress(f"converting {checkpoint.name}", beats, show=show) as advance:
                         write_stream(f, **parts, advance=advance)
                     f.flush()
-                    return Model(Image(path, verify=False, file=f), config)  # type: ignore[arg-type]
+                    return Model(Image(path, verify=False, file=f), config)
             except OSError as e:
                 raise UserError(
                     f"{tempfile.gettempdir()}: the image of {checkpoint.name} cannot be written there ({e.strerror}); "

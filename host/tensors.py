@@ -107,7 +107,9 @@ class Tensors:
             weight_map = value
             for name, shard in weight_map.items():
                 if not isinstance(shard, str) or not shard or Path(shard).name != shard or "\0" in shard:
-                    raise UserError(f"{index}: the shard of tensor {name} must be a file in the same folder, not {shard!r}")
+                    raise UserError(
+                        f"{index}: the shard of tensor {name} must be a file in the same folder, not {shard!r}"
+                    )
             shards = [folder / name for name in sorted(set(weight_map.values()))]
         elif single.exists():
             shards = [single]
@@ -164,7 +166,9 @@ class Tensors:
         at = 0
         for start, end, name in sorted(spans):
             if start != at:
-                raise UserError(f"{path}: tensor {name} starts at byte {start} of the data, not at {at}; the file is damaged")
+                raise UserError(
+                    f"{path}: tensor {name} starts at byte {start} of the data, not at {at}; the file is damaged"
+                )
             at = end
         if 8 + length + at != size:
             raise UserError(f"{path}: has {size - 8 - length - at} bytes behind its last tensor; the file is damaged")

@@ -168,7 +168,10 @@ def refused(folder: Path, message: str) -> None:
         ),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is set; heads must be rotated whole"),
         ({"weight_bits": 2}, "weight_bits, input_bits are 2, 8; supported are 1 .ternary. and 8"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quant_method in quantization_config is 'gptq'; only 'bitnet'"),
+        (
+            {"quantization_config": {"quant_method": "gptq"}},
+            "quant_method in quantization_config is 'gptq'; only 'bitnet'",
+        ),
         ({"quantization_config": []}, r"quantization_config must be a JSON object, not \[\]"),
         (
             {"quantization_config": {"modules_to_not_convert": ["lm_head", "model.layers.0.mlp.up_proj"]}},
@@ -177,7 +180,10 @@ def refused(folder: Path, message: str) -> None:
         ({"tie_word_embeddings": "yes"}, "tie_word_embeddings must be true or false, not 'yes'"),
         ({"rope_theta": "big"}, "rope_theta must be a positive number .of float32., not 'big'"),
         ({"hidden_size": 1 << 40}, "hidden_size must be a positive integer .below 2.31., not 1099511627776"),
-        ({"hidden_size": 65, "head_dim": None}, "hidden_size 65 is not a multiple of num_attention_heads 4; give head_dim"),
+        (
+            {"hidden_size": 65, "head_dim": None},
+            "hidden_size 65 is not a multiple of num_attention_heads 4; give head_dim",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported are relu2, silu"),
         ({"head_dim": 48}, "head_dim must be a multiple of 32, not 48"),
         ({"hidden_size": 72}, "hidden must be a multiple of 32, not 72"),
@@ -242,7 +248,8 @@ def plain_llama(tmp_path: Path, change: Any = None, dtype: Any = np.float16) -> 
     spec = small_spec(attn_sub_norm=False, ffn_sub_norm=False, tied=False)
     weights = random_weights(spec, 1)
     tensors = {
-        n: (v.astype(np.float64) * 2).astype(dtype) if "_proj" in n else v for n, v in tensors_of(weights, latent=True).items()
+        n: (v.astype(np.float64) * 2).astype(dtype) if "_proj" in n else v
+        for n, v in tensors_of(weights, latent=True).items()
     }
     if change is not None:
         change(tensors)
@@ -294,7 +301,10 @@ def test_nan_in_latent_weights_is_found_with_its_place(tmp_path: Path):
     spec = small_spec()
     tensors = tensors_of(random_weights(spec, 1), latent=True)
     tensors[DOWN][63, 95] = np.nan
-    refused(write_folder(tmp_path / "m", config_json(spec), tensors), r"down_proj.weight holds NaN or infinity at \[63, 95\]")
+    refused(
+        write_folder(tmp_path / "m", config_json(spec), tensors),
+        r"down_proj.weight holds NaN or infinity at \[63, 95\]",
+    )
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,9 @@ def test_a_full_disk_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(host.model, "write_stream", full)
-    with pytest.raises(UserError, match=r"cannot be written there \(No space left on device\); convert the checkpoint first"):
+    with pytest.raises(
+        UserError, match=r"cannot be written there \(No space left on device\); convert the checkpoint first"
+    ):
         Model.open(DEMO, TINY)
 
 
