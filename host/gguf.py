@@ -39,7 +39,7 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from golden import head, ternary
-from golden.model import LayerWeights, ModelSpec, ModelWeights
+from golden.model import LayerWeights, ModelSpec, ModelWeights, RopeScaling
 from host.checkpoint import Checkpoint, LazyLayers, golden_errors
 from host.errors import UserError
 from host.tokenizer import Files, Tokenizer
@@ -52,6 +52,7 @@ MAX_TENSORS = 1 << 16
 PIECE = 1 << 20
 """Elements of a tensor that are decoded at a time."""
 
+FREQUENCIES = "rope_freqs.weight"
 I2_S = 36
 _BITNET_CPP = {36: "I2_S", 37: "I8_S", 38: "TL1", 39: "TL2 or MXFP4"}
 _I2_S_BLOCK = 128
@@ -429,7 +430,10 @@ class Gguf:
         elif e.type in _TQ:
             scale = self._tq(name, e, out)
         elif latent:
-            out, s = ternary.quantise(self.floats(name, shape))
+            total = sum(float(np.abs(x).sum(dtype=np.float64)) for _, x in self.float_pieces(name, shape))
+            s = ternary.latent_scale(total, out.size)
+            for i, x in self.float_pieces(name, shape):
+                out[i : i + len(x)] = ternary.quantise(x, s)[0]
             scale = float(s)
         else:
             scale = self._exact(name, shape, out)
@@ -490,7 +494,7 @@ class Gguf:
                 row, column = (int(v) for v in np.argwhere(bad)[0])
                 raise UserError(
                     f"{self.where(name)}: its weights are not ternary: magnitudes {scale:g} and {magnitude[row, column]:g} (row {row + i}, "
-                    f"column {column}); convert a model that was trained with ternary weights, or ask for latent weights"
+                    f"column {column}); convert a model that was trained with ternary weights, or quantise these by their mean magnitude with --latent"
                 )
             out[i : i + len(x)] = np.sign(x)
         return scale
@@ -550,7 +554,30 @@ def _read_spec(g: Gguf, architecture: str) -> ModelSpec:
             norm_eps=g.number(key("attention.layer_norm_rms_epsilon")),
             max_context=g.integer(key("context_length")),
             tied="output.weight" not in g,
+            rope_scaling=_rope_scaling(g, architecture, head_dim),
         )
+
+
+def _rope_scaling(g: Gguf, architecture: str, head_dim: int) -> RopeScaling | None:
+    """How the rotary frequencies are scaled: linearly by metadata, or as Llama 3.1 does by a tensor of divisors."""
+    kind, factor = f"{architecture}.rope.scaling.type", f"{architecture}.rope.scaling.factor"
+    scaling, by = g.text(kind, "none"), g.number(factor, 1.0)
+    if scaling not in ("none", "linear"):
+        raise UserError(f"{g.path}: {kind} is {scaling!r}; supported are 'none' and 'linear'")
+    if FREQUENCIES not in g:
+        return RopeScaling(kind="linear", factor=by) if scaling == "linear" and by != 1 else None
+    divisors = g.floats(FREQUENCIES, (head_dim // 2,))
+    if (divisors == 1).all():
+        return None
+    theta = g.number(f"{architecture}.rope.freq_base", 10000.0)
+    inverse = (theta ** -(np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
+    # A file has the divisors and not the four numbers they were made from; published models differ only in the factor.
+    llama3 = RopeScaling(kind="llama3", factor=max(float(divisors.max()), 1.0))
+    if by != 1 or not np.allclose(inverse / llama3.apply(inverse), divisors, rtol=1e-3, atol=0):
+        raise UserError(
+            f"{g.where(FREQUENCIES)}: scales the rotary frequencies, but not as Llama 3.1 does; that is not supported"
+        )
+    return llama3
 
 
 def _names(spec: ModelSpec) -> set[str]:
@@ -558,7 +585,7 @@ def _names(spec: ModelSpec) -> set[str]:
     norms = ["attn_norm", "ffn_norm"] + ["attn_sub_norm"] * spec.attn_sub_norm + ["ffn_sub_norm"] * spec.ffn_sub_norm
     parts = [f"{n}.weight" for n in (*norms, *_MATRICES.values())] + [f"{n}.scale" for n in _MATRICES.values()]
     names = {f"blk.{i}.{part}" for i in range(spec.layers) for part in parts}
-    return names | {"token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight"}
+    return names | {"token_embd.weight", "output_norm.weight", "output.weight", FREQUENCIES}
 
 
 def _halves(w: NDArray[np.int8], heads: int) -> NDArray[np.int8]:
@@ -592,8 +619,6 @@ def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise UserError(f"{g.where(extra[0])}{more}: no place in this model; it may not be of the supported kind")
-    if "rope_freqs.weight" in g and (g.floats("rope_freqs.weight", (spec.head_dim // 2,)) != 1).any():
-        raise UserError(f"{g.where('rope_freqs.weight')}: scales the rotary frequencies, which is not supported")
     shapes = {
         "q": (spec.q_dim, spec.hidden),
         "k": (spec.kv_dim, spec.hidden),
@@ -631,7 +656,7 @@ def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
     with golden_errors(path):
         weights = ModelWeights(
             spec=spec,
-            layers=LazyLayers(spec.layers, layer),
+            layers=LazyLayers(spec, layer),
             norm=g.floats("output_norm.weight", (spec.hidden,)),
             embedding=embedding,
             embedding_scales=scales,

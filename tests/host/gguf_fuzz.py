@@ -48,7 +48,7 @@ def _sentencepiece(w: gguf.GGUFWriter) -> None:
 
 def files(folder: Path) -> list[bytes]:
     """One small file of each kind."""
-    shape: dict[str, Any] = dict(layers=1, hidden=128, heads=2, kv_heads=1, head_dim=32, ffn=128, vocab=160)
+    shape: dict[str, Any] = dict(layers=1, hidden=128, heads=2, kv_heads=1, head_dim=64, ffn=128, vocab=160)
     small, norms = model(**shape), {"attn_sub_norm": False, "ffn_sub_norm": False, "activation": "silu"}
     tq: dict[str, Any] = shape | {"hidden": 256, "head_dim": 128, "ffn": 256}
     out = [
@@ -61,6 +61,8 @@ def files(folder: Path) -> list[bytes]:
         ),
         write_gguf(folder / "d", model(**tq, **norms), "llama", T.TQ1_0, embedding=T.F16, vocabulary=_sentencepiece),
     ]
+    for path in out:
+        list(read_gguf(path).weights.layers)
     return [path.read_bytes() for path in out]
 
 

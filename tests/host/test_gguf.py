@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from golden import head
 from golden.config import TINY
-from golden.model import GoldenModel, ModelWeights
+from golden.model import GoldenModel, ModelWeights, RopeScaling
 from host.checkpoint import read_checkpoint
 from host.errors import UserError
 from host.gguf import Gguf, read_gguf, unpack_i2_s, unpack_tq1_0, unpack_tq2_0
@@ -179,7 +179,7 @@ def test_latent_matrices_are_quantised_when_asked_for(tmp_path: Path):
     hf["model.layers.0.self_attn.q_proj.weight"] = latent
     del hf["model.layers.0.self_attn.q_proj.weight_scale"]
     file = write_gguf(tmp_path / "m.gguf", weights, tensors={"blk.0.attn_q.weight": (latent, T.F32)})
-    message = r"tensor blk.0.attn_q.weight: its weights are not ternary: magnitudes .* \(row 0, column \d+\); .* ask for latent weights"
+    message = r"tensor blk.0.attn_q.weight: its weights are not ternary: magnitudes .* \(row 0, column \d+\); .* with --latent"
     with pytest.raises(UserError, match=message):
         read_gguf(file)
     want = read_checkpoint(write_folder(tmp_path / "hf", config_json(weights.spec), hf)).weights
@@ -238,9 +238,22 @@ def test_defaults_of_missing_metadata(tmp_path: Path):
     assert read_gguf(file).weights.spec == small(layers=2).spec
 
 
-def test_frequencies_all_one_are_no_scaling(tmp_path: Path):
-    ones = {"rope_freqs.weight": (np.ones(16, np.float32), T.F32)}
-    read_gguf(write_gguf(tmp_path / "m.gguf", small(), tensors=ones))
+def test_scaling_of_the_rotary_frequencies(tmp_path: Path):
+    def scaling(name: str, divisors: NDArray[np.float32] | None = None, **fields: Any) -> RopeScaling | None:
+        tensors = {} if divisors is None else {"rope_freqs.weight": (divisors, int(T.F32))}
+        file = write_gguf(tmp_path / name, small(rope_theta=5e5), "llama", skip=SUB_NORMS, tensors=tensors, **fields)
+        return read_gguf(file).weights.spec.rope_scaling
+
+    assert (
+        scaling("a") is scaling("b", np.ones(16, np.float32)) is scaling("c", arch__rope__scaling__type="none") is None
+    )
+    linear = {"arch__rope__scaling__type": "linear", "arch__rope__scaling__factor": 4.0}
+    assert scaling("d", **linear) == RopeScaling(kind="linear", factor=4.0)
+    # As llama.cpp's converter computes them, in float64, from rope_scaling of Llama 3.2.
+    frequency = 5e5 ** -(np.arange(0, 32, 2) / 32)
+    smooth = (8192 / (2 * np.pi / frequency) - 1) / (4 - 1)
+    divisors = 1 / ((1 - np.clip(smooth, 0, 1)) / 32 + np.clip(smooth, 0, 1))
+    assert scaling("e", divisors.astype(np.float32)) == RopeScaling(kind="llama3", factor=32.0)
 
 
 def broken(**spoil: Any) -> tuple[NDArray[np.uint8], int]:
@@ -250,6 +263,7 @@ def broken(**spoil: Any) -> tuple[NDArray[np.uint8], int]:
     return raw, T.TQ2_0
 
 
+SUB_NORMS = ("blk.0.attn_sub_norm.weight", "blk.0.ffn_sub_norm.weight")
 HALF = np.float16([0.5, 0.25, np.nan, -1, np.inf]).view(np.uint8).reshape(-1, 2)
 Q = "blk.0.attn_q.weight"
 
@@ -273,8 +287,8 @@ Q = "blk.0.attn_q.weight"
         ({"skip": ("rope.freq_base",), "arch__rope__freq_base": -1.0}, "freq_base must be a positive number, not -1.0"),
         ({"skip": ("rope.freq_base",), "arch__rope__freq_base": float("nan")}, "freq_base must be a positive number, not nan"),
         ({"skip": ("vocab_size",), "arch__vocab_size": 7}, r"vocab_size is 7; but token_embd.weight has the shape \[1024, 128\]"),
-        ({"arch__rope__scaling__type": "yarn"}, "scaling.type is 'yarn'; with a factor of 1; only unscaled rotary"),
-        ({"arch__rope__scaling__factor": 2.0}, "scaling.type is 'none'; with a factor of 2; only unscaled rotary"),
+        ({"arch__rope__scaling__type": "yarn"}, "scaling.type is 'yarn'; supported are 'none' and 'linear'"),
+        ({"arch__rope__scaling__type": "linear", "arch__rope__scaling__factor": 0.5}, "rope scaling factor must be at least 1, not 0.5"),
         ({"arch__expert_count": 8}, "expert_count is 8; mixtures of experts are not supported"),
         ({"architecture": "bitnet", "arch__hidden_activation": "gelu"}, "hidden_activation is 'gelu'; supported are silu, swish"),
         ({"split__count": 3}, "is one of 3 files of a model; join them with llama-gguf-split --merge"),
@@ -284,7 +298,7 @@ Q = "blk.0.attn_q.weight"
         ({"skip": ("token_embd.weight",)}, "tensor token_embd.weight is missing"),
         ({"tensors": {"blk.0.attn_q.bias": (np.ones(128, np.float32), T.F32)}}, "tensor blk.0.attn_q.bias: no place in this model"),
         ({"tensors": {"blk.9.x": (np.ones(3, np.float32), T.F32), "z": (np.ones(1, np.float32), T.F32)}}, "blk.9.x and 1 more: no place"),
-        ({"tensors": {"rope_freqs.weight": (np.float32([1] * 15 + [8]), T.F32)}}, "rope_freqs.weight: scales the rotary frequencies"),
+        ({"tensors": {"rope_freqs.weight": (np.float32([1] * 15 + [8]), T.F32)}}, "rope_freqs.weight: scales the rotary frequencies, but not as Llama 3.1"),
         ({"tensors": {"output_norm.weight": (np.float32([1] * 127 + [np.nan]), T.F32)}}, r"output_norm.weight: holds NaN or infinity at \[0, 127\]"),
         ({"tensors": {"output_norm.weight": (np.ones(64, np.float32), T.F32)}}, r"output_norm.weight: has the shape \[64\], the metadata ask for \[128\]"),
         ({"tensors": {"output_norm.weight": (np.ones(128, np.int32), AS_IS)}}, "output_norm.weight: is I32, a floating-point tensor is needed"),
