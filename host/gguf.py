@@ -517,12 +517,6 @@ def _read_spec(g: Gguf, architecture: str) -> ModelSpec:
     for name in ("attention.value_length", "rope.dimension_count"):
         if g.integer(key(name), head_dim) != head_dim:
             refuse(name, g.fields[key(name)], f"only {head_dim}, the head dimension, is supported")
-    scaling = g.text(key("rope.scaling.type"), "none")
-    factor = g.number(key("rope.scaling.factor"), 1.0)
-    if scaling not in ("none", "linear") or factor != 1:
-        refuse(
-            "rope.scaling.type", scaling, f"with a factor of {factor:g}; only unscaled rotary embeddings are supported"
-        )
     if key("expert_count") in g.fields and g.fields[key("expert_count")] != 0:
         refuse("expert_count", g.fields[key("expert_count")], "mixtures of experts are not supported")
     shape = g.shape("token_embd.weight")
@@ -604,7 +598,8 @@ def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
 
     Raises
     ------
-    UserError : whatever is wrong with the file or not supported of the model, with file, tensor or field and the limit.
+    UserError : whatever is wrong with the file or not supported of the model, with file, tensor or field and the limit. Weights
+        that are not ternary are found when their layer is read.
     """
     g = Gguf(path)
     if g.fields.get("split.count", 1) not in (0, 1):
@@ -629,6 +624,17 @@ def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
         "down": (spec.hidden, spec.ffn),
     }
 
+    norms = {"input_norm": ("attn_norm", spec.hidden), "post_norm": ("ffn_norm", spec.hidden)}
+    if spec.attn_sub_norm:
+        norms["attn_norm"] = ("attn_sub_norm", spec.q_dim)
+    if spec.ffn_sub_norm:
+        norms["ffn_norm"] = ("ffn_sub_norm", spec.ffn)
+    for i in range(spec.layers):
+        for part, tensor in _MATRICES.items():
+            g.require(f"blk.{i}.{tensor}.weight", shapes[part])
+        for tensor, features in norms.values():
+            g.require(f"blk.{i}.{tensor}.weight", (features,))
+
     def layer(i: int) -> LayerWeights:
         parts: dict[str, Any] = {}
         for part, tensor in _MATRICES.items():
@@ -636,17 +642,9 @@ def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
             if architecture == "llama" and part in "qk":
                 w = _halves(w, spec.heads if part == "q" else spec.kv_heads)
             parts[part], parts[f"{part}_scale"] = w, scale
-
-        def norm(name: str, features: int) -> NDArray[np.float32]:
-            return g.floats(f"blk.{i}.{name}.weight", (features,))
-
-        return LayerWeights(
-            **parts,
-            input_norm=norm("attn_norm", spec.hidden),
-            post_norm=norm("ffn_norm", spec.hidden),
-            attn_norm=norm("attn_sub_norm", spec.q_dim) if spec.attn_sub_norm else None,
-            ffn_norm=norm("ffn_sub_norm", spec.ffn) if spec.ffn_sub_norm else None,
-        )
+        for part, (tensor, features) in norms.items():
+            parts[part] = g.floats(f"blk.{i}.{tensor}.weight", (features,))
+        return LayerWeights(**parts)
 
     tokenizer, eos = _tokenizer(g, spec.vocab)
     embedding, scales = g.rows("token_embd.weight", (spec.vocab, spec.hidden))

@@ -48,13 +48,19 @@ def _sentencepiece(w: gguf.GGUFWriter) -> None:
 
 def files(folder: Path) -> list[bytes]:
     """One small file of each kind."""
-    shape: dict[str, Any] = dict(layers=1, hidden=128, heads=2, kv_heads=1, head_dim=64, ffn=128, vocab=160)
+    shape: dict[str, Any] = dict(layers=1, hidden=128, heads=2, kv_heads=1, head_dim=64, ffn=128, vocab=112)
     small, norms = model(**shape), {"attn_sub_norm": False, "ffn_sub_norm": False, "activation": "silu"}
     tq: dict[str, Any] = shape | {"hidden": 256, "head_dim": 128, "ffn": 256}
     out = [
-        write_gguf(folder / "a", small, vocabulary=_byte_level),
+        write_gguf(folder / "a", small, embedding=T.Q8_0, vocabulary=_byte_level),
         write_gguf(
-            folder / "b", small, "bitnet", vocabulary=_sentencepiece, unit_scales=True, arch__hidden_activation="silu"
+            folder / "b",
+            small,
+            "bitnet",
+            embedding=T.F16,
+            vocabulary=_sentencepiece,
+            unit_scales=True,
+            arch__hidden_activation="silu",
         ),
         write_gguf(
             folder / "c", model(**tq, **norms, tied=False), "llama", T.TQ2_0, embedding=T.Q8_0, vocabulary=_byte_level
