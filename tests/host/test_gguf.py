@@ -150,6 +150,15 @@ def test_blocks_and_matrices_of_zeros(tmp_path: Path, kind: int):
     assert got.q_scale == pytest.approx(layer.q_scale, rel=2**-11)
 
 
+def test_a_block_of_scale_0_is_zeros_whatever_its_codes(tmp_path: Path):
+    o = gguf.quants.quantize(np.float32(small(hidden=256).layers[0].q) * 0.5, T.TQ2_0)
+    o[3, :64], o[3, 64:] = 0xE4, 0  # codes 0, 1, 2, 3
+    got = read_gguf(write_gguf(tmp_path / "m.gguf", small(hidden=256), tensors={Q: (o, T.TQ2_0)})).weights.layers[0]
+    want = small(hidden=256).layers[0].q
+    want[3] = 0
+    np.testing.assert_array_equal(got.q, want)
+
+
 @pytest.mark.parametrize("kind", [T.F32, T.F16, T.BF16, T.Q8_0, T.Q5_0, T.Q4_0, T.Q4_1, T.Q5_1, T.TQ2_0])
 def test_embeddings_of_every_type_are_decoded_as_the_package_does(tmp_path: Path, kind: T):
     weights = model(tied=False)
