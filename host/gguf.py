@@ -177,7 +177,9 @@ class _Cursor:
         if kind == _STRING:
             return self.string(key)
         if kind in _NUMBERS:
-            return self.number(_NUMBERS[kind], key)
+            value = self.number(_NUMBERS[kind], key)
+            # The shortest decimal that is this float32: 1e-05 as in a config.json, not 9.999999747378752e-06.
+            return float(str(np.float32(value))) if kind == 6 else value
         if kind != _ARRAY:
             raise UserError(f"{self._path}: {key} is of unknown type {kind}; the file is damaged or too new")
         kind = self.number("I", f"the type of {key}")
