@@ -236,7 +236,8 @@ def _read_spec(path: Path, config: dict[str, Any], family: _Family) -> ModelSpec
     context = _integer(config, "max_position_embeddings", path, 2048)
     with golden_errors(path):
         rope, scaling = _read_rope(path, config, context)
-        theta = {"rope_theta": rope.get("rope_theta", config.get("rope_theta", 10000.0))}
+        default = 500000.0 if config.get("model_type") == "bitnet" else 10000.0
+        theta = {"rope_theta": rope.get("rope_theta", config.get("rope_theta", default))}
         return ModelSpec(
             hidden=hidden,
             layers=_integer(config, "num_hidden_layers", path),
