@@ -61,7 +61,12 @@ _B_2 = _config(
     30, 2560, 6912, 20, 5, 128256, model_type="bitnet", architectures=["BitNetForCausalLM"], hidden_act="relu2",
     max_position_embeddings=4096, rope_theta=500000.0, tie_word_embeddings=True,
 )  # fmt: skip
-_LLAMA = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "max_position_embeddings": 8192}
+_LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_act": "silu",
+    "max_position_embeddings": 8192,
+}
 _LLAMA |= {"quantization_config": {"quant_method": "bitnet"}, "tie_word_embeddings": False}
 _NEW_NORMS = ("self_attn.attn_sub_norm", "mlp.ffn_sub_norm")
 
@@ -232,7 +237,11 @@ def measure(name: str, folder: Path) -> str:
 def record(row: str) -> None:
     """Puts a row into the page, in place of the one of the same shape."""
     old = PAGE.read_text().splitlines() if PAGE.exists() else []
-    rows = {line.split("|")[1].strip(): line for line in old if line.startswith("| ") and not line.startswith("| checkpoint")}
+    rows = {
+        line.split("|")[1].strip(): line
+        for line in old
+        if line.startswith("| ") and not line.startswith("| checkpoint")
+    }
     rows[row.split("|")[1].strip()] = row
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text("\n".join([*HEADER, *(rows[n] for n in SHAPES if n in rows)]) + "\n")

@@ -87,7 +87,12 @@ FIRST_NAMES = {
 def config_of(family: str) -> transformers.PreTrainedConfig:
     """The configuration of a family's tiny model."""
     common: dict[str, Any] = dict(
-        vocab_size=VOCAB, num_hidden_layers=2, max_position_embeddings=256, bos_token_id=0, eos_token_id=1, rms_norm_eps=1e-5
+        vocab_size=VOCAB,
+        num_hidden_layers=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=1,
+        rms_norm_eps=1e-5,
     )
     if family == "first-bitnet":
         return transformers.LlamaConfig(

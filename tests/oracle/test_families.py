@@ -46,7 +46,9 @@ def recorded(family: str) -> dict[str, NDArray[np.generic]]:
     return dict(np.load(vectors(family)))
 
 
-def best_and_nll(w: ModelWeights, family: str, sequences: int = SEQUENCES) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def best_and_nll(
+    w: ModelWeights, family: str, sequences: int = SEQUENCES
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Likeliest token and NLL of every recorded token: [sequences, LENGTH - 1]."""
     best, losses = [], []
     for ids in recorded(family)["ids"][:sequences].astype(np.int64):
@@ -96,7 +98,12 @@ def test_families_are_what_they_claim() -> None:
     assert [(s.activation, s.attn_sub_norm, s.tied) for s in specs.values()] == [
         ("relu2", True, True), ("relu2", True, True), ("silu", True, True), ("silu", False, False),
     ]  # fmt: skip
-    assert [(s.heads, s.kv_heads, s.head_dim) for s in specs.values()] == [(3, 1, 32), (3, 1, 32), (2, 2, 96), (4, 1, 32)]
+    assert [(s.heads, s.kv_heads, s.head_dim) for s in specs.values()] == [
+        (3, 1, 32),
+        (3, 1, 32),
+        (2, 2, 96),
+        (4, 1, 32),
+    ]
     scaling = specs["llama-ternary"].rope_scaling
     assert scaling is not None and scaling.kind == "llama3"
     assert len(list(Path(checkpoint("llama-ternary")).glob("model-*.safetensors"))) > 1
