@@ -12,8 +12,8 @@ Ternary matrices come in three forms. *Packed*: uint8 [N/4, K], byte row r holdi
 weight + 1, with a `weight_scale` that multiplies the outputs (linear class `autobitlinear`) or divides them
 (`bitlinear`). *Latent*: trained floating-point weights, quantised here by their mean magnitude as the model itself does
 at every use; that is right only for models trained so, which is what their config.json declares. *Ternary in
-floating-point*: -s, 0 and s, where nothing is declared. Anything else is no ternary model. Embedding and head become
-int8 rows with a scale each.
+floating-point*: -s, 0 and s, where nothing is declared, or beside a `weight_scale` (what transformers writes of a packed
+model that it has read). Anything else is no ternary model. Embedding and head become int8 rows with a scale each.
 
 What the headers of a checkpoint say (names, shapes, types) and the scales are checked when it is opened; weights when
 they are read.
@@ -236,7 +236,8 @@ def _read_spec(path: Path, config: dict[str, Any], family: _Family) -> ModelSpec
     context = _integer(config, "max_position_embeddings", path, 2048)
     with golden_errors(path):
         rope, scaling = _read_rope(path, config, context)
-        theta = {"rope_theta": rope.get("rope_theta", config.get("rope_theta", 10000.0))}
+        default = 500000.0 if config.get("model_type") == "bitnet" else 10000.0
+        theta = {"rope_theta": rope.get("rope_theta", config.get("rope_theta", default))}
         return ModelSpec(
             hidden=hidden,
             layers=_integer(config, "num_hidden_layers", path),
@@ -345,9 +346,7 @@ class _Source:
         if t.dtype(name) in FLOATS:
             t.require(name, shape)
             if scale in t:
-                raise UserError(
-                    f"{t.where(scale)} stands beside floating-point weights; only packed (U8) weights have one"
-                )
+                self._scale(name)
             return
         if t.dtype(name) != "U8":
             raise UserError(f"{where} is {t.dtype(name)}; packed weights are U8, latent ones floating-point")
@@ -357,6 +356,11 @@ class _Source:
         t.require(name, (rows // 4, inputs))
         if scale not in t:
             raise UserError(f"{t.folder}: tensor {scale} is missing; packed weights need it")
+        self._scale(name)
+
+    def _scale(self, name: str) -> None:
+        """Reads the weight_scale of a matrix."""
+        t, scale = self.tensors, f"{name}_scale"
         if t.shape(scale) not in ((), (1,)):
             raise UserError(f"{t.where(scale)} has shape {list(t.shape(scale))}, one scale a matrix is supported")
         s = t.float32(scale, t.shape(scale)).reshape(-1)[0]
@@ -382,8 +386,11 @@ class _Source:
 
     def matrix(self, name: str, shape: tuple[int, int]) -> tuple[NDArray[np.int8], float]:
         """A ternary matrix [rows, inputs] and the scale that multiplies its outputs."""
-        if name in self.scales:
+        if self.tensors.dtype(name) == "U8":
             return self._packed(name, shape), self.scales[name]
+        if name in self.scales:
+            weights, unit = self._exact(name, shape)
+            return weights, float(np.float32(unit) * np.float32(self.scales[name]))
         return self._latent(name, shape) if self.latent else self._exact(name, shape)
 
     def _packed(self, name: str, shape: tuple[int, int]) -> NDArray[np.int8]:

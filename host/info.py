@@ -39,8 +39,9 @@ class Shares:
 
     def add(self, weights: NDArray[np.int8]) -> Shares:
         """With the weights of one more matrix."""
-        minus, _, plus = (int(n) for n in np.bincount(weights.view(np.uint8).reshape(-1) + np.uint8(1), minlength=3))
-        return Shares(self.minus + minus, self.zero + weights.size - minus - plus, self.plus + plus)
+        some, total = int(np.count_nonzero(weights)), int(weights.sum(dtype=np.int64))
+        minus, plus = (some - total) // 2, (some + total) // 2
+        return Shares(self.minus + minus, self.zero + weights.size - some, self.plus + plus)
 
 
 def ternary_statistics(weights: ModelWeights, *, show: bool = False) -> dict[str, Shares]:

@@ -220,7 +220,12 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
         (DOWN, np.zeros((16, 97), np.uint8), r"has shape \[16, 97\], config.json asks for \[16, 96\]"),
         (DOWN, np.zeros((16, 96), np.int8), "is I8; packed weights are U8"),
         (DOWN, None, "tensor model.layers.1.mlp.down_proj.weight is missing"),
-        (DOWN, np.zeros((64, 96), np.float32), "down_proj.weight_scale stands beside floating-point weights"),
+        (DOWN, np.zeros((64, 96), np.float32), "down_proj.weight holds only zeros; the checkpoint is broken"),
+        (
+            DOWN,
+            np.eye(64, 96, dtype=np.float32) * 2 + 1,
+            "down_proj.weight is not ternary: F32 values like 1 at row 0, col",
+        ),
         (DOWN + "_scale", np.float32([1e-45]), None),
         ("model.layers.0.mlp.ffn_sub_norm.weight", None, "tensor model.layers.0.mlp.ffn_sub_norm.weight is missing"),
         ("model.norm.weight", np.zeros(64, np.int8), "model.norm.weight is I8, a floating-point tensor is needed"),
@@ -290,6 +295,21 @@ def test_ternary_values_in_floating_point_are_taken_as_they_are(tmp_path: Path):
     for a, b in zip(got.layers, weights.layers, strict=True):
         for part in PARTS:
             assert getattr(a, f"{part}_scale") == float(np.float16(np.float32(getattr(b, f"{part}_scale")) * 2.0))
+
+
+@pytest.mark.parametrize("divide", [False, True])
+def test_unpacked_weights_beside_their_scale_are_the_packed_model(tmp_path: Path, divide: bool):
+    """What transformers writes of an `autobitlinear` model that it has read."""
+    spec = small_spec()
+    weights = random_weights(spec, 1)
+    tensors = tensors_of(weights, divide=divide)
+    for i, layer in enumerate(weights.layers):
+        for part, name in PARTS.items():
+            tensors[f"model.layers.{i}.{name}.weight"] = getattr(layer, part).astype(np.float32)
+    config = config_json(spec)
+    config["quantization_config"]["linear_class"] = "bitlinear" if divide else "autobitlinear"
+    got = read_checkpoint(write_folder(tmp_path / "m", config, tensors)).weights
+    assert_same(got, weights, embedding=False, scales=not divide)
 
 
 def test_a_matrix_of_zeros_is_refused(tmp_path: Path):
