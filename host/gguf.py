@@ -229,7 +229,7 @@ class Gguf:
             raise UserError(f"{path}: is not a GGUF file")
         version = c.number("I", "the version")
         if version not in (2, 3):
-            if version & 0xFFFF == 0:
+            if version and version & 0xFFFF == 0:
                 raise UserError(f"{path}: is a big-endian GGUF file; only little-endian ones are supported")
             raise UserError(f"{path}: is GGUF version {version}; supported are 2 and 3")
         tensors = c.count("tensors", 24, MAX_TENSORS)

@@ -412,6 +412,7 @@ def test_every_type_of_metadata_is_read(tmp_path: Path):
         (b"GGUF\x03", "has 5 bytes; it is no GGUF file"),
         (b"PK" + bytes(40), "is not a GGUF file"),
         (raw([], [], version=1), "is GGUF version 1; supported are 2 and 3"),
+        (raw([], [], version=0), "is GGUF version 0; supported are 2 and 3"),
         (raw([], [], version=3 << 24), "is a big-endian GGUF file"),
         (raw([], [], n_tensors=1 << 60), "is truncated or damaged: 1,152,921,504,606,846,976 tensors at byte 16 of 96"),
         (raw([], [], n_tensors=9), "is truncated or damaged: 9 tensors at byte 16 of 96"),
