@@ -130,6 +130,11 @@ class _Entry:
     row_bytes: int
 
 
+def _shown(name: str) -> str:
+    """A name from a file as a message may hold it."""
+    return name[:100] if name.isprintable() else repr(name[:100])
+
+
 def _type_name(number: int) -> str:
     try:
         return GGMLQuantizationType(number).name
@@ -253,7 +258,7 @@ class Gguf:
         spans.sort()
         for (_, end, before), (start, _, name) in zip(spans, spans[1:], strict=False):
             if start < end:
-                raise UserError(f"{self.where(name)}: lies within {before}; the file is damaged")
+                raise UserError(f"{self.where(name)}: lies within {_shown(before)}; the file is damaged")
 
     def _info(self, c: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
         name = c.string("a tensor name")
@@ -346,7 +351,7 @@ class Gguf:
 
     def where(self, name: str) -> str:
         """`file: tensor name`, for messages."""
-        return f"{self.path}: tensor {name[:100] if name.isprintable() else repr(name[:100])}"
+        return f"{self.path}: tensor {_shown(name)}"
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Rows first. Raises UserError if there is no such tensor."""

@@ -439,6 +439,8 @@ def test_every_type_of_metadata_is_read(tmp_path: Path):
         (raw([], [info("t", offset=8)]), "tensor t: its offset 8 is no multiple of 32"),
         (raw([], [info("t"), info("t", offset=32)]), "tensor t: is there twice"),
         (raw([], [info("t", (9,)), info("u", offset=32)]), "tensor u: lies within t; the file is damaged"),
+        (raw([], [info("t\x1b\n", (9,)), info("u", offset=32)]), r"tensor u: lies within 't\\x1b\\n'; the file is damaged"),
+        (raw([], [info("t\x1b\n", kind=38)]), r"tensor 't\\x1b\\n': is TL1"),
         (raw([], [info("t", kind=38)]), "tensor t: is TL1, which cannot be read; make the file with I2_S, TQ1_0 or TQ2_0"),
         (raw([], [info("t", kind=4)]), "tensor t: is of unknown type 4, which cannot be read"),
         (raw([], [info("t", kind=999999)]), "tensor t: is of unknown type 999999"),
