@@ -22,11 +22,16 @@ from golden.shapes import SHAPES
 from host.backends import CheckedBackend, GoldenBackend, load_weights
 from host.bench import Measurement, measure, shape
 from host.checkpoint import read_checkpoint
+from host.backends import CheckedBackend, GoldenBackend, load_weights
+from host.checkpoint import is_checkpoint, open_checkpoint
 from host.errors import CheckError, TellmeError, UserError
 from host.generate import Generation, Report
+from host.info import print_info, try_program
 from host.model import Model, convert, find_model
 from host.passes import Backend, chunks
 from host.program import Program, check_fits, compile_program, usable_context
+from host.passes import Backend
+from host.program import compile_program
 from host.sampling import Sampling
 from host.simulation import SimulatedAccelerator, memory_timing
 from host.tokenizer import Tokenizer
@@ -83,6 +88,11 @@ def board(name: str) -> AcceleratorConfig:
 
 
 Board = Annotated[str, typer.Option("--board", help=f"Preset of the accelerator: {', '.join(sorted(PRESETS))}.")]
+Latent = Annotated[
+    bool,
+    typer.Option("--latent", help="Quantise floating-point weights that nothing declares to be latent ternary ones."),
+]
+MODEL_HELP = "demo, a Hugging Face folder, a .gguf file, or a .tlm image."
 
 
 # ---- run -------------------------------------------------------------------------------------------------------------
@@ -141,7 +151,7 @@ def _statistics(report: Report, config: AcceleratorConfig, console: Console) -> 
 def run(
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")],
     backend: Annotated[str, typer.Option("--backend", help="sim: the RTL under Verilator; golden: NumPy.")] = "sim",
-    model: Annotated[str, typer.Option("--model", help="demo, a checkpoint folder, or a .tlm image.")] = "demo",
+    model: Annotated[str, typer.Option("--model", help=MODEL_HELP)] = "demo",
     board_name: Board = "tiny",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Most tokens to make.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", help="0: greedy.")] = 0.0,
@@ -154,6 +164,10 @@ def run(
     timing: Annotated[str | None, typer.Option("--timing", help="Timing of the simulated memory.")] = None,
     waves: Annotated[Path | None, typer.Option("--waves", help="Write an FST wave file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
+    positions: Annotated[
+        int | None, typer.Option("--context", help="Positions of the cache; all that fit if left out.")
+    ] = None,
+    latent: Latent = False,
 ) -> None:
     """Continue a prompt, printing the text as it comes."""
     if backend not in BACKENDS:
@@ -175,13 +189,13 @@ def run(
     config = board(board_name)
     path = find_model(model)
     errors = Console(stderr=True)
-    with Model.open(path, config) as opened:
+    with Model.open(path, config, latent=latent, show=True) as opened:
         tokenizer: Tokenizer = opened.tokenizer
         prompt_ids = tokenizer.encode(prompt)
         eos = set(opened.eos_ids) | ({tokenizer.eos_id} if tokenizer.eos_id is not None else set())
         if max_new_tokens < 1:
             raise UserError(f"max-new-tokens must be at least 1, not {max_new_tokens}")
-        context = compile_program(opened, config).context
+        context = compile_program(opened, config, context=positions).context
         if len(prompt_ids) > context:
             raise UserError(
                 f"the prompt has {len(prompt_ids)} tokens, but the context of {opened.name} on board {config.name!r} "
@@ -189,12 +203,13 @@ def run(
             )
         with errors.status("opening the model" if backend == "golden" else "building the simulation"):
             if memory is None:
-                machine: Backend = GoldenBackend(load_weights(path, config), config)
+                machine: Backend = GoldenBackend(load_weights(path, config, latent=latent), config, context=context)
             else:
-                machine = SimulatedAccelerator(opened, config, timing=memory, waves=waves)
+                machine = SimulatedAccelerator(opened, config, timing=memory, waves=waves, context=positions)
                 if check:
                     try:
-                        machine = CheckedBackend(machine, GoldenBackend(load_weights(path, config), config))
+                        reference = GoldenBackend(load_weights(path, config, latent=latent), config, context=context)
+                        machine = CheckedBackend(machine, reference)
                     except BaseException:
                         machine.close()
                         raise
@@ -237,24 +252,31 @@ def run(
 
 @app.command("convert")
 def convert_command(
-    source: Annotated[Path, typer.Argument(help="Hugging Face checkpoint folder, or demo.")],
+    source: Annotated[Path, typer.Argument(help="Hugging Face folder, .gguf file, or demo.")],
     out: Annotated[Path, typer.Argument(help="The .tlm image to write.")],
     board_name: Board = "tiny",
+    latent: Latent = False,
 ) -> None:
     """Convert a checkpoint into an image for one board."""
     config = board(board_name)
     path = find_model(str(source))
-    if not path.is_dir():
-        raise UserError(f"{path}: is not a checkpoint folder; images are made from checkpoints only")
+    if not is_checkpoint(path):
+        raise UserError(f"{path}: is not a checkpoint folder or .gguf file; images are made from checkpoints only")
     if out.suffix != ".tlm":
         raise UserError(f"{out}: an image's name ends in .tlm")
     if out.is_dir():
         raise UserError(f"{out}: is a folder; give the name of a file")
     if not out.resolve().parent.is_dir():
         raise UserError(f"{out}: its folder does not exist")
-    checkpoint = read_checkpoint(path)
-    convert(checkpoint, out, config)
+    with Console(stderr=True).status(f"reading {path}"):
+        checkpoint = open_checkpoint(path, latent=latent)
+    convert(checkpoint, out, config, show=True)
     print(f"{out}: {checkpoint.name} for {config.name}, {out.stat().st_size:,} bytes")
+    if isinstance(refusal := try_program(checkpoint.name, checkpoint.weights.spec, config), UserError):
+        print(
+            f"tellme: note: {refusal}; the image is right for an accelerator with these beats and larger limits",
+            file=sys.stderr,
+        )
 
 
 def _rows(title: str, rows: Sequence[tuple[str, object]]) -> Table:
@@ -266,47 +288,26 @@ def _rows(title: str, rows: Sequence[tuple[str, object]]) -> Table:
     return table
 
 
-def _decode_beats(program: Program, position: int) -> int:
-    """Beats that a decode pass at a position reads."""
-    parts = segments(program.config, program.code, program.program_address, [position], [0], 1)
-    return sum(s.beats for s in parts)
-
-
 @app.command()
 def info(
-    model: Annotated[str | None, typer.Argument(help="demo, a checkpoint folder, or a .tlm image.")] = None,
-    board_name: Board = "tiny",
+    model: Annotated[str | None, typer.Argument(help=MODEL_HELP)] = None,
+    board_name: Annotated[
+        str | None, typer.Option("--board", help="Only this preset; of a model, all are shown if left out.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check an image against its checksums.")] = False,
+    latent: Latent = False,
 ) -> None:
-    """Show a board's parameters, and a model's shape and memory on it."""
-    config = board(board_name)
+    """Show a board's parameters, or a model's shape, parts and statistics and which presets run it."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # a pipe has no width that tables should break at
     if model is None:
+        config = board(board_name or "tiny")
         fields = [(f, getattr(config, f)) for f in config.__dataclass_fields__]
         console.print(_rows(f"board {config.name}", [*fields, ("beat_bytes", config.beat_bytes)]))
         return
-    with Model.open(find_model(model), config) as opened:
-        spec = opened.spec
-        shape = [(name, getattr(spec, name)) for name in spec.__dataclass_fields__]
-        weights = spec.layers * spec.layer_weights
-        console.print(_rows(f"model {opened.name}", [*shape, ("ternary weights", weights)]))
-        program = compile_program(opened, config)
-        width = config.beat_bytes
-        beats = _decode_beats(program, program.context - 1)
-        console.print(
-            _rows(
-                f"on board {config.name}",
-                [
-                    ("positions of a cache slot", program.context),
-                    ("descriptors", program.length),
-                    ("image, bytes", opened.image.beats * width),
-                    ("logits, bytes", (program.kv_address - program.logits_address) * width),
-                    ("KV cache, bytes", (program.window_beats - program.kv_address) * width),
-                    ("buffer, bytes", program.window_beats * width),
-                    ("beats read by a decode pass, last position", beats),
-                    ("tokens/s at most, at a beat a cycle", f"{config.clock_hz / beats:,.1f}"),
-                ],
-            )
-        )
+    only = None if board_name is None else board(board_name)
+    print_info(find_model(model), only, verify=verify, latent=latent, console=console)
 
 
 # ---- bench -----------------------------------------------------------------------------------------------------------

@@ -163,7 +163,10 @@ def test_an_error_of_the_device_is_exit_code_1(machine: list[ReferenceMachine], 
     [
         (("--backend", "fpga"), "backend 'fpga' is unknown; there are sim, golden"),
         (("--board", "zcu"), "board 'zcu' is unknown; there are kv260, tiny"),
-        (("--model", "no/where"), "model 'no/where' not found; give 'demo', a checkpoint folder or a .tlm image"),
+        (
+            ("--model", "no/where"),
+            "model 'no/where' not found; give 'demo', a checkpoint folder, a .gguf file or a .tlm image",
+        ),
         (("--max-new-tokens", "0"), "max-new-tokens must be at least 1, not 0"),
         (("--max-new-tokens", "many"), "--max-new-tokens"),
         (("--temperature", "-1"), "temperature must be 0 (greedy) or a positive number, not -1.0"),
