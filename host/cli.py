@@ -17,21 +17,16 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from golden.config import PRESETS, AcceleratorConfig
-from golden.schedule import segments
 from golden.shapes import SHAPES
 from host.backends import CheckedBackend, GoldenBackend, load_weights
 from host.bench import Measurement, measure, shape
-from host.checkpoint import read_checkpoint
-from host.backends import CheckedBackend, GoldenBackend, load_weights
 from host.checkpoint import is_checkpoint, open_checkpoint
 from host.errors import CheckError, TellmeError, UserError
 from host.generate import Generation, Report
 from host.info import print_info, try_program
 from host.model import Model, convert, find_model
 from host.passes import Backend, chunks
-from host.program import Program, check_fits, compile_program, usable_context
-from host.passes import Backend
-from host.program import compile_program
+from host.program import check_fits, compile_program, usable_context
 from host.sampling import Sampling
 from host.simulation import SimulatedAccelerator, memory_timing
 from host.tokenizer import Tokenizer
