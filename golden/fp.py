@@ -149,19 +149,18 @@ def from_int(i: ArrayLike) -> F32:
 @np.errstate(all="ignore")
 def to_int8(x: ArrayLike) -> NDArray[np.int8]:
     """clip(rne(x), -128, 127); NaN gives 0."""
-    v = np.rint(np.asarray(x, np.float32))
-    v = np.asarray(np.clip(v, np.float32(-128), np.float32(127)))
-    return np.where(np.isnan(v), np.float32(0), v).astype(np.int8) if _has_nan(v) else v.astype(np.int8)
+    v = np.clip(np.rint(np.asarray(x, np.float32)), -128, 127)
+    return np.asarray(np.where(np.isnan(v), 0, v) if _has_nan(v) else v).astype(np.int8)
 
 
 @np.errstate(all="ignore")
 def to_fixed(x: ArrayLike, frac: int, width: int) -> I64:
     """rne(x * 2^frac), saturated to a signed integer of `width` (<= 48) bits; NaN gives 0."""
     # A product with a power of two is exact; float32 holds both limits of up to 25 bits.
-    dtype = np.float32 if width <= 25 else np.float64
-    v = np.rint(_flush(x).astype(dtype, copy=False) * dtype(2.0**frac))
-    v = np.asarray(np.clip(v, dtype(-(2.0 ** (width - 1))), dtype(2.0 ** (width - 1) - 1)))
-    return np.where(np.isnan(v), dtype(0), v).astype(np.int64) if _has_nan(v) else v.astype(np.int64)
+    exact = _flush(x) if width <= 25 else _flush(x).astype(np.float64)
+    v = np.rint(exact * exact.dtype.type(2.0**frac))
+    v = np.clip(v, -(2.0 ** (width - 1)), 2.0 ** (width - 1) - 1)
+    return np.asarray(np.where(np.isnan(v), 0, v) if _has_nan(v) else v).astype(np.int64)
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

@@ -451,7 +451,11 @@ class GoldenModel:
         q, scale = elementwise.quantise(stats, norm=norm, eps=self.spec.norm_eps)
         acc = ternary.product(q, m.weights, ternary.ACTIVATION)
         if keep is not None:
-            keep |= {f"{layer}.{part}.q": q, f"{layer}.{part}.scale": scale, f"{layer}.{part}.acc": acc.astype(np.int64)}
+            keep |= {
+                f"{layer}.{part}.q": q,
+                f"{layer}.{part}.scale": scale,
+                f"{layer}.{part}.acc": acc.astype(np.int64),
+            }
         return elementwise.scale(acc, m.scales, scale)
 
     def _layer(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -15,8 +19,12 @@ _EXACT_FLOAT32 = 1 << 24
 
 _EXACT_FLOAT64 = 1 << 53
 
-_BLOCK = 1 << 20
-"""Weights that are brought to float32 at a time: 4 MiB."""
+_THREADS = (os.cpu_count() or 1) if os.environ.get("OPENBLAS_NUM_THREADS") == "1" else 1
+_POOL = ThreadPoolExecutor(_THREADS, "golden")
+"""Threads that take blocks of a large matrix; one, if the BLAS brings its own (see `golden/__init__.py`)."""
+
+_BLOCK = 1 << 19
+"""Weights that are brought to float32 at a time: 2 MiB."""
 
 ACTIVATION = 128
 """Largest magnitude of an int8 activation, and so of its product with a ternary weight."""
@@ -96,7 +104,7 @@ def count_invalid(data: ArrayLike) -> int:
 # ---- products --------------------------------------------------------------------------------------------------------
 
 
-def product(a: NDArray[np.int8], b: NDArray[np.generic], bound: int) -> NDArray[np.generic]:
+def product(a: NDArray[np.int8], b: NDArray[np.generic], bound: int) -> NDArray[Any]:
     """`a @ b.T` over the last axes (with numpy's broadcasting of matrices) of integers, exactly, in a type that holds it.
 
     Parameters
@@ -122,11 +130,17 @@ def product(a: NDArray[np.int8], b: NDArray[np.generic], bound: int) -> NDArray[
         return np.matmul(x, np.swapaxes(b.astype(np.float32, copy=False), -1, -2))
     rows = max(1, _BLOCK // k)
     out = np.empty((*a.shape[:-1], len(b)), np.float32)
-    block = np.empty((rows, k), np.float32)
-    for i in range(0, len(b), rows):
-        part = b[i : i + rows]
-        np.copyto(block[: len(part)], part, casting="same_kind")
-        np.matmul(x, block[: len(part)].T, out=out[..., i : i + rows])
+    starts = iter(range(0, len(b), rows))  # shared: each thread takes the next block
+
+    def work() -> None:
+        block = np.empty((rows, k), np.float32)
+        for i in starts:
+            part = b[i : i + rows]
+            np.copyto(block[: len(part)], part, casting="same_kind")
+            np.matmul(x, block[: len(part)].T, out=out[..., i : i + rows])
+
+    for future in [_POOL.submit(work) for _ in range(_THREADS)]:
+        future.result()
     return out
 
 
