@@ -39,6 +39,7 @@ class SimDevice:
     accelerator : component with `s_axi`, `m_axi`, `irq`; hw.top.Accelerator(config) when not given. Or a built folder.
     memory_timing : MemoryTiming, or the name of a preset (sim/timing.py).
     waves : a folder for `dump.fst`; None: no waves.
+    trace : a file for the records of what every unit does (sim/trace.py); None: no trace.
 
     Attributes
     ----------
@@ -59,6 +60,7 @@ class SimDevice:
         accelerator: Elaboratable | Path | None = None,
         memory_timing: MemoryTiming | str = KV260_TIMING,
         waves: Path | None = None,
+        trace: Path | None = None,
     ) -> None:
         if isinstance(memory_timing, str):
             memory_timing = timing(memory_timing)
@@ -78,6 +80,7 @@ class SimDevice:
             # The child's own descriptor: it works whatever becomes of ours.
             "TELLME_MEMORY": self._shared.settings(memory_timing, f"/proc/self/fd/{self._shared.fd}"),
             SOCKET_FD: str(child.fileno()),
+            "TELLME_TRACE": "" if trace is None else str(trace.resolve()),
         }
         if waves is not None:
             waves.mkdir(parents=True, exist_ok=True)
