@@ -104,6 +104,11 @@ def count_invalid(data: ArrayLike) -> int:
 # ---- products --------------------------------------------------------------------------------------------------------
 
 
+def threads() -> int:
+    """Threads of large products; 1 if the BLAS brings its own."""
+    return _THREADS
+
+
 def product(a: NDArray[np.int8], b: NDArray[np.generic], bound: int) -> NDArray[Any]:
     """`a @ b.T` over the last axes (with numpy's broadcasting of matrices) of integers, exactly, in a type that holds it.
 

@@ -49,7 +49,9 @@ class Trace:
     levels: NDArray[np.int64]
 
 
-def _spans(track: str, names: Sequence[str], cycles: NDArray[np.int64], values: NDArray[np.int64], end: int) -> list[Span]:
+def _spans(
+    track: str, names: Sequence[str], cycles: NDArray[np.int64], values: NDArray[np.int64], end: int
+) -> list[Span]:
     """Spans of a track that shows `names[value - 1]`, and nothing for 0."""
     edges = np.flatnonzero(np.diff(values, prepend=-1))
     bounds = [*(int(cycles[e]) for e in edges), end]

@@ -34,7 +34,7 @@ def test_sums_of_squares_follow_the_order_of_the_hardware(n: int) -> None:
     np.testing.assert_allclose(got, (v.astype(np.float64) ** 2).sum(-1), rtol=1e-5)
 
 
-@pytest.mark.parametrize("n", [4, 36, 4096])
+@pytest.mark.parametrize("n", [4, 36, 260])
 def test_sums_of_squares_flush_and_keep_infinities_and_one_nan(n: int) -> None:
     v = features(5, n)
     v[0] *= np.float32(2.0**-66)  # squares around 2^-126
