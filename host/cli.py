@@ -22,6 +22,7 @@ from host.backends import CheckedBackend, GoldenBackend, load_weights
 from host.bench import Measurement, measure, shape
 from host.checkpoint import is_checkpoint, open_checkpoint
 from host.errors import CheckError, TellmeError, UserError
+from host.evaluate import evaluate, tables
 from host.generate import Generation, Report
 from host.info import print_info, try_program
 from host.model import Model, convert, find_model
@@ -246,6 +247,45 @@ def run(
             )
     if report.stop == "context":
         print(f"tellme: stopped, the context of {machine.context} positions is full", file=sys.stderr)
+
+
+# ---- eval ------------------------------------------------------------------------------------------------------------
+
+
+@app.command("eval")
+def eval_command(
+    model: Annotated[str, typer.Argument(help="demo, a checkpoint folder, or a .tlm image.")],
+    text: Annotated[Path, typer.Option("--text", help="UTF-8 text to score.")],
+    backend: Annotated[str, typer.Option("--backend", help="golden: NumPy; sim: the RTL under Verilator.")] = "golden",
+    reference: Annotated[str | None, typer.Option("--reference", help="Another model, to compare with.")] = None,
+    reference_backend: Annotated[
+        str, typer.Option("--reference-backend", help="golden, or torch: the checkpoint in float32.")
+    ] = "golden",
+    board_name: Board = "tiny",
+    context: Annotated[int | None, typer.Option("--context", help="Tokens of a window; default: all.")] = None,
+    stride: Annotated[int | None, typer.Option("--stride", help="From window to window; default: half.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Take so many tokens of the text.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Score a text: negative log-likelihood, perplexity, and where a model parts from a reference."""
+    result = evaluate(
+        model,
+        text,
+        board(board_name),
+        backend=backend,
+        reference_name=reference,
+        reference_backend=reference_backend,
+        context=context,
+        stride=stride,
+        max_tokens=max_tokens,
+        show=not as_json,
+    )
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+        return
+    console = Console()
+    for table in tables(result):
+        console.print(table)
 
 
 # ---- convert, info, verilog ------------------------------------------------------------------------------------------

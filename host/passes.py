@@ -158,6 +158,12 @@ class Backend(ABC):
             raise UserError(f"head lanes {first}..{first + count - 1} are not lanes of a pass of {n}")
         return self._pass(list(tokens), list(positions), list(slots), (first, count), write_logits and count > 0)
 
+    def _check_prompt(self, tokens: Sequence[int], start: int) -> None:
+        if not tokens:
+            raise UserError("there is nothing to prefill: the prompt has no tokens")
+        self._check_position(start)
+        self._check_position(start + len(tokens) - 1)
+
     def _check_position(self, position: int) -> None:
         if not 0 <= position < self.context:
             raise UserError(
@@ -173,10 +179,7 @@ class Backend(ABC):
         The head runs for the last token only, or with `all_logits` for every one; `logits` returns every logit of the
         last token. Refused as a whole, before the first pass, if it does not fit the context.
         """
-        if not tokens:
-            raise UserError("there is nothing to prefill: the prompt has no tokens")
-        self._check_position(start)
-        self._check_position(start + len(tokens) - 1)
+        self._check_prompt(tokens, start)
         results: list[PassResult] = []
         for at, n in chunks(self.config, self.group, len(tokens), start):
             i = at - start

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,8 +47,10 @@ def random_weights(spec: ModelSpec, seed: int) -> ModelWeights:
 
     def layer(i: int) -> LayerWeights:
         rng = np.random.default_rng([seed, i])
-        matrices = {n: rng.integers(-1, 2, s, np.int8) for n, s in shapes.items()}
-        scales = {f"{n}_scale": float(np.float32(rng.uniform(1, 2) / np.sqrt(s[1]))) for n, s in shapes.items()}
+        matrices: dict[str, Any] = {n: rng.integers(-1, 2, s, np.int8) for n, s in shapes.items()}
+        scales: dict[str, Any] = {
+            f"{n}_scale": float(np.float32(rng.uniform(1, 2) / np.sqrt(s[1]))) for n, s in shapes.items()
+        }
         return LayerWeights(
             **matrices,  # type: ignore[arg-type]
             **scales,  # type: ignore[arg-type]
