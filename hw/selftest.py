@@ -130,19 +130,24 @@ class SelfTest(wiring.Component):
             engine.q_data.eq(word_port.data),
         ]
 
-        # ---- beats: one behind the memory's output, refilled as it is taken ----------------------
-        running, valid = Signal(), Signal()
+        # ---- beats: two enabled stages, as a block RAM's output is too late for the decoders behind it -------------
+        running, read, valid = Signal(), Signal(), Signal()
         next_beat = Signal(range(len(beat_values) + 1))
-        more = Signal()
+        more, enable1, enable2 = Signal(), Signal(), Signal()
+        beat = Signal(8 * c.beat_bytes, reset_less=True)
         m.d.comb += [
             more.eq(next_beat != len(beat_values)),
-            engine.beats.payload.eq(beat_port.data),
+            enable2.eq(~valid | engine.beats.ready),
+            enable1.eq(running & (~read | enable2)),
+            engine.beats.payload.eq(beat),
             engine.beats.valid.eq(valid),
             beat_port.addr.eq(next_beat),
-            beat_port.en.eq(running & (~valid | engine.beats.ready)),
+            beat_port.en.eq(enable1),
         ]
-        with m.If(beat_port.en):
-            m.d.sync += [valid.eq(more), next_beat.eq(next_beat + more)]
+        with m.If(enable2):
+            m.d.sync += [beat.eq(beat_port.data), valid.eq(read)]
+        with m.If(enable1):
+            m.d.sync += [read.eq(more), next_beat.eq(next_beat + more)]
 
         # ---- results: a lane a cycle into the checksum -------------------------------------------
         rows = engine.rows_out
@@ -194,7 +199,7 @@ class SelfTest(wiring.Component):
         settle = Signal(range(SETTLE))
         with m.FSM():
             with m.State("Begin"):
-                m.d.sync += [job.eq(0), next_beat.eq(0), valid.eq(0), running.eq(1), bad.eq(0)]
+                m.d.sync += [job.eq(0), next_beat.eq(0), read.eq(0), valid.eq(0), running.eq(1), bad.eq(0)]
                 m.d.sync += [low.eq(0), high.eq(0), row_count.eq(0), cycles.eq(0), lane.eq(0)]
                 m.next = "Prepare"
             with m.State("Prepare"):  # the job's parameters are in their registers one cycle after `job`

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from amaranth.build.run import BuildPlan
 from amaranth.hdl import ClockDomain, ClockSignal, Instance, Module, Signal
 from amaranth.lib import io
 from amaranth.lib.cdc import ResetSynchronizer
 from amaranth_boards.ulx3s import ULX3S_85F_Platform
 
 from golden.config import AcceleratorConfig
+from golden.registers import build_hash
 from golden.selftest import SELFTEST
 from hw.selftest import SelfTest
 
@@ -67,3 +71,41 @@ class ULX3SSelfTest(SelfTest):
             platform.request("led", 7).o.eq(self.failed),
         ]
         return m
+
+
+# ---- building --------------------------------------------------------------------------------------------------------
+
+
+def build_name(config: AcceleratorConfig = SELFTEST) -> str:
+    """What the files of the self-test's bitstream are called, without ending."""
+    return f"tellme-{NAME}-{build_hash(config):08x}"
+
+
+STEPS = (("yosys", ".json"), ("nextpnr-ecp5", ".config"), ("ecppack", ".bit"))
+"""The tools in order, and the ending of what each writes last."""
+
+
+def plan(name: str) -> BuildPlan:
+    """Every file that the tools need, and `build_<name>.sh`, which runs them (as $YOSYS, $NEXTPNR_ECP5, $ECPPACK)."""
+    # LUT4 alone: the decoders map to fewer cells and levels than with the slices' multiplexers (142 LUT4 in 5 levels
+    # against 122 LUT4, 55 PFUMX and 33 L6MUX21 in 7; Yosys 0.70).
+    return ULX3SPlatform().prepare(
+        ULX3SSelfTest(),
+        name=name,
+        synth_opts="-nowidelut",
+        nextpnr_opts=f"--report {name}.report.json --seed 1 --timing-allow-fail",
+        ecppack_opts="--compress",
+    )
+
+
+def figures(report: dict[str, Any]) -> dict[str, float]:
+    """Of nextpnr's JSON report: routed and wanted clock in MHz, and what is used of the chip."""
+    ((_, clock),) = report["fmax"].items()
+    used = {k: v["used"] for k, v in report["utilization"].items()}
+    return {
+        "fmax_mhz": float(clock["achieved"]),
+        "clock_mhz": ULX3SPlatform.clock_hz / 1e6,
+        "comb": used["TRELLIS_COMB"],
+        "ff": used["TRELLIS_FF"],
+        "ram": used["DP16KD"],
+    }
