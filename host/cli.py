@@ -137,7 +137,7 @@ def _statistics(report: Report, config: AcceleratorConfig, console: Console) -> 
 
 @app.command()
 def run(
-    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")],
+    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue, or what to say with --chat.")],
     backend: Annotated[str, typer.Option("--backend", help="sim: the RTL under Verilator; golden: NumPy.")] = "sim",
     model: Annotated[str, typer.Option("--model", help="demo, a checkpoint folder, or a .tlm image.")] = "demo",
     board_name: Board = "tiny",
@@ -152,6 +152,9 @@ def run(
     timing: Annotated[str | None, typer.Option("--timing", help="Timing of the simulated memory.")] = None,
     waves: Annotated[Path | None, typer.Option("--waves", help="Write an FST wave file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Give the prompt to the model's chat template, as a user.")
+    ] = False,
 ) -> None:
     """Continue a prompt, printing the text as it comes."""
     if backend not in BACKENDS:
@@ -175,7 +178,10 @@ def run(
     errors = Console(stderr=True)
     with Model.open(path, config) as opened:
         tokenizer: Tokenizer = opened.tokenizer
-        prompt_ids = tokenizer.encode(prompt)
+        if chat:
+            prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}])
+        else:
+            prompt_ids = tokenizer.encode(prompt)
         eos = set(opened.eos_ids) | ({tokenizer.eos_id} if tokenizer.eos_id is not None else set())
         if max_new_tokens < 1:
             raise UserError(f"max-new-tokens must be at least 1, not {max_new_tokens}")
@@ -207,7 +213,7 @@ def run(
                 stops=stop or (),
             )
             report = generation.report
-            if not as_json:
+            if not as_json and not chat:
                 print(prompt, end="", flush=True)
             try:
                 for piece in generation:
