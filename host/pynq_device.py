@@ -25,7 +25,6 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -66,7 +65,7 @@ _START, _RESET = 1, 2
 _BUSY, _DONE = 1, 2
 
 
-class Accelerator(DefaultIP):  # type: ignore[misc]
+class Accelerator(DefaultIP):
     """What `overlay.tellme_0` is; PYNQ binds it by the type in the hardware hand-off."""
 
     bindto = [VLNV]
@@ -725,9 +724,7 @@ class PynqDevice:
     def __enter__(self) -> PynqDevice:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -763,5 +760,3 @@ def _wait_interrupt(uio: BinaryIO, timeout_s: float) -> bool:
         return False
     uio.read(4)
     return True
-
-

@@ -44,6 +44,8 @@ FOLDER = "TELLME_TEST_ACCELERATOR"
 """Environment variable: where the built simulation is, for processes that tests start."""
 BEATS = 1 << 18
 """Beats of the memory of the simulation; the demo model on tiny needs fewer."""
+LINE = 64
+"""Bytes of a cache line."""
 STEP = 20_000
 """Cycles that go by between two looks at the status register."""
 _CONTROL, _STATUS = offset("control"), offset("status")
@@ -103,14 +105,25 @@ class Bo:
     def sync(self, direction: str, size: int | None = None, offset: int = 0) -> None:
         size = self._size if size is None else size
         assert 0 <= offset <= offset + size <= self._size
-        part = slice(offset, offset + size)
         self.board.synced.append((direction, offset, size))
-        if direction == "to":  # writes back what is dirty, nothing else
-            dirty = self.cpu[part] != self._clean[part]
-            self.dram[part][dirty] = self.cpu[part][dirty]
+        # Whole lines, as caches do. An invalidated line at the edge is written back first if it is dirty.
+        first, last = offset // LINE * LINE, min(-(-(offset + size) // LINE) * LINE, self._size)
+        if direction == "to":
+            self._write_back(first, last)
         else:
-            self.cpu[part] = self.dram[part]
-        self._clean[part] = self.cpu[part]
+            for edge in {first, max(first, last - LINE)}:
+                self._write_back(edge, min(edge + LINE, last))
+            self.cpu[first:last] = self.dram[first:last]
+        self._clean[first:last] = self.cpu[first:last]
+
+    def _write_back(self, first: int, last: int) -> None:
+        """Dirty lines go to the DRAM, clean ones do not."""
+        if last == first:
+            return
+        starts = np.arange(0, last - first, LINE)
+        dirty = np.logical_or.reduceat(self.cpu[first:last] != self._clean[first:last], starts)
+        bytes_ = np.repeat(dirty, LINE)[: last - first]
+        self.dram[first:last][bytes_] = self.cpu[first:last][bytes_]
 
     def release(self) -> None:
         """The kernel takes the memory back."""
@@ -407,13 +420,14 @@ def plugged(board: Board) -> Iterator[LocalDevice]:
     for where, name, value in places:
         setattr(where, name, value)
     device = LocalDevice(board)
+    active = pynq.Device.__dict__.get("_active_device")
     pynq.Device.active_device = device
     try:
         yield device
     finally:
         for where, name, value in before:
             setattr(where, name, value)
-        del pynq.Device._active_device
+        pynq.Device._active_device = active
 
 
 def _reader(original: Callable[[Any, str], str], board: Board) -> Callable[[Any, str], str]:

@@ -22,7 +22,9 @@ from golden.config import AcceleratorConfig
 REGISTERS = 0xA000_0000
 PART = "xczu48dr-ffvg1517-2-e"
 Element = ElementTree.Element
-_LITE = "awaddr awprot awvalid awready wdata wstrb wvalid wready bresp bvalid bready araddr arprot arvalid arready rdata"
+_LITE = (
+    "awaddr awprot awvalid awready wdata wstrb wvalid wready bresp bvalid bready araddr arprot arvalid arready rdata"
+)
 _LITE += " rresp rvalid rready"
 _FULL = _LITE + " awid awlen awsize awburst awlock awcache awqos wlast bid arid arlen arsize arburst arlock arcache"
 _FULL += " arqos rid rlast"
@@ -141,7 +143,9 @@ def hand_off(config: AcceleratorConfig, *, vlnv: str = VLNV, width: int | None =
     templates = [p for p in pins if p.attrib["NAME"].startswith("saxi")]
     for pin in templates:
         pins.remove(pin)
-    irq = _add(pins, "PORT", DIR="I", NAME="pl_ps_irq0", SENSITIVITY="LEVEL_HIGH", SIGIS="INTERRUPT", SIGNAME=f"{CELL}_irq")
+    irq = _add(
+        pins, "PORT", DIR="I", NAME="pl_ps_irq0", SENSITIVITY="LEVEL_HIGH", SIGIS="INTERRUPT", SIGNAME=f"{CELL}_irq"
+    )
     _add(_add(irq, "CONNECTIONS"), "CONNECTION", INSTANCE=CELL, PORT="irq")
     for i in range(config.ports):
         bus = copy.deepcopy(hp)

@@ -21,17 +21,17 @@ from golden.config import TINY
 from golden.model import GoldenModel
 from golden.registers import IDENTITY, offset
 from host.board import BoardAccelerator
+from host.checkpoint import read_checkpoint
 from host.device import Device
 from host.driver import Accelerator
 from host.errors import DeviceError
 from host.model import Model, convert
 from host.passes import PassResult
-from host.checkpoint import read_checkpoint
 from host.program import compile_program
 from host.pynq_device import PynqDevice
 from tests.host.support import WORD, write_checkpoint
 from tests.models import small_spec
-from tests.pynq.board import Board, plugged, reference, simulation
+from tests.pynq.board import Board, reference, simulation
 from tests.pynq.files import write_build
 from tests.pynq.remote import serving
 
@@ -56,7 +56,6 @@ def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     with ExitStack() as stack:
 
         def make(board: Board) -> RemoteDevice:
-            stack.enter_context(plugged(board))
             device = RemoteDevice(0, "127.0.0.1", stack.enter_context(serving(board)))
             pynq.Device.active_device = device
             return device
