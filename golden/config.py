@@ -249,6 +249,4 @@ PYNQ_Z2 = AcceleratorConfig(
 )
 """TUL PYNQ-Z2: its 16-bit DDR3 feeds two 64-bit ports; no URAM."""
 
-PRESETS: dict[str, AcceleratorConfig] = {
-    c.name: c for c in (KV260, KR260, ZCU104, RFSOC4X2, ULTRA96V2, PYNQ_Z2, TINY)
-}
+PRESETS: dict[str, AcceleratorConfig] = {c.name: c for c in (KV260, KR260, ZCU104, RFSOC4X2, ULTRA96V2, PYNQ_Z2, TINY)}

@@ -315,6 +315,14 @@ class GoldenModel:
         n = s.filled
         return s.k[layer, :, :n], s.k_scales[layer, :, :n], s.v[layer, :, :n], s.v_scales[layer, :, :n]
 
+    def set_cache(self, slot: int, layer: int, k: I8, k_scales: F32, v: I8, v_scales: F32) -> None:
+        """Fills a slot's layer from position 0 on, in the order of `cache`; every layer must get as many positions."""
+        s = self._slot(slot)
+        n = k.shape[1]
+        s.k[layer, :, :n], s.k_scales[layer, :, :n] = k, k_scales
+        s.v[layer, :, :n], s.v_scales[layer, :, :n] = v, v_scales
+        s.filled = n
+
     def _slot(self, index: int) -> _Slot:
         slot = self._slots[index]
         if slot is None:

@@ -19,7 +19,9 @@ from typer.exceptions import TyperException
 
 from golden.config import PRESETS, AcceleratorConfig
 from golden.schedule import segments
+from golden.shapes import SHAPES
 from host.backends import CheckedBackend, GoldenBackend, load_weights
+from host.bench import Measurement, measure
 from host.board import BoardAccelerator
 from host.checkpoint import read_checkpoint
 from host.doctor import Examination
@@ -458,6 +460,88 @@ def info(
                 ],
             )
         )
+
+
+# ---- bench -----------------------------------------------------------------------------------------------------------
+
+
+@app.command("bench")
+def bench_command(
+    model: Annotated[str, typer.Option("--model", help=f"Shape: {', '.join(SHAPES)}.")],
+    board_name: Board = "kv260",
+    context: Annotated[int, typer.Option("--context", help="Cached keys of the decode pass.")] = 128,
+    prompt: Annotated[int, typer.Option("--prompt", help="Tokens to prefill; 0: none.")] = 0,
+    timing: Annotated[str, typer.Option("--timing", help="Timing of the simulated memory.")] = "kv260",
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Run every layer too, against multiplying them.")
+    ] = False,
+    trace: Annotated[Path | None, typer.Option("--trace", help="Write a trace for Perfetto or Chrome (JSON).")] = None,
+    pictures: Annotated[Path | None, typer.Option("--pictures", help="Folder for pictures (SVG).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Measure a model's real shape on the simulated accelerator, with synthetic weights."""
+    config = board(board_name)
+    memory = memory_timing(timing, None)
+    if trace is not None and not trace.resolve().parent.is_dir():
+        raise UserError(f"{trace}: its folder does not exist")
+    if pictures is not None and pictures.exists() and not pictures.is_dir():
+        raise UserError(f"{pictures}: is a file; give a folder")
+    errors = Console(stderr=True)
+    with errors.status("starting") as status:
+        measured = measure(
+            model,
+            config,
+            memory,
+            context=context,
+            prompt=prompt,
+            complete=complete,
+            trace=trace is not None or pictures is not None,
+            say=status.update if errors.is_terminal else lambda text: errors.print(text, highlight=False),
+        )
+    if trace is not None:
+        from sim.trace import write_chrome
+
+        assert measured.trace is not None
+        title = f"{model}, two layers, {context} keys, simulated {config.name}"
+        write_chrome(measured.trace, trace, clock_hz=config.clock_hz, title=title)
+    if pictures is not None:
+        from host.pictures import draw
+
+        draw(measured, pictures)
+    if as_json:
+        print(json.dumps(measured.report()))
+        return
+    _bench_tables(measured, Console())
+
+
+def _bench_tables(measured: Measurement, console: Console) -> None:
+    r = measured.report()
+    cycles = r["cycles_per_pass"]
+    rows: list[tuple[str, object]] = [
+        ("tokens/s", f"{r['tokens_per_s']:.1f}"),
+        ("cycles a token", cycles),
+        ("bytes read a token", r["bytes_per_pass"]),
+        ("GB/s", f"{r['gb_per_s']:.2f}"),
+        ("share of the beat rate", f"{r['share_of_beat_rate']:.1%}"),
+        *((f"without a beat: {k}", f"{v:,} ({v / cycles:.2%})") for k, v in r["stalls"].items()),
+        *((f"busy: {k}", f"{v:.1%}") for k, v in r["busy"].items()),
+    ]
+    if r["complete_error"] is not None:
+        rows.append(("cycles with every layer run", r["complete_cycles_per_pass"]))
+        rows.append(("error of multiplying layers", f"{r['complete_error']:+.3%}"))
+    title = f"{measured.model} on {r['board']}, simulated, timing {r['timing']}"
+    console.print(_rows(f"{title}: decode with {r['context']} keys", rows))
+    if r["ttft_s"] is not None:
+        table = Table(title=f"prefill of {r['prompt']} tokens", title_justify="left")
+        for name in ("position", "lanes", "cycles", "share of the beat rate", "stalls"):
+            table.add_column(name, justify="left" if name == "stalls" else "right")
+        for p in r["prefill"]:
+            stalls = ", ".join(f"{k} {v:,}" for k, v in p["stalls"].items() if v)
+            share = f"{p['share_of_beat_rate']:.1%}"
+            table.add_row(str(p["position"]), str(p["lanes"]), f"{p['cycles']:,}", share, stalls)
+        console.print(table)
+        console.print(f"TTFT {r['ttft_s']:.4f} s, {r['prefill_tokens_per_s']:.1f} tokens/s", highlight=False)
+    console.print("every pass equals the golden model's, bit for bit", highlight=False)
 
 
 @app.command("verilog")
