@@ -68,6 +68,8 @@ class _Group(TyperGroup):
             if runner is None or not isinstance(e, runner.SimulationError):
                 raise
             _fail(f"the simulation failed: {e}", 1)
+        if code == 130:  # typer turns Ctrl-C into this code, without a word
+            _fail("interrupted", 130)
         raise SystemExit(code if isinstance(code, int) else 0)
 
 

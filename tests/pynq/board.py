@@ -42,6 +42,8 @@ from tests.pynq.files import REGISTERS
 CONFIGS = {**PRESETS, WORD.name: WORD}
 FOLDER = "TELLME_TEST_ACCELERATOR"
 """Environment variable: where the built simulation is, for processes that tests start."""
+TAG = "TELLME_TEST_TAG"
+"""Environment variable: name of the board, for processes that are to share its lock."""
 BEATS = 1 << 18
 """Beats of the memory of the simulation; the demo model on tiny needs fewer."""
 LINE = 64
@@ -356,6 +358,8 @@ class LocalDevice(embedded_device.EmbeddedDevice):
     def __init__(self, board: Board):
         self.board = board
         super().__init__()
+        # Test suites may run beside each other; processes of one share the board's lock.
+        self.tag = os.environ.get(TAG, f"simulated-{os.getpid()}")
         self.capabilities = {"REGISTER_RW": True}
         self.arch = "aarch64"
 

@@ -56,7 +56,7 @@ def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     with ExitStack() as stack:
 
         def make(board: Board) -> RemoteDevice:
-            device = RemoteDevice(0, "127.0.0.1", stack.enter_context(serving(board)))
+            device = RemoteDevice(os.getpid(), "127.0.0.1", stack.enter_context(serving(board)))
             pynq.Device.active_device = device
             return device
 
