@@ -155,6 +155,13 @@ PYXRT = SimpleNamespace(
 )
 
 
+class _OldBo(_XrtBo):
+    """A buffer of PYNQ 3: its handle has no methods, the device syncs ranges of it."""
+
+    sync_range = Bo.sync
+    sync = property()  # type: ignore[assignment] # there is no such attribute
+
+
 class Board:
     """The hardware.
 
@@ -165,6 +172,7 @@ class Board:
     mhz : what the PL clock is left at.
     clock_stuck : the clock cannot be changed.
     uio : the kernel has a UIO device for the interrupt.
+    old_buffers : buffers are PYNQ 3's.
 
     Attributes
     ----------
@@ -185,12 +193,14 @@ class Board:
         mhz: int = 100,
         clock_stuck: bool = False,
         uio: bool = False,
+        old_buffers: bool = False,
     ):
         self._make = engine
         self._engine: Any = None
         self.config: AcceleratorConfig | None = None
         self.cma, self._free = cma, cma if free is None else free
         self.clock_stuck = clock_stuck
+        self.old_buffers = old_buffers
         self.buffers: dict[int, NDArray[np.uint8]] = {}
         self.synced: list[tuple[str, int, int]] = []
         self.allocated = 0
@@ -389,6 +399,17 @@ class LocalDevice(embedded_device.EmbeddedDevice):
             return super().get_bitfile_metadata(bitfile_name, partial)
         finally:
             made.unlink()
+
+    def flush(self, bo: Any, offset: int, ptr: int, size: int) -> None:
+        bo.sync_range("to", size, offset)
+
+    def invalidate(self, bo: Any, offset: int, ptr: int, size: int) -> None:
+        bo.sync_range("from", size, offset)
+
+    def allocate_bo(self, size: int, idx: int, cacheable: int) -> Any:
+        if self.board.old_buffers:
+            return _OldBo(self.handle, size, 0, idx)
+        return super().allocate_bo(size, idx, cacheable)
 
     def shutdown(self) -> None:
         pass

@@ -38,7 +38,7 @@ from tests.pynq.remote import serving
 pytestmark = pytest.mark.xdist_group("machine")
 
 PROMPT = [0, 7, 300, 41, 1000, 6]
-KINDS = ("simulation", "pynq", "pynq with interrupts", "pynq over the network")
+KINDS = ("simulation", "pynq", "pynq with interrupts", "pynq with buffers of version 3", "pynq over the network")
 
 
 def passes(accelerator: Accelerator) -> list[PassResult]:
@@ -74,7 +74,7 @@ def test_the_same_passes_give_the_same_bits_and_counters_on_every_device(
         accelerator = Accelerator(SimDevice(TINY, beats, accelerator=simulation("tiny"), memory_timing="ideal"), TINY)
         accelerator.load(demo)
     else:
-        made = board(uio="interrupts" in kind)
+        made = board(uio="interrupts" in kind, old_buffers="version 3" in kind)
         if "network" in kind:
             remote(made)
         accelerator = BoardAccelerator(demo, TINY, bitstream=bitstream)
