@@ -23,8 +23,8 @@ from golden.shapes import SHAPES
 from host.checkpoint import Checkpoint
 from host.errors import CheckError, UserError
 from host.model import Model, convert, demo_folder
-from host.passes import PassResult, lanes_that_fit
-from host.program import Program, compile_program, usable_context
+from host.passes import PassResult, chunks
+from host.program import Program, check_fits, compile_program, usable_context
 from host.simulation import SimulatedAccelerator
 from host.synthetic import random_weights
 from host.tokenizer import Files
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from sim.timing import MemoryTiming
     from sim.trace import Trace
 
+_CACHE_PARTS = ("K", "K scale", "V", "V scale")
 SEED = 7
 """Of weights, cached keys and tokens."""
 
@@ -174,7 +175,7 @@ class Machine:
         if head:
             token = int(want.best[0])
             value = want.logits[0, token]
-            if got.best_index[0] != token or _bits(got.best_value[0]) != _bits(value):
+            if got.best_index[0] != token or got.best_value[0].tobytes() != value.tobytes():
                 raise CheckError(
                     f"{where}: arg-max is token {got.best_index[0]} ({got.best_value[0]!r}), "
                     f"the golden model's is {token} ({value!r})"
@@ -189,17 +190,19 @@ class Machine:
         memory = self.accelerator.device.memory
         self.accelerator.device.invalidate(p.kv_address, p.window_beats - p.kv_address)
         for layer in range(s.layers):
-            want = self.golden.cache(0, layer)
+            want: tuple[NDArray[Any], ...] = self.golden.cache(0, layer)
             for h in range(s.kv_heads):
                 for b in range(position // size * size, position + n, size):
-                    got = p.kv.unpack_block(layout.unstripe(memory[:, self._block(layer, h, b)]))
+                    got: tuple[NDArray[Any], ...] = p.kv.unpack_block(
+                        layout.unstripe(memory[:, self._block(layer, h, b)])
+                    )
                     low, high = max(position, b), min(position + n, b + size)
-                    for name, g, w in zip(("K", "K scale", "V", "V scale"), got, want, strict=True):
+                    for part, g, w in zip(_CACHE_PARTS, got, want, strict=True):
                         if not np.array_equal(_bits(g[low - b : high - b]), _bits(w[h, low:high])):
-                            raise CheckError(f"{where}: {name} in layer {layer}, KV head {h} differ from golden's")
+                            raise CheckError(f"{where}: {part} in layer {layer}, KV head {h} differ from golden's")
 
 
-def _bits(x: Any) -> NDArray[Any]:
+def _bits(x: NDArray[Any]) -> NDArray[Any]:
     """Bit patterns, so that -0 and 0 differ."""
     a = np.ascontiguousarray(x)
     return a.view(np.uint32) if a.dtype == np.float32 else a
@@ -327,10 +330,11 @@ def measure(
     CheckError : a result differs from golden's.
     """
     spec = shape(name)
+    check_fits(spec, config, name)
     usable = usable_context(replace(spec, max_context=min(spec.max_context, config.max_context)), config)
-    for what, value, low in (("context", context, 0), ("prompt", prompt, 0)):
-        if not low <= value < usable:
-            raise UserError(f"{what} must be from {low} to {usable - 1} for {name} on {config.name!r}, not {value}")
+    for what, value in (("context", context), ("prompt", prompt)):
+        if not 0 <= value < usable:
+            raise UserError(f"{what} must be from 0 to {usable - 1} for {name} on {config.name!r}, not {value}")
     tokens = np.random.default_rng([SEED, 2]).integers(0, spec.vocab, max(prompt, 1)).tolist()
     # A cache no longer than needed: its length changes nothing but addresses.
     room = min(usable, max(context, prompt) + config.lanes)
@@ -364,18 +368,13 @@ def measure(
             from sim import trace as traces
 
             recorded = traces.read(file, names)
-    chunks = []
-    at = 0
-    while at < prompt:
-        n = lanes_that_fit(config, spec.heads // spec.kv_heads, at, prompt - at)
-        chunks.append((at, n))
-        at += n
+    passes = chunks(config, spec.heads // spec.kv_heads, prompt)
     prefill = []
-    if chunks:
+    if passes:
         with machine(1, 0) as m:
-            ones = [step(m, tokens[at : at + n], at, head=False) for at, n in chunks]
+            ones = [step(m, tokens[at : at + n], at, head=False) for at, n in passes]
         with machine(2, 0) as m:
-            for (at, n), one in zip(chunks, ones, strict=True):
+            for (at, n), one in zip(passes, ones, strict=True):
                 base = two = step(m, tokens[at : at + n], at, head=False)
                 if at + n == prompt:
                     base = step(m, tokens[at : at + n], at, head=True)

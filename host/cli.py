@@ -21,15 +21,15 @@ from golden.config import PRESETS, AcceleratorConfig
 from golden.schedule import segments
 from golden.shapes import SHAPES
 from host.backends import CheckedBackend, GoldenBackend, load_weights
-from host.bench import Measurement, measure
+from host.bench import Measurement, measure, shape
 from host.board import BoardAccelerator
 from host.checkpoint import read_checkpoint
 from host.doctor import Examination
 from host.errors import CheckError, TellmeError, UserError
 from host.generate import Generation, Report
 from host.model import Model, convert, find_model
-from host.passes import Backend
-from host.program import Program, compile_program
+from host.passes import Backend, chunks
+from host.program import Program, check_fits, compile_program, usable_context
 from host.sampling import Sampling
 from host.session import Session
 from host.simulation import SimulatedAccelerator, memory_timing
@@ -514,6 +514,74 @@ def bench_command(
         print(json.dumps(measured.report()))
         return
     _bench_tables(measured, Console())
+
+
+@app.command("plan")
+def plan_command(
+    model: Annotated[str, typer.Option("--model", help=f"Shape: {', '.join(SHAPES)}.")],
+    board_name: Board = "kv260",
+    context: Annotated[int, typer.Option("--context", help="Cached keys of the decode pass.")] = 128,
+    prompt: Annotated[int, typer.Option("--prompt", help="Tokens to prefill; 0: none.")] = 128,
+    timing: Annotated[str, typer.Option("--timing", help="Timing of the memory.")] = "kv260",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Analyse the weight buffer: FIFO depth, URAM, predicted stalls and tokens/s. Estimated, nothing is simulated."""
+    config = board(board_name)
+    spec = shape(model)
+    check_fits(spec, config, model)
+    memory = memory_timing(timing, None)
+    usable = usable_context(spec, config)
+    for what, value in (("context", context), ("prompt", prompt)):
+        if not 0 <= value < usable:
+            raise UserError(f"{what} must be from 0 to {usable - 1} for {model} on {config.name!r}, not {value}")
+    from sim.plan import plan, uram_count
+
+    passes = chunks(config, spec.heads // spec.kv_heads, prompt)
+    result = plan(spec, config, memory, context=context, prompt=passes)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "model": model,
+                    "board": config.name,
+                    "timing": memory.name,
+                    "estimated": True,
+                    "context": context,
+                    "prompt": prompt,
+                    "tokens_per_s": result.tokens_per_s,
+                    "ttft_s": result.ttft_s,
+                    "cycles_per_pass": result.decode.cycles,
+                    "bytes_per_pass": result.decode.beats * config.beat_bytes,
+                    "share_of_beat_rate": result.decode.beats / result.decode.cycles,
+                    "stalls": result.decode.stalls,
+                    "memory_rate": result.rate,
+                    "fifo_beats": config.fifo_beats,
+                    "fifo_beats_needed": result.depth,
+                    "uram": uram_count(config),
+                    "depths": [{"beats": d, "uram": u, "cycles_per_pass": c} for d, u, c in result.depths],
+                }
+            )
+        )
+        return
+    console = Console()
+    d = result.decode
+    rows: list[tuple[str, object]] = [
+        ("memory, beats a cycle", f"{result.rate:.4f}"),
+        ("tokens/s", f"{result.tokens_per_s:.1f}"),
+        ("cycles a token", d.cycles),
+        ("share of the beat rate", f"{d.beats / d.cycles:.1%}"),
+        *((f"without a beat: {k}", f"{v:,} ({v / d.cycles:.2%})") for k, v in d.stalls.items()),
+    ]
+    if result.ttft_s is not None:
+        rows.append((f"TTFT of {prompt} tokens, s", f"{result.ttft_s:.4f}"))
+    rows += [("FIFO built, beats", config.fifo_beats), ("FIFO needed (within 0.1 %), beats", result.depth)]
+    console.print(_rows(f"{model} on {config.name}, estimated, timing {memory.name}: {context} keys", rows))
+    table = Table(title="FIFO depth", title_justify="left")
+    for name in ("beats", "URAM288", "cycles a token"):
+        table.add_column(name, justify="right")
+    for depth, urams, cycles in result.depths:
+        table.add_row(f"{depth:,}", str(urams), f"{cycles:,}")
+    console.print(table)
 
 
 def _bench_tables(measured: Measurement, console: Console) -> None:

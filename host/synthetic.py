@@ -48,8 +48,8 @@ def random_weights(spec: ModelSpec, seed: int) -> ModelWeights:
         matrices = {n: rng.integers(-1, 2, s, np.int8) for n, s in shapes.items()}
         scales = {f"{n}_scale": float(np.float32(rng.uniform(1, 2) / np.sqrt(s[1]))) for n, s in shapes.items()}
         return LayerWeights(
-            **matrices,
-            **scales,
+            **matrices,  # type: ignore[arg-type]
+            **scales,  # type: ignore[arg-type]
             input_norm=_gain(rng, spec.hidden),
             post_norm=_gain(rng, spec.hidden),
             attn_norm=_gain(rng, spec.q_dim) if spec.attn_sub_norm else None,
