@@ -23,6 +23,9 @@ from golden.shapes import SHAPES
 from host.backends import CheckedBackend, GoldenBackend, load_weights
 from host.bench import Measurement, measure, shape
 from host.board import BoardAccelerator
+from host.boards import show_boards
+from host.build import NAMES as BUILDABLE
+from host.build import build
 from host.checkpoint import read_checkpoint
 from host.doctor import Examination
 from host.errors import CheckError, TellmeError, UserError
@@ -638,6 +641,43 @@ def verilog_command(
     except OSError as e:
         raise UserError(f"{out}: cannot be written ({e.strerror})") from e
     print(f"{out / 'tellme.v'}: {config.name}, module tellme, {len(text):,} bytes")
+
+
+# ---- boards, build ---------------------------------------------------------------------------------------------------
+
+
+@app.command("boards")
+def boards_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the tables.")] = False,
+) -> None:
+    """List the boards: what is on them, what is built for them, and which models fit."""
+    show_boards(as_json=as_json, console=Console())
+
+
+@app.command("build")
+def build_command(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the project; new, empty, or an earlier build of it.")],
+    board_name: Annotated[str, typer.Option("--board", help=f"One of {', '.join(BUILDABLE)}.")] = "kv260",
+    jobs: Annotated[int, typer.Option("--jobs", help="Processes that Vivado may use.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
+) -> None:
+    """Write a board's FPGA project, and make its bitstream if the tools are at hand."""
+    built = build(board_name, out, jobs=jobs, console=Console(stderr=True))
+    if as_json:
+        print(built.json())
+        return
+    print(f"{built.out}: {built.name}, {len(built.files)} files")
+    if "fmax_mhz" in built.facts:
+        f = built.facts
+        print(f"routed: {f['fmax_mhz']:.1f} MHz at most, it runs at {f['clock_mhz']:g} MHz (nextpnr-ecp5)")
+        print(f"used: {f['comb']:,} LUT4, {f['ff']:,} flip-flops, {f['ram']} block RAMs")
+    if built.bitstream is not None:
+        print(f"bitstream: {built.bitstream}")
+    if built.command is not None:
+        print(
+            f"no bitstream yet: vivado is not on PATH. Run, where it is (2022.1 or newer, the folder may be copied):\n"
+            f"  {built.command}"
+        )
 
 
 def main() -> None:

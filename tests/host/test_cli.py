@@ -177,7 +177,10 @@ def test_an_error_of_the_device_is_exit_code_1(machine: list[ReferenceMachine], 
     ("arguments", "message"),
     [
         (("--backend", "fpga"), "backend 'fpga' is unknown; there are sim, golden"),
-        (("--board", "zcu"), "board 'zcu' is unknown; there are kv260, tiny"),
+        (
+            ("--board", "zcu"),
+            "board 'zcu' is unknown; there are kr260, kv260, pynq_z2, rfsoc4x2, tiny, ultra96v2, zcu104",
+        ),
         (("--model", "no/where"), "model 'no/where' not found; give 'demo', a checkpoint folder or a .tlm image"),
         (("--max-new-tokens", "0"), "max-new-tokens must be at least 1, not 0"),
         (("--max-new-tokens", "many"), "--max-new-tokens"),
