@@ -330,10 +330,12 @@ def check_widths(overlay: Any, config: AcceleratorConfig, path: Path) -> str:
     ------
     DeviceError : too few ports, or a width that is not the accelerator's.
     """
+    board = BOARDS.get(config.name)
     widths = port_widths(overlay)
     bits = 8 * config.port_bytes
     said = ", ".join(f"{name} {width}" for name, width in widths.items()) or "none"
-    if len(widths) < config.ports or any(width != bits for width in widths.values()):
+    used = board.memory_ports if board is not None else tuple(widths)
+    if len(used) < config.ports or any(widths.get(name) != bits for name in used):
         raise DeviceError(
             f"{path}: the design uses the memory ports {said} (bits), the accelerator needs {config.ports} of {bits}; "
             f"build it with tellme build --board {config.name}"

@@ -5,10 +5,12 @@ All devices hold the RTL of the tiny preset; they differ in the device class alo
 
 from __future__ import annotations
 
+import ast
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import pynq
 import pytest
 from pynq.pl_server.remote_device import RemoteDevice
 
-from golden.boards import CELL, VLNV
+from golden.boards import BOARDS, CELL, VLNV
 from golden.config import TINY
 from golden.model import GoldenModel
 from golden.registers import IDENTITY, offset
@@ -28,7 +30,8 @@ from host.errors import DeviceError
 from host.model import Model, convert
 from host.passes import PassResult
 from host.program import compile_program
-from host.pynq_device import PynqDevice
+from host.pynq_device import PynqDevice, check_widths, port_widths
+from hw.platforms.vivado import ps_parameters
 from tests.host.support import WORD, write_checkpoint
 from tests.models import small_spec
 from tests.pynq.board import Board, reference, simulation
@@ -209,3 +212,26 @@ def test_an_interrupt_that_never_comes_is_replaced_by_polling(
         first = accelerator.decode(5, 0)
         assert not accelerator.device.interrupts and made.interrupts == 0
         assert accelerator.decode(5, 0).best_index == first.best_index
+
+
+@pytest.mark.parametrize("name", sorted(BOARDS))
+def test_the_driver_reads_the_port_widths_that_the_build_sets(name: str) -> None:
+    """The parameters in the Tcl of `tellme build` are the ones the check looks at, on each board."""
+    board = BOARDS[name]
+    parameters = ps_parameters(board.config, board)
+    overlay = SimpleNamespace(ip_dict={"ps": {"type": f"xilinx.com:ip:{board.ps}:1.0", "parameters": parameters}})
+    assert set(port_widths(overlay)) == set(board.memory_ports)
+    said = check_widths(overlay, board.config, Path("x.bit"))
+    assert all(f"{port} {board.port_bits}" in said for port in board.memory_ports)
+    for key, value in parameters.items():
+        if key.startswith(("PSU__USE__S_AXI_GP", "PCW_USE_S_AXI_HP")) and value == "1":
+            parameters[key] = "0"
+            with pytest.raises(DeviceError, match=f"tellme build --board {name}"):
+                check_widths(overlay, board.config, Path("x.bit"))
+            break
+
+
+def test_the_host_is_written_for_the_python_of_the_boards() -> None:
+    """Ubuntu 22.04 on the boards has Python 3.10; what runs there must be 3.10's language."""
+    for path in (*Path("golden").glob("*.py"), *Path("host").glob("*.py")):
+        ast.parse(path.read_text(), str(path), feature_version=(3, 10))
