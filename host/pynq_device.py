@@ -401,6 +401,10 @@ def open_overlay(bitstream: Bitstream, device: Any) -> Any:
     DeviceError : PYNQ cannot.
     """
     with _loading(bitstream.path):
+        # PYNQ keeps the parsed hand-off of the last bitstream, and finds it again by the .bit alone.
+        for name in ("_current_metadata.pkl", "_current_metadata.json"):
+            with contextlib.suppress(OSError):
+                Path(pynq.pl_server.__file__).with_name(name).unlink()
         return pynq.Overlay(str(bitstream.path), download=False, device=device)
 
 

@@ -180,6 +180,7 @@ class Board:
     synced : every cache maintenance: direction, offset, size.
     violations : what no driver may do to a board, in words.
     loads : configurations so far.
+    files : of the board's file system, over the network.
     fail_load : the next configuration fails.
     on_status : called at every read of the status register.
     """
@@ -207,6 +208,7 @@ class Board:
         self.allocation_fails = False
         self.violations: list[str] = []
         self.loads = 0
+        self.files: dict[str, bytes] = {}
         self.fail_load: Exception | None = None
         self.on_status: Callable[[], None] | None = None
         self.override: dict[str, int] = {}

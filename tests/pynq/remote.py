@@ -31,7 +31,8 @@ FPGA_MANAGER = "/sys/class/fpga_manager/fpga0/"
 class _Device(remote_device_pb2_grpc.RemoteDeviceServicer):
     def __init__(self, board: Board):
         self.board = board
-        self.files: dict[str, bytes] = {
+        self.files = board.files
+        self.files |= {
             "/proc/version": b"Linux version 6.6.40-xilinx aarch64",
             FPGA_MANAGER + "state": b"operating",
             FPGA_MANAGER + "flags": b"0",
