@@ -214,6 +214,7 @@ def _machine(
     check: bool = False,
     bitstream: Path | None = None,
     context: int | None = None,
+    latent: bool = False,
 ) -> Backend:
     """Opens a back end with a model loaded."""
     if backend == "board":
@@ -221,7 +222,7 @@ def _machine(
     what = {"golden": "opening the model", "sim": "building the simulation", "board": "loading bitstream and model"}
     with console.status(what[backend]):
         if backend == "golden":
-            return GoldenBackend(load_weights(path, config), config, context=context)
+            return GoldenBackend(load_weights(path, config, latent=latent), config, context=context)
         machine: Backend
         if backend == "board":
             machine = BoardAccelerator(opened, config, bitstream=bitstream, context=context)
@@ -229,7 +230,8 @@ def _machine(
             machine = SimulatedAccelerator(opened, config, timing=memory, waves=waves, context=context)
         if check:
             try:
-                return CheckedBackend(machine, GoldenBackend(load_weights(path, config), config))
+                reference = GoldenBackend(load_weights(path, config, latent=latent), config, context=machine.context)
+                return CheckedBackend(machine, reference)
             except BaseException:
                 machine.close()
                 raise
@@ -239,11 +241,8 @@ def _machine(
 @app.command()
 def run(
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue, or what to say with --chat.")],
-    backend: Annotated[str, typer.Option("--backend", help="sim: the RTL under Verilator; golden: NumPy.")] = "sim",
-    model: Annotated[str, typer.Option("--model", help=MODEL_HELP)] = "demo",
-    board_name: Board = "tiny",
     backend: BackendName = "sim",
-    model: Annotated[str, typer.Option("--model", help="demo, a checkpoint folder, or a .tlm image.")] = "demo",
+    model: Annotated[str, typer.Option("--model", help=MODEL_HELP)] = "demo",
     board_name: AnyBoard = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Most tokens to make.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", help="0: greedy.")] = 0.0,
@@ -298,20 +297,18 @@ def run(
                 f"the prompt has {len(prompt_ids)} tokens, but the context of {opened.name} on board {config.name!r} "
                 f"is {context} positions; shorten the prompt"
             )
-        with errors.status("opening the model" if backend == "golden" else "building the simulation"):
-            if memory is None:
-                machine: Backend = GoldenBackend(load_weights(path, config, latent=latent), config, context=context)
-            else:
-                machine = SimulatedAccelerator(opened, config, timing=memory, waves=waves, context=positions)
-                if check:
-                    try:
-                        reference = GoldenBackend(load_weights(path, config, latent=latent), config, context=context)
-                        machine = CheckedBackend(machine, reference)
-                    except BaseException:
-                        machine.close()
-                        raise
         machine = _machine(
-            backend, opened, path, config, errors, memory=memory, waves=waves, check=check, bitstream=bitstream
+            backend,
+            opened,
+            path,
+            config,
+            errors,
+            memory=memory,
+            waves=waves,
+            check=check,
+            bitstream=bitstream,
+            context=positions,
+            latent=latent,
         )
         with machine:
             generation = Generation(
@@ -352,7 +349,7 @@ def run(
 
 @app.command("eval")
 def eval_command(
-    model: Annotated[str, typer.Argument(help="demo, a checkpoint folder, or a .tlm image.")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     text: Annotated[Path, typer.Option("--text", help="UTF-8 text to score.")],
     backend: Annotated[str, typer.Option("--backend", help="golden: NumPy; sim: the RTL under Verilator.")] = "golden",
     reference: Annotated[str | None, typer.Option("--reference", help="Another model, to compare with.")] = None,
@@ -392,7 +389,7 @@ def eval_command(
 @app.command()
 def chat(
     backend: BackendName = "sim",
-    model: Annotated[str, typer.Option("--model", help="demo, a checkpoint folder, or a .tlm image.")] = "demo",
+    model: Annotated[str, typer.Option("--model", help=MODEL_HELP)] = "demo",
     board_name: AnyBoard = None,
     bitstream: Bitstream = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
