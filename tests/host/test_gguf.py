@@ -139,11 +139,12 @@ def test_a_scale_tensor_multiplies_the_blocks_scale(tmp_path: Path, kind: int):
 
 @pytest.mark.parametrize("kind", TERNARY)
 def test_blocks_and_matrices_of_zeros(tmp_path: Path, kind: int):
-    weights = model()
-    layer = weights.layers[0]
-    layer.q[:5] = 0
-    layer.q[7, :128] = 0
-    layer.k[:] = 0
+    weights = model(layers=1)
+    q = weights.layers[0].q.copy()
+    q[:5] = 0
+    q[7, :128] = 0
+    layer = replace(weights.layers[0], q=q, k=np.zeros_like(weights.layers[0].k))
+    weights = replace(weights, layers=[layer])
     got = read_gguf(write_gguf(tmp_path / "m.gguf", weights, kind=kind)).weights.layers[0]
     np.testing.assert_array_equal(got.q, layer.q)
     assert not got.k.any() and got.k_scale > 0
@@ -154,7 +155,7 @@ def test_a_block_of_scale_0_is_zeros_whatever_its_codes(tmp_path: Path):
     o = gguf.quants.quantize(np.float32(small(hidden=256).layers[0].q) * 0.5, T.TQ2_0)
     o[3, :64], o[3, 64:] = 0xE4, 0  # codes 0, 1, 2, 3
     got = read_gguf(write_gguf(tmp_path / "m.gguf", small(hidden=256), tensors={Q: (o, T.TQ2_0)})).weights.layers[0]
-    want = small(hidden=256).layers[0].q
+    want = small(hidden=256).layers[0].q.copy()
     want[3] = 0
     np.testing.assert_array_equal(got.q, want)
 
@@ -616,7 +617,7 @@ def test_the_command_converts_and_runs_a_gguf_file(tmp_path: Path):
     run = ("run", "--backend", "golden", "--prompt", "Once upon a time", "--max-new-tokens", "3", "--json", "--model")
     plain, chat, direct = tellme(*run, str(image)), tellme(*run, str(image), "--chat"), tellme(*run, str(file))
     assert plain.exit_code == 0, plain.output
-    assert json.loads(plain.stdout)["prompt_ids"] == [0, 432, 433, 260, 406]
+    assert json.loads(plain.stdout)["prompt_ids"] == Tokenizer(Files.read(DEMO), 1024).encode("Once upon a time")
     assert plain.stdout == chat.stdout == direct.stdout
     broken = tmp_path / "n.gguf"
     broken.write_bytes(file.read_bytes()[:-4000])
