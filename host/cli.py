@@ -62,6 +62,8 @@ class _Group(TyperGroup):
             if runner is None or not isinstance(e, runner.SimulationError):
                 raise
             _fail(f"the simulation failed: {e}", 1)
+        if code == 130:  # how typer reports Ctrl-C, without a word
+            _fail("interrupted", 130)
         raise SystemExit(code if isinstance(code, int) else 0)
 
 
