@@ -14,6 +14,9 @@ CHUNK = 4
 PARTIALS = 8
 """Partial sums of squares of a token; part of the numerics (order of sums)."""
 
+MAX_GROUP = 8
+"""Query heads that may share a KV head (width of the attention unit's counters)."""
+
 
 class ConfigError(ValueError):
     """A parameter is outside what the generator can build."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from golden import attention, elementwise, fp, head, layout, ternary
-from golden.config import AcceleratorConfig
+from golden.config import MAX_GROUP, AcceleratorConfig
 
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
@@ -34,6 +34,53 @@ def _require(condition: bool, message: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How the rotary frequencies of a model were changed to lengthen its context.
+
+    Parameters
+    ----------
+    kind : 'linear' divides every frequency by `factor`; 'llama3' divides those whose wavelength is above
+        original_context / low_freq_factor, keeps those below original_context / high_freq_factor, and blends between.
+    factor : at least 1.
+    low_freq_factor, high_freq_factor, original_context : of 'llama3'; low < high, context in positions.
+
+    Raises
+    ------
+    ModelError : with the bad value and the limit.
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_context: int = 8192
+
+    def __post_init__(self) -> None:
+        _require(self.kind in ("linear", "llama3"), f"rope scaling must be 'linear' or 'llama3', not {self.kind!r}")
+        _require(1 <= self.factor < np.inf, f"rope scaling factor must be at least 1, not {self.factor}")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        _require(
+            0 < low < high < np.inf, f"rope scaling needs 0 < low_freq_factor < high_freq_factor, not {low}, {high}"
+        )
+        _require(self.original_context > 0, f"original_context must be positive, not {self.original_context}")
+
+    def apply(self, inverse: F32) -> F32:
+        """Scaled inverse frequencies, in float32 as the reference computes them."""
+        factor = np.float32(self.factor)
+        if self.kind == "linear":
+            return np.asarray(inverse / factor, np.float32)
+        context, low, high = (
+            np.float32(v) for v in (self.original_context, self.low_freq_factor, self.high_freq_factor)
+        )
+        wavelength = np.float32(2 * np.pi) / inverse
+        smooth = (context / wavelength - low) / (high - low)
+        blended = (np.float32(1) - smooth) * inverse / factor + smooth * inverse
+        scaled = np.where(wavelength > context / low, inverse / factor, inverse)
+        medium = (wavelength >= context / high) & (wavelength <= context / low)
+        return np.where(medium, blended, scaled).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """Shape of a model. Construction validates.
 
@@ -50,6 +97,7 @@ class ModelSpec:
     norm_eps : epsilon of every RMS norm.
     max_context : positions.
     tied : whether the head is the embedding.
+    rope_scaling : of the rotary frequencies, None if they are as `rope_theta` says.
 
     Raises
     ------
@@ -70,6 +118,7 @@ class ModelSpec:
     norm_eps: float = 1e-5
     max_context: int = 256
     tied: bool = True
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
         for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_context"):
@@ -114,9 +163,16 @@ class ModelSpec:
             ("heads * head_dim", self.q_dim, config.max_features // 2),
             ("heads", self.heads, config.max_heads),
             ("head_dim", self.head_dim, config.max_head_dim),
+            ("query heads of a KV head", self.heads // self.kv_heads, MAX_GROUP),
             ("max_context", self.max_context, config.max_context),
         ):
             _require(value <= limit, f"{name} is {value}, but accelerator {config.name!r} holds at most {limit}")
+
+
+def _check_shapes(shapes: Sequence[tuple[str, ArrayLike | None, tuple[int, ...] | None]]) -> None:
+    for name, array, shape in shapes:
+        have = None if array is None else np.shape(array)
+        _require(have == shape, f"{name} must have shape {shape}, not {have}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,12 +201,31 @@ class LayerWeights:
     attn_norm: F32 | None = None
     ffn_norm: F32 | None = None
 
+    def check(self, spec: ModelSpec, index: int) -> None:
+        """Raises ModelError unless every array of this layer, the model's `index`-th, has the shape of the specification."""
+        s = spec
+        shapes: dict[str, tuple[int, ...] | None] = {
+            "q": (s.q_dim, s.hidden),
+            "k": (s.kv_dim, s.hidden),
+            "v": (s.kv_dim, s.hidden),
+            "o": (s.hidden, s.q_dim),
+            "gate": (s.ffn, s.hidden),
+            "up": (s.ffn, s.hidden),
+            "down": (s.hidden, s.ffn),
+            "input_norm": (s.hidden,),
+            "post_norm": (s.hidden,),
+            "attn_norm": (s.q_dim,) if s.attn_sub_norm else None,
+            "ffn_norm": (s.ffn,) if s.ffn_sub_norm else None,
+        }
+        _check_shapes([(f"layer {index} {name}", getattr(self, name), shape) for name, shape in shapes.items()])
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelWeights:
     """Weights of a model: specification, layers, last norm, int8 embedding and head rows with a float32 scale each.
 
-    A tied model has head and head_scales None: the embedding's are used.
+    A tied model has head and head_scales None: the embedding's are used. A list of layers is checked here; a sequence that
+    makes its layers when asked for them checks each with `LayerWeights.check`.
 
     Raises
     ------
@@ -175,24 +250,10 @@ class ModelWeights:
             ("head", self.head, None if s.tied else (s.vocab, s.hidden)),
             ("head_scales", self.head_scales, None if s.tied else (s.vocab,)),
         ]
-        for i, w in enumerate(self.layers):
-            matrices: dict[str, tuple[int, ...] | None] = {
-                "q": (s.q_dim, s.hidden),
-                "k": (s.kv_dim, s.hidden),
-                "v": (s.kv_dim, s.hidden),
-                "o": (s.hidden, s.q_dim),
-                "gate": (s.ffn, s.hidden),
-                "up": (s.ffn, s.hidden),
-                "down": (s.hidden, s.ffn),
-                "input_norm": (s.hidden,),
-                "post_norm": (s.hidden,),
-                "attn_norm": (s.q_dim,) if s.attn_sub_norm else None,
-                "ffn_norm": (s.ffn,) if s.ffn_sub_norm else None,
-            }
-            shapes += [(f"layer {i} {name}", getattr(w, name), shape) for name, shape in matrices.items()]
-        for name, array, shape in shapes:
-            have = None if array is None else np.shape(array)
-            _require(have == shape, f"{name} must have shape {shape}, not {have}")
+        _check_shapes(shapes)
+        if isinstance(self.layers, (list, tuple)):
+            for i, layer in enumerate(self.layers):
+                layer.check(s, i)
 
     @property
     def head_rows(self) -> tuple[I8, F32]:
@@ -211,6 +272,8 @@ def rope_tables(spec: ModelSpec, positions: int | None = None) -> tuple[F32, F32
     exponent = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
     power = np.float64(spec.rope_theta) ** exponent.astype(np.float64)
     inverse = np.float32(1) / power.astype(np.float32)
+    if spec.rope_scaling is not None:
+        inverse = spec.rope_scaling.apply(inverse)
     n = spec.max_context if positions is None else positions
     angle = (np.arange(n, dtype=np.float32)[:, None] * inverse).astype(np.float64)
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)

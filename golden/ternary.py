@@ -31,6 +31,8 @@ ACTIVATION = 128
 
 _POWERS = 3 ** np.arange(TRITS_PER_BYTE)
 _TRITS = (np.arange(MAX_CODE + 1)[:, None] // _POWERS % 3 - 1).astype(np.int8)
+_QUINTETS = np.ascontiguousarray(_TRITS).view(f"V{TRITS_PER_BYTE}").reshape(-1)
+"""The weights of a byte as one element, which is looked up in a fraction of the time."""
 
 
 class WeightError(ValueError):
@@ -40,24 +42,34 @@ class WeightError(ValueError):
 # ---- quantisation ----------------------------------------------------------------------------------------------------
 
 
-def quantise(latent: ArrayLike) -> tuple[NDArray[np.int8], np.float32]:
+def latent_scale(total: float, count: int) -> np.float32:
+    """The scale of `count` latent weights whose magnitudes sum up to `total`: their mean, at least 1e-5."""
+    return np.float32(max(total / count, 1e-5))
+
+
+def quantise(latent: ArrayLike, scale: np.float32 | None = None) -> tuple[NDArray[np.int8], np.float32]:
     """Ternary weights and their scale of latent (trained, float) weights: `w = rne(latent / mean|latent|)` in -1..1.
 
-    The mean is at least 1e-5; quotients are float32 products with its reciprocal, as in BitNet's reference.
+    `scale` is given when `latent` is only a part of the matrix. Quotients are float32 products with its reciprocal, as
+    in BitNet's reference.
     """
     x = np.asarray(latent, np.float32)
-    scale = np.float32(max(np.abs(x).mean(dtype=np.float64), 1e-5))
-    return np.clip(np.rint(x * (np.float32(1) / scale)), -1, 1).astype(np.int8), scale
+    if scale is None:
+        scale = latent_scale(float(np.abs(x).sum(dtype=np.float64)), x.size)
+    q = x * (np.float32(1) / scale)
+    np.rint(q, out=q)
+    return np.clip(q, -1, 1, out=q).astype(np.int8), scale
 
 
 def check(weights: ArrayLike) -> NDArray[np.int8]:
     """`weights` as int8. Raises WeightError, with the first bad value and its place, unless all are -1, 0 or 1."""
     w = np.asarray(weights)
-    bad = ~((w == -1) | (w == 0) | (w == 1))
+    # Of int8, a byte of w + 1 above 2 says it in a third of the time.
+    bad = (w.view(np.uint8) + np.uint8(1)) > 2 if w.dtype == np.int8 else ~((w == -1) | (w == 0) | (w == 1))
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         raise WeightError(f"weights must be -1, 0 or 1; found {w[place]} at {place}")
-    return w.astype(np.int8)
+    return w.astype(np.int8, copy=False)
 
 
 # ---- packing ---------------------------------------------------------------------------------------------------------
@@ -75,7 +87,11 @@ def pack(weights: ArrayLike) -> NDArray[np.uint8]:
     padded = np.zeros((*w.shape[:-1], -(-n // TRITS_PER_BYTE), TRITS_PER_BYTE), np.uint8)
     padded.reshape(*w.shape[:-1], -1)[..., :n] = w.view(np.uint8)  # -1 wraps to 255, and back with the 1 below
     padded += 1
-    return (padded * _POWERS.astype(np.uint8)).sum(axis=-1, dtype=np.uint8)
+    out = padded[..., -1].copy()
+    for j in range(TRITS_PER_BYTE - 2, -1, -1):
+        out *= 3
+        out += padded[..., j]
+    return out
 
 
 def unpack(data: ArrayLike, count: int | None = None) -> NDArray[np.int8]:
@@ -90,7 +106,7 @@ def unpack(data: ArrayLike, count: int | None = None) -> NDArray[np.int8]:
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         raise WeightError(f"a byte of packed weights must be at most {MAX_CODE}; found {b[place]} at {place}")
-    w = _TRITS[b].reshape(*b.shape[:-1], -1)
+    w = _QUINTETS[b].view(np.int8).reshape(*b.shape[:-1], b.shape[-1] * TRITS_PER_BYTE)
     if count is not None and count > w.shape[-1]:
         raise WeightError(f"{b.shape[-1]} bytes hold {w.shape[-1]} weights, not {count}")
     return w if count is None else w[..., :count]

@@ -11,7 +11,7 @@ import numpy as np
 import golden.model
 from golden.config import AcceleratorConfig
 from golden.model import GoldenModel, ModelWeights
-from host.checkpoint import golden_errors, read_checkpoint
+from host.checkpoint import golden_errors, is_checkpoint, open_checkpoint
 from host.errors import CheckError
 from host.image import Image
 from host.model import Model
@@ -144,6 +144,8 @@ class CheckedBackend(Backend):
         self.reference.close()
 
 
-def load_weights(path: Path, config: AcceleratorConfig) -> ModelWeights:
-    """Weights of a checkpoint folder, or of an image made for `config`'s beats."""
-    return read_checkpoint(path).weights if path.is_dir() else Model(Image(path), config).weights()
+def load_weights(path: Path, config: AcceleratorConfig, *, latent: bool = False) -> ModelWeights:
+    """Weights of a checkpoint, or of an image made for `config`'s beats."""
+    if is_checkpoint(path):
+        return open_checkpoint(path, latent=latent).weights
+    return Model(Image(path), config).weights()

@@ -1,9 +1,22 @@
-"""Reads a Hugging Face `bitnet` checkpoint folder into the golden model's weights.
+"""Reads checkpoints into the golden model's weights: Hugging Face folders here, GGUF files in host/gguf.py.
 
-Ternary matrices come in two forms. *Packed*: uint8 [N/4, K], byte row r holding output rows r + i*N/4 at bits 2i as
+Families of Hugging Face checkpoints, told apart by config.json:
+
+| family | recognised by | layers |
+|---|---|---|
+| BitNet (microsoft/bitnet-b1.58-2B-4T) | model_type `bitnet` | sub-norms, squared ReLU or SiLU |
+| first BitNet (1bitLLM/bitnet_b1_58-*) | architecture `BitnetForCausalLM` | sub-norms under their first names, SiLU |
+| LLaMA of 1.58 bit (Falcon3-1.58bit, Llama3-8B-1.58) | model_type `llama`, and `quantization_config` of `bitnet` | no sub-norms, SiLU |
+
+Ternary matrices come in three forms. *Packed*: uint8 [N/4, K], byte row r holding output rows r + i*N/4 at bits 2i as
 weight + 1, with a `weight_scale` that multiplies the outputs (linear class `autobitlinear`) or divides them
-(`bitlinear`). *Latent*: trained floating-point weights, quantised here by their mean magnitude. Embedding and head
-become int8 rows with a scale each.
+(`bitlinear`). *Latent*: trained floating-point weights, quantised here by their mean magnitude as the model itself does
+at every use; that is right only for models trained so, which is what their config.json declares. *Ternary in
+floating-point*: -s, 0 and s, where nothing is declared, or beside a `weight_scale` (what transformers writes of a packed
+model that it has read). Anything else is no ternary model. Embedding and head become int8 rows with a scale each.
+
+What the headers of a checkpoint say (names, shapes, types) and the scales are checked when it is opened; weights when
+they are read.
 """
 
 from __future__ import annotations
@@ -21,7 +34,7 @@ from numpy.typing import NDArray
 from golden import head, ternary
 from golden.config import ConfigError
 from golden.layout import LayoutError
-from golden.model import LayerWeights, ModelError, ModelSpec, ModelWeights, PassError
+from golden.model import LayerWeights, ModelError, ModelSpec, ModelWeights, PassError, RopeScaling
 from host.errors import UserError
 from host.tensors import FLOATS, Tensors, read_json
 from host.tokenizer import Files
@@ -35,12 +48,18 @@ _MATRICES = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
+_NORMS = {"input_norm": "input_layernorm.weight", "post_norm": "post_attention_layernorm.weight"}
 # The second name is what `1bitLLM/bitnet_b1_58-*` calls it.
-_ATTN_NORM = ("self_attn.attn_sub_norm.weight", "self_attn.inner_attn_ln.weight")
-_FFN_NORM = ("mlp.ffn_sub_norm.weight", "mlp.ffn_layernorm.weight")
+_SUB_NORMS = {
+    "attn_norm": ("self_attn.attn_sub_norm.weight", "self_attn.inner_attn_ln.weight"),
+    "ffn_norm": ("mlp.ffn_sub_norm.weight", "mlp.ffn_layernorm.weight"),
+}
 _IGNORED = ("rotary_emb.inv_freq",)
 _ACTIVATIONS = {"relu2": "relu2", "silu": "silu", "swish": "silu"}
 _EMBEDDING, _HEAD, _NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+_FLOATING = ("lm_head", "embed_tokens")
+_LINEAR_CLASSES = ("bitlinear", "autobitlinear")
+_GGUF_MAGIC = b"GGUF"
 
 
 @contextmanager
@@ -53,11 +72,17 @@ def golden_errors(where: object) -> Iterator[None]:
 
 
 class LazyLayers(Sequence[LayerWeights]):
-    """Layers made when they are asked for; the last one is kept."""
+    """Layers of a specification, made and checked when they are asked for; the last one is kept."""
 
-    def __init__(self, count: int, make: Callable[[int], LayerWeights]):
-        self._count = count
-        self._make = lru_cache(maxsize=1)(make)
+    def __init__(self, spec: ModelSpec, make: Callable[[int], LayerWeights]):
+        self._count = spec.layers
+
+        def checked(i: int) -> LayerWeights:
+            layer = make(i)
+            layer.check(spec, i)
+            return layer
+
+        self._make = lru_cache(maxsize=1)(checked)
 
     def __len__(self) -> int:
         return self._count
@@ -88,186 +113,378 @@ class Checkpoint:
     eos_ids: tuple[int, ...]
 
 
+# ---- config.json -----------------------------------------------------------------------------------------------------
+
+
 def _integer(config: dict[str, Any], name: str, path: Path, default: int | None = None) -> int:
     value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise UserError(f"{path}: {name} must be a positive integer, not {value!r}")
+    if type(value) is not int or not 0 < value < 1 << 31:
+        raise UserError(f"{path}: {name} must be a positive integer (below 2^31), not {value!r}")
     return value
 
 
 def _number(config: dict[str, Any], name: str, path: Path, default: float | None = None) -> float:
     value = config.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value) or value <= 0:
-        raise UserError(f"{path}: {name} must be a positive number, not {value!r}")
-    return float(value)
+    if type(value) not in (int, float) or not 0 < value < 3e38:  # type: ignore[operator]
+        raise UserError(f"{path}: {name} must be a positive number (of float32), not {value!r}")
+    return float(value)  # type: ignore[arg-type]
 
 
-def _read_spec(path: Path, config: dict[str, Any], tensors: Tensors) -> ModelSpec:
-    architectures = " ".join(map(str, config.get("architectures") or [])).lower()
-    if config.get("model_type") != "bitnet" and "bitnet" not in architectures:
+def _flag(config: dict[str, Any], name: str, path: Path) -> bool:
+    value = config.get(name, False)
+    if type(value) is not bool:
+        raise UserError(f"{path}: {name} must be true or false, not {value!r}")
+    return value
+
+
+def _object(config: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """A JSON object of the configuration; empty if it is absent or null."""
+    value = config.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: {name} must be a JSON object, not {value!r}")
+    return value
+
+
+@dataclass(frozen=True)
+class _Family:
+    """What config.json says of the kind of model.
+
+    bitnet : BitNet proper, whose layers have sub-norms; otherwise LLaMA.
+    declared : trained for ternary weights, so that floating-point ones are latent.
+    divides : a weight_scale divides the outputs.
+    """
+
+    bitnet: bool
+    declared: bool
+    divides: bool
+
+
+def _read_family(path: Path, config: dict[str, Any]) -> _Family:
+    architectures = config.get("architectures") or []
+    names = architectures if isinstance(architectures, list) else [architectures]
+    kind = config.get("model_type")
+    bitnet = kind == "bitnet" or any("bitnet" in str(a).lower() for a in names)
+    if not bitnet and kind != "llama" and "LlamaForCausalLM" not in names:
         raise UserError(
-            f"{path}: model_type is {config.get('model_type')!r}; only 'bitnet' models (ternary weights) can be run"
+            f"{path}: model_type is {kind!r}, architectures {names!r}; supported are 'bitnet', BitnetForCausalLM (1bitLLM) "
+            "and 'llama', with ternary weights"
         )
-    for name in ("attention_bias", "mlp_bias"):
-        if config.get(name):
-            raise UserError(f"{path}: {name} is set; linear layers with a bias are not supported")
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    if kind != "default":
-        raise UserError(f"{path}: rope_type is {kind!r}; only 'default' rotary embeddings are supported")
-    quantisation = config.get("quantization_config") or {}
+    bits = config.get("weight_bits", 1), config.get("input_bits", 8)
+    if bits != (1, 8):
+        raise UserError(
+            f"{path}: weight_bits, input_bits are {bits[0]!r}, {bits[1]!r}; supported are 1 (ternary) and 8"
+        )
+    quantisation = _object(config, "quantization_config", path)
+    method = quantisation.get("quant_method", "bitnet")
+    if method != "bitnet":
+        raise UserError(
+            f"{path}: quant_method in quantization_config is {method!r}; only 'bitnet' (ternary weights) can be run"
+        )
     if quantisation.get("use_rms_norm"):
         raise UserError(
             f"{path}: use_rms_norm in quantization_config is set; norms inside linear layers are not supported"
         )
-    activation = config.get("hidden_act", "relu2")
-    if activation not in _ACTIVATIONS:
+    kept = quantisation.get("modules_to_not_convert") or []
+    for name in kept if isinstance(kept, list) else [kept]:
+        if str(name).removesuffix(".weight").split(".")[-1] not in _FLOATING:
+            raise UserError(f"{path}: modules_to_not_convert holds {name!r}; only the head may stay floating-point")
+    # transformers' default where it is not named; without any quantization_config a packed BitNet is Microsoft's.
+    default = "bitlinear" if quantisation or not bitnet else "autobitlinear"
+    linear_class = quantisation.get("linear_class", default)
+    if linear_class not in _LINEAR_CLASSES:
+        raise UserError(f"{path}: linear_class is {linear_class!r}; supported are {' and '.join(_LINEAR_CLASSES)}")
+    declared = bitnet or bool(quantisation) or "weight_bits" in config
+    return _Family(bitnet, declared, linear_class == "bitlinear")
+
+
+def _read_rope(path: Path, config: dict[str, Any], context: int) -> tuple[dict[str, Any], RopeScaling | None]:
+    """The object that may hold rope_theta, and the scaling of the frequencies."""
+    rope = _object(config, "rope_parameters", path) or _object(config, "rope_scaling", path)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
+        raise UserError(f"{path}: partial_rotary_factor is set; heads must be rotated whole")
+    if kind == "default":
+        return rope, None
+    if kind == "linear":
+        return rope, RopeScaling(kind="linear", factor=_number(rope, "factor", path))
+    if kind != "llama3":
+        raise UserError(f"{path}: rope_type is {kind!r}; supported are default, linear and llama3")
+    return rope, RopeScaling(
+        kind="llama3",
+        factor=_number(rope, "factor", path),
+        low_freq_factor=_number(rope, "low_freq_factor", path),
+        high_freq_factor=_number(rope, "high_freq_factor", path),
+        original_context=_integer(rope, "original_max_position_embeddings", path, context),
+    )
+
+
+def _read_spec(path: Path, config: dict[str, Any], family: _Family) -> ModelSpec:
+    for name in ("attention_bias", "mlp_bias"):
+        if config.get(name):
+            raise UserError(f"{path}: {name} is set; linear layers with a bias are not supported")
+    # Defaults are those of transformers' configuration classes.
+    activation = config.get("hidden_act", "relu2" if config.get("model_type") == "bitnet" else "silu")
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise UserError(f"{path}: hidden_act is {activation!r}; supported are {', '.join(_ACTIVATIONS)}")
     hidden, heads = _integer(config, "hidden_size", path), _integer(config, "num_attention_heads", path)
     if config.get("head_dim") is None and hidden % heads:
         raise UserError(f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}; give head_dim")
-    theta = {"rope_theta": rope.get("rope_theta", config.get("rope_theta", 10000.0))}
+    head_dim = hidden // heads if config.get("head_dim") is None else _integer(config, "head_dim", path)
+    kv_heads = heads if config.get("num_key_value_heads") is None else _integer(config, "num_key_value_heads", path)
+    context = _integer(config, "max_position_embeddings", path, 2048)
     with golden_errors(path):
+        rope, scaling = _read_rope(path, config, context)
+        default = 500000.0 if config.get("model_type") == "bitnet" else 10000.0
+        theta = {"rope_theta": rope.get("rope_theta", config.get("rope_theta", default))}
         return ModelSpec(
             hidden=hidden,
             layers=_integer(config, "num_hidden_layers", path),
             heads=heads,
-            kv_heads=_integer(config, "num_key_value_heads", path, heads),
-            head_dim=_integer({"head_dim": config.get("head_dim") or hidden // heads}, "head_dim", path),
+            kv_heads=kv_heads,
+            head_dim=head_dim,
             ffn=_integer(config, "intermediate_size", path),
             vocab=_integer(config, "vocab_size", path),
             activation=_ACTIVATIONS[activation],  # type: ignore[arg-type]
-            attn_sub_norm=any(f"model.layers.0.{n}" in tensors for n in _ATTN_NORM),
-            ffn_sub_norm=any(f"model.layers.0.{n}" in tensors for n in _FFN_NORM),
+            attn_sub_norm=family.bitnet,
+            ffn_sub_norm=family.bitnet,
             rope_theta=_number(theta, "rope_theta", path),
-            norm_eps=_number(config, "rms_norm_eps", path, 1e-6),
-            max_context=_integer(config, "max_position_embeddings", path, 2048),
-            tied=bool(config.get("tie_word_embeddings", False)),
+            norm_eps=_number(config, "rms_norm_eps", path, 1e-5 if config.get("model_type") == "bitnet" else 1e-6),
+            max_context=context,
+            tied=_flag(config, "tie_word_embeddings", path),
+            rope_scaling=scaling,
         )
 
 
-class _Reader:
-    """Reads named weights, and remembers which tensors were used."""
+# ---- tensors ---------------------------------------------------------------------------------------------------------
 
-    def __init__(self, tensors: Tensors, divides: bool):
+
+class _Source:
+    """The weights of a Hugging Face folder. Construction checks every header entry and scale; reading checks the rest.
+
+    Raises
+    ------
+    UserError : naming the tensor, what was found and what is needed.
+    """
+
+    def __init__(self, tensors: Tensors, spec: ModelSpec, family: _Family, *, latent: bool):
         self.tensors = tensors
-        self.divides = divides
+        self.spec = spec
+        self.family = family
+        self.latent = latent or family.declared
+        self.scales: dict[str, float] = {}
         self.used: set[str] = set()
-
-    def floats(self, names: str | Sequence[str], shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """A float tensor under the first of its names that exists."""
-        options = [names] if isinstance(names, str) else list(names)
-        name = next((n for n in options if n in self.tensors), options[0])
-        value = self.tensors.float32(name, shape)
-        self.used.add(name)
-        return value
-
-    def matrix(self, name: str, rows: int, inputs: int) -> tuple[NDArray[np.int8], float]:
-        """A ternary matrix [rows, inputs] and the scale that multiplies its outputs."""
-        weight, scale = f"{name}.weight", f"{name}.weight_scale"
-        if weight not in self.tensors:
-            raise UserError(f"{self.tensors.folder}: tensor {weight} is missing")
-        if self.tensors.dtype(weight) in FLOATS:
-            self.used.add(weight)
-            w, s = ternary.quantise(self.tensors.float32(weight, (rows, inputs)))
-            return w, float(s)
-        where = self.tensors.where(weight)
-        if self.tensors.dtype(weight) != "U8":
+        s = spec
+        self.shapes = {
+            "q": (s.q_dim, s.hidden),
+            "k": (s.kv_dim, s.hidden),
+            "v": (s.kv_dim, s.hidden),
+            "o": (s.hidden, s.q_dim),
+            "gate": (s.ffn, s.hidden),
+            "up": (s.ffn, s.hidden),
+            "down": (s.hidden, s.ffn),
+        }
+        self._floats(_EMBEDDING, (s.vocab, s.hidden))
+        self._floats(_NORM, (s.hidden,))
+        for i in range(s.layers):
+            for part in _MATRICES:
+                self._matrix(self._name(i, part), self.shapes[part])
+            for name, size in self._gains(i).values():
+                self._floats(name, (size,))
+        self._head()
+        extra = sorted(n for n in tensors if n not in self.used and not n.endswith(_IGNORED))
+        if extra:
+            more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
             raise UserError(
-                f"{where} is {self.tensors.dtype(weight)}; packed weights are U8, latent ones floating-point"
+                f"{tensors.where(extra[0])}{more}: no place in this model; it may not be of the supported kind"
             )
+
+    @staticmethod
+    def _name(layer: int, part: str) -> str:
+        return f"model.layers.{layer}.{_MATRICES[part]}.weight"
+
+    def _gains(self, layer: int) -> dict[str, tuple[str, int]]:
+        """Tensor and size of every norm of a layer; sub-norms under the first of their names that exists."""
+        s, prefix = self.spec, f"model.layers.{layer}."
+        gains = {part: (prefix + name, s.hidden) for part, name in _NORMS.items()}
+        for part, size, there in (("attn_norm", s.q_dim, s.attn_sub_norm), ("ffn_norm", s.ffn, s.ffn_sub_norm)):
+            if there:
+                names = [prefix + n for n in _SUB_NORMS[part]]
+                gains[part] = (next((n for n in names if n in self.tensors), names[0]), size)
+        return gains
+
+    def _floats(self, name: str, shape: tuple[int, ...]) -> None:
+        self.tensors.require_floats(name, shape)
+        self.used.add(name)
+
+    def _head(self) -> None:
+        t, shape = self.tensors, (self.spec.vocab, self.spec.hidden)
+        if not self.spec.tied:
+            if _HEAD not in t:
+                raise UserError(
+                    f"{t.folder}: tensor {_HEAD} is missing; if the embedding is the head, config.json must say "
+                    "tie_word_embeddings"
+                )
+            self._floats(_HEAD, shape)
+        elif _HEAD in t:
+            self._floats(_HEAD, shape)
+            pairs = zip(t.float_pieces(_HEAD), t.float_pieces(_EMBEDDING), strict=True)
+            if not all(np.array_equal(a, b) for (_, a), (_, b) in pairs):
+                raise UserError(
+                    f"{t.where(_HEAD)} differs from {_EMBEDDING}, but config.json says tie_word_embeddings; "
+                    "correct one of them"
+                )
+
+    def _matrix(self, name: str, shape: tuple[int, int]) -> None:
+        """Checks what the header says of a ternary matrix, and reads the scale of a packed one."""
+        t, scale = self.tensors, f"{name}_scale"
+        if name not in t:
+            raise UserError(f"{t.folder}: tensor {name} is missing")
+        self.used.add(name)
+        where = t.where(name)
+        if t.dtype(name) in FLOATS:
+            t.require(name, shape)
+            if scale in t:
+                self._scale(name)
+            return
+        if t.dtype(name) != "U8":
+            raise UserError(f"{where} is {t.dtype(name)}; packed weights are U8, latent ones floating-point")
+        rows, inputs = shape
         if rows % 4:
             raise UserError(f"{where}: packed matrices have a multiple of 4 rows, config.json asks for {rows}")
-        packed = self.tensors.raw(weight, (rows // 4, inputs))
-        codes = np.concatenate([packed >> 2 * i & 3 for i in range(4)])
-        if (codes == 3).any():
-            row, column = (int(i) for i in np.argwhere(codes == 3)[0])
-            raise UserError(f"{where}: code 3 at row {row}, column {column} is no ternary weight; the file is damaged")
-        if scale not in self.tensors:
-            raise UserError(f"{self.tensors.folder}: tensor {scale} is missing; packed weights need it")
-        shape = self.tensors.shape(scale)
-        if shape not in ((), (1,)):
-            raise UserError(f"{self.tensors.where(scale)} has shape {list(shape)}, one scale a matrix is supported")
-        s = self.tensors.float32(scale, shape).reshape(-1)[0]
+        t.require(name, (rows // 4, inputs))
+        if scale not in t:
+            raise UserError(f"{t.folder}: tensor {scale} is missing; packed weights need it")
+        self._scale(name)
+
+    def _scale(self, name: str) -> None:
+        """Reads the weight_scale of a matrix."""
+        t, scale = self.tensors, f"{name}_scale"
+        if t.shape(scale) not in ((), (1,)):
+            raise UserError(f"{t.where(scale)} has shape {list(t.shape(scale))}, one scale a matrix is supported")
+        s = t.float32(scale, t.shape(scale)).reshape(-1)[0]
         if s <= 0:
-            raise UserError(f"{self.tensors.where(scale)} is {s}; a scale must be positive")
+            raise UserError(f"{t.where(scale)} is {s}; a scale must be positive")
         with np.errstate(over="ignore"):
-            s = np.float32(1) / s if self.divides else s
+            s = np.float32(1) / s if self.family.divides else s
         if not np.isfinite(s):
-            raise UserError(f"{self.tensors.where(scale)} is too small, its inverse is not finite")
-        self.used |= {weight, scale}
-        return (codes.astype(np.int8) - 1).astype(np.int8), float(s)
+            raise UserError(f"{t.where(scale)} is too small, its inverse is not finite")
+        self.used.add(scale)
+        self.scales[name] = float(s)
+
+    # ---- reading -----------------------------------------------------------------------------------------------------
+
+    def layer(self, i: int) -> LayerWeights:
+        """Reads a layer."""
+        parts: dict[str, Any] = {}
+        for part, shape in self.shapes.items():
+            parts[part], parts[f"{part}_scale"] = self.matrix(self._name(i, part), shape)
+        for part, (name, size) in self._gains(i).items():
+            parts[part] = self.tensors.float32(name, (size,))
+        return LayerWeights(**parts)
+
+    def matrix(self, name: str, shape: tuple[int, int]) -> tuple[NDArray[np.int8], float]:
+        """A ternary matrix [rows, inputs] and the scale that multiplies its outputs."""
+        if self.tensors.dtype(name) == "U8":
+            return self._packed(name, shape), self.scales[name]
+        if name in self.scales:
+            weights, unit = self._exact(name, shape)
+            return weights, float(np.float32(unit) * np.float32(self.scales[name]))
+        return self._latent(name, shape) if self.latent else self._exact(name, shape)
+
+    def _packed(self, name: str, shape: tuple[int, int]) -> NDArray[np.int8]:
+        out = np.empty(shape, np.int8)
+        quarter = shape[0] // 4
+        for first, codes in self.tensors.pieces(name):
+            bad = codes & (codes >> 1) & 0x55  # both bits of a code set: 3
+            if bad.any():
+                row, column = (int(v) for v in np.argwhere(bad)[0])
+                row += first + quarter * next(i for i in range(4) if bad[row, column] >> 2 * i & 1)
+                raise UserError(
+                    f"{self.tensors.where(name)}: code 3 at row {row}, column {column} is no ternary weight; "
+                    "the file is damaged"
+                )
+            for i in range(4):
+                part = (codes >> 2 * i) & 3
+                part -= 1
+                out[i * quarter + first :][: len(codes)] = part.view(np.int8)
+        return out
+
+    def _latent(self, name: str, shape: tuple[int, int]) -> tuple[NDArray[np.int8], float]:
+        total = sum(float(np.abs(p).sum(dtype=np.float64)) for _, p in self.tensors.float_pieces(name))
+        scale = ternary.latent_scale(total, shape[0] * shape[1])
+        out = np.empty(shape, np.int8)
+        for i, piece in self.tensors.float_pieces(name):
+            out[i : i + len(piece)] = ternary.quantise(piece, scale)[0]
+        return out, float(scale)
+
+    def _exact(self, name: str, shape: tuple[int, int]) -> tuple[NDArray[np.int8], float]:
+        """Floating-point weights that are -s, 0 and s."""
+        out = np.empty(shape, np.int8)
+        scale = np.float32(0)
+        for i, piece in self.tensors.float_pieces(name):
+            magnitude = np.abs(piece)
+            scale = scale or magnitude.max()
+            bad = (magnitude != 0) & (magnitude != scale)
+            if bad.any():
+                row, column = (int(v) for v in np.argwhere(bad)[0])
+                raise UserError(
+                    f"{self.tensors.where(name)} is not ternary: {self.tensors.dtype(name)} values like "
+                    f"{piece[row, column]:.6g} at row {i + row}, column {column} beside {scale:.6g}; convert a 1.58-bit "
+                    "checkpoint, or quantise these weights by their mean magnitude with --latent"
+                )
+            out[i : i + len(piece)] = np.sign(piece)
+        if not scale:
+            raise UserError(f"{self.tensors.where(name)} holds only zeros; the checkpoint is broken")
+        return out, float(scale)
+
+    def rows(self, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """Embedding or head: int8 rows and their scales."""
+        out = np.empty((self.spec.vocab, self.spec.hidden), np.int8)
+        scales = np.empty(self.spec.vocab, np.float32)
+        for i, piece in self.tensors.float_pieces(name):
+            part = slice(i, i + len(piece))
+            out[part], scales[part] = head.quantise_rows(piece)
+        return out, scales
 
 
-def read_checkpoint(folder: Path) -> Checkpoint:
-    """Reads and checks a checkpoint folder.
+def read_checkpoint(folder: Path, *, latent: bool = False) -> Checkpoint:
+    """Reads and checks a Hugging Face checkpoint folder.
+
+    Parameters
+    ----------
+    latent : quantise floating-point matrices that nothing declares to be latent ternary weights.
 
     Raises
     ------
     UserError : missing or unexpected tensors, wrong shapes, broken scales, unsupported models; the message names the
-        file, the tensor and the limit.
+        file, the tensor and the limit. Weights that are not ternary are found when their layer is read.
     """
     path = folder / "config.json"
     if not path.exists():
-        raise UserError(f"{folder}: has no config.json; give a Hugging Face checkpoint folder or a .tlm image")
-    config = read_json(path)
-    tensors = Tensors(folder)
-    spec = _read_spec(path, config, tensors)
-    linear_class = (config.get("quantization_config") or {}).get("linear_class", "bitlinear")
-    if linear_class not in ("bitlinear", "autobitlinear"):
-        raise UserError(f"{path}: linear_class is {linear_class!r}; supported are bitlinear and autobitlinear")
-    reader = _Reader(tensors, divides=linear_class == "bitlinear")
-    shapes = {
-        "q": (spec.q_dim, spec.hidden),
-        "k": (spec.kv_dim, spec.hidden),
-        "v": (spec.kv_dim, spec.hidden),
-        "o": (spec.hidden, spec.q_dim),
-        "gate": (spec.ffn, spec.hidden),
-        "up": (spec.ffn, spec.hidden),
-        "down": (spec.hidden, spec.ffn),
-    }
-
-    def layer(i: int) -> LayerWeights:
-        prefix = f"model.layers.{i}."
-        parts: dict[str, Any] = {}
-        for name, tensor in _MATRICES.items():
-            parts[name], parts[f"{name}_scale"] = reader.matrix(prefix + tensor, *shapes[name])
-        attn, ffn = ([prefix + n for n in names] for names in (_ATTN_NORM, _FFN_NORM))
-        return LayerWeights(
-            **parts,
-            input_norm=reader.floats(prefix + "input_layernorm.weight", (spec.hidden,)),
-            post_norm=reader.floats(prefix + "post_attention_layernorm.weight", (spec.hidden,)),
-            attn_norm=reader.floats(attn, (spec.q_dim,)) if spec.attn_sub_norm else None,
-            ffn_norm=reader.floats(ffn, (spec.ffn,)) if spec.ffn_sub_norm else None,
+        raise UserError(
+            f"{folder}: has no config.json; give a Hugging Face checkpoint folder, a .gguf file or a .tlm image"
         )
-
-    shape = (spec.vocab, spec.hidden)
-    rows = reader.floats(_EMBEDDING, shape)
-    embedding, embedding_scales = head.quantise_rows(rows)
-    head_rows, head_scales = None, None
-    if not spec.tied:
-        head_rows, head_scales = head.quantise_rows(reader.floats(_HEAD, shape))
-    elif _HEAD in tensors:
-        if not np.array_equal(reader.floats(_HEAD, shape), rows):
-            raise UserError(
-                f"{tensors.where(_HEAD)} differs from {_EMBEDDING}, but config.json says tie_word_embeddings; "
-                "correct one of them"
-            )
+    config = read_json(path)
+    family = _read_family(path, config)
+    spec = _read_spec(path, config, family)
+    tensors = Tensors(folder)
+    source = _Source(tensors, spec, family, latent=latent)
+    files, eos = Files.read(folder), _eos(folder, config)
+    embedding, embedding_scales = source.rows(_EMBEDDING)
+    head_rows, head_scales = (None, None) if spec.tied else source.rows(_HEAD)
     with golden_errors(folder):
         weights = ModelWeights(
             spec=spec,
-            layers=LazyLayers(spec.layers, layer),
-            norm=reader.floats(_NORM, (spec.hidden,)),
+            layers=LazyLayers(spec, source.layer),
+            norm=tensors.float32(_NORM, (spec.hidden,)),
             embedding=embedding,
             embedding_scales=embedding_scales,
             head=head_rows,
             head_scales=head_scales,
         )
-    extra = sorted(n for n in tensors if n not in reader.used and not n.endswith(_IGNORED))
-    if extra:
-        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
-        raise UserError(f"{tensors.where(extra[0])}{more}: no place in this model; it may not be of the supported kind")
-    return Checkpoint(folder.resolve().name, weights, Files.read(folder), _eos(folder, config))
+    return Checkpoint(folder.resolve().name, weights, files, eos)
 
 
 def _eos(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
@@ -276,5 +493,37 @@ def _eos(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
     generation = folder / "generation_config.json"
     for source in ([read_json(generation)] if generation.exists() else []) + [config]:
         value = source.get("eos_token_id")
-        found += [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int)]
+        found += [v for v in (value if isinstance(value, list) else [value]) if type(v) is int and 0 <= v < 1 << 31]
     return tuple(dict.fromkeys(found))
+
+
+# ---- any kind --------------------------------------------------------------------------------------------------------
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is a checkpoint: a folder or a GGUF file. Everything else is taken for an image."""
+    if path.is_dir() or path.suffix == ".gguf":
+        return True
+    try:
+        if not path.is_file():  # a pipe would block
+            return False
+        with open(path, "rb") as f:
+            return f.read(len(_GGUF_MAGIC)) == _GGUF_MAGIC
+    except OSError:
+        return False
+
+
+def open_checkpoint(path: Path, *, latent: bool = False) -> Checkpoint:
+    """Reads a checkpoint of any kind: a Hugging Face folder or a GGUF file.
+
+    Raises
+    ------
+    UserError : it cannot be used; see `read_checkpoint` and `host.gguf.read_gguf`.
+    """
+    if path.is_dir():
+        return read_checkpoint(path, latent=latent)
+    try:
+        from host.gguf import read_gguf
+    except ImportError as e:
+        raise UserError(f"{path}: GGUF files cannot be read ({e}); give a Hugging Face checkpoint folder") from e
+    return read_gguf(path, latent=latent)

@@ -17,15 +17,17 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from golden.config import PRESETS, AcceleratorConfig
-from golden.schedule import segments
+from golden.shapes import SHAPES
 from host.backends import CheckedBackend, GoldenBackend, load_weights
-from host.checkpoint import read_checkpoint
+from host.bench import Measurement, measure, shape
+from host.checkpoint import is_checkpoint, open_checkpoint
 from host.errors import CheckError, TellmeError, UserError
 from host.evaluate import evaluate, tables
 from host.generate import Generation, Report
+from host.info import print_info, try_program
 from host.model import Model, convert, find_model
-from host.passes import Backend
-from host.program import Program, compile_program
+from host.passes import Backend, chunks
+from host.program import check_fits, compile_program, usable_context
 from host.sampling import Sampling
 from host.simulation import SimulatedAccelerator, memory_timing
 from host.tokenizer import Tokenizer
@@ -84,6 +86,11 @@ def board(name: str) -> AcceleratorConfig:
 
 
 Board = Annotated[str, typer.Option("--board", help=f"Preset of the accelerator: {', '.join(sorted(PRESETS))}.")]
+Latent = Annotated[
+    bool,
+    typer.Option("--latent", help="Quantise floating-point weights that nothing declares to be latent ternary ones."),
+]
+MODEL_HELP = "demo, a Hugging Face folder, a .gguf file, or a .tlm image."
 
 
 # ---- run -------------------------------------------------------------------------------------------------------------
@@ -140,9 +147,9 @@ def _statistics(report: Report, config: AcceleratorConfig, console: Console) -> 
 
 @app.command()
 def run(
-    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")],
+    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue, or what to say with --chat.")],
     backend: Annotated[str, typer.Option("--backend", help="sim: the RTL under Verilator; golden: NumPy.")] = "sim",
-    model: Annotated[str, typer.Option("--model", help="demo, a checkpoint folder, or a .tlm image.")] = "demo",
+    model: Annotated[str, typer.Option("--model", help=MODEL_HELP)] = "demo",
     board_name: Board = "tiny",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Most tokens to make.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", help="0: greedy.")] = 0.0,
@@ -155,6 +162,13 @@ def run(
     timing: Annotated[str | None, typer.Option("--timing", help="Timing of the simulated memory.")] = None,
     waves: Annotated[Path | None, typer.Option("--waves", help="Write an FST wave file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Give the prompt to the model's chat template, as a user.")
+    ] = False,
+    positions: Annotated[
+        int | None, typer.Option("--context", help="Positions of the cache; all that fit if left out.")
+    ] = None,
+    latent: Latent = False,
 ) -> None:
     """Continue a prompt, printing the text as it comes."""
     if backend not in BACKENDS:
@@ -176,13 +190,16 @@ def run(
     config = board(board_name)
     path = find_model(model)
     errors = Console(stderr=True)
-    with Model.open(path, config) as opened:
+    with Model.open(path, config, latent=latent, show=True) as opened:
         tokenizer: Tokenizer = opened.tokenizer
-        prompt_ids = tokenizer.encode(prompt)
+        if chat:
+            prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}])
+        else:
+            prompt_ids = tokenizer.encode(prompt)
         eos = set(opened.eos_ids) | ({tokenizer.eos_id} if tokenizer.eos_id is not None else set())
         if max_new_tokens < 1:
             raise UserError(f"max-new-tokens must be at least 1, not {max_new_tokens}")
-        context = compile_program(opened, config).context
+        context = compile_program(opened, config, context=positions).context
         if len(prompt_ids) > context:
             raise UserError(
                 f"the prompt has {len(prompt_ids)} tokens, but the context of {opened.name} on board {config.name!r} "
@@ -190,12 +207,13 @@ def run(
             )
         with errors.status("opening the model" if backend == "golden" else "building the simulation"):
             if memory is None:
-                machine: Backend = GoldenBackend(load_weights(path, config), config)
+                machine: Backend = GoldenBackend(load_weights(path, config, latent=latent), config, context=context)
             else:
-                machine = SimulatedAccelerator(opened, config, timing=memory, waves=waves)
+                machine = SimulatedAccelerator(opened, config, timing=memory, waves=waves, context=positions)
                 if check:
                     try:
-                        machine = CheckedBackend(machine, GoldenBackend(load_weights(path, config), config))
+                        reference = GoldenBackend(load_weights(path, config, latent=latent), config, context=context)
+                        machine = CheckedBackend(machine, reference)
                     except BaseException:
                         machine.close()
                         raise
@@ -210,7 +228,7 @@ def run(
                 stops=stop or (),
             )
             report = generation.report
-            if not as_json:
+            if not as_json and not chat:
                 print(prompt, end="", flush=True)
             try:
                 for piece in generation:
@@ -277,24 +295,31 @@ def eval_command(
 
 @app.command("convert")
 def convert_command(
-    source: Annotated[Path, typer.Argument(help="Hugging Face checkpoint folder, or demo.")],
+    source: Annotated[Path, typer.Argument(help="Hugging Face folder, .gguf file, or demo.")],
     out: Annotated[Path, typer.Argument(help="The .tlm image to write.")],
     board_name: Board = "tiny",
+    latent: Latent = False,
 ) -> None:
     """Convert a checkpoint into an image for one board."""
     config = board(board_name)
     path = find_model(str(source))
-    if not path.is_dir():
-        raise UserError(f"{path}: is not a checkpoint folder; images are made from checkpoints only")
+    if not is_checkpoint(path):
+        raise UserError(f"{path}: is not a checkpoint folder or .gguf file; images are made from checkpoints only")
     if out.suffix != ".tlm":
         raise UserError(f"{out}: an image's name ends in .tlm")
     if out.is_dir():
         raise UserError(f"{out}: is a folder; give the name of a file")
     if not out.resolve().parent.is_dir():
         raise UserError(f"{out}: its folder does not exist")
-    checkpoint = read_checkpoint(path)
-    convert(checkpoint, out, config)
+    with Console(stderr=True).status(f"reading {path}"):
+        checkpoint = open_checkpoint(path, latent=latent)
+    convert(checkpoint, out, config, show=True)
     print(f"{out}: {checkpoint.name} for {config.name}, {out.stat().st_size:,} bytes")
+    if isinstance(refusal := try_program(checkpoint.name, checkpoint.weights.spec, config), UserError):
+        print(
+            f"tellme: note: {refusal}; the image is right for an accelerator with these beats and larger limits",
+            file=sys.stderr,
+        )
 
 
 def _rows(title: str, rows: Sequence[tuple[str, object]]) -> Table:
@@ -306,47 +331,176 @@ def _rows(title: str, rows: Sequence[tuple[str, object]]) -> Table:
     return table
 
 
-def _decode_beats(program: Program, position: int) -> int:
-    """Beats that a decode pass at a position reads."""
-    parts = segments(program.config, program.code, program.program_address, [position], [0], 1)
-    return sum(s.beats for s in parts)
-
-
 @app.command()
 def info(
-    model: Annotated[str | None, typer.Argument(help="demo, a checkpoint folder, or a .tlm image.")] = None,
-    board_name: Board = "tiny",
+    model: Annotated[str | None, typer.Argument(help=MODEL_HELP)] = None,
+    board_name: Annotated[
+        str | None, typer.Option("--board", help="Only this preset; of a model, all are shown if left out.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check an image against its checksums.")] = False,
+    latent: Latent = False,
 ) -> None:
-    """Show a board's parameters, and a model's shape and memory on it."""
-    config = board(board_name)
+    """Show a board's parameters, or a model's shape, parts and statistics and which presets run it."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # a pipe has no width that tables should break at
     if model is None:
+        config = board(board_name or "tiny")
         fields = [(f, getattr(config, f)) for f in config.__dataclass_fields__]
         console.print(_rows(f"board {config.name}", [*fields, ("beat_bytes", config.beat_bytes)]))
         return
-    with Model.open(find_model(model), config) as opened:
-        spec = opened.spec
-        shape = [(name, getattr(spec, name)) for name in spec.__dataclass_fields__]
-        weights = spec.layers * spec.layer_weights
-        console.print(_rows(f"model {opened.name}", [*shape, ("ternary weights", weights)]))
-        program = compile_program(opened, config)
-        width = config.beat_bytes
-        beats = _decode_beats(program, program.context - 1)
-        console.print(
-            _rows(
-                f"on board {config.name}",
-                [
-                    ("positions of a cache slot", program.context),
-                    ("descriptors", program.length),
-                    ("image, bytes", opened.image.beats * width),
-                    ("logits, bytes", (program.kv_address - program.logits_address) * width),
-                    ("KV cache, bytes", (program.window_beats - program.kv_address) * width),
-                    ("buffer, bytes", program.window_beats * width),
-                    ("beats read by a decode pass, last position", beats),
-                    ("tokens/s at most, at a beat a cycle", f"{config.clock_hz / beats:,.1f}"),
-                ],
+    only = None if board_name is None else board(board_name)
+    print_info(find_model(model), only, verify=verify, latent=latent, console=console)
+
+
+# ---- bench -----------------------------------------------------------------------------------------------------------
+
+
+@app.command("bench")
+def bench_command(
+    model: Annotated[str, typer.Option("--model", help=f"Shape: {', '.join(SHAPES)}.")],
+    board_name: Board = "kv260",
+    context: Annotated[int, typer.Option("--context", help="Cached keys of the decode pass.")] = 128,
+    prompt: Annotated[int, typer.Option("--prompt", help="Tokens to prefill; 0: none.")] = 0,
+    timing: Annotated[str, typer.Option("--timing", help="Timing of the simulated memory.")] = "kv260",
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Run every layer too, against multiplying them.")
+    ] = False,
+    trace: Annotated[Path | None, typer.Option("--trace", help="Write a trace for Perfetto or Chrome (JSON).")] = None,
+    pictures: Annotated[Path | None, typer.Option("--pictures", help="Folder for pictures (SVG).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Measure a model's real shape on the simulated accelerator, with synthetic weights."""
+    config = board(board_name)
+    memory = memory_timing(timing, None)
+    if trace is not None and not trace.resolve().parent.is_dir():
+        raise UserError(f"{trace}: its folder does not exist")
+    if pictures is not None and pictures.exists() and not pictures.is_dir():
+        raise UserError(f"{pictures}: is a file; give a folder")
+    errors = Console(stderr=True)
+    with errors.status("starting") as status:
+        measured = measure(
+            model,
+            config,
+            memory,
+            context=context,
+            prompt=prompt,
+            complete=complete,
+            trace=trace is not None or pictures is not None,
+            say=status.update if errors.is_terminal else lambda text: errors.print(text, highlight=False),
+        )
+    if trace is not None:
+        from sim.trace import write_chrome
+
+        assert measured.trace is not None
+        title = f"{model}, two layers, {context} keys, simulated {config.name}"
+        write_chrome(measured.trace, trace, clock_hz=config.clock_hz, title=title)
+    if pictures is not None:
+        from host.pictures import draw
+
+        draw(measured, pictures)
+    if as_json:
+        print(json.dumps(measured.report()))
+        return
+    _bench_tables(measured, Console())
+
+
+@app.command("plan")
+def plan_command(
+    model: Annotated[str, typer.Option("--model", help=f"Shape: {', '.join(SHAPES)}.")],
+    board_name: Board = "kv260",
+    context: Annotated[int, typer.Option("--context", help="Cached keys of the decode pass.")] = 128,
+    prompt: Annotated[int, typer.Option("--prompt", help="Tokens to prefill; 0: none.")] = 128,
+    timing: Annotated[str, typer.Option("--timing", help="Timing of the memory.")] = "kv260",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Analyse the weight buffer: FIFO depth, URAM, predicted stalls and tokens/s. Estimated, nothing is simulated."""
+    config = board(board_name)
+    spec = shape(model)
+    check_fits(spec, config, model)
+    memory = memory_timing(timing, None)
+    usable = usable_context(spec, config)
+    for what, value in (("context", context), ("prompt", prompt)):
+        if not 0 <= value < usable:
+            raise UserError(f"{what} must be from 0 to {usable - 1} for {model} on {config.name!r}, not {value}")
+    from sim.plan import plan, uram_count
+
+    passes = chunks(config, spec.heads // spec.kv_heads, prompt)
+    result = plan(spec, config, memory, context=context, prompt=passes)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "model": model,
+                    "board": config.name,
+                    "timing": memory.name,
+                    "estimated": True,
+                    "context": context,
+                    "prompt": prompt,
+                    "tokens_per_s": result.tokens_per_s,
+                    "ttft_s": result.ttft_s,
+                    "cycles_per_pass": result.decode.cycles,
+                    "bytes_per_pass": result.decode.beats * config.beat_bytes,
+                    "share_of_beat_rate": result.decode.beats / result.decode.cycles,
+                    "stalls": result.decode.stalls,
+                    "memory_rate": result.rate,
+                    "fifo_beats": config.fifo_beats,
+                    "fifo_beats_needed": result.depth,
+                    "uram": uram_count(config),
+                    "depths": [{"beats": d, "uram": u, "cycles_per_pass": c} for d, u, c in result.depths],
+                }
             )
         )
+        return
+    console = Console()
+    d = result.decode
+    rows: list[tuple[str, object]] = [
+        ("memory, beats a cycle", f"{result.rate:.4f}"),
+        ("tokens/s", f"{result.tokens_per_s:.1f}"),
+        ("cycles a token", d.cycles),
+        ("share of the beat rate", f"{d.beats / d.cycles:.1%}"),
+        *((f"without a beat: {k}", f"{v:,} ({v / d.cycles:.2%})") for k, v in d.stalls.items()),
+    ]
+    if result.ttft_s is not None:
+        rows.append((f"TTFT of {prompt} tokens, s", f"{result.ttft_s:.4f}"))
+    rows += [("FIFO built, beats", config.fifo_beats), ("FIFO needed (within 0.1 %), beats", result.depth)]
+    console.print(_rows(f"{model} on {config.name}, estimated, timing {memory.name}: {context} keys", rows))
+    table = Table(title="FIFO depth", title_justify="left")
+    for name in ("beats", "URAM288", "cycles a token"):
+        table.add_column(name, justify="right")
+    for depth, urams, cycles in result.depths:
+        table.add_row(f"{depth:,}", str(urams), f"{cycles:,}")
+    console.print(table)
+
+
+def _bench_tables(measured: Measurement, console: Console) -> None:
+    r = measured.report()
+    cycles = r["cycles_per_pass"]
+    rows: list[tuple[str, object]] = [
+        ("tokens/s", f"{r['tokens_per_s']:.1f}"),
+        ("cycles a token", cycles),
+        ("bytes read a token", r["bytes_per_pass"]),
+        ("GB/s", f"{r['gb_per_s']:.2f}"),
+        ("share of the beat rate", f"{r['share_of_beat_rate']:.1%}"),
+        *((f"without a beat: {k}", f"{v:,} ({v / cycles:.2%})") for k, v in r["stalls"].items()),
+        *((f"busy: {k}", f"{v:.1%}") for k, v in r["busy"].items()),
+    ]
+    if r["complete_error"] is not None:
+        rows.append(("cycles with every layer run", r["complete_cycles_per_pass"]))
+        rows.append(("error of multiplying layers", f"{r['complete_error']:+.3%}"))
+    title = f"{measured.model} on {r['board']}, simulated, timing {r['timing']}"
+    console.print(_rows(f"{title}: decode with {r['context']} keys", rows))
+    if r["ttft_s"] is not None:
+        table = Table(title=f"prefill of {r['prompt']} tokens", title_justify="left")
+        for name in ("position", "lanes", "cycles", "share of the beat rate", "stalls"):
+            table.add_column(name, justify="left" if name == "stalls" else "right")
+        for p in r["prefill"]:
+            stalls = ", ".join(f"{k} {v:,}" for k, v in p["stalls"].items() if v)
+            share = f"{p['share_of_beat_rate']:.1%}"
+            table.add_row(str(p["position"]), str(p["lanes"]), f"{p['cycles']:,}", share, stalls)
+        console.print(table)
+        console.print(f"TTFT {r['ttft_s']:.4f} s, {r['prefill_tokens_per_s']:.1f} tokens/s", highlight=False)
+    console.print("every pass equals the golden model's, bit for bit", highlight=False)
 
 
 @app.command("verilog")

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+LONGEST = 1000
+"""Characters of a message; what a broken file holds may be repeated in it."""
+
 
 class TellmeError(Exception):
-    """Base of every error that the command line reports without a traceback. `exit_code` is the process's."""
+    """Base of every error that the command line reports without a traceback. `exit_code` is the process's.
+
+    The message is made one printable line, whatever names and values of a file it repeats.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: object) -> None:
+        line = "".join(c if c.isprintable() else " " if c.isspace() else f"\\u{ord(c):04x}" for c in str(message))
+        super().__init__(line if len(line) <= LONGEST else line[: LONGEST - 4] + " ...")
 
 
 class UserError(TellmeError):

@@ -14,15 +14,14 @@ Sections of an image, in the order of the program (N is a layer):
 
 where matrix is gain_beats, rows, inputs, block_rows, scales. Blobs: `tokenizer.json`, `tokenizer_config.json`;
 `embedding` (int8) and `embedding_scales` (float32) of a model whose head is not its embedding; otherwise the host takes
-embedding rows from the head. The header's `model` holds {name, spec, eos_ids}.
+embedding rows from the head. The header's `model` holds {name, spec, eos_ids}; spec is a `golden.model.ModelSpec`.
 """
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,11 @@ from numpy.typing import NDArray
 
 from golden import elementwise, layout
 from golden.config import AcceleratorConfig
-from golden.model import LayerWeights, ModelSpec, ModelWeights
-from host.checkpoint import Checkpoint, LazyLayers, golden_errors, read_checkpoint
+from golden.model import LayerWeights, ModelSpec, ModelWeights, RopeScaling
+from host.checkpoint import Checkpoint, LazyLayers, golden_errors, is_checkpoint, open_checkpoint
 from host.errors import UserError
-from host.image import Image, Plan, write_image
+from host.image import Image, Plan, write_image, write_stream
+from host.progress import progress
 from host.tokenizer import Files, Tokenizer
 
 Beats = NDArray[np.uint8]
@@ -46,90 +46,101 @@ def block_rows(rows: int, config: AcceleratorConfig) -> int:
     return -(-rows // (blocks * layout.ROW_MULTIPLE)) * layout.ROW_MULTIPLE
 
 
-def plan_sections(weights: ModelWeights, config: AcceleratorConfig) -> list[Plan]:
-    """The sections of an image of these weights, made when they are written."""
-    s = weights.spec
+@dataclass(frozen=True)
+class SectionShape:
+    """What a specification and a beat geometry say of a section: its length, its `info` without the scales, and how many
+    scales it has."""
 
-    def gain(name: str, features: int, get: Callable[[], Any]) -> Plan:
+    name: str
+    beats: int
+    info: dict[str, int]
+    scales: int = 0
+
+
+def section_count(spec: ModelSpec) -> int:
+    """Sections of an image."""
+    return 2 + spec.layers * (5 if spec.attn_sub_norm else 4)
+
+
+def section_shapes(spec: ModelSpec, config: AcceleratorConfig) -> Iterator[SectionShape]:
+    """The sections of an image, in order."""
+    s = spec
+
+    def gain(name: str, features: int) -> SectionShape:
         n = layout.float_beats(features, config)
-        return Plan(name, n, lambda: layout.pack_gain(get(), config), {"gain_beats": n})
+        return SectionShape(name, n, {"gain_beats": n})
 
-    def matrix(
-        name: str,
-        rows: int,
-        inputs: int,
-        get: Callable[[], NDArray[np.int8]],
-        scales: Sequence[float],
-        gain_features: int = 0,
-        get_gain: Callable[[], Any] | None = None,
-    ) -> Plan:
-        block = block_rows(rows, config)
+    def matrix(name: str, rows: int, inputs: int, scales: int, gain_features: int = 0) -> SectionShape:
         n = layout.float_beats(gain_features, config)
+        info = {"gain_beats": n, "rows": rows, "inputs": inputs, "block_rows": block_rows(rows, config)}
+        return SectionShape(name, n + rows * layout.tiles(inputs, config), info, scales)
 
-        def make() -> Beats:
-            data = layout.pack_linear(get(), config, block)
-            return data if get_gain is None else np.concatenate([layout.pack_gain(get_gain(), config), data])
-
-        info = {
-            "gain_beats": n,
-            "rows": rows,
-            "inputs": inputs,
-            "block_rows": block,
-            "scales": list(map(float, scales)),
-        }
-        return Plan(name, n + rows * layout.tiles(inputs, config), make, info)
-
-    def layer_sections(i: int) -> list[Plan]:
-        # Layers may be lazy: only scales are taken now, arrays when a section is written.
-        w = weights.layers[i]
-        get = weights.layers
-
-        def following() -> NDArray[np.float32]:
-            return get[i + 1].input_norm if i + 1 < s.layers else weights.norm
-
-        plans = [
-            matrix(
-                f"{i}.qkv",
-                s.qkv_rows,
-                s.hidden,
-                lambda: layout.join_qkv(get[i].q, get[i].k, get[i].v, s.head_dim),
-                (w.q_scale, w.k_scale, w.v_scale),
-            )
-        ]
-        if s.attn_sub_norm:
-            plans.append(gain(f"{i}.attention", s.q_dim, lambda: get[i].attn_norm))
-        plans.append(
-            matrix(f"{i}.o", s.hidden, s.q_dim, lambda: get[i].o, (w.o_scale,), s.hidden, lambda: get[i].post_norm)
-        )
-        plans.append(
-            matrix(
-                f"{i}.gate",
-                2 * s.ffn,
-                s.hidden,
-                lambda: layout.join_gate_up(get[i].gate, get[i].up),
-                (w.gate_scale, w.up_scale),
-                s.ffn if s.ffn_sub_norm else 0,
-                (lambda: get[i].ffn_norm) if s.ffn_sub_norm else None,
-            )
-        )
-        plans.append(matrix(f"{i}.down", s.hidden, s.ffn, lambda: get[i].down, (w.down_scale,), s.hidden, following))
-        return plans
-
-    blocks = -(-s.vocab // config.key_block)
-    out = [gain("input_norm", s.hidden, lambda: weights.layers[0].input_norm)]
+    yield gain("input_norm", s.hidden)
     for i in range(s.layers):
-        out += layer_sections(i)
-    beats = blocks * layout.head_block_beats(s.hidden, config)
-    return [*out, Plan("head", beats, lambda: layout.pack_head(*weights.head_rows, config))]
+        yield matrix(f"{i}.qkv", s.qkv_rows, s.hidden, 3)
+        if s.attn_sub_norm:
+            yield gain(f"{i}.attention", s.q_dim)
+        yield matrix(f"{i}.o", s.hidden, s.q_dim, 1, s.hidden)
+        yield matrix(f"{i}.gate", 2 * s.ffn, s.hidden, 2, s.ffn if s.ffn_sub_norm else 0)
+        yield matrix(f"{i}.down", s.hidden, s.ffn, 1, s.hidden)
+    blocks = -(-s.vocab // config.key_block)
+    yield SectionShape("head", blocks * layout.head_block_beats(s.hidden, config), {})
 
 
-def convert(checkpoint: Checkpoint, path: Path, config: AcceleratorConfig) -> None:
-    """Writes the image of a checkpoint for one board.
+_HEAD_BLOCKS = 64
+"""Blocks of the head that are laid out at a time."""
 
-    Raises
-    ------
-    UserError : the formats cannot hold the model, or the file cannot be written.
-    """
+
+def plan_sections(weights: ModelWeights, config: AcceleratorConfig) -> list[Plan]:
+    """The sections of an image of these weights, made when they are written, each layer read once."""
+    s, layers = weights.spec, weights.layers
+
+    def following(i: int) -> NDArray[np.float32]:
+        return layers[i + 1].input_norm if i + 1 < s.layers else weights.norm
+
+    def parts(part: str, w: LayerWeights) -> tuple[NDArray[np.int8], tuple[float, ...], NDArray[np.float32] | None]:
+        """Matrix, scales and gain of a section; `following` is looked up last, so that layers are read in order."""
+        if part == "qkv":
+            return layout.join_qkv(w.q, w.k, w.v, s.head_dim), (w.q_scale, w.k_scale, w.v_scale), None
+        if part == "o":
+            return w.o, (w.o_scale,), w.post_norm
+        if part == "gate":
+            return layout.join_gate_up(w.gate, w.up), (w.gate_scale, w.up_scale), w.ffn_norm
+        return w.down, (w.down_scale,), None
+
+    def head() -> Iterator[Beats]:
+        rows, scales = weights.head_rows
+        step = _HEAD_BLOCKS * config.key_block
+        for i in range(0, s.vocab, step):
+            yield layout.pack_head(rows[i : i + step], scales[i : i + step], config)
+
+    def make(shape: SectionShape) -> tuple[dict[str, Any], Iterable[Beats]]:
+        if shape.name == "head":
+            return {}, head()
+        if shape.name == "input_norm":
+            return dict(shape.info), [layout.pack_gain(layers[0].input_norm, config)]
+        layer, part = shape.name.split(".")
+        i = int(layer)
+        if part == "attention":
+            return dict(shape.info), [layout.pack_gain(np.asarray(layers[i].attn_norm), config)]
+        rows, scales, gain = parts(part, layers[i])
+        if part == "down":
+            gain = following(i)
+
+        def pieces() -> Iterator[Beats]:
+            if gain is not None:
+                yield layout.pack_gain(gain, config)
+            block = shape.info["block_rows"]
+            for first in range(0, len(rows), block):
+                yield layout.pack_linear(rows[first : first + block], config, block)
+
+        return {**shape.info, "scales": list(map(float, scales))}, pieces()
+
+    return [Plan(shape.name, shape.beats, lambda shape=shape: make(shape)) for shape in section_shapes(s, config)]  # type: ignore[misc]
+
+
+def _image_parts(checkpoint: Checkpoint, config: AcceleratorConfig) -> dict[str, Any]:
+    """What `write_image` and `write_stream` take."""
     weights = checkpoint.weights
     blobs: dict[str, Any] = {
         "tokenizer.json": checkpoint.tokenizer.tokenizer,
@@ -137,14 +148,66 @@ def convert(checkpoint: Checkpoint, path: Path, config: AcceleratorConfig) -> No
     }
     if not weights.spec.tied:
         blobs |= {"embedding": weights.embedding, "embedding_scales": weights.embedding_scales.astype("<f4")}
+    spec = {name: value for name, value in asdict(weights.spec).items() if value is not None}
+    return {
+        "config": config,
+        "model": {"name": checkpoint.name, "spec": spec, "eos_ids": list(checkpoint.eos_ids)},
+        "sections": plan_sections(weights, config),
+        "blobs": blobs,
+    }
+
+
+def convert(checkpoint: Checkpoint, path: Path, config: AcceleratorConfig, *, show: bool = False) -> None:
+    """Writes the image of a checkpoint for one board.
+
+    Parameters
+    ----------
+    show : a progress bar.
+
+    Raises
+    ------
+    UserError : the formats cannot hold the model, its weights are not ternary, or the file cannot be written.
+    """
     with golden_errors(checkpoint.name):
-        write_image(
-            path,
-            config=config,
-            model={"name": checkpoint.name, "spec": asdict(weights.spec), "eos_ids": list(checkpoint.eos_ids)},
-            sections=plan_sections(weights, config),
-            blobs=blobs,
-        )
+        parts = _image_parts(checkpoint, config)
+        beats = sum(p.beats for p in parts["sections"])
+        with progress(f"converting {checkpoint.name}", beats, show=show) as advance:
+            write_image(path, **parts, advance=advance)
+
+
+def read_spec(values: Any) -> ModelSpec:
+    """A specification from an image's header.
+
+    Raises
+    ------
+    ValueError : a field is unknown, missing or of the wrong type. ModelError : a value is out of range.
+    """
+    if not isinstance(values, dict):
+        raise ValueError("spec must be an object")
+    values = dict(values)
+    for name, value in values.items():
+        kind = ModelSpec.__dataclass_fields__[name].type if name in ModelSpec.__dataclass_fields__ else None
+        if kind is None:
+            raise ValueError(f"spec has an unknown field {name!r}")
+        good = {
+            "int": type(value) is int and 0 < value < 1 << 31,
+            "float": type(value) in (int, float) and 0 <= value < 3e38,
+            "bool": type(value) is bool,
+        }
+        if not good.get(str(kind), True):
+            raise ValueError(f"{name} of spec must be of type {kind}, not {value!r}")
+    scaling = values.get("rope_scaling")
+    if scaling is not None:
+        if not isinstance(scaling, dict) or not set(scaling) <= set(RopeScaling.__dataclass_fields__):
+            raise ValueError("rope_scaling of spec must be an object of known fields")
+        numbers = [v for k, v in scaling.items() if k != "kind"]
+        if not all(type(v) in (int, float) and 0 < v < 3e38 for v in numbers):
+            raise ValueError("rope_scaling of spec must hold positive numbers")
+        values["rope_scaling"] = RopeScaling(**scaling)
+    try:
+        return ModelSpec(**values)
+    except TypeError as e:
+        raise ValueError(f"spec is incomplete ({e})") from e
 
 
 class Model:
@@ -164,38 +227,93 @@ class Model:
         image.require(config)
         self.image = image
         self.config = config
-        self._temporary: Path | None = None
-        self.name: str = image.model["name"]
-        self.eos_ids: tuple[int, ...] = tuple(image.model["eos_ids"])
-        with golden_errors(image.path):
-            self.spec = ModelSpec(**image.model["spec"])
+        try:
+            with golden_errors(image.path):
+                self.name, self.eos_ids = self._identity()
+                self.spec = read_spec(image.model.get("spec"))
+                self._check_sections()
+        except ValueError as e:
+            raise UserError(f"{image.path}: its header is broken, {e}; convert the checkpoint again") from e
+
+    def _identity(self) -> tuple[str, tuple[int, ...]]:
+        name, ids = self.image.model.get("name"), self.image.model.get("eos_ids")
+        if not isinstance(name, str):
+            raise ValueError("name of model must be a string")
+        if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+            raise ValueError("eos_ids of model must be a list of integers")
+        return name, tuple(ids)
+
+    def _check_sections(self) -> None:
+        """Holds the sections of the image against what its specification asks for."""
+        sections = self.image.sections
+        if len(sections) != section_count(self.spec):
+            raise ValueError(f"it has {len(sections)} sections, the model needs {section_count(self.spec)}")
+        for shape, have in zip(section_shapes(self.spec, self.config), sections.values(), strict=True):
+            if (have.name, have.beats) != (shape.name, shape.beats):
+                raise ValueError(
+                    f"section {have.name!r} of {have.beats} beats is where {shape.name!r} of {shape.beats} belongs"
+                )
+            block = have.info.get("block_rows", 8)
+            if type(block) is not int or block <= 0 or block % layout.ROW_MULTIPLE:
+                raise ValueError(f"block_rows of section {shape.name!r} must be a multiple of {layout.ROW_MULTIPLE}")
+            for name, value in shape.info.items():
+                if name != "block_rows" and have.info.get(name) != value:
+                    raise ValueError(f"{name} of section {shape.name!r} must be {value}, not {have.info.get(name)!r}")
+            if shape.scales:
+                scales = have.info.get("scales")
+                if (
+                    not isinstance(scales, list)
+                    or len(scales) != shape.scales
+                    or not all(type(v) in (int, float) and 0 < v < 3.5e38 for v in scales)
+                    or "block_rows" not in have.info
+                ):
+                    raise ValueError(f"section {shape.name!r} must have {shape.scales} positive scales and block_rows")
+        if not self.spec.tied:
+            for name, size in (
+                ("embedding", self.spec.vocab * self.spec.hidden),
+                ("embedding_scales", 4 * self.spec.vocab),
+            ):
+                if self.image.blob_bytes(name) != size:
+                    raise ValueError(f"part {name!r} must have {size} bytes, not {self.image.blob_bytes(name)}")
 
     @staticmethod
-    def open(path: Path, config: AcceleratorConfig, *, verify: bool = True) -> Model:
-        """From a `.tlm` image, or from a checkpoint folder, which is converted to a temporary image.
+    def open(
+        path: Path, config: AcceleratorConfig, *, verify: bool = True, latent: bool = False, show: bool = False
+    ) -> Model:
+        """From a `.tlm` image, or from a checkpoint, which is converted to an image in a file without a name: nothing is left
+        of it however the process ends.
+
+        Parameters
+        ----------
+        verify : check an image against its checksums.
+        latent : as in `host.checkpoint.read_checkpoint`.
+        show : a progress bar.
 
         Raises
         ------
         UserError : there is no such file, or it cannot be used.
         """
-        if not path.is_dir():
+        if not is_checkpoint(path):
             return Model(Image(path, verify=verify), config)
-        folder = Path(tempfile.mkdtemp(prefix="tellme-"))
-        try:
-            checkpoint = read_checkpoint(path)
-            convert(checkpoint, folder / "model.tlm", config)
-            model = Model(Image(folder / "model.tlm", verify=False), config)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        model._temporary = folder
-        return model
+        checkpoint = open_checkpoint(path, latent=latent)
+        with golden_errors(checkpoint.name):
+            parts = _image_parts(checkpoint, config)
+            try:
+                with tempfile.TemporaryFile(prefix="tellme-") as f:
+                    beats = sum(p.beats for p in parts["sections"])
+                    with progress(f"converting {checkpoint.name}", beats, show=show) as advance:
+                        write_stream(f, **parts, advance=advance)
+                    f.flush()
+                    return Model(Image(path, verify=False, file=f), config)
+            except OSError as e:
+                raise UserError(
+                    f"{tempfile.gettempdir()}: the image of {checkpoint.name} cannot be written there ({e.strerror}); "
+                    "convert the checkpoint first"
+                ) from e
 
     def close(self) -> None:
-        """Removes the temporary image of a checkpoint; the mapping stays valid while it is in use."""
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            self._temporary = None
+        """Gives back the memory of the mapped image; the model stays usable."""
+        self.image.release()
 
     def __enter__(self) -> Model:
         return self
@@ -247,7 +365,7 @@ class Model:
         with golden_errors(self.image.path):
             return ModelWeights(
                 spec=s,
-                layers=LazyLayers(s.layers, self._layer),
+                layers=LazyLayers(s, self._layer),
                 norm=self._gain(f"{s.layers - 1}.down", s.hidden),
                 embedding=embedding,
                 embedding_scales=embedding_scales,
@@ -312,7 +430,7 @@ def demo_folder() -> Path:
 
 
 def find_model(name: str) -> Path:
-    """Path of `--model NAME`: 'demo' (for a folder of that name say ./demo), a checkpoint folder or a `.tlm` file.
+    """Path of `--model NAME`: 'demo' (for a folder of that name say ./demo), a checkpoint or a `.tlm` file.
 
     Raises
     ------
@@ -322,5 +440,5 @@ def find_model(name: str) -> Path:
         return demo_folder()
     path = Path(name)
     if not path.exists():
-        raise UserError(f"model {name!r} not found; give 'demo', a checkpoint folder or a .tlm image")
+        raise UserError(f"model {name!r} not found; give 'demo', a checkpoint folder, a .gguf file or a .tlm image")
     return path

@@ -7,6 +7,7 @@ lane), KV cache. The window ends behind the cache, so that nothing else can be t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from golden import attention, layout
@@ -16,8 +17,8 @@ from golden.model import ModelSpec, rope_tables
 from golden.program import DESCRIPTOR_BYTES, Kind, Opcode, encode
 from host.checkpoint import golden_errors
 from host.errors import UserError
-from host.model import Beats, Model
-from host.passes import fits_scores
+from host.image import Section
+from host.model import Beats, Model, section_shapes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +55,13 @@ class Program:
 
 
 def usable_context(spec: ModelSpec, config: AcceleratorConfig) -> int:
-    """Positions that model, cache layout and score memory all allow."""
+    """Positions that model, cache layout and score memory all allow; at least one, for the groups that `check_fits` lets pass."""
     limit = min(spec.max_context, config.max_context)
     group = spec.heads // spec.kv_heads
     # The last position sees limit - 1 cached keys, in a pass of one lane.
     sets = -(-group // config.attention_lanes)
     by_scores = (config.score_words // sets - 1) * config.keys_per_beat + 1
-    limit = min(limit, by_scores)
-    if limit < 1 or not fits_scores(config, group, limit - 1, 1):
-        raise UserError(
-            f"{group} query heads share a KV head; the score memory of board {config.name!r} "
-            f"({config.score_words} words) does not hold one position of them"
-        )
-    return limit
+    return min(limit, by_scores)
 
 
 def check_fits(spec: ModelSpec, config: AcceleratorConfig, name: str) -> None:
@@ -95,6 +90,17 @@ def check_fits(spec: ModelSpec, config: AcceleratorConfig, name: str) -> None:
             raise UserError(f"{name}: the {what} matrix has {rows} rows, a descriptor holds at most {config.max_rows}")
 
 
+def planned_sections(spec: ModelSpec, config: AcceleratorConfig) -> dict[str, Section]:
+    """Sections as an image of such a model for `config` would have them, with scales of 1: enough for sizes and addresses."""
+    out: dict[str, Section] = {}
+    at = 0
+    for shape in section_shapes(spec, config):
+        info = {**shape.info, "scales": [1.0] * shape.scales}
+        out[shape.name] = Section(shape.name, at, shape.beats, (), info)
+        at += shape.beats
+    return out
+
+
 def compile_program(model: Model, config: AcceleratorConfig, *, slots: int = 1, context: int | None = None) -> Program:
     """Places a model in memory and writes its program.
 
@@ -108,19 +114,29 @@ def compile_program(model: Model, config: AcceleratorConfig, *, slots: int = 1, 
     ------
     UserError : the model is beyond the accelerator, or memory beyond 32-bit beat addresses; says by how much.
     """
-    spec, image = model.spec, model.image
-    check_fits(spec, config, model.name)
+    return compile_sections(model.name, model.spec, model.image.sections, config, slots=slots, context=context)
+
+
+def compile_sections(
+    name: str,
+    spec: ModelSpec,
+    sections: Mapping[str, Section],
+    config: AcceleratorConfig,
+    *,
+    slots: int = 1,
+    context: int | None = None,
+) -> Program:
+    """`compile_program` from the parts of an image that it needs, or of one that is only planned."""
+    check_fits(spec, config, name)
     usable = usable_context(spec, config)
     if context is not None and not 1 <= context <= usable:
-        raise UserError(
-            f"{model.name}: context must be from 1 to {usable} positions on board {config.name!r}, not {context}"
-        )
+        raise UserError(f"{name}: context must be from 1 to {usable} positions on board {config.name!r}, not {context}")
     if slots < 1:
         raise UserError(f"slots must be at least 1, not {slots}")
-    for s in image.sections.values():
+    for s in sections.values():
         if s.info.get("block_rows", 0) > config.block_rows:
             raise UserError(
-                f"{image.path}: section {s.name!r} has row blocks of {s.info['block_rows']}, board {config.name!r} "
+                f"{name}: section {s.name!r} has row blocks of {s.info['block_rows']}, board {config.name!r} "
                 f"takes at most {config.block_rows}; convert the checkpoint with --board {config.name}"
             )
     context = usable if context is None else context
@@ -128,10 +144,10 @@ def compile_program(model: Model, config: AcceleratorConfig, *, slots: int = 1, 
     length = 1 + 5 * spec.layers + 2
     if length > config.max_descriptors:
         raise UserError(
-            f"{model.name}: needs {length} descriptors ({spec.layers} layers), accelerator {config.name!r} holds "
+            f"{name}: needs {length} descriptors ({spec.layers} layers), accelerator {config.name!r} holds "
             f"at most {config.max_descriptors} (max_descriptors)"
         )
-    with golden_errors(model.name):
+    with golden_errors(name):
         kv = KvLayout(config, spec.head_dim, spec.kv_heads, context)
     program_address = 0
     x_address = program_address + math.ceil(length * DESCRIPTOR_BYTES / config.beat_bytes)
@@ -139,30 +155,31 @@ def compile_program(model: Model, config: AcceleratorConfig, *, slots: int = 1, 
     rope_address = x_address + config.lanes * x_beats
     rope_table = layout.pack_rope(*rope_tables(spec, context), config)
     image_address = rope_address + len(rope_table)
-    logits_address = image_address + image.beats
+    logits_address = image_address + sum(s.beats for s in sections.values())
     blocks = -(-spec.vocab // config.key_block)
     logits_stride = layout.float_beats(blocks * config.key_block, config)
-    kv_address = logits_address + config.lanes * logits_stride
+    # A run of the cache then takes as few bursts as it can: bursts end at multiples of their length.
+    kv_address = -(-(logits_address + config.lanes * logits_stride) // config.burst_beats) * config.burst_beats
     layer_stride = slots * kv.slot_stride
     window = kv_address + spec.layers * layer_stride
     if window >= 1 << 32:
         raise UserError(
-            f"{model.name}: needs {window:,} beats of memory, addresses hold {1 << 32:,}; take fewer slots "
+            f"{name}: needs {window:,} beats of memory, addresses hold {1 << 32:,}; take fewer slots "
             "or a smaller context"
         )
 
-    def at(name: str) -> int:
-        return image_address + image.sections[name].address
+    def at(section: str) -> int:
+        return image_address + sections[section].address
 
-    def linear(name: str, kind: Kind, norm_in: bool, **more: int | float) -> bytes:
-        info = image.sections[name].info
+    def linear(section: str, kind: Kind, norm_in: bool, **more: int | float) -> bytes:
+        info = sections[section].info
         scales = dict(zip(("scale0", "scale1", "scale2"), info["scales"], strict=False))
         return encode(
             Opcode.LINEAR,
             kind=kind,
             norm_in=norm_in,
             gain_out=info["gain_beats"] > 0,
-            address=at(name),
+            address=at(section),
             gain_beats=info["gain_beats"],
             tiles=layout.tiles(info["inputs"], config),
             rows=info["rows"],
@@ -176,13 +193,13 @@ def compile_program(model: Model, config: AcceleratorConfig, *, slots: int = 1, 
 
     heads = {"head_dim": spec.head_dim, "heads": spec.heads, "kv_heads": spec.kv_heads}
     gate = Kind.GATE_RELU2 if spec.activation == "relu2" else Kind.GATE_SILU
-    with golden_errors(model.name):
+    with golden_errors(name):
         try:
             code = encode(
                 Opcode.LOAD,
                 gain_out=1,
                 address=at("input_norm"),
-                gain_beats=image.sections["input_norm"].info["gain_beats"],
+                gain_beats=sections["input_norm"].info["gain_beats"],
                 x_address=x_address,
                 inputs=spec.hidden,
                 x_beats=x_beats,
@@ -193,7 +210,7 @@ def compile_program(model: Model, config: AcceleratorConfig, *, slots: int = 1, 
             for i in range(spec.layers):
                 q_scale = float(attention.query_factor(spec.head_dim))
                 code += linear(f"{i}.qkv", Kind.QKV, True, q_scale=q_scale, **heads)
-                gain = image.sections.get(f"{i}.attention")
+                gain = sections.get(f"{i}.attention")
                 code += encode(
                     Opcode.ATTENTION,
                     gain_out=gain is not None,
@@ -223,7 +240,7 @@ def compile_program(model: Model, config: AcceleratorConfig, *, slots: int = 1, 
             )
             code += encode(Opcode.END)
         except ValueError as e:
-            raise UserError(f"{model.name}: {e}") from e
+            raise UserError(f"{name}: {e}") from e
     return Program(
         config=config,
         spec=spec,

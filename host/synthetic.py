@@ -52,8 +52,8 @@ def random_weights(spec: ModelSpec, seed: int) -> ModelWeights:
             f"{n}_scale": float(np.float32(rng.uniform(1, 2) / np.sqrt(s[1]))) for n, s in shapes.items()
         }
         return LayerWeights(
-            **matrices,
-            **scales,
+            **matrices,  # type: ignore[arg-type]
+            **scales,  # type: ignore[arg-type]
             input_norm=_gain(rng, spec.hidden),
             post_norm=_gain(rng, spec.hidden),
             attn_norm=_gain(rng, spec.q_dim) if spec.attn_sub_norm else None,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,14 @@ from sim.timing import KV260_TIMING, MemoryTiming, timing
 
 SLICE = 200_000
 """Cycles that the simulation runs before it looks at the wall clock: about half a second."""
+
+
+@lru_cache(maxsize=4)
+def built(config: AcceleratorConfig, *, waves: bool = False) -> Path:
+    """Folder of the built simulation of a configuration; making its Verilog takes a while, so it is done once."""
+    from hw.top import Accelerator
+
+    return harness.build(Accelerator(config), waves=waves)
 
 
 class SimDevice:
@@ -66,9 +75,7 @@ class SimDevice:
         if isinstance(memory_timing, str):
             memory_timing = timing(memory_timing)
         if accelerator is None:
-            from hw.top import Accelerator
-
-            accelerator = Accelerator(config)
+            accelerator = built(config, waves=waves is not None)
         folder = accelerator if isinstance(accelerator, Path) else harness.build(accelerator, waves=waves is not None)
         self.config = config
         self.cycles = 0

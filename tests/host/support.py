@@ -47,10 +47,10 @@ def pack(weights: NDArray[np.int8]) -> NDArray[np.uint8]:
 
 
 def config_json(spec: ModelSpec, **changes: Any) -> dict[str, Any]:
-    """config.json of a model."""
+    """config.json of a model: BitNet, or LLaMA if it has no sub-norms."""
     return {
-        "architectures": ["BitNetForCausalLM"],
-        "model_type": "bitnet",
+        "architectures": ["BitNetForCausalLM" if spec.attn_sub_norm else "LlamaForCausalLM"],
+        "model_type": "bitnet" if spec.attn_sub_norm else "llama",
         "vocab_size": spec.vocab,
         "hidden_size": spec.hidden,
         "intermediate_size": spec.ffn,

@@ -21,6 +21,7 @@ from host.driver import Accelerator
 from host.model import Model
 from host.passes import PassResult
 from host.program import compile_program
+from host.tokenizer import Files, Tokenizer
 from tests.host.reference_machine import ReferenceMachine, Stop
 from tests.host.support import DEMO, write_checkpoint
 from tests.models import small_spec
@@ -66,6 +67,20 @@ def test_golden_streams_the_text_and_statistics_apart():
     assert r.exit_code == 0
     assert r.stdout == "Once upon a time, in a house on a hill, there lived a little\n"
     assert "no cycles are counted" in r.stderr
+
+
+def test_chat_gives_the_prompt_to_the_models_template(tmp_path: Path):
+    folder = write_checkpoint(tmp_path / "m", small_spec(vocab=1024))
+    chat = ("run", "--backend", "golden", "--model", str(folder), "--prompt", "Hi", "--max-new-tokens", "1", "--chat")
+    refused("the model has no chat template; leave --chat out", *chat)
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}Once {{ messages[0].role }}: {{ messages[0].content }}")
+    r = tellme(*chat, "--json")
+    assert r.exit_code == 0, r.output
+    tokenizer = Tokenizer(Files.read(folder), 1024)
+    assert json.loads(r.stdout)["prompt_ids"] == tokenizer.encode("Once user: Hi")
+    tellme("convert", str(folder), str(tmp_path / "m.tlm"))
+    again = tellme(*[str(tmp_path / "m.tlm") if a == str(folder) else a for a in chat], "--json")
+    assert again.stdout == r.stdout
 
 
 def test_json_of_golden_and_of_a_machine(machine: list[ReferenceMachine]):
@@ -163,7 +178,10 @@ def test_an_error_of_the_device_is_exit_code_1(machine: list[ReferenceMachine], 
     [
         (("--backend", "fpga"), "backend 'fpga' is unknown; there are sim, golden"),
         (("--board", "zcu"), "board 'zcu' is unknown; there are kv260, tiny"),
-        (("--model", "no/where"), "model 'no/where' not found; give 'demo', a checkpoint folder or a .tlm image"),
+        (
+            ("--model", "no/where"),
+            "model 'no/where' not found; give 'demo', a checkpoint folder, a .gguf file or a .tlm image",
+        ),
         (("--max-new-tokens", "0"), "max-new-tokens must be at least 1, not 0"),
         (("--max-new-tokens", "many"), "--max-new-tokens"),
         (("--temperature", "-1"), "temperature must be 0 (greedy) or a positive number, not -1.0"),

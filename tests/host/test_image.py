@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
+import tempfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-import host.image
+import host.model
 from golden.config import KV260, TINY, AcceleratorConfig
 from golden.layout import unpack_linear
 from host.checkpoint import read_checkpoint
@@ -62,7 +66,7 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path, config: AcceleratorConfig
 def test_each_port_holds_its_columns_of_every_beat_in_one_run_of_the_file(tmp_path: Path, config: AcceleratorConfig):
     rng = np.random.default_rng(1)
     a, b = (rng.integers(0, 256, (n, config.beat_bytes), dtype=np.uint8) for n in (3, 300))
-    plans = [Plan("a", 3, lambda: a, {"k": 1}), Plan("b", 300, lambda: b)]
+    plans = [Plan("a", 3, lambda: ({"k": 1}, [a])), Plan("b", 300, lambda: ({}, [b[:7], b[7:8], b[8:]]))]
     write_image(tmp_path / "x.tlm", config=config, model={"m": 1}, sections=plans, blobs={"c": b"abc", "d": b""})
     image = Image(tmp_path / "x.tlm")
     np.testing.assert_array_equal(image.section("a"), a)
@@ -117,7 +121,7 @@ def test_a_flipped_bit_is_found_wherever_it_is(demo_image: Path, tmp_path: Path)
 def test_other_files_and_versions_are_refused(demo_image: Path, tmp_path: Path):
     with pytest.raises(UserError, match="is not a .tlm image; make one with `tellme convert`"):
         Image(edit(demo_image, tmp_path / "bad.tlm", 0))
-    with pytest.raises(UserError, match="is a .tlm image of version 9, this program reads version 1; convert"):
+    with pytest.raises(UserError, match="is a .tlm image of version 9, this program reads version 2; convert"):
         Image(edit(demo_image, tmp_path / "bad.tlm", 8, 9))
     (tmp_path / "empty.tlm").write_bytes(b"")
     with pytest.raises(UserError, match="is not a .tlm image"):
@@ -148,7 +152,7 @@ def test_header_says_what_the_documentation_says(demo_image: Path):
     raw = demo_image.read_bytes()
     magic, version, length, crc, zero = struct.unpack("<8sIIII", raw[:24])
     header = raw[24 : 24 + length]
-    assert (magic, version, crc, zero) == (b"TELLMETM", 1, zlib.crc32(header), 0)
+    assert (magic, version, crc, zero) == (b"TELLMETM", 2, zlib.crc32(header), 0)
     head = json.loads(header)
     assert set(head) == {"geometry", "beats", "sections", "blobs", "model"}
     assert head["geometry"] == {"ports": 1, "port_bytes": 16, "key_tile": 32}
@@ -162,7 +166,7 @@ def test_a_failed_write_leaves_the_old_image_and_no_rubbish(tmp_path: Path):
     target = tmp_path / "x.tlm"
     target.write_bytes(b"old")
 
-    def fail() -> np.ndarray:
+    def fail() -> Any:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match=r"x.tlm: cannot be written \(No space left on device\)"):
@@ -176,21 +180,38 @@ def test_a_missing_folder_is_refused(tmp_path: Path):
         write_image(tmp_path / "no" / "x.tlm", config=TINY, model={}, sections=[], blobs={})
 
 
-def test_temporary_image_of_a_checkpoint_goes_away():
+def test_the_image_of_a_checkpoint_has_no_name_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     with Model.open(DEMO, TINY) as model:
-        path = model.image.path
-        assert path.exists()
+        assert list(tmp_path.iterdir()) == [] and model.image.path == DEMO
         expected = model.embed([5])
-    assert not path.exists() and not path.parent.exists()
     np.testing.assert_array_equal(model.embed([5]), expected)
-    assert host.image.FORMAT_VERSION == 1
+    script = (
+        "import os, signal; from golden.config import TINY; from host.model import Model, demo_folder\n"
+        "import host.image as i; write = i.write_stream; model = Model.open(demo_folder(), TINY)\n"
+        "print(os.listdir(os.environ['TMPDIR']), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert killed.returncode == -9 and killed.stdout == "[]\n" and list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch):
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(host.model, "write_stream", full)
+    with pytest.raises(
+        UserError, match=r"cannot be written there \(No space left on device\); convert the checkpoint first"
+    ):
+        Model.open(DEMO, TINY)
 
 
 def test_an_open_image_stays_whole_while_its_file_is_written_again(tmp_path: Path):
     target = tmp_path / "x.tlm"
     contents = [np.full((300, TINY.beat_bytes), value, np.uint8) for value in (1, 2)]
     for content in contents:
-        plans = [Plan("a", 300, lambda content=content: content)]
+        plans = [Plan("a", 300, lambda content=content: ({}, [content]))]
         write_image(target, config=TINY, model={}, sections=plans, blobs={})
         if content is contents[0]:
             old = Image(target)

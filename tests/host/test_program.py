@@ -12,14 +12,13 @@ import pytest
 
 from golden import attention, layout
 from golden.config import KV260, TINY, AcceleratorConfig
-from golden.model import LayerWeights, ModelSpec, ModelWeights, rope_tables
+from golden.model import ModelSpec, rope_tables
 from golden.program import Kind, Opcode, decode
 from golden.schedule import segments
 from host.errors import UserError
-from host.image import Section
-from host.model import Model, plan_sections
+from host.model import Model
 from host.passes import fits_scores, lanes_that_fit
-from host.program import Program, compile_program, usable_context
+from host.program import Program, compile_program, planned_sections, usable_context
 from tests.host.support import DEMO, WORD
 from tests.models import small_spec
 
@@ -42,38 +41,12 @@ B_2 = ModelSpec(
 
 def hollow(spec: ModelSpec, config: AcceleratorConfig) -> Any:
     """A model of any size without its bytes: the sections that its image would have."""
-
-    def zeros(dtype: type, *shape: int) -> Any:
-        return np.broadcast_to(dtype(0), shape)
-
-    layer = LayerWeights(
-        q=zeros(np.int8, spec.q_dim, spec.hidden),
-        k=zeros(np.int8, spec.kv_dim, spec.hidden),
-        v=zeros(np.int8, spec.kv_dim, spec.hidden),
-        o=zeros(np.int8, spec.hidden, spec.q_dim),
-        gate=zeros(np.int8, spec.ffn, spec.hidden),
-        up=zeros(np.int8, spec.ffn, spec.hidden),
-        down=zeros(np.int8, spec.hidden, spec.ffn),
-        **{f"{n}_scale": i + 0.5 for i, n in enumerate("q k v o gate up down".split())},
-        input_norm=zeros(np.float32, spec.hidden),
-        post_norm=zeros(np.float32, spec.hidden),
-        attn_norm=zeros(np.float32, spec.q_dim) if spec.attn_sub_norm else None,
-        ffn_norm=zeros(np.float32, spec.ffn) if spec.ffn_sub_norm else None,
-    )
-    rows = zeros(np.int8, spec.vocab, spec.hidden), zeros(np.float32, spec.vocab)
-    weights = ModelWeights(
-        spec=spec,
-        layers=[layer] * spec.layers,
-        norm=zeros(np.float32, spec.hidden),
-        embedding=rows[0],
-        embedding_scales=rows[1],
-        head=None if spec.tied else rows[0],
-        head_scales=None if spec.tied else rows[1],
-    )
-    sections, address = {}, 0
-    for p in plan_sections(weights, config):
-        sections[p.name] = Section(p.name, address, p.beats, 0, p.info)
-        address += p.beats
+    scales = {"qkv": [0.5, 1.5, 2.5], "o": [3.5], "gate": [4.5, 5.5], "down": [6.5]}
+    sections = {
+        name: replace(s, info={**s.info, "scales": scales.get(name.split(".")[-1], [])})
+        for name, s in planned_sections(spec, config).items()
+    }
+    address = sum(s.beats for s in sections.values())
     image = SimpleNamespace(sections=sections, beats=address, path="hollow.tlm")
     return SimpleNamespace(name="hollow", spec=spec, image=image)
 
@@ -254,7 +227,7 @@ def big(**changes: Any) -> Callable[[], Any]:
         (lambda: compile_program(hollow(B_2, KV260), KV260, slots=2000), "needs .* beats of memory, addresses hold"),
         (
             lambda: compile_program(hollow(B_2, KV260), replace(KV260, block_rows=256)),
-            "hollow.tlm: section '0.qkv' has row blocks of 480, board 'kv260' takes at most 256; convert",
+            "hollow: section '0.qkv' has row blocks of 480, board 'kv260' takes at most 256; convert",
         ),
         (
             lambda: compile_program(hollow(small_spec(heads=24, kv_heads=1), WORD), replace(WORD, max_heads=32)),
@@ -268,10 +241,8 @@ def test_what_does_not_fit_is_refused_with_value_and_limit(call: Callable[[], An
     assert "\n" not in str(e.value)
 
 
-def test_a_group_too_large_for_the_score_memory_is_refused():
-    config = replace(
-        TINY, max_context=32, score_words=64, lanes=4, attention_lanes=1, max_heads=128, max_features=16384
-    )
-    spec = small_spec(heads=128, kv_heads=1)
-    with pytest.raises(UserError, match=r"128 query heads share a KV head; the score memory .* \(64 words\)"):
-        compile_program(hollow(spec, config), config)
+def test_more_queries_than_the_unit_counts_on_a_kv_head_are_refused():
+    config = replace(TINY, max_features=4096)
+    with pytest.raises(UserError, match="query heads of a KV head is 9, but accelerator 'tiny' holds at most 8"):
+        compile_program(hollow(small_spec(heads=9, kv_heads=1), config), config)
+    assert compile_program(hollow(small_spec(heads=8, kv_heads=1), config), config).context == 64

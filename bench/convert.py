@@ -1,0 +1,267 @@
+"""Converts synthetic checkpoints of exact published shapes, and writes time and peak memory to docs/measurements/convert.md.
+
+`python -m bench.convert --dir DIR [SHAPE ...]` (a folder with room for the checkpoint and the image; both are removed).
+The checkpoints hold repeated random data, in the tensor names, types, shards and config.json keys of the originals; the
+tokenizer is the demo model's. Each command runs in a process of its own; the peak is its largest resident set, mapped
+pages included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from host.model import demo_folder
+from tests.models import PARTS
+
+PAGE = Path(__file__).parent.parent / "docs" / "measurements" / "convert.md"
+BOARD = "kv260"
+PEAK_LIMIT = 2 << 30
+"""Bytes that a conversion of 2B-4T may hold."""
+_SIZES = {"F32": 4, "BF16": 2, "U8": 1}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A published model: config.json, type of its matrices (U8: packed), of its other tensors, and shards."""
+
+    config: dict[str, Any]
+    matrices: str
+    floats: str
+    sub_norms: tuple[str, str] | None
+    shards: int = 1
+
+
+def _config(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocab: int, **more: Any) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "vocab_size": vocab,
+        "rms_norm_eps": 1e-5,
+    } | more
+
+
+_B_2 = _config(
+    30, 2560, 6912, 20, 5, 128256, model_type="bitnet", architectures=["BitNetForCausalLM"], hidden_act="relu2",
+    max_position_embeddings=4096, rope_theta=500000.0, tie_word_embeddings=True,
+)  # fmt: skip
+_LLAMA = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_act": "silu",
+    "max_position_embeddings": 8192,
+}
+_LLAMA |= {"quantization_config": {"quant_method": "bitnet"}, "tie_word_embeddings": False}
+_NEW_NORMS = ("self_attn.attn_sub_norm", "mlp.ffn_sub_norm")
+
+SHAPES = {
+    "0.73B": Shape(
+        _config(
+            24, 1536, 4096, 16, 16, 32002, model_type="llama", architectures=["BitnetForCausalLM"], hidden_act="silu",
+            max_position_embeddings=2048, rope_theta=10000.0, tie_word_embeddings=True, weight_bits=1, input_bits=8,
+        ),
+        "F32", "F32", ("self_attn.inner_attn_ln", "mlp.ffn_layernorm"),
+    ),
+    "2B-4T": Shape(
+        _B_2 | {"quantization_config": {"quant_method": "bitnet", "linear_class": "autobitlinear",
+                                        "quantization_mode": "offline"}},
+        "U8", "BF16", _NEW_NORMS,
+    ),
+    "2B-4T-bf16": Shape(
+        _B_2 | {"quantization_config": {"quant_method": "bitnet", "linear_class": "autobitlinear",
+                                        "quantization_mode": "online"}},
+        "BF16", "BF16", _NEW_NORMS,
+    ),
+    "Falcon3-1B": Shape(
+        _config(18, 2048, 8192, 8, 4, 131072, head_dim=256, rope_theta=1000042.0, **_LLAMA) | {"rms_norm_eps": 1e-6},
+        "U8", "BF16", None,
+    ),
+    "Llama3-8B": Shape(
+        _config(32, 4096, 14336, 32, 8, 128256, rope_theta=500000.0, **_LLAMA), "U8", "BF16", None, shards=2,
+    ),
+}  # fmt: skip
+
+
+def tensors(shape: Shape) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """(name, type, shape) of every tensor."""
+    c = shape.config
+    hidden, ffn = c["hidden_size"], c["intermediate_size"]
+    head_dim = c.get("head_dim", hidden // c["num_attention_heads"])
+    q, kv = c["num_attention_heads"] * head_dim, c["num_key_value_heads"] * head_dim
+    sizes = {"q": (q, hidden), "k": (kv, hidden), "v": (kv, hidden), "o": (hidden, q)}
+    sizes |= {"gate": (ffn, hidden), "up": (ffn, hidden), "down": (hidden, ffn)}
+    yield "model.embed_tokens.weight", shape.floats, (c["vocab_size"], hidden)
+    for i in range(c["num_hidden_layers"]):
+        prefix = f"model.layers.{i}."
+        for part, (rows, inputs) in sizes.items():
+            if shape.matrices == "U8":
+                yield f"{prefix}{PARTS[part]}.weight", "U8", (rows // 4, inputs)
+                yield f"{prefix}{PARTS[part]}.weight_scale", shape.floats, (1,)
+            else:
+                yield f"{prefix}{PARTS[part]}.weight", shape.matrices, (rows, inputs)
+        yield f"{prefix}input_layernorm.weight", shape.floats, (hidden,)
+        yield f"{prefix}post_attention_layernorm.weight", shape.floats, (hidden,)
+        if shape.sub_norms is not None:
+            yield f"{prefix}{shape.sub_norms[0]}.weight", shape.floats, (q,)
+            yield f"{prefix}{shape.sub_norms[1]}.weight", shape.floats, (ffn,)
+    yield "model.norm.weight", shape.floats, (hidden,)
+    if not c["tie_word_embeddings"]:
+        yield "lm_head.weight", shape.floats, (c["vocab_size"], hidden)
+
+
+def _patterns() -> dict[str, bytes]:
+    """Random data of every type, and 1.0s for norms and scales."""
+    rng = np.random.default_rng(1)
+    n = 1 << 22
+    codes = rng.integers(0, 3, (4, n), dtype=np.uint8)
+    normal: NDArray[np.float32] = rng.normal(0, 0.02, n).astype(np.float32)
+    return {
+        "U8": (codes[0] | codes[1] << 2 | codes[2] << 4 | codes[3] << 6).tobytes(),
+        "F32": normal.tobytes(),
+        "BF16": (normal.view(np.uint32) >> 16).astype("<u2").tobytes(),
+    }
+
+
+def write_checkpoint(folder: Path, shape: Shape) -> int:
+    """Writes a checkpoint folder; returns its bytes."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(shape.config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(demo_folder() / name, folder / name)
+    patterns = _patterns()
+    ones = {"F32": np.float32(1).tobytes(), "BF16": b"\x80\x3f"}
+    every = list(tensors(shape))
+    weight_map, total = {}, 0
+    for shard in range(shape.shards):
+        part = every[shard * len(every) // shape.shards : (shard + 1) * len(every) // shape.shards]
+        header, at = {}, 0
+        for name, dtype, size in part:
+            n = int(np.prod(size)) * _SIZES[dtype]
+            header[name] = {"dtype": dtype, "shape": list(size), "data_offsets": [at, at + n]}
+            at += n
+        text = json.dumps(header).encode()
+        file = f"model-{shard + 1:05}-of-{shape.shards:05}.safetensors" if shape.shards > 1 else "model.safetensors"
+        weight_map |= dict.fromkeys(header, file)
+        with open(folder / file, "wb") as f:
+            f.write(len(text).to_bytes(8, "little") + text)
+            for _, dtype, size in part:
+                n = int(np.prod(size)) * _SIZES[dtype]
+                source = patterns[dtype] if len(size) == 2 else ones[dtype] * size[0]
+                for i in range(0, n, len(source)):
+                    f.write(source[: n - i])
+        total += 8 + len(text) + at
+    if shape.shards > 1:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return total
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished command: seconds, peak resident bytes, what it printed."""
+
+    seconds: float
+    peak: int
+    output: str
+
+
+def tellme(*arguments: str) -> Run:
+    """Runs a tellme command in its own process.
+
+    Raises
+    ------
+    RuntimeError : it failed.
+    """
+    start = time.monotonic()
+    script = "from host.cli import main; main()"
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=out, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        text = out.read()
+    if process.returncode:
+        raise RuntimeError(f"tellme {' '.join(arguments)}: {text}")
+    return Run(time.monotonic() - start, usage.ru_maxrss * 1024, text)
+
+
+HEADER = [
+    "# Conversion of checkpoints: time and memory",
+    "",
+    "`python -m bench.convert --dir DIR` (bench/convert.py): synthetic checkpoints of the exact published shapes and types, for the `kv260` beat geometry. "
+    "Wall clock on 2 shared x86 cores; the peak is the largest resident set of the process, mapped pages included.",
+    "",
+    "| checkpoint | matrices | bytes | convert, s | peak, MiB | image, bytes | `info --verify` of the image, s | peak, MiB |",
+    "|---|---|---|---|---|---|---|---|",
+]
+
+
+def measure(name: str, folder: Path) -> str:
+    """Converts one shape below `folder`; the row of the table."""
+    shape = SHAPES[name]
+    source, image = folder / name, folder / f"{name}.tlm"
+    try:
+        size = write_checkpoint(source, shape)
+        run = tellme("convert", str(source), str(image), "--board", BOARD)
+        print(run.output, end="", flush=True)
+        written = image.stat().st_size
+        check = tellme("info", str(image), "--verify")
+        print(check.output, flush=True)
+    finally:
+        shutil.rmtree(source, ignore_errors=True)
+        image.unlink(missing_ok=True)
+    if name.startswith("2B-4T") and max(run.peak, check.peak) >= PEAK_LIMIT:
+        raise RuntimeError(f"{name}: peak of {run.peak:,} and {check.peak:,} bytes, the limit is {PEAK_LIMIT:,}")
+    kind = {"U8": "packed", "F32": "float32, latent", "BF16": "bfloat16, latent"}[shape.matrices]
+    return (
+        f"| {name} | {kind} | {size:,} | {run.seconds:.0f} | {run.peak / 2**20:,.0f} | {written:,} | "
+        f"{check.seconds:.0f} | {check.peak / 2**20:,.0f} |"
+    )
+
+
+def record(row: str) -> None:
+    """Puts a row into the page, in place of the one of the same shape."""
+    old = PAGE.read_text().splitlines() if PAGE.exists() else []
+    rows = {
+        line.split("|")[1].strip(): line
+        for line in old
+        if line.startswith("| ") and not line.startswith("| checkpoint")
+    }
+    rows[row.split("|")[1].strip()] = row
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text("\n".join([*HEADER, *(rows[n] for n in SHAPES if n in rows)]) + "\n")
+
+
+def main() -> None:
+    """Measures the shapes that were named, all if none was."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dir", type=Path, required=True, help="folder for checkpoints and images")
+    parser.add_argument("shapes", nargs="*", help=f"of {', '.join(SHAPES)}")
+    options = parser.parse_args()
+    unknown = set(options.shapes) - set(SHAPES)
+    if unknown:
+        parser.error(f"no shape {', '.join(sorted(unknown))}; there are {', '.join(SHAPES)}")
+    with tempfile.TemporaryDirectory(dir=options.dir, prefix="tellme-bench-") as folder:
+        for name in options.shapes or SHAPES:
+            row = measure(name, Path(folder))
+            print(row, flush=True)
+            record(row)
+
+
+if __name__ == "__main__":
+    main()

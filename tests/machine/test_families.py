@@ -1,0 +1,32 @@
+"""A checkpoint of every Hugging Face family, as transformers wrote it, runs bit-exactly on the RTL of the tiny preset."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from golden.config import TINY
+from host.backends import CheckedBackend, GoldenBackend
+from host.checkpoint import read_checkpoint
+from host.model import Model
+from host.simulation import SimulatedAccelerator
+from sim.timing import timing
+from tests.oracle.families import FAMILIES, checkpoint, vectors
+
+pytestmark = pytest.mark.xdist_group("machine")  # one build of the preset for all
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_of_every_family_is_bit_exact(family: str) -> None:
+    """Two passes of all lanes and one of one lane; golden reads the checkpoint, the machine its image."""
+    ids = np.load(vectors(family))["ids"][0].tolist()
+    n = TINY.lanes
+    with (
+        Model.open(checkpoint(family), TINY) as model,
+        SimulatedAccelerator(model, TINY, timing=timing("ideal")) as machine,
+        CheckedBackend(machine, GoldenBackend(read_checkpoint(checkpoint(family)).weights, TINY)) as both,
+    ):
+        for first, lanes in ((0, n), (n, n), (2 * n, 1)):
+            positions = range(first, first + lanes)
+            both.run_pass([ids[p] for p in positions], positions, head_lanes=(0, lanes), write_logits=True)
+        assert (both.passes, both.logits) == (3, (2 * n + 1) * model.spec.vocab)
