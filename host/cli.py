@@ -256,7 +256,7 @@ def run(
 
 @app.command("eval")
 def eval_command(
-    model: Annotated[str, typer.Argument(help="demo, a checkpoint folder, or a .tlm image.")],
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
     text: Annotated[Path, typer.Option("--text", help="UTF-8 text to score.")],
     backend: Annotated[str, typer.Option("--backend", help="golden: NumPy; sim: the RTL under Verilator.")] = "golden",
     reference: Annotated[str | None, typer.Option("--reference", help="Another model, to compare with.")] = None,
@@ -267,6 +267,7 @@ def eval_command(
     context: Annotated[int | None, typer.Option("--context", help="Tokens of a window; default: all.")] = None,
     stride: Annotated[int | None, typer.Option("--stride", help="From window to window; default: half.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Take so many tokens of the text.")] = None,
+    latent: Latent = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Score a text: negative log-likelihood, perplexity, and where a model parts from a reference."""
@@ -280,6 +281,7 @@ def eval_command(
         context=context,
         stride=stride,
         max_tokens=max_tokens,
+        latent=latent,
         show=not as_json,
     )
     if as_json:

@@ -52,8 +52,8 @@ def random_weights(spec: ModelSpec, seed: int) -> ModelWeights:
             f"{n}_scale": float(np.float32(rng.uniform(1, 2) / np.sqrt(s[1]))) for n, s in shapes.items()
         }
         return LayerWeights(
-            **matrices,  # type: ignore[arg-type]
-            **scales,  # type: ignore[arg-type]
+            **matrices,
+            **scales,
             input_norm=_gain(rng, spec.hidden),
             post_norm=_gain(rng, spec.hidden),
             attn_norm=_gain(rng, spec.q_dim) if spec.attn_sub_norm else None,
@@ -66,7 +66,7 @@ def random_weights(spec: ModelSpec, seed: int) -> ModelWeights:
     rows, scales_h = (None, None) if spec.tied else _rows(rng, spec, 0.2)
     return ModelWeights(
         spec=spec,
-        layers=LazyLayers(spec.layers, layer),
+        layers=LazyLayers(spec, layer),
         norm=norm,
         embedding=embedding,
         embedding_scales=scales_e,
