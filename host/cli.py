@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -20,7 +21,12 @@ from golden.config import PRESETS, AcceleratorConfig
 from golden.shapes import SHAPES
 from host.backends import CheckedBackend, GoldenBackend, load_weights
 from host.bench import Measurement, measure, shape
+from host.board import BoardAccelerator
+from host.boards import show_boards
+from host.build import NAMES as BUILDABLE
+from host.build import build
 from host.checkpoint import is_checkpoint, open_checkpoint
+from host.doctor import Examination
 from host.errors import CheckError, TellmeError, UserError
 from host.evaluate import evaluate, tables
 from host.generate import Generation, Report
@@ -29,10 +35,12 @@ from host.model import Model, convert, find_model
 from host.passes import Backend, chunks
 from host.program import check_fits, compile_program, usable_context
 from host.sampling import Sampling
+from host.session import Session
 from host.simulation import SimulatedAccelerator, memory_timing
+from host.terminal import Chat
 from host.tokenizer import Tokenizer
 
-BACKENDS = ("sim", "golden")
+BACKENDS = ("sim", "golden", "board")
 
 
 def _fail(message: object, code: int) -> NoReturn:
@@ -64,7 +72,7 @@ class _Group(TyperGroup):
             if runner is None or not isinstance(e, runner.SimulationError):
                 raise
             _fail(f"the simulation failed: {e}", 1)
-        if code == 130:  # how typer reports Ctrl-C, without a word
+        if code == 130:  # typer turns Ctrl-C into this code, without a word
             _fail("interrupted", 130)
         raise SystemExit(code if isinstance(code, int) else 0)
 
@@ -85,12 +93,36 @@ def board(name: str) -> AcceleratorConfig:
     return PRESETS[name]
 
 
+def _preset(name: str | None, backend: str, bitstream: Path | None) -> AcceleratorConfig:
+    """The preset of `--board`; without it the one the bitstream was built as, kv260 on a board, tiny elsewhere."""
+    if name is None and backend == "board":
+        parts = (bitstream.stem if bitstream is not None else "").split("-")
+        name = parts[1] if len(parts) == 3 and parts[0] == "tellme" else "kv260"
+    return board(name or "tiny")
+
+
 Board = Annotated[str, typer.Option("--board", help=f"Preset of the accelerator: {', '.join(sorted(PRESETS))}.")]
 Latent = Annotated[
     bool,
     typer.Option("--latent", help="Quantise floating-point weights that nothing declares to be latent ternary ones."),
 ]
 MODEL_HELP = "demo, a Hugging Face folder, a .gguf file, or a .tlm image."
+
+AnyBoard = Annotated[
+    str | None,
+    typer.Option(
+        "--board", help=f"Preset: {', '.join(sorted(PRESETS))}. Default: tiny; on a board what the bitstream is for."
+    ),
+]
+BackendName = Annotated[
+    str, typer.Option("--backend", help="sim: the RTL under Verilator; golden: NumPy; board: a board, through PYNQ.")
+]
+Bitstream = Annotated[
+    Path | None,
+    typer.Option(
+        "--bitstream", help="The .bit file for --backend board. Default: that of the preset, here or in build/."
+    ),
+]
 
 
 # ---- run -------------------------------------------------------------------------------------------------------------
@@ -114,8 +146,8 @@ def _json(report: Report, config: AcceleratorConfig, bit_exact: bool | None) -> 
     )
 
 
-def _statistics(report: Report, config: AcceleratorConfig, console: Console) -> None:
-    """Cycles, stalls and rates of a run, at the board's clock."""
+def _statistics(report: Report, config: AcceleratorConfig, console: Console, backend: str) -> None:
+    """Cycles, stalls and rates of a run: at the board's clock when simulated, by the clock on the wall on a board."""
     n = len(report.prompt_ids)
     if report.cycles_prefill is None:
         console.print(
@@ -123,12 +155,13 @@ def _statistics(report: Report, config: AcceleratorConfig, console: Console) -> 
             "(no cycles are counted)"
         )
         return
+    kind = "simulated" if backend == "sim" else "accelerator alone"
     table = Table(
-        title=f"simulated {config.name}: {config.lanes} lanes, {config.beat_bytes}-byte beat, "
-        f"{config.clock_hz / 1e6:g} MHz",
+        title=f"{'simulated ' if backend == 'sim' else ''}{config.name}: {config.lanes} lanes, "
+        f"{config.beat_bytes}-byte beat, {config.clock_hz / 1e6:g} MHz",
         title_justify="left",
     )
-    for name in ("", "tokens", "cycles", "cycles/token", "tokens/s (simulated)"):
+    for name in ("", "tokens", "cycles", "cycles/token", f"tokens/s ({kind})"):
         table.add_column(name, justify="left" if not name else "right")
     rows = [("prefill", n, report.cycles_prefill)]
     if report.cycles_decode:
@@ -140,17 +173,77 @@ def _statistics(report: Report, config: AcceleratorConfig, console: Console) -> 
     total = report.cycles_prefill + sum(report.cycles_decode)
     causes = ", ".join(f"{cause} {cycles:,} ({cycles / max(total, 1):.1%})" for cause, cycles in report.stalls.items())
     console.print(f"cycles without a beat: {causes}", highlight=False)
-    console.print(
-        f"wall clock {report.seconds:.1f} s, {total / max(report.seconds, 1e-9):,.0f} simulated cycles a second"
-    )
+    if backend == "sim":
+        console.print(
+            f"wall clock {report.seconds:.1f} s, {total / max(report.seconds, 1e-9):,.0f} simulated cycles a second"
+        )
+    else:
+        seconds = report.seconds - report.seconds_prefill
+        rate = f"{len(report.decode) / seconds:,.1f}" if report.decode else "-"
+        console.print(
+            f"wall clock: first token after {report.seconds_prefill:.3f} s, then {rate} tokens/s", highlight=False
+        )
+
+
+def _check_backend(backend: str, bitstream: Path | None) -> None:
+    if backend not in BACKENDS:
+        raise UserError(f"backend {backend!r} is unknown; there are {', '.join(BACKENDS)}")
+    if bitstream is not None and backend != "board":
+        raise UserError("--bitstream needs --backend board")
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    """SIGTERM: leave through every `finally`, so that a board is stopped before its memory goes."""
+    raise SystemExit(128 + number)
+
+
+def _eos_ids(opened: Model, tokenizer: Tokenizer) -> set[int]:
+    """Tokens that end a text."""
+    return set(opened.eos_ids) | ({tokenizer.eos_id} if tokenizer.eos_id is not None else set())
+
+
+def _machine(
+    backend: str,
+    opened: Model,
+    path: Path,
+    config: AcceleratorConfig,
+    console: Console,
+    *,
+    memory: Any = None,
+    waves: Path | None = None,
+    check: bool = False,
+    bitstream: Path | None = None,
+    context: int | None = None,
+    latent: bool = False,
+) -> Backend:
+    """Opens a back end with a model loaded."""
+    if backend == "board":
+        signal.signal(signal.SIGTERM, _terminate)
+    what = {"golden": "opening the model", "sim": "building the simulation", "board": "loading bitstream and model"}
+    with console.status(what[backend]):
+        if backend == "golden":
+            return GoldenBackend(load_weights(path, config, latent=latent), config, context=context)
+        machine: Backend
+        if backend == "board":
+            machine = BoardAccelerator(opened, config, bitstream=bitstream, context=context)
+        else:
+            machine = SimulatedAccelerator(opened, config, timing=memory, waves=waves, context=context)
+        if check:
+            try:
+                reference = GoldenBackend(load_weights(path, config, latent=latent), config, context=machine.context)
+                return CheckedBackend(machine, reference)
+            except BaseException:
+                machine.close()
+                raise
+        return machine
 
 
 @app.command()
 def run(
     prompt: Annotated[str, typer.Option("--prompt", help="Text to continue, or what to say with --chat.")],
-    backend: Annotated[str, typer.Option("--backend", help="sim: the RTL under Verilator; golden: NumPy.")] = "sim",
+    backend: BackendName = "sim",
     model: Annotated[str, typer.Option("--model", help=MODEL_HELP)] = "demo",
-    board_name: Board = "tiny",
+    board_name: AnyBoard = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Most tokens to make.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", help="0: greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option("--top-k", help="Draw from the k likeliest tokens; 0: all.")] = 0,
@@ -162,41 +255,40 @@ def run(
     timing: Annotated[str | None, typer.Option("--timing", help="Timing of the simulated memory.")] = None,
     waves: Annotated[Path | None, typer.Option("--waves", help="Write an FST wave file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
-    chat: Annotated[
+    as_chat: Annotated[
         bool, typer.Option("--chat", help="Give the prompt to the model's chat template, as a user.")
     ] = False,
     positions: Annotated[
         int | None, typer.Option("--context", help="Positions of the cache; all that fit if left out.")
     ] = None,
     latent: Latent = False,
+    bitstream: Bitstream = None,
 ) -> None:
     """Continue a prompt, printing the text as it comes."""
-    if backend not in BACKENDS:
-        raise UserError(f"backend {backend!r} is unknown; there are {', '.join(BACKENDS)}")
+    _check_backend(backend, bitstream)
     if stress is not None and timing is not None:
         raise UserError("--stress brings its own memory timing; leave --timing out")
     if stress is not None and stress < 0:
         raise UserError(f"--stress takes a seed of 0 or more, not {stress}")
-    if backend == "golden":
-        for option, value in (("--check", check), ("--stress", stress), ("--timing", timing), ("--waves", waves)):
-            if value is not None and value is not False:
-                raise UserError(
-                    f"{option} needs --backend sim; the golden model is what simulations are checked against"
-                )
+    if backend == "golden" and check:
+        raise UserError("--check needs --backend sim or board; the golden model is what they are checked against")
+    if backend != "sim":
+        for option, value in (("--stress", stress), ("--timing", timing), ("--waves", waves)):
+            if value is not None:
+                raise UserError(f"{option} needs --backend sim")
     if waves is not None and not waves.resolve().parent.is_dir():
         raise UserError(f"{waves}: its folder does not exist")
     memory = memory_timing(timing, stress) if backend == "sim" else None
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    config = board(board_name)
+    config = _preset(board_name, backend, bitstream)
     path = find_model(model)
     errors = Console(stderr=True)
     with Model.open(path, config, latent=latent, show=True) as opened:
         tokenizer: Tokenizer = opened.tokenizer
-        if chat:
+        if as_chat:
             prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}])
         else:
             prompt_ids = tokenizer.encode(prompt)
-        eos = set(opened.eos_ids) | ({tokenizer.eos_id} if tokenizer.eos_id is not None else set())
         if max_new_tokens < 1:
             raise UserError(f"max-new-tokens must be at least 1, not {max_new_tokens}")
         context = compile_program(opened, config, context=positions).context
@@ -205,18 +297,19 @@ def run(
                 f"the prompt has {len(prompt_ids)} tokens, but the context of {opened.name} on board {config.name!r} "
                 f"is {context} positions; shorten the prompt"
             )
-        with errors.status("opening the model" if backend == "golden" else "building the simulation"):
-            if memory is None:
-                machine: Backend = GoldenBackend(load_weights(path, config, latent=latent), config, context=context)
-            else:
-                machine = SimulatedAccelerator(opened, config, timing=memory, waves=waves, context=positions)
-                if check:
-                    try:
-                        reference = GoldenBackend(load_weights(path, config, latent=latent), config, context=context)
-                        machine = CheckedBackend(machine, reference)
-                    except BaseException:
-                        machine.close()
-                        raise
+        machine = _machine(
+            backend,
+            opened,
+            path,
+            config,
+            errors,
+            memory=memory,
+            waves=waves,
+            check=check,
+            bitstream=bitstream,
+            context=positions,
+            latent=latent,
+        )
         with machine:
             generation = Generation(
                 machine,
@@ -224,11 +317,11 @@ def run(
                 prompt_ids,
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
-                eos_ids=eos,
+                eos_ids=_eos_ids(opened, tokenizer),
                 stops=stop or (),
             )
             report = generation.report
-            if not as_json and not chat:
+            if not as_json and not as_chat:
                 print(prompt, end="", flush=True)
             try:
                 for piece in generation:
@@ -241,7 +334,7 @@ def run(
         print(_json(report, config, True if check else None), flush=True)
     else:
         print(flush=True)
-        _statistics(report, config, errors)
+        _statistics(report, config, errors, backend)
         if isinstance(machine, CheckedBackend):
             errors.print(
                 f"bit-exact: {machine.logits:,} logits of {machine.passes} passes equal the golden model's",
@@ -290,6 +383,74 @@ def eval_command(
     console = Console()
     for table in tables(result):
         console.print(table)
+
+
+# ---- chat, doctor ----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def chat(
+    backend: BackendName = "sim",
+    model: Annotated[str, typer.Option("--model", help=MODEL_HELP)] = "demo",
+    board_name: AnyBoard = None,
+    bitstream: Bitstream = None,
+    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Most tokens of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option("--temperature", help="0: greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option("--top-k", help="Draw from the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Draw from the likeliest tokens that reach p.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends an answer; repeatable.")] = None,
+    context: Annotated[int | None, typer.Option("--context", help="Positions of the cache; default: all.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each answer.")] = False,
+) -> None:
+    """Talk to a model, a message a line; /help lists commands. Reads a pipe as well as a terminal."""
+    _check_backend(backend, bitstream)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    config = _preset(board_name, backend, bitstream)
+    path = find_model(model)
+    memory = memory_timing(None, None) if backend == "sim" else None
+    with Model.open(path, config) as opened:
+        tokenizer = opened.tokenizer
+        compile_program(opened, config, context=context)
+        with _machine(
+            backend,
+            opened,
+            path,
+            config,
+            Console(stderr=True),
+            memory=memory,
+            bitstream=bitstream,
+            context=context,
+        ) as machine:
+            session = Session(
+                machine,
+                tokenizer,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                eos_ids=_eos_ids(opened, tokenizer),
+                stops=stop or (),
+                system=system,
+            )
+            Chat(session, backend, as_json=as_json).run()
+
+
+@app.command()
+def doctor(
+    board_name: AnyBoard = None,
+    bitstream: Bitstream = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check a board; every line that fails says what to do."""
+    config = _preset(board_name, "board", bitstream)
+    signal.signal(signal.SIGTERM, _terminate)
+    tell = None if as_json else lambda check: print(check.line(), flush=True)
+    examination = Examination(config, bitstream=bitstream, tell=tell)
+    ok = examination.run()
+    if as_json:
+        print(json.dumps({"ok": ok, "board": config.name, "checks": [c.record() for c in examination.checks]}))
+    if not ok:
+        raise SystemExit(1)
 
 
 # ---- convert, info, verilog ------------------------------------------------------------------------------------------
@@ -529,6 +690,43 @@ def verilog_command(
     except OSError as e:
         raise UserError(f"{out}: cannot be written ({e.strerror})") from e
     print(f"{out / 'tellme.v'}: {config.name}, module tellme, {len(text):,} bytes")
+
+
+# ---- boards, build ---------------------------------------------------------------------------------------------------
+
+
+@app.command("boards")
+def boards_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the tables.")] = False,
+) -> None:
+    """List the boards: what is on them, what is built for them, and which models fit."""
+    show_boards(as_json=as_json, console=Console())
+
+
+@app.command("build")
+def build_command(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the project; new, empty, or an earlier build of it.")],
+    board_name: Annotated[str, typer.Option("--board", help=f"One of {', '.join(BUILDABLE)}.")] = "kv260",
+    jobs: Annotated[int, typer.Option("--jobs", help="Processes that Vivado may use.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
+) -> None:
+    """Write a board's FPGA project, and make its bitstream if the tools are at hand."""
+    built = build(board_name, out, jobs=jobs, console=Console(stderr=True))
+    if as_json:
+        print(built.json())
+        return
+    print(f"{built.out}: {built.name}, {len(built.files)} files")
+    if "fmax_mhz" in built.facts:
+        f = built.facts
+        print(f"routed: {f['fmax_mhz']:.1f} MHz at most, it runs at {f['clock_mhz']:g} MHz (nextpnr-ecp5)")
+        print(f"used: {f['comb']:,} LUT4, {f['ff']:,} flip-flops, {f['ram']} block RAMs")
+    if built.bitstream is not None:
+        print(f"bitstream: {built.bitstream}")
+    if built.command is not None:
+        print(
+            f"no bitstream yet: vivado is not on PATH. Run, where it is (2022.1 or newer, the folder may be copied):\n"
+            f"  {built.command}"
+        )
 
 
 def main() -> None:

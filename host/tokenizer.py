@@ -169,6 +169,11 @@ class Tokenizer:
             raise UserError("the prompt is empty, and this model has no document-start token; give it some text")
         return self._check(ids)
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the checkpoint came with a chat template."""
+        return self._config.get("chat_template") is not None
+
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """The model's chat template, with the texts of its special tokens.
