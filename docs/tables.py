@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from golden.config import PRESETS, AcceleratorConfig
@@ -47,11 +47,14 @@ def descriptors() -> str:
 
 
 def presets() -> str:
-    """Parameters and derived sizes of the presets."""
+    """Parameters and derived sizes of the presets; presets that differ in name alone share a column."""
+    columns: dict[AcceleratorConfig, list[str]] = {}
+    for name, c in PRESETS.items():
+        columns.setdefault(replace(c, name=""), []).append(name)
     names = [f.name for f in fields(AcceleratorConfig) if f.name != "name"]
     derived = ["beat_bytes", "beat_weights", "groups", "word", "cell", "keys_per_beat", "key_block", "scale_beats"]
-    rows = [(f"`{n}`", *(getattr(c, n) for c in PRESETS.values())) for n in names + derived + ["row_width"]]
-    return _table(("parameter", *PRESETS), rows)
+    rows = [(f"`{n}`", *(getattr(c, n) for c in columns)) for n in names + derived + ["row_width"]]
+    return _table(("parameter", *(", ".join(names) for names in columns.values())), rows)
 
 
 def latencies() -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden import fp
-from golden.ternary import exact_product
+from golden.ternary import product
 
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
@@ -28,6 +28,10 @@ UNIT = 1 << 24
 
 RATIO_MAX = 65535
 """Weight of a key with the largest score and the largest V scale."""
+
+
+_POWERS = fp.exp2_mantissa(np.arange(1 << SCORE_FRAC) << (20 - SCORE_FRAC)) << 1
+"""2^f in units of 2^-24 of every fraction of a score."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def query_factor(head_dim: int) -> np.float32:
     return np.float32(math.log2(math.e) / math.sqrt(head_dim))
 
 
-def score(dot: I64, query_scale: F32, key_scale: F32) -> I64:
+def score(dot: NDArray[np.generic], query_scale: F32, key_scale: F32) -> I64:
     """Scores in Q10.14 of dot products [..., queries, keys], scales [..., queries] and [..., keys]."""
     t = fp.mul(fp.from_int(dot), fp.mul(query_scale[..., :, None], key_scale[..., None, :]))
     return fp.to_fixed(t, SCORE_FRAC, SCORE_WIDTH)
@@ -68,8 +72,8 @@ def score(dot: I64, query_scale: F32, key_scale: F32) -> I64:
 def power(difference: I64) -> I64:
     """P = 2^-difference in units of 2^-24 (0..2^24); difference in Q10.14, not negative. 0 from 2^-26 down."""
     n = (difference + (1 << SCORE_FRAC) - 1) >> SCORE_FRAC
-    f = (n << SCORE_FRAC) - difference
-    return np.where(n > 25, 0, (fp.exp2_mantissa(f << (20 - SCORE_FRAC)) << 1) >> np.minimum(n, 26))
+    f = -difference & ((1 << SCORE_FRAC) - 1)  # n * 2^14 - difference
+    return _POWERS[f] >> np.minimum(n, 26)  # 25 bits: nothing is left
 
 
 def ratio(value_scale: F32, largest: F32) -> I64:
@@ -89,7 +93,7 @@ def softmax(
     k, v : [..., keys, dim]; key_scale, value_scale : [..., keys].
     valid : [..., queries, keys], which keys a query attends to; at least one each.
     """
-    scores = score(exact_product(q, k, 1 << 14), query_scale, key_scale)
+    scores = score(product(q, k, 1 << 14), query_scale, key_scale)
     maximum = np.where(valid, scores, np.iinfo(np.int64).min).max(axis=-1)
     vmax = np.where(valid, value_scale[..., None, :], np.float32(0)).max(axis=-1)
     p = power(np.where(valid, maximum[..., None] - scores, 1 << SCORE_WIDTH))

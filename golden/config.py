@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 TRITS_PER_BYTE = 5
@@ -214,4 +214,42 @@ TINY = AcceleratorConfig(
 )
 """A small machine for tests and the demo: one 128-bit port, four lanes."""
 
-PRESETS: dict[str, AcceleratorConfig] = {c.name: c for c in (KV260, TINY)}
+KR260 = replace(KV260, name="kr260")
+"""AMD Kria KR260: the module of the KV260 on another carrier."""
+
+ZCU104 = replace(KV260, name="zcu104")
+"""AMD ZCU104: the memory of the KV260 in a chip of twice the size."""
+
+RFSOC4X2 = replace(KV260, name="rfsoc4x2")
+"""Real Digital RFSoC 4x2: the memory of the KV260 in a chip of four times the size."""
+
+ULTRA96V2 = AcceleratorConfig(
+    name="ultra96v2",
+    ports=2,
+    lanes=4,
+    block_rows=256,
+    attention_lanes=4,
+    key_tile=64,
+    max_context=1984,
+    fifo_beats=512,
+    clock_hz=214_285_714,
+)
+"""Avnet Ultra96-V2: its 32-bit LPDDR4 feeds two 128-bit ports; no URAM."""
+
+PYNQ_Z2 = AcceleratorConfig(
+    name="pynq_z2",
+    ports=2,
+    port_bytes=8,
+    lanes=1,
+    block_rows=256,
+    attention_lanes=2,
+    key_tile=32,
+    max_hidden=1536,
+    max_context=992,
+    fifo_beats=512,
+    outstanding=8,
+    clock_hz=100_000_000,
+)
+"""TUL PYNQ-Z2: its 16-bit DDR3 feeds two 64-bit ports; no URAM."""
+
+PRESETS: dict[str, AcceleratorConfig] = {c.name: c for c in (KV260, KR260, ZCU104, RFSOC4X2, ULTRA96V2, PYNQ_Z2, TINY)}

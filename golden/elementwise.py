@@ -85,11 +85,13 @@ def sum_of_squares(v: ArrayLike) -> F32:
         raise ValueError(f"features must be a multiple of {CHUNK}, not {x.shape[-1]}")
     sq = fp.mul(x, x).reshape(*x.shape[:-1], -1, CHUNK)
     c = fp.add(fp.add(sq[..., 0], sq[..., 1]), fp.add(sq[..., 2], sq[..., 3]))
-    p = np.zeros((*x.shape[:-1], PARTIALS), np.float32)
-    p[..., : min(PARTIALS, c.shape[-1])] = c[..., :PARTIALS]
-    for k in range(PARTIALS, c.shape[-1], PARTIALS):
-        row = c[..., k : k + PARTIALS]
-        p[..., : row.shape[-1]] = fp.add(p[..., : row.shape[-1]], row)
+    steps = -(-c.shape[-1] // PARTIALS)
+    padded = np.zeros((*x.shape[:-1], steps * PARTIALS), np.float32)
+    padded[..., : c.shape[-1]] = c
+    # Sums in order, of zeros and of normal numbers that are not negative: never subnormal, so as fp.add makes them
+    # (a NaN gets its pattern below).
+    with np.errstate(all="ignore"):
+        p = np.add.accumulate(padded.reshape(*x.shape[:-1], steps, PARTIALS), axis=-2)[..., -1, :]
     while p.shape[-1] > 1:
         p = fp.add(p[..., 0::2], p[..., 1::2])
     return np.asarray(p[..., 0])

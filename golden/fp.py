@@ -28,7 +28,10 @@ INF_BITS = 0x7F800000
 MANTISSA_BITS = 23
 
 _MIN_NORMAL = np.float32(2.0**-126)
+_MIN_NORMAL_CODE = 0x00FFFFFF
+"""`_smallest` of 2^-126."""
 _NAN = np.array(NAN_BITS, np.uint32).view(np.float32)[()]
+_LOWEST = np.float32(-np.inf)
 
 
 # ---- patterns --------------------------------------------------------------------------------------------------------
@@ -46,8 +49,11 @@ def from_bits(pattern: ArrayLike) -> F32:
 
 
 def _canonical(x: F32) -> F32:
-    nan = np.isnan(x)
-    return np.where(nan, _NAN, x) if nan.any() else np.asarray(x)
+    return np.where(np.isnan(x), _NAN, x) if _has_nan(x) else np.asarray(x)
+
+
+def _has_nan(x: NDArray[np.floating]) -> bool:
+    return bool(np.isnan(np.max(x, initial=_LOWEST)))  # a maximum with a NaN is one
 
 
 @np.errstate(all="ignore")
@@ -57,8 +63,16 @@ def flush(x: ArrayLike) -> F32:
 
 
 def _flush(x: ArrayLike) -> F32:
+    """`flush`; `x` itself where it has no subnormal, which integers tell fastest."""
     v = np.asarray(x, np.float32)
-    return np.asarray(v * (np.abs(v) >= _MIN_NORMAL))
+    return np.asarray(v * (np.abs(v) >= _MIN_NORMAL)) if _smallest(v) < _MIN_NORMAL_CODE else v
+
+
+def _smallest(v: F32) -> int:
+    """The smallest magnitude that is not zero, as 2 * pattern - 1; 2^32 - 1 if there is none."""
+    code = np.asarray(v.view(np.uint32) << np.uint32(1))
+    code -= np.uint32(1)  # zero wraps to the largest
+    return int(code.min(initial=np.uint32(0xFFFFFFFF)))
 
 
 def neg(x: ArrayLike) -> F32:
@@ -73,11 +87,13 @@ def neg(x: ArrayLike) -> F32:
 def mul(a: ArrayLike, b: ArrayLike) -> F32:
     """a * b."""
     x, y = _flush(a), _flush(b)
-    r = _flush(x * y)
-    edge = np.abs(r) == _MIN_NORMAL
-    if edge.any():  # Rounded up to 2^-126 from below: the exact product, which float64 holds, decides.
-        exact = np.abs(x.astype(np.float64) * y.astype(np.float64))
-        r = np.where(edge & (exact < float(_MIN_NORMAL)), np.copysign(np.float32(0), r), r)
+    r = np.asarray(x * y)
+    if _smallest(r) <= _MIN_NORMAL_CODE:
+        r = _flush(r)
+        edge = np.abs(r) == _MIN_NORMAL
+        if edge.any():  # Rounded up to 2^-126 from below: the exact product, which float64 holds, decides.
+            exact = np.abs(x.astype(np.float64) * y.astype(np.float64))
+            r = np.where(edge & (exact < float(_MIN_NORMAL)), np.copysign(np.float32(0), r), r)
     return _canonical(r)
 
 
@@ -100,15 +116,17 @@ def maximum(a: ArrayLike, b: ArrayLike) -> F32:
     return np.where(_order(y) > _order(x), y, x)
 
 
+@np.errstate(all="ignore")
 def relu(x: ArrayLike) -> F32:
     """max(x, +0): anything with the sign bit set becomes +0, NaN stays NaN."""
-    return maximum(x, np.float32(0))
+    zero = np.float32(0)
+    return _canonical(np.maximum(_flush(x), zero) + zero)  # the sum makes +0 of -0
 
 
 @np.errstate(all="ignore")
 def max_abs(x: ArrayLike, axis: int = -1) -> F32:
     """Largest magnitude along an axis; NaN if one is in it."""
-    return np.max(_canonical(_flush(np.abs(np.asarray(x, np.float32)))), axis=axis)
+    return _canonical(_flush(np.max(np.abs(np.asarray(x, np.float32)), axis=axis)))
 
 
 def _order(x: F32) -> NDArray[np.int32]:
@@ -121,23 +139,28 @@ def _order(x: F32) -> NDArray[np.int32]:
 
 
 def from_int(i: ArrayLike) -> F32:
-    """The float32 nearest to an integer (|i| < 2^63), ties to even."""
-    return np.asarray(np.asarray(i, np.int64).astype(np.float32))
+    """The float32 nearest to an integer (|i| < 2^63; in an integer or floating type), ties to even."""
+    v = np.asarray(i)
+    if v.dtype.kind == "f":
+        return np.asarray(v.astype(np.float32, copy=False) + np.float32(0))  # the sum makes +0 of -0
+    return np.asarray(v.astype(np.int64, copy=False).astype(np.float32))
 
 
 @np.errstate(all="ignore")
 def to_int8(x: ArrayLike) -> NDArray[np.int8]:
     """clip(rne(x), -128, 127); NaN gives 0."""
-    v = np.asarray(x, np.float32)
-    return np.asarray(np.clip(np.rint(np.where(np.isnan(v), np.float32(0), v)), -128, 127)).astype(np.int8)
+    v = np.clip(np.rint(np.asarray(x, np.float32)), -128, 127)
+    return np.asarray(np.where(np.isnan(v), 0, v) if _has_nan(v) else v).astype(np.int8)
 
 
 @np.errstate(all="ignore")
 def to_fixed(x: ArrayLike, frac: int, width: int) -> I64:
     """rne(x * 2^frac), saturated to a signed integer of `width` (<= 48) bits; NaN gives 0."""
-    v = _flush(x).astype(np.float64)
-    v = np.where(np.isnan(v), 0.0, v) * 2.0**frac
-    return np.asarray(np.clip(np.rint(v), -(2.0 ** (width - 1)), 2.0 ** (width - 1) - 1)).astype(np.int64)
+    # A product with a power of two is exact; float32 holds both limits of up to 25 bits.
+    exact = _flush(x) if width <= 25 else _flush(x).astype(np.float64)
+    v = np.rint(exact * exact.dtype.type(2.0**frac))
+    v = np.clip(v, -(2.0 ** (width - 1)), 2.0 ** (width - 1) - 1)
+    return np.asarray(np.where(np.isnan(v), 0, v) if _has_nan(v) else v).astype(np.int64)
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from golden import fp
 from golden.elementwise import INV_127, SMALLEST_ABSMAX
+from golden.ternary import exact_product, product
 
-_SLICE = 1024
-"""Features whose int8 dot product float32 holds exactly (1024 * 2^14 = 2^24)."""
+_PRODUCT = 1 << 14
+"""Largest magnitude of a product of two int8."""
 
 
 def quantise_rows(rows: ArrayLike) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -21,18 +22,14 @@ def quantise_rows(rows: ArrayLike) -> tuple[NDArray[np.int8], NDArray[np.float32
 
 def dots(q: NDArray[np.int8], rows: NDArray[np.generic]) -> NDArray[np.int64]:
     """Exact dot products [lanes, rows] of activations [lanes, n] and head rows [rows, n] (int8, or float32 of int8)."""
-    acc = np.zeros((q.shape[0], rows.shape[0]), np.int64)
-    for k in range(0, q.shape[-1], _SLICE):
-        part = rows[:, k : k + _SLICE].astype(np.float32, copy=False)
-        acc += (q[:, k : k + _SLICE].astype(np.float32) @ part.T).astype(np.int64)
-    return acc
+    return exact_product(q, rows, _PRODUCT)
 
 
 def logits(
     q: NDArray[np.int8], act_scale: NDArray[np.float32], rows: NDArray[np.generic], row_scales: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Logits [lanes, rows]."""
-    return fp.mul(fp.from_int(dots(q, rows)), fp.mul(act_scale[:, None], row_scales))
+    return fp.mul(fp.from_int(product(q, rows, _PRODUCT)), fp.mul(act_scale[:, None], row_scales))
 
 
 def best(values: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -16,8 +16,8 @@ F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
 
 HEAD_DIM_MULTIPLE = 32
-_CACHED_WEIGHTS = 1 << 26
-"""Models up to this many weights keep them in float32 for the BLAS; larger ones convert at every use."""
+PREFILL_LANES = 64
+"""Positions that `GoldenModel.prefill` takes at a time, whatever the accelerator's lanes: results do not depend on it."""
 
 
 class ModelError(ValueError):
@@ -315,8 +315,19 @@ class _Slot:
 class _Matrix:
     """A matrix as the engine holds it: rows in hardware order, a scale for each."""
 
-    weights: NDArray[np.generic]
+    weights: I8
     scales: F32
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer as the engine holds it: matrices by name (qkv, o, gate, down), norm gains."""
+
+    matrices: dict[str, _Matrix]
+    input_norm: F32
+    post_norm: F32
+    attn_norm: F32 | None
+    ffn_norm: F32 | None
 
 
 class GoldenModel:
@@ -337,22 +348,21 @@ class GoldenModel:
         weights.spec.check_fits(config)
         self.spec = weights.spec
         self.config = config
-        self.weights = weights
         self.cos, self.sin = rope_tables(self.spec)
         self.query_factor = attention.query_factor(self.spec.head_dim)
-        dtype = np.float32 if self.spec.layers * self.spec.layer_weights <= _CACHED_WEIGHTS else np.int8
-        self._layers = [self._matrices(w, dtype) for w in weights.layers]
-        rows, self._row_scales = weights.head_rows
-        self._rows = rows.astype(np.float32) if rows.size <= _CACHED_WEIGHTS else rows
+        self._layers = [self._layer_of(weights.layers[i]) for i in range(self.spec.layers)]
+        self._norm = weights.norm
+        self._embedding, self._embedding_scales = weights.embedding, weights.embedding_scales
+        self._rows, self._row_scales = weights.head_rows
         self._slots: list[_Slot | None] = [None] * slots
 
-    def _matrices(self, w: LayerWeights, dtype: type[np.generic]) -> dict[str, _Matrix]:
+    def _layer_of(self, w: LayerWeights) -> _Layer:
         def matrix(rows: I8, scales: ArrayLike) -> _Matrix:
-            return _Matrix(rows.astype(dtype), np.asarray(scales, np.float32))
+            return _Matrix(rows, np.asarray(scales, np.float32))
 
         s = self.spec
         qkv_scales = np.repeat(np.array([w.q_scale, w.k_scale, w.v_scale], np.float32), [s.q_dim, s.kv_dim, s.kv_dim])
-        return {
+        matrices = {
             "qkv": matrix(layout.join_qkv(w.q, w.k, w.v, s.head_dim), qkv_scales),
             "o": matrix(w.o, w.o_scale),
             "gate": matrix(
@@ -360,6 +370,7 @@ class GoldenModel:
             ),
             "down": matrix(w.down, w.down_scale),
         }
+        return _Layer(matrices, w.input_norm, w.post_norm, w.attn_norm, w.ffn_norm)
 
     # ---- cache -------------------------------------------------------------------------------------------------------
 
@@ -378,6 +389,14 @@ class GoldenModel:
         n = s.filled
         return s.k[layer, :, :n], s.k_scales[layer, :, :n], s.v[layer, :, :n], s.v_scales[layer, :, :n]
 
+    def set_cache(self, slot: int, layer: int, k: I8, k_scales: F32, v: I8, v_scales: F32) -> None:
+        """Fills a slot's layer from position 0 on, in the order of `cache`; every layer must get as many positions."""
+        s = self._slot(slot)
+        n = k.shape[1]
+        s.k[layer, :, :n], s.k_scales[layer, :, :n] = k, k_scales
+        s.v[layer, :, :n], s.v_scales[layer, :, :n] = v, v_scales
+        s.filled = n
+
     def _slot(self, index: int) -> _Slot:
         slot = self._slots[index]
         if slot is None:
@@ -392,21 +411,39 @@ class GoldenModel:
     def embed(self, tokens: ArrayLike) -> F32:
         """Inputs of tokens: [lanes, hidden]."""
         t = self._tokens(tokens)
-        return elementwise.dequantise(self.weights.embedding[t], self.weights.embedding_scales[t])
+        return elementwise.dequantise(self._embedding[t], self._embedding_scales[t])
 
-    def prefill(self, tokens: ArrayLike, slot: int = 0) -> PassResult:
-        """Appends tokens to a slot in passes of config.lanes, and computes the logits of the last."""
+    def prefill(
+        self,
+        tokens: ArrayLike,
+        slot: int = 0,
+        *,
+        start: int | None = None,
+        all_logits: bool = False,
+        lanes: int = PREFILL_LANES,
+    ) -> PassResult:
+        """Takes tokens at positions start, start + 1, ... of a slot (behind what it holds, if None).
+
+        Parameters
+        ----------
+        all_logits : return the logits of every token, not of the last alone.
+        lanes : positions taken at a time. More are faster and take more memory; results are the same.
+        """
         t = self._tokens(tokens)
         if not len(t):
             raise PassError("a prompt needs at least one token")
-        self._check_context(self.filled(slot) + len(t) - 1)
-        for i in range(0, len(t), self.config.lanes):
-            part = t[i : i + self.config.lanes]
-            first = self.filled(slot)
-            last = i + len(part) == len(t)
-            heads = (len(part) - 1, 1) if last else (0, 0)
-            result = self.run_pass(part, np.arange(first, first + len(part)), [slot] * len(part), heads)
-        return result
+        first = self.filled(slot) if start is None else start
+        self._check_context(first + len(t) - 1)
+        results = []
+        for i in range(0, len(t), lanes):
+            part = t[i : i + lanes]
+            n = len(part)
+            groups = self._groups(list(range(first + i, first + i + n)), [slot] * n)
+            heads = (0, n) if all_logits else (n - 1, 1) if i + n == len(t) else (0, 0)
+            results.append(self._run(part, np.arange(first + i, first + i + n), groups, heads, None))
+        if len(results) == 1 or not all_logits:
+            return results[-1]
+        return PassResult(np.concatenate([r.logits for r in results]), np.concatenate([r.best for r in results]))
 
     def decode(self, token: int, slot: int = 0) -> PassResult:
         """Appends one token to a slot: a pass of one lane."""
@@ -435,20 +472,36 @@ class GoldenModel:
         """
         t = self._tokens(tokens)
         lanes = len(t)
-        groups = self._groups(lanes, list(map(int, positions)), list(map(int, slots)))
+        if not 1 <= lanes <= self.config.lanes:
+            raise PassError(f"a pass has 1 to {self.config.lanes} lanes, not {lanes}")
+        if not lanes == len(positions) == len(slots):
+            raise PassError(f"{lanes} tokens, {len(positions)} positions and {len(slots)} slots are not as many")
+        groups = self._groups(list(map(int, positions)), list(map(int, slots)))
         first, count = (0, lanes) if head_lanes is None else head_lanes
         if not (0 <= first and 0 <= count and first + count <= lanes):
             raise PassError(f"head lanes {first}..{first + count - 1} are not among the {lanes} lanes of the pass")
-        keep: dict[str, NDArray[np.generic]] | None = {} if taps else None
-        p = np.asarray(positions, np.int64)
+        return self._run(t, np.asarray(positions, np.int64), groups, (first, count), {} if taps else None)
+
+    def _run(
+        self,
+        t: NDArray[np.int64],
+        p: NDArray[np.int64],
+        groups: list[tuple[int, int, int, int]],
+        head_lanes: tuple[int, int],
+        keep: dict[str, NDArray[np.generic]] | None,
+    ) -> PassResult:
+        """A pass whose arguments are valid; `keep` takes the taps."""
         x = self.embed(t)
         if keep is not None:
             keep["x"] = x
-        stats = elementwise.statistics(x, self.weights.layers[0].input_norm)
+        stats = elementwise.statistics(x, self._layers[0].input_norm)
         for i in range(self.spec.layers):
             x, stats = self._layer(i, x, stats, p, groups, keep)
         for slot, _, n, start in groups:
             self._slot(slot).filled = max(self._slot(slot).filled, start + n)
+        first, count = head_lanes
+        if not count:
+            return PassResult(np.empty((0, self.spec.vocab), np.float32), np.empty(0, np.int64), keep or {})
         lane = slice(first, first + count)
         last = elementwise.Statistics(stats.ss[lane], stats.amax[lane], stats.u[lane])
         q, scale = elementwise.quantise(last, norm=True, eps=self.spec.norm_eps)
@@ -465,11 +518,15 @@ class GoldenModel:
         norm: bool,
         keep: dict[str, NDArray[np.generic]] | None,
     ) -> F32:
-        m = self._layers[layer][part]
+        m = self._layers[layer].matrices[part]
         q, scale = elementwise.quantise(stats, norm=norm, eps=self.spec.norm_eps)
-        acc = ternary.linear(m.weights, q)
+        acc = ternary.product(q, m.weights, ternary.ACTIVATION)
         if keep is not None:
-            keep |= {f"{layer}.{part}.q": q, f"{layer}.{part}.scale": scale, f"{layer}.{part}.acc": acc}
+            keep |= {
+                f"{layer}.{part}.q": q,
+                f"{layer}.{part}.scale": scale,
+                f"{layer}.{part}.acc": acc.astype(np.int64),
+            }
         return elementwise.scale(acc, m.scales, scale)
 
     def _layer(
@@ -481,7 +538,7 @@ class GoldenModel:
         groups: list[tuple[int, int, int, int]],
         keep: dict[str, NDArray[np.generic]] | None,
     ) -> tuple[F32, elementwise.Statistics]:
-        s, w = self.spec, self.weights.layers[i]
+        s, w = self.spec, self._layers[i]
         lanes = len(x)
         y = self._linear(i, "qkv", stats, True, keep).reshape(lanes, -1, s.head_dim)
         rotated = s.heads + s.kv_heads
@@ -514,7 +571,7 @@ class GoldenModel:
         gate = elementwise.gate_relu2 if s.activation == "relu2" else elementwise.gate_silu
         gated = elementwise.statistics(gate(z[:, 0::2], z[:, 1::2]), w.ffn_norm)
         x = elementwise.residual(x, self._linear(i, "down", gated, s.ffn_sub_norm, keep))
-        following = self.weights.layers[i + 1].input_norm if i + 1 < s.layers else self.weights.norm
+        following = self._layers[i + 1].input_norm if i + 1 < s.layers else self._norm
         after = elementwise.statistics(x, following)
         if keep is not None:
             keep |= {
@@ -550,12 +607,8 @@ class GoldenModel:
                 f"the conversation is full; start a new one or shorten the prompt"
             )
 
-    def _groups(self, lanes: int, positions: list[int], slots: list[int]) -> list[tuple[int, int, int, int]]:
+    def _groups(self, positions: list[int], slots: list[int]) -> list[tuple[int, int, int, int]]:
         """(slot, first lane, lanes, first position) of every group; checks a pass."""
-        if not 1 <= lanes <= self.config.lanes:
-            raise PassError(f"a pass has 1 to {self.config.lanes} lanes, not {lanes}")
-        if not lanes == len(positions) == len(slots):
-            raise PassError(f"{lanes} tokens, {len(positions)} positions and {len(slots)} slots are not as many")
         groups: list[tuple[int, int, int, int]] = []
         for lane, (position, slot) in enumerate(zip(positions, slots, strict=True)):
             if not 0 <= slot < len(self._slots):

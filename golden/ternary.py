@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -14,6 +18,16 @@ _EXACT_FLOAT32 = 1 << 24
 """Integers of float32 are exact up to here."""
 
 _EXACT_FLOAT64 = 1 << 53
+
+_THREADS = (os.cpu_count() or 1) if os.environ.get("OPENBLAS_NUM_THREADS") == "1" else 1
+_POOL = ThreadPoolExecutor(_THREADS, "golden")
+"""Threads that take blocks of a large matrix; one, if the BLAS brings its own (see `golden/__init__.py`)."""
+
+_BLOCK = 1 << 19
+"""Weights that are brought to float32 at a time: 2 MiB."""
+
+ACTIVATION = 128
+"""Largest magnitude of an int8 activation, and so of its product with a ternary weight."""
 
 _POWERS = 3 ** np.arange(TRITS_PER_BYTE)
 _TRITS = (np.arange(MAX_CODE + 1)[:, None] // _POWERS % 3 - 1).astype(np.int8)
@@ -106,25 +120,59 @@ def count_invalid(data: ArrayLike) -> int:
 # ---- products --------------------------------------------------------------------------------------------------------
 
 
-def exact_product(a: NDArray[np.int8], b: NDArray[np.generic], bound: int) -> NDArray[np.int64]:
-    """`a @ b.T` over the last axes (with numpy's broadcasting of matrices) of integers, exactly.
+def threads() -> int:
+    """Threads of large products; 1 if the BLAS brings its own."""
+    return _THREADS
 
-    `b` may be held in float32 by the caller to save the conversion. `bound` is the largest magnitude of one product
-    of elements. Uses the float BLAS wherever every partial sum is an exact integer of it, int64 otherwise.
+
+def product(a: NDArray[np.int8], b: NDArray[np.generic], bound: int) -> NDArray[Any]:
+    """`a @ b.T` over the last axes (with numpy's broadcasting of matrices) of integers, exactly, in a type that holds it.
+
+    Parameters
+    ----------
+    bound : the largest magnitude of one product of elements.
+
+    float32 sums integers exactly while every partial sum stays within 2^24, whatever the order: the BLAS does it over
+    slices of `2^24 // bound` elements, and float64 sums more than one slice (exact to 2^53). A large matrix is brought
+    to float32 by blocks of rows that fit the cache, so that it takes no more memory than its own type.
     """
-    most = bound * a.shape[-1]
-    if most <= _EXACT_FLOAT32:
-        dtype: type[np.generic] = np.float32
-    elif most <= _EXACT_FLOAT64:
-        dtype = np.float64
-    else:
-        dtype = np.int64
-    return (a.astype(dtype) @ np.swapaxes(b.astype(dtype, copy=False), -1, -2)).astype(np.int64)
+    k = a.shape[-1]
+    width = _EXACT_FLOAT32 // bound
+    if width == 0 or bound * k > _EXACT_FLOAT64:
+        return a.astype(np.int64) @ np.swapaxes(b.astype(np.int64), -1, -2)
+    if k > width:
+        parts = (product(a[..., i : i + width], b[..., i : i + width], bound) for i in range(0, k, width))
+        total = next(parts).astype(np.float64)
+        for part in parts:
+            total += part
+        return total
+    x = a.astype(np.float32)
+    if b.ndim > 2 or b.size <= _BLOCK:
+        return np.matmul(x, np.swapaxes(b.astype(np.float32, copy=False), -1, -2))
+    rows = max(1, _BLOCK // k)
+    out = np.empty((*a.shape[:-1], len(b)), np.float32)
+    starts = iter(range(0, len(b), rows))  # shared: each thread takes the next block
+
+    def work() -> None:
+        block = np.empty((rows, k), np.float32)
+        for i in starts:
+            part = b[i : i + rows]
+            np.copyto(block[: len(part)], part, casting="same_kind")
+            np.matmul(x, block[: len(part)].T, out=out[..., i : i + rows])
+
+    for future in [_POOL.submit(work) for _ in range(_THREADS)]:
+        future.result()
+    return out
+
+
+def exact_product(a: NDArray[np.int8], b: NDArray[np.generic], bound: int) -> NDArray[np.int64]:
+    """`product` as int64."""
+    return product(a, b, bound).astype(np.int64)
 
 
 def linear(weights: NDArray[np.generic], q: NDArray[np.int8]) -> NDArray[np.int64]:
     """Accumulators [..., rows] of activations `q` [..., K] (int8) and ternary `weights` [rows, K], exactly."""
-    return exact_product(q, weights, 128)
+    return exact_product(q, weights, ACTIVATION)
 
 
 # ---- table lookup ----------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+import golden.model
 from golden.config import AcceleratorConfig
 from golden.model import GoldenModel, ModelWeights
 from host.checkpoint import golden_errors, is_checkpoint, open_checkpoint
@@ -50,14 +51,27 @@ class GoldenBackend(Backend):
     ) -> PassResult:
         with golden_errors("golden model"):
             result = self.model.run_pass(tokens, list(positions), list(slots), head)
+        return self._result(result, head[0], write_logits)
+
+    @staticmethod
+    def _result(result: golden.model.PassResult, first: int, logits: bool) -> PassResult:
         best = [int(i) for i in result.best]
         return PassResult(
-            head_first=head[0],
-            head_count=head[1],
+            head_first=first,
+            head_count=len(best),
             best_index=tuple(best),
             best_value=tuple(result.logits[i, b] for i, b in enumerate(best)),
-            logits=result.logits if write_logits else None,
+            logits=result.logits if logits else None,
         )
+
+    def prefill(
+        self, tokens: Sequence[int], *, start: int = 0, slot: int = 0, all_logits: bool = False, logits: bool = False
+    ) -> list[PassResult]:
+        """As `Backend.prefill`, but in passes wider than the accelerator's, which are faster and give the same: one result."""
+        self._check_prompt(tokens, start)
+        with golden_errors("golden model"):
+            result = self.model.prefill(tokens, slot, start=start, all_logits=all_logits)
+        return [self._result(result, 0 if all_logits else len(tokens) - 1, all_logits or logits)]
 
 
 class CheckedBackend(Backend):

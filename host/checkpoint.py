@@ -523,7 +523,7 @@ def open_checkpoint(path: Path, *, latent: bool = False) -> Checkpoint:
     if path.is_dir():
         return read_checkpoint(path, latent=latent)
     try:
-        from host.gguf import read_gguf  # type: ignore[import-not-found, unused-ignore]
+        from host.gguf import read_gguf
     except ImportError as e:
         raise UserError(f"{path}: GGUF files cannot be read ({e}); give a Hugging Face checkpoint folder") from e
-    return read_gguf(path)
+    return read_gguf(path, latent=latent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,19 +18,29 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from golden.config import PRESETS, AcceleratorConfig
+from golden.shapes import SHAPES
 from host.backends import CheckedBackend, GoldenBackend, load_weights
+from host.bench import Measurement, measure, shape
+from host.board import BoardAccelerator
+from host.boards import show_boards
+from host.build import NAMES as BUILDABLE
+from host.build import build
 from host.checkpoint import is_checkpoint, open_checkpoint
+from host.doctor import Examination
 from host.errors import CheckError, TellmeError, UserError
+from host.evaluate import evaluate, tables
 from host.generate import Generation, Report
 from host.info import print_info, try_program
 from host.model import Model, convert, find_model
-from host.passes import Backend
-from host.program import compile_program
+from host.passes import Backend, chunks
+from host.program import check_fits, compile_program, usable_context
 from host.sampling import Sampling
+from host.session import Session
 from host.simulation import SimulatedAccelerator, memory_timing
+from host.terminal import Chat
 from host.tokenizer import Tokenizer
 
-BACKENDS = ("sim", "golden")
+BACKENDS = ("sim", "golden", "board")
 
 
 def _fail(message: object, code: int) -> NoReturn:
@@ -61,6 +72,8 @@ class _Group(TyperGroup):
             if runner is None or not isinstance(e, runner.SimulationError):
                 raise
             _fail(f"the simulation failed: {e}", 1)
+        if code == 130:  # typer turns Ctrl-C into this code, without a word
+            _fail("interrupted", 130)
         raise SystemExit(code if isinstance(code, int) else 0)
 
 
@@ -80,12 +93,36 @@ def board(name: str) -> AcceleratorConfig:
     return PRESETS[name]
 
 
+def _preset(name: str | None, backend: str, bitstream: Path | None) -> AcceleratorConfig:
+    """The preset of `--board`; without it the one the bitstream was built as, kv260 on a board, tiny elsewhere."""
+    if name is None and backend == "board":
+        parts = (bitstream.stem if bitstream is not None else "").split("-")
+        name = parts[1] if len(parts) == 3 and parts[0] == "tellme" else "kv260"
+    return board(name or "tiny")
+
+
 Board = Annotated[str, typer.Option("--board", help=f"Preset of the accelerator: {', '.join(sorted(PRESETS))}.")]
 Latent = Annotated[
     bool,
     typer.Option("--latent", help="Quantise floating-point weights that nothing declares to be latent ternary ones."),
 ]
 MODEL_HELP = "demo, a Hugging Face folder, a .gguf file, or a .tlm image."
+
+AnyBoard = Annotated[
+    str | None,
+    typer.Option(
+        "--board", help=f"Preset: {', '.join(sorted(PRESETS))}. Default: tiny; on a board what the bitstream is for."
+    ),
+]
+BackendName = Annotated[
+    str, typer.Option("--backend", help="sim: the RTL under Verilator; golden: NumPy; board: a board, through PYNQ.")
+]
+Bitstream = Annotated[
+    Path | None,
+    typer.Option(
+        "--bitstream", help="The .bit file for --backend board. Default: that of the preset, here or in build/."
+    ),
+]
 
 
 # ---- run -------------------------------------------------------------------------------------------------------------
@@ -109,8 +146,8 @@ def _json(report: Report, config: AcceleratorConfig, bit_exact: bool | None) -> 
     )
 
 
-def _statistics(report: Report, config: AcceleratorConfig, console: Console) -> None:
-    """Cycles, stalls and rates of a run, at the board's clock."""
+def _statistics(report: Report, config: AcceleratorConfig, console: Console, backend: str) -> None:
+    """Cycles, stalls and rates of a run: at the board's clock when simulated, by the clock on the wall on a board."""
     n = len(report.prompt_ids)
     if report.cycles_prefill is None:
         console.print(
@@ -118,12 +155,13 @@ def _statistics(report: Report, config: AcceleratorConfig, console: Console) -> 
             "(no cycles are counted)"
         )
         return
+    kind = "simulated" if backend == "sim" else "accelerator alone"
     table = Table(
-        title=f"simulated {config.name}: {config.lanes} lanes, {config.beat_bytes}-byte beat, "
-        f"{config.clock_hz / 1e6:g} MHz",
+        title=f"{'simulated ' if backend == 'sim' else ''}{config.name}: {config.lanes} lanes, "
+        f"{config.beat_bytes}-byte beat, {config.clock_hz / 1e6:g} MHz",
         title_justify="left",
     )
-    for name in ("", "tokens", "cycles", "cycles/token", "tokens/s (simulated)"):
+    for name in ("", "tokens", "cycles", "cycles/token", f"tokens/s ({kind})"):
         table.add_column(name, justify="left" if not name else "right")
     rows = [("prefill", n, report.cycles_prefill)]
     if report.cycles_decode:
@@ -135,17 +173,77 @@ def _statistics(report: Report, config: AcceleratorConfig, console: Console) -> 
     total = report.cycles_prefill + sum(report.cycles_decode)
     causes = ", ".join(f"{cause} {cycles:,} ({cycles / max(total, 1):.1%})" for cause, cycles in report.stalls.items())
     console.print(f"cycles without a beat: {causes}", highlight=False)
-    console.print(
-        f"wall clock {report.seconds:.1f} s, {total / max(report.seconds, 1e-9):,.0f} simulated cycles a second"
-    )
+    if backend == "sim":
+        console.print(
+            f"wall clock {report.seconds:.1f} s, {total / max(report.seconds, 1e-9):,.0f} simulated cycles a second"
+        )
+    else:
+        seconds = report.seconds - report.seconds_prefill
+        rate = f"{len(report.decode) / seconds:,.1f}" if report.decode else "-"
+        console.print(
+            f"wall clock: first token after {report.seconds_prefill:.3f} s, then {rate} tokens/s", highlight=False
+        )
+
+
+def _check_backend(backend: str, bitstream: Path | None) -> None:
+    if backend not in BACKENDS:
+        raise UserError(f"backend {backend!r} is unknown; there are {', '.join(BACKENDS)}")
+    if bitstream is not None and backend != "board":
+        raise UserError("--bitstream needs --backend board")
+
+
+def _terminate(number: int, frame: Any) -> NoReturn:
+    """SIGTERM: leave through every `finally`, so that a board is stopped before its memory goes."""
+    raise SystemExit(128 + number)
+
+
+def _eos_ids(opened: Model, tokenizer: Tokenizer) -> set[int]:
+    """Tokens that end a text."""
+    return set(opened.eos_ids) | ({tokenizer.eos_id} if tokenizer.eos_id is not None else set())
+
+
+def _machine(
+    backend: str,
+    opened: Model,
+    path: Path,
+    config: AcceleratorConfig,
+    console: Console,
+    *,
+    memory: Any = None,
+    waves: Path | None = None,
+    check: bool = False,
+    bitstream: Path | None = None,
+    context: int | None = None,
+    latent: bool = False,
+) -> Backend:
+    """Opens a back end with a model loaded."""
+    if backend == "board":
+        signal.signal(signal.SIGTERM, _terminate)
+    what = {"golden": "opening the model", "sim": "building the simulation", "board": "loading bitstream and model"}
+    with console.status(what[backend]):
+        if backend == "golden":
+            return GoldenBackend(load_weights(path, config, latent=latent), config, context=context)
+        machine: Backend
+        if backend == "board":
+            machine = BoardAccelerator(opened, config, bitstream=bitstream, context=context)
+        else:
+            machine = SimulatedAccelerator(opened, config, timing=memory, waves=waves, context=context)
+        if check:
+            try:
+                reference = GoldenBackend(load_weights(path, config, latent=latent), config, context=machine.context)
+                return CheckedBackend(machine, reference)
+            except BaseException:
+                machine.close()
+                raise
+        return machine
 
 
 @app.command()
 def run(
-    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue.")],
-    backend: Annotated[str, typer.Option("--backend", help="sim: the RTL under Verilator; golden: NumPy.")] = "sim",
+    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue, or what to say with --chat.")],
+    backend: BackendName = "sim",
     model: Annotated[str, typer.Option("--model", help=MODEL_HELP)] = "demo",
-    board_name: Board = "tiny",
+    board_name: AnyBoard = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Most tokens to make.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", help="0: greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option("--top-k", help="Draw from the k likeliest tokens; 0: all.")] = 0,
@@ -157,35 +255,40 @@ def run(
     timing: Annotated[str | None, typer.Option("--timing", help="Timing of the simulated memory.")] = None,
     waves: Annotated[Path | None, typer.Option("--waves", help="Write an FST wave file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
+    as_chat: Annotated[
+        bool, typer.Option("--chat", help="Give the prompt to the model's chat template, as a user.")
+    ] = False,
     positions: Annotated[
         int | None, typer.Option("--context", help="Positions of the cache; all that fit if left out.")
     ] = None,
     latent: Latent = False,
+    bitstream: Bitstream = None,
 ) -> None:
     """Continue a prompt, printing the text as it comes."""
-    if backend not in BACKENDS:
-        raise UserError(f"backend {backend!r} is unknown; there are {', '.join(BACKENDS)}")
+    _check_backend(backend, bitstream)
     if stress is not None and timing is not None:
         raise UserError("--stress brings its own memory timing; leave --timing out")
     if stress is not None and stress < 0:
         raise UserError(f"--stress takes a seed of 0 or more, not {stress}")
-    if backend == "golden":
-        for option, value in (("--check", check), ("--stress", stress), ("--timing", timing), ("--waves", waves)):
-            if value is not None and value is not False:
-                raise UserError(
-                    f"{option} needs --backend sim; the golden model is what simulations are checked against"
-                )
+    if backend == "golden" and check:
+        raise UserError("--check needs --backend sim or board; the golden model is what they are checked against")
+    if backend != "sim":
+        for option, value in (("--stress", stress), ("--timing", timing), ("--waves", waves)):
+            if value is not None:
+                raise UserError(f"{option} needs --backend sim")
     if waves is not None and not waves.resolve().parent.is_dir():
         raise UserError(f"{waves}: its folder does not exist")
     memory = memory_timing(timing, stress) if backend == "sim" else None
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    config = board(board_name)
+    config = _preset(board_name, backend, bitstream)
     path = find_model(model)
     errors = Console(stderr=True)
     with Model.open(path, config, latent=latent, show=True) as opened:
         tokenizer: Tokenizer = opened.tokenizer
-        prompt_ids = tokenizer.encode(prompt)
-        eos = set(opened.eos_ids) | ({tokenizer.eos_id} if tokenizer.eos_id is not None else set())
+        if as_chat:
+            prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}])
+        else:
+            prompt_ids = tokenizer.encode(prompt)
         if max_new_tokens < 1:
             raise UserError(f"max-new-tokens must be at least 1, not {max_new_tokens}")
         context = compile_program(opened, config, context=positions).context
@@ -194,18 +297,19 @@ def run(
                 f"the prompt has {len(prompt_ids)} tokens, but the context of {opened.name} on board {config.name!r} "
                 f"is {context} positions; shorten the prompt"
             )
-        with errors.status("opening the model" if backend == "golden" else "building the simulation"):
-            if memory is None:
-                machine: Backend = GoldenBackend(load_weights(path, config, latent=latent), config, context=context)
-            else:
-                machine = SimulatedAccelerator(opened, config, timing=memory, waves=waves, context=positions)
-                if check:
-                    try:
-                        reference = GoldenBackend(load_weights(path, config, latent=latent), config, context=context)
-                        machine = CheckedBackend(machine, reference)
-                    except BaseException:
-                        machine.close()
-                        raise
+        machine = _machine(
+            backend,
+            opened,
+            path,
+            config,
+            errors,
+            memory=memory,
+            waves=waves,
+            check=check,
+            bitstream=bitstream,
+            context=positions,
+            latent=latent,
+        )
         with machine:
             generation = Generation(
                 machine,
@@ -213,11 +317,11 @@ def run(
                 prompt_ids,
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
-                eos_ids=eos,
+                eos_ids=_eos_ids(opened, tokenizer),
                 stops=stop or (),
             )
             report = generation.report
-            if not as_json:
+            if not as_json and not as_chat:
                 print(prompt, end="", flush=True)
             try:
                 for piece in generation:
@@ -230,7 +334,7 @@ def run(
         print(_json(report, config, True if check else None), flush=True)
     else:
         print(flush=True)
-        _statistics(report, config, errors)
+        _statistics(report, config, errors, backend)
         if isinstance(machine, CheckedBackend):
             errors.print(
                 f"bit-exact: {machine.logits:,} logits of {machine.passes} passes equal the golden model's",
@@ -238,6 +342,113 @@ def run(
             )
     if report.stop == "context":
         print(f"tellme: stopped, the context of {machine.context} positions is full", file=sys.stderr)
+
+
+# ---- eval ------------------------------------------------------------------------------------------------------------
+
+
+@app.command("eval")
+def eval_command(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    text: Annotated[Path, typer.Option("--text", help="UTF-8 text to score.")],
+    backend: Annotated[str, typer.Option("--backend", help="golden: NumPy; sim: the RTL under Verilator.")] = "golden",
+    reference: Annotated[str | None, typer.Option("--reference", help="Another model, to compare with.")] = None,
+    reference_backend: Annotated[
+        str, typer.Option("--reference-backend", help="golden, or torch: the checkpoint in float32.")
+    ] = "golden",
+    board_name: Board = "tiny",
+    context: Annotated[int | None, typer.Option("--context", help="Tokens of a window; default: all.")] = None,
+    stride: Annotated[int | None, typer.Option("--stride", help="From window to window; default: half.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Take so many tokens of the text.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Score a text: negative log-likelihood, perplexity, and where a model parts from a reference."""
+    result = evaluate(
+        model,
+        text,
+        board(board_name),
+        backend=backend,
+        reference_name=reference,
+        reference_backend=reference_backend,
+        context=context,
+        stride=stride,
+        max_tokens=max_tokens,
+        show=not as_json,
+    )
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+        return
+    console = Console()
+    for table in tables(result):
+        console.print(table)
+
+
+# ---- chat, doctor ----------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def chat(
+    backend: BackendName = "sim",
+    model: Annotated[str, typer.Option("--model", help=MODEL_HELP)] = "demo",
+    board_name: AnyBoard = None,
+    bitstream: Bitstream = None,
+    system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Most tokens of an answer.")] = 256,
+    temperature: Annotated[float, typer.Option("--temperature", help="0: greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option("--top-k", help="Draw from the k likeliest tokens; 0: all.")] = 0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Draw from the likeliest tokens that reach p.")] = 1.0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends an answer; repeatable.")] = None,
+    context: Annotated[int | None, typer.Option("--context", help="Positions of the cache; default: all.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each answer.")] = False,
+) -> None:
+    """Talk to a model, a message a line; /help lists commands. Reads a pipe as well as a terminal."""
+    _check_backend(backend, bitstream)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    config = _preset(board_name, backend, bitstream)
+    path = find_model(model)
+    memory = memory_timing(None, None) if backend == "sim" else None
+    with Model.open(path, config) as opened:
+        tokenizer = opened.tokenizer
+        compile_program(opened, config, context=context)
+        with _machine(
+            backend,
+            opened,
+            path,
+            config,
+            Console(stderr=True),
+            memory=memory,
+            bitstream=bitstream,
+            context=context,
+        ) as machine:
+            session = Session(
+                machine,
+                tokenizer,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                eos_ids=_eos_ids(opened, tokenizer),
+                stops=stop or (),
+                system=system,
+            )
+            Chat(session, backend, as_json=as_json).run()
+
+
+@app.command()
+def doctor(
+    board_name: AnyBoard = None,
+    bitstream: Bitstream = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check a board; every line that fails says what to do."""
+    config = _preset(board_name, "board", bitstream)
+    signal.signal(signal.SIGTERM, _terminate)
+    tell = None if as_json else lambda check: print(check.line(), flush=True)
+    examination = Examination(config, bitstream=bitstream, tell=tell)
+    ok = examination.run()
+    if as_json:
+        print(json.dumps({"ok": ok, "board": config.name, "checks": [c.record() for c in examination.checks]}))
+    if not ok:
+        raise SystemExit(1)
 
 
 # ---- convert, info, verilog ------------------------------------------------------------------------------------------
@@ -303,6 +514,156 @@ def info(
     print_info(find_model(model), only, verify=verify, latent=latent, console=console)
 
 
+# ---- bench -----------------------------------------------------------------------------------------------------------
+
+
+@app.command("bench")
+def bench_command(
+    model: Annotated[str, typer.Option("--model", help=f"Shape: {', '.join(SHAPES)}.")],
+    board_name: Board = "kv260",
+    context: Annotated[int, typer.Option("--context", help="Cached keys of the decode pass.")] = 128,
+    prompt: Annotated[int, typer.Option("--prompt", help="Tokens to prefill; 0: none.")] = 0,
+    timing: Annotated[str, typer.Option("--timing", help="Timing of the simulated memory.")] = "kv260",
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Run every layer too, against multiplying them.")
+    ] = False,
+    trace: Annotated[Path | None, typer.Option("--trace", help="Write a trace for Perfetto or Chrome (JSON).")] = None,
+    pictures: Annotated[Path | None, typer.Option("--pictures", help="Folder for pictures (SVG).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Measure a model's real shape on the simulated accelerator, with synthetic weights."""
+    config = board(board_name)
+    memory = memory_timing(timing, None)
+    if trace is not None and not trace.resolve().parent.is_dir():
+        raise UserError(f"{trace}: its folder does not exist")
+    if pictures is not None and pictures.exists() and not pictures.is_dir():
+        raise UserError(f"{pictures}: is a file; give a folder")
+    errors = Console(stderr=True)
+    with errors.status("starting") as status:
+        measured = measure(
+            model,
+            config,
+            memory,
+            context=context,
+            prompt=prompt,
+            complete=complete,
+            trace=trace is not None or pictures is not None,
+            say=status.update if errors.is_terminal else lambda text: errors.print(text, highlight=False),
+        )
+    if trace is not None:
+        from sim.trace import write_chrome
+
+        assert measured.trace is not None
+        title = f"{model}, two layers, {context} keys, simulated {config.name}"
+        write_chrome(measured.trace, trace, clock_hz=config.clock_hz, title=title)
+    if pictures is not None:
+        from host.pictures import draw
+
+        draw(measured, pictures)
+    if as_json:
+        print(json.dumps(measured.report()))
+        return
+    _bench_tables(measured, Console())
+
+
+@app.command("plan")
+def plan_command(
+    model: Annotated[str, typer.Option("--model", help=f"Shape: {', '.join(SHAPES)}.")],
+    board_name: Board = "kv260",
+    context: Annotated[int, typer.Option("--context", help="Cached keys of the decode pass.")] = 128,
+    prompt: Annotated[int, typer.Option("--prompt", help="Tokens to prefill; 0: none.")] = 128,
+    timing: Annotated[str, typer.Option("--timing", help="Timing of the memory.")] = "kv260",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Analyse the weight buffer: FIFO depth, URAM, predicted stalls and tokens/s. Estimated, nothing is simulated."""
+    config = board(board_name)
+    spec = shape(model)
+    check_fits(spec, config, model)
+    memory = memory_timing(timing, None)
+    usable = usable_context(spec, config)
+    for what, value in (("context", context), ("prompt", prompt)):
+        if not 0 <= value < usable:
+            raise UserError(f"{what} must be from 0 to {usable - 1} for {model} on {config.name!r}, not {value}")
+    from sim.plan import plan, uram_count
+
+    passes = chunks(config, spec.heads // spec.kv_heads, prompt)
+    result = plan(spec, config, memory, context=context, prompt=passes)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "model": model,
+                    "board": config.name,
+                    "timing": memory.name,
+                    "estimated": True,
+                    "context": context,
+                    "prompt": prompt,
+                    "tokens_per_s": result.tokens_per_s,
+                    "ttft_s": result.ttft_s,
+                    "cycles_per_pass": result.decode.cycles,
+                    "bytes_per_pass": result.decode.beats * config.beat_bytes,
+                    "share_of_beat_rate": result.decode.beats / result.decode.cycles,
+                    "stalls": result.decode.stalls,
+                    "memory_rate": result.rate,
+                    "fifo_beats": config.fifo_beats,
+                    "fifo_beats_needed": result.depth,
+                    "uram": uram_count(config),
+                    "depths": [{"beats": d, "uram": u, "cycles_per_pass": c} for d, u, c in result.depths],
+                }
+            )
+        )
+        return
+    console = Console()
+    d = result.decode
+    rows: list[tuple[str, object]] = [
+        ("memory, beats a cycle", f"{result.rate:.4f}"),
+        ("tokens/s", f"{result.tokens_per_s:.1f}"),
+        ("cycles a token", d.cycles),
+        ("share of the beat rate", f"{d.beats / d.cycles:.1%}"),
+        *((f"without a beat: {k}", f"{v:,} ({v / d.cycles:.2%})") for k, v in d.stalls.items()),
+    ]
+    if result.ttft_s is not None:
+        rows.append((f"TTFT of {prompt} tokens, s", f"{result.ttft_s:.4f}"))
+    rows += [("FIFO built, beats", config.fifo_beats), ("FIFO needed (within 0.1 %), beats", result.depth)]
+    console.print(_rows(f"{model} on {config.name}, estimated, timing {memory.name}: {context} keys", rows))
+    table = Table(title="FIFO depth", title_justify="left")
+    for name in ("beats", "URAM288", "cycles a token"):
+        table.add_column(name, justify="right")
+    for depth, urams, cycles in result.depths:
+        table.add_row(f"{depth:,}", str(urams), f"{cycles:,}")
+    console.print(table)
+
+
+def _bench_tables(measured: Measurement, console: Console) -> None:
+    r = measured.report()
+    cycles = r["cycles_per_pass"]
+    rows: list[tuple[str, object]] = [
+        ("tokens/s", f"{r['tokens_per_s']:.1f}"),
+        ("cycles a token", cycles),
+        ("bytes read a token", r["bytes_per_pass"]),
+        ("GB/s", f"{r['gb_per_s']:.2f}"),
+        ("share of the beat rate", f"{r['share_of_beat_rate']:.1%}"),
+        *((f"without a beat: {k}", f"{v:,} ({v / cycles:.2%})") for k, v in r["stalls"].items()),
+        *((f"busy: {k}", f"{v:.1%}") for k, v in r["busy"].items()),
+    ]
+    if r["complete_error"] is not None:
+        rows.append(("cycles with every layer run", r["complete_cycles_per_pass"]))
+        rows.append(("error of multiplying layers", f"{r['complete_error']:+.3%}"))
+    title = f"{measured.model} on {r['board']}, simulated, timing {r['timing']}"
+    console.print(_rows(f"{title}: decode with {r['context']} keys", rows))
+    if r["ttft_s"] is not None:
+        table = Table(title=f"prefill of {r['prompt']} tokens", title_justify="left")
+        for name in ("position", "lanes", "cycles", "share of the beat rate", "stalls"):
+            table.add_column(name, justify="left" if name == "stalls" else "right")
+        for p in r["prefill"]:
+            stalls = ", ".join(f"{k} {v:,}" for k, v in p["stalls"].items() if v)
+            share = f"{p['share_of_beat_rate']:.1%}"
+            table.add_row(str(p["position"]), str(p["lanes"]), f"{p['cycles']:,}", share, stalls)
+        console.print(table)
+        console.print(f"TTFT {r['ttft_s']:.4f} s, {r['prefill_tokens_per_s']:.1f} tokens/s", highlight=False)
+    console.print("every pass equals the golden model's, bit for bit", highlight=False)
+
+
 @app.command("verilog")
 def verilog_command(
     out: Annotated[Path, typer.Option("--out", help="Folder for the Verilog.")],
@@ -327,6 +688,43 @@ def verilog_command(
     except OSError as e:
         raise UserError(f"{out}: cannot be written ({e.strerror})") from e
     print(f"{out / 'tellme.v'}: {config.name}, module tellme, {len(text):,} bytes")
+
+
+# ---- boards, build ---------------------------------------------------------------------------------------------------
+
+
+@app.command("boards")
+def boards_command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the tables.")] = False,
+) -> None:
+    """List the boards: what is on them, what is built for them, and which models fit."""
+    show_boards(as_json=as_json, console=Console())
+
+
+@app.command("build")
+def build_command(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the project; new, empty, or an earlier build of it.")],
+    board_name: Annotated[str, typer.Option("--board", help=f"One of {', '.join(BUILDABLE)}.")] = "kv260",
+    jobs: Annotated[int, typer.Option("--jobs", help="Processes that Vivado may use.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
+) -> None:
+    """Write a board's FPGA project, and make its bitstream if the tools are at hand."""
+    built = build(board_name, out, jobs=jobs, console=Console(stderr=True))
+    if as_json:
+        print(built.json())
+        return
+    print(f"{built.out}: {built.name}, {len(built.files)} files")
+    if "fmax_mhz" in built.facts:
+        f = built.facts
+        print(f"routed: {f['fmax_mhz']:.1f} MHz at most, it runs at {f['clock_mhz']:g} MHz (nextpnr-ecp5)")
+        print(f"used: {f['comb']:,} LUT4, {f['ff']:,} flip-flops, {f['ram']} block RAMs")
+    if built.bitstream is not None:
+        print(f"bitstream: {built.bitstream}")
+    if built.command is not None:
+        print(
+            f"no bitstream yet: vivado is not on PATH. Run, where it is (2022.1 or newer, the folder may be copied):\n"
+            f"  {built.command}"
+        )
 
 
 def main() -> None:

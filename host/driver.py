@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -186,7 +187,13 @@ class Accelerator(Backend):
         self.write("head_lanes", first | count << 8)
         self.write("write_logits", int(write_logits))
         self.write("control", _START)
-        in_time = self.device.wait_done(self.timeout_s)
+        try:
+            in_time = self.device.wait_done(self.timeout_s)
+        except KeyboardInterrupt:
+            # Nobody will read this pass; the next one may start at once.
+            with contextlib.suppress(Exception):
+                self.reset()
+            raise
         status = self.read("status")
         error = status >> 8 & 0xFF
         if error:

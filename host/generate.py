@@ -23,6 +23,7 @@ class Report:
     prefill, decode : every pass, in order.
     stop : why it ended: 'length', 'end' (end token), 'stop' (stop string), 'context' (cache full).
     seconds : wall clock of the whole.
+    seconds_prefill : until the first new token was known.
     """
 
     prompt_ids: list[int]
@@ -32,6 +33,7 @@ class Report:
     decode: list[PassResult] = field(default_factory=list)
     stop: str = ""
     seconds: float = 0.0
+    seconds_prefill: float = 0.0
 
     @property
     def cycles_prefill(self) -> int | None:
@@ -100,6 +102,7 @@ class Generation:
     stops : strings that end it; they are not part of the text.
     all_logits : compute the head for every token of the prompt too (checking does).
     slot : cache slot to use.
+    cached : first tokens of the prompt whose keys and values the slot already holds; fewer than the prompt has.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class Generation:
         stops: Sequence[str] = (),
         all_logits: bool = False,
         slot: int = 0,
+        cached: int = 0,
     ):
         if max_new_tokens < 1:
             raise UserError(f"max-new-tokens must be at least 1, not {max_new_tokens}")
@@ -131,9 +135,10 @@ class Generation:
         self._stops = StopStrings(stops)
         self._all = all_logits
         self._slot = slot
+        self._cached = cached
 
     def __iter__(self) -> Iterator[str]:
-        begun = time.monotonic()
+        self._begun = begun = time.monotonic()
         try:
             for piece in self._pieces():
                 if piece:
@@ -149,7 +154,14 @@ class Generation:
 
     def _pieces(self) -> Iterator[str]:
         report, wanted = self.report, not self._sampling.greedy
-        report.prefill = self._backend.prefill(report.prompt_ids, slot=self._slot, all_logits=self._all, logits=wanted)
+        report.prefill = self._backend.prefill(
+            report.prompt_ids[self._cached :],
+            start=self._cached,
+            slot=self._slot,
+            all_logits=self._all,
+            logits=wanted,
+        )
+        report.seconds_prefill = time.monotonic() - self._begun
         result = report.prefill[-1]
         position = len(report.prompt_ids)
         while True:

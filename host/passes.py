@@ -61,6 +61,17 @@ def lanes_that_fit(config: AcceleratorConfig, group: int, cached: int, wanted: i
     return n
 
 
+def chunks(config: AcceleratorConfig, group: int, tokens: int, start: int = 0) -> list[tuple[int, int]]:
+    """(first position, lanes) of the passes that take `tokens` tokens of one sequence from position `start` on."""
+    out = []
+    at, end = start, start + tokens
+    while at < end:
+        n = lanes_that_fit(config, group, at, end - at)
+        out.append((at, n))
+        at += n
+    return out
+
+
 class Backend(ABC):
     """Something that runs passes of one loaded model: an accelerator, the golden model, or both compared.
 
@@ -147,6 +158,12 @@ class Backend(ABC):
             raise UserError(f"head lanes {first}..{first + count - 1} are not lanes of a pass of {n}")
         return self._pass(list(tokens), list(positions), list(slots), (first, count), write_logits and count > 0)
 
+    def _check_prompt(self, tokens: Sequence[int], start: int) -> None:
+        if not tokens:
+            raise UserError("there is nothing to prefill: the prompt has no tokens")
+        self._check_position(start)
+        self._check_position(start + len(tokens) - 1)
+
     def _check_position(self, position: int) -> None:
         if not 0 <= position < self.context:
             raise UserError(
@@ -162,26 +179,20 @@ class Backend(ABC):
         The head runs for the last token only, or with `all_logits` for every one; `logits` returns every logit of the
         last token. Refused as a whole, before the first pass, if it does not fit the context.
         """
-        if not tokens:
-            raise UserError("there is nothing to prefill: the prompt has no tokens")
-        self._check_position(start)
-        self._check_position(start + len(tokens) - 1)
+        self._check_prompt(tokens, start)
         results: list[PassResult] = []
-        i = 0
-        while i < len(tokens):
-            n = lanes_that_fit(self.config, self.group, start + i, len(tokens) - i)
-            chunk = tokens[i : i + n]
+        for at, n in chunks(self.config, self.group, len(tokens), start):
+            i = at - start
             head = (0, n) if all_logits else (n - 1, 1) if i + n == len(tokens) else (0, 0)
             results.append(
                 self.run_pass(
-                    chunk,
-                    range(start + i, start + i + n),
+                    tokens[i : i + n],
+                    range(at, at + n),
                     [slot] * n,
                     head_lanes=head,
                     write_logits=all_logits or logits,
                 )
             )
-            i += n
         return results
 
     def decode(self, token: int, position: int, *, slot: int = 0, logits: bool = False) -> PassResult:

@@ -158,7 +158,8 @@ def compile_sections(
     logits_address = image_address + sum(s.beats for s in sections.values())
     blocks = -(-spec.vocab // config.key_block)
     logits_stride = layout.float_beats(blocks * config.key_block, config)
-    kv_address = logits_address + config.lanes * logits_stride
+    # A run of the cache then takes as few bursts as it can: bursts end at multiples of their length.
+    kv_address = -(-(logits_address + config.lanes * logits_stride) // config.burst_beats) * config.burst_beats
     layer_stride = slots * kv.slot_stride
     window = kv_address + spec.layers * layer_stride
     if window >= 1 << 32:

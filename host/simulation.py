@@ -45,6 +45,7 @@ class SimulatedAccelerator(Accelerator):
     config : what to build.
     timing : of the memory.
     waves : FST file to write; it appears when the simulation closes.
+    trace : file for the records of what every unit does, complete when the simulation closes (sim/trace.py).
     slots, context : as in `Accelerator.load`.
 
     Raises
@@ -59,6 +60,7 @@ class SimulatedAccelerator(Accelerator):
         *,
         timing: MemoryTiming,
         waves: Path | None = None,
+        trace: Path | None = None,
         slots: int = 1,
         context: int | None = None,
     ):
@@ -75,7 +77,7 @@ class SimulatedAccelerator(Accelerator):
             if waves is not None:
                 # Beside the file, so that it can be renamed into place.
                 self._folder = Path(tempfile.mkdtemp(prefix=waves.name + ".", dir=waves.parent))
-            device = SimDevice(config, program.window_beats, memory_timing=timing, waves=self._folder)
+            device = SimDevice(config, program.window_beats, memory_timing=timing, waves=self._folder, trace=trace)
             try:
                 super().__init__(device, config, timeout_s=TIMEOUT_S)
                 self.load(model, slots=slots, context=context)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ SLICE = 200_000
 """Cycles that the simulation runs before it looks at the wall clock: about half a second."""
 
 
+@lru_cache(maxsize=4)
+def built(config: AcceleratorConfig, *, waves: bool = False) -> Path:
+    """Folder of the built simulation of a configuration; making its Verilog takes a while, so it is done once."""
+    from hw.top import Accelerator
+
+    return harness.build(Accelerator(config), waves=waves)
+
+
 class SimDevice:
     """A simulated accelerator: registers, a shared buffer, and waiting for the end of a pass.
 
@@ -39,6 +48,7 @@ class SimDevice:
     accelerator : component with `s_axi`, `m_axi`, `irq`; hw.top.Accelerator(config) when not given. Or a built folder.
     memory_timing : MemoryTiming, or the name of a preset (sim/timing.py).
     waves : a folder for `dump.fst`; None: no waves.
+    trace : a file for the records of what every unit does (sim/trace.py); None: no trace.
 
     Attributes
     ----------
@@ -59,13 +69,12 @@ class SimDevice:
         accelerator: Elaboratable | Path | None = None,
         memory_timing: MemoryTiming | str = KV260_TIMING,
         waves: Path | None = None,
+        trace: Path | None = None,
     ) -> None:
         if isinstance(memory_timing, str):
             memory_timing = timing(memory_timing)
         if accelerator is None:
-            from hw.top import Accelerator
-
-            accelerator = Accelerator(config)
+            accelerator = built(config, waves=waves is not None)
         folder = accelerator if isinstance(accelerator, Path) else harness.build(accelerator, waves=waves is not None)
         self.config = config
         self.cycles = 0
@@ -78,6 +87,7 @@ class SimDevice:
             # The child's own descriptor: it works whatever becomes of ours.
             "TELLME_MEMORY": self._shared.settings(memory_timing, f"/proc/self/fd/{self._shared.fd}"),
             SOCKET_FD: str(child.fileno()),
+            "TELLME_TRACE": "" if trace is None else str(trace.resolve()),
         }
         if waves is not None:
             waves.mkdir(parents=True, exist_ok=True)

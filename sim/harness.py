@@ -83,6 +83,11 @@ def _parse(text: str, top: str) -> _Ports:
     return ports
 
 
+def traceable(text: str) -> bool:
+    """Whether the Verilog holds a whole accelerator, whose units sim/trace.svh looks at."""
+    return all(f" {name} (\n" in text for name in ("counters", "executor", "reader"))
+
+
 def testbench(text: str, *, top: str = "dut") -> str:
     """SystemVerilog of `tb_top` around module `top` of the Verilog `text`.
 
@@ -156,6 +161,8 @@ def testbench(text: str, *, top: str = "dut") -> str:
         else:
             lines.append("    assign irq = 0;")
         lines.append((HERE / "bus.svh").read_text())
+    if traceable(text):
+        lines.append((HERE / "trace.svh").read_text())
     lines.append(f"    {top} dut ({', '.join(connections)});")
     lines.append("endmodule")
     return "\n".join(lines) + "\n"
@@ -168,7 +175,7 @@ def build(component: Elaboratable | str, *, waves: bool = False) -> Path:
         text + testbench(text),
         top="tb_top",
         sources=[HERE / "memory.sv"],
-        cpp=[HERE / "memory.cpp"],
+        cpp=[HERE / "memory.cpp", *([HERE / "trace.cpp"] if traceable(text) else [])],
         public=(),
         args=["--timing"],
         waves=waves,

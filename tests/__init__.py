@@ -1,0 +1,1 @@
+import golden  # noqa: F401 - before NumPy, so that the BLAS leaves the cores to golden

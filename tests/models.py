@@ -11,8 +11,11 @@ from safetensors import safe_open
 
 from golden import head
 from golden.model import LayerWeights, ModelSpec, ModelWeights
+from host.synthetic import random_weights
 
 DEMO = Path(__file__).parents[1] / "demo" / "model"
+
+__all__ = ["DEMO", "load_demo", "random_weights", "small_spec"]
 
 PARTS = {
     "q": "self_attn.q_proj",
@@ -31,49 +34,6 @@ def small_spec(**changes: object) -> ModelSpec:
         hidden=64, layers=2, heads=4, kv_heads=2, head_dim=32, ffn=96, vocab=50, max_context=64
     )
     return ModelSpec(**(values | changes))  # type: ignore[arg-type]
-
-
-def random_weights(spec: ModelSpec, seed: int) -> ModelWeights:
-    """Random weights, scaled such that activations stay near 1."""
-    rng = np.random.default_rng(seed)
-
-    def gain(n: int) -> NDArray[np.float32]:
-        return rng.uniform(0.5, 1.5, n).astype(np.float32)
-
-    shapes = {
-        "q": (spec.q_dim, spec.hidden),
-        "k": (spec.kv_dim, spec.hidden),
-        "v": (spec.kv_dim, spec.hidden),
-        "o": (spec.hidden, spec.q_dim),
-        "gate": (spec.ffn, spec.hidden),
-        "up": (spec.ffn, spec.hidden),
-        "down": (spec.hidden, spec.ffn),
-    }
-    layers = []
-    for _ in range(spec.layers):
-        matrices = {n: rng.integers(-1, 2, s).astype(np.int8) for n, s in shapes.items()}
-        scales = {f"{n}_scale": float(np.float32(rng.uniform(1, 2) / np.sqrt(s[1]))) for n, s in shapes.items()}
-        layers.append(
-            LayerWeights(
-                **matrices,
-                **scales,
-                input_norm=gain(spec.hidden),
-                post_norm=gain(spec.hidden),
-                attn_norm=gain(spec.q_dim) if spec.attn_sub_norm else None,
-                ffn_norm=gain(spec.ffn) if spec.ffn_sub_norm else None,
-            )
-        )
-    embedding, scales_e = head.quantise_rows(rng.normal(0, 1, (spec.vocab, spec.hidden)))
-    rows, scales_h = head.quantise_rows(rng.normal(0, 0.2, (spec.vocab, spec.hidden)))
-    return ModelWeights(
-        spec=spec,
-        layers=layers,
-        norm=gain(spec.hidden),
-        embedding=embedding,
-        embedding_scales=scales_e,
-        head=None if spec.tied else rows,
-        head_scales=None if spec.tied else scales_h,
-    )
 
 
 def load_demo(folder: Path = DEMO) -> tuple[ModelWeights, NDArray[np.float32]]:

@@ -7,6 +7,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from golden.config import CHUNK, clog2
+from hw.memory.style import deep_ram
 
 
 class BankedBuffer(wiring.Component):
@@ -19,7 +20,7 @@ class BankedBuffer(wiring.Component):
     depth : wide words.
     parts : parts of a wide word.
     part_width : bits of a part.
-    style : ``ram_style`` for synthesis.
+    deep : goes into UltraRAM where the chip has it; else the tool chooses.
 
     Interface attributes
     --------------------
@@ -28,11 +29,11 @@ class BankedBuffer(wiring.Component):
     read_data : Out, one cycle after `read`, part 0 in the low bits. The old word when it is written in the same cycle.
     """
 
-    def __init__(self, *, depth: int, parts: int, part_width: int, style: str | None = None):
+    def __init__(self, *, depth: int, parts: int, part_width: int, deep: bool = False):
         self._depth = depth
         self._parts = parts
         self._width = part_width
-        self._style = style
+        self._deep = deep
         super().__init__(
             {
                 "write": In(1),
@@ -52,7 +53,7 @@ class BankedBuffer(wiring.Component):
                 shape=unsigned(self._width),
                 depth=self._depth,
                 init=[],
-                attrs={"ram_style": self._style} if self._style else {},
+                attrs=deep_ram(platform) if self._deep else {},
             )
             m.submodules[f"bank{i}"] = bank
             write, read = bank.write_port(), bank.read_port()

@@ -194,7 +194,7 @@ class Elementwise(wiring.Component):
         """Chunks of the one source at work go to the statistics, those of the residual stream to its buffer too."""
         config = self.config
         m.submodules.residual = residual = BankedBuffer(
-            depth=config.lanes * config.max_hidden // CHUNK, parts=1, part_width=32 * CHUNK, style="ultra"
+            depth=config.lanes * config.max_hidden // CHUNK, parts=1, part_width=32 * CHUNK, deep=True
         )
         info = Signal(chunk_info(config), reset_less=True)
         v = Signal(CHUNK_LAYOUT, reset_less=True)
@@ -276,9 +276,9 @@ class Elementwise(wiring.Component):
         words = config.max_features // config.word
         parts = config.word // CHUNK
         low = parts.bit_length() - 1
-        m.submodules.u = u = BankedBuffer(depth=config.lanes * words, parts=parts, part_width=32 * CHUNK, style="ultra")
+        m.submodules.u = u = BankedBuffer(depth=config.lanes * words, parts=parts, part_width=32 * CHUNK, deep=True)
         m.submodules.int8 = int8 = BankedBuffer(
-            depth=config.lanes * words, parts=1, part_width=8 * config.word, style="ultra"
+            depth=config.lanes * words, parts=1, part_width=8 * config.word, deep=True
         )
         m.submodules.own = own = BankedBuffer(
             depth=own_depth(config), parts=config.beat_bytes // config.word, part_width=8 * config.word

@@ -7,11 +7,13 @@ from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
+from hw.memory.style import deep_ram
+
 COLUMN_BITS = 64
 """Data bits of a RAM column: a URAM288 or a BRAM36 in simple dual-port mode is 72 wide, 8 of them parity."""
 
 ULTRA_DEPTH = 2048
-"""From this depth on the deep FIFO asks for UltraRAM (4096 words each), below it the tool chooses."""
+"""From this depth on the deep FIFO asks for UltraRAM (4096 words each) where there is any, below it the tool chooses."""
 
 
 class Queue(wiring.Component):
@@ -111,7 +113,7 @@ class DeepFifo(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        attrs = {"ram_style": "ultra"} if self._depth >= ULTRA_DEPTH else {}
+        attrs = deep_ram(platform) if self._depth >= ULTRA_DEPTH else {}
         head = Signal(range(self._depth))
         tail = Signal(range(self._depth))
         some = Signal()

@@ -82,6 +82,47 @@ def test_ordinary_results_are_those_of_numpy() -> None:
     np.testing.assert_array_equal(fp.sub(a, b), a - b)
 
 
+@pytest.mark.parametrize("function", ["mul", "add", "sub", "maximum", "relu", "neg", "flush", "to_int8", "to_fixed"])
+def test_one_unusual_operand_among_ordinary_ones_is_treated_as_if_it_were_alone(function: str) -> None:
+    """Arrays are looked at as a whole before their unusual elements are: each edge, at several places of an array."""
+    rng = np.random.default_rng(SEED)
+    edges = fp.from_bits(cases.edges())
+    f = {"to_fixed": lambda x: fp.to_fixed(x, 14, 24)}.get(function) or getattr(fp, function)
+    usual = rng.standard_normal((2, 37)).astype(np.float32)
+    for n, edge in enumerate(edges):
+        for other in (edges[n - 1], np.float32(0.75), np.float32(0)):
+            a, b = usual.copy()
+            a[n % 37], b[n % 37] = edge, other
+            arguments = (a, b) if function in ("mul", "add", "sub", "maximum") else (a,)
+            got = f(*arguments)
+            alone = [f(*(v[i] for v in arguments)) for i in range(37)]
+            assert got.tobytes() == np.array(alone, got.dtype).tobytes()
+
+
+def test_maximum_magnitude_of_unusual_values() -> None:
+    rng = np.random.default_rng(SEED)
+    edges = fp.from_bits(cases.edges())
+    for _ in range(500):
+        x = rng.choice(edges, (3, 4))
+        for row, got in zip(x, fp.max_abs(x), strict=True):
+            flushed = np.abs(fp.flush(row))
+            want = fp.NAN_BITS if np.isnan(flushed).any() else fp.bits(flushed.max())
+            assert fp.bits(got) == want
+
+
+def test_relu_is_the_maximum_with_zero() -> None:
+    x = fp.from_bits(cases.edges())
+    assert fp.relu(x).tobytes() == fp.maximum(x, np.float32(0)).tobytes()
+    for value in x:
+        assert fp.bits(fp.relu(value)) == fp.bits(fp.maximum(value, np.float32(0)))
+
+
+def test_from_int_takes_integers_in_floating_types() -> None:
+    i = np.array([0, 1, -1, (1 << 24) + 1, -(1 << 24) - 3, (1 << 40) + (1 << 16)])
+    assert fp.from_int(i.astype(np.float64)).tobytes() == fp.from_int(i).tobytes()
+    assert fp.bits(fp.from_int(np.array([-0.0, 5], np.float32))).tolist() == [0, 0x40A00000]
+
+
 def test_from_int_rounds_to_nearest_even() -> None:
     rng = np.random.default_rng(SEED)
     for width in (8, 22, 25, 32, 48):

@@ -34,6 +34,27 @@ def test_sums_of_squares_follow_the_order_of_the_hardware(n: int) -> None:
     np.testing.assert_allclose(got, (v.astype(np.float64) ** 2).sum(-1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("n", [4, 36, 260])
+def test_sums_of_squares_flush_and_keep_infinities_and_one_nan(n: int) -> None:
+    v = features(5, n)
+    v[0] *= np.float32(2.0**-66)  # squares around 2^-126
+    v[1] *= np.float32(2.0**62)
+    v[2] = 2.0**-70
+    v[3, n // 2] = np.inf
+    v[4, 1] = fp.from_bits(0xFFC00123)
+    got = elementwise.sum_of_squares(v)
+    for row, value in zip(v, got, strict=True):
+        sq = [fp.mul(x, x) for x in row]
+        chunks = [fp.add(fp.add(*sq[i : i + 2]), fp.add(*sq[i + 2 : i + 4])) for i in range(0, n, 4)]
+        partials = [np.float32(0)] * 8
+        for k, c in enumerate(chunks):
+            partials[k % 8] = c if k < 8 else fp.add(partials[k % 8], c)
+        while len(partials) > 1:
+            partials = [fp.add(a, b) for a, b in zip(partials[::2], partials[1::2], strict=True)]
+        assert fp.bits(value) == fp.bits(partials[0])
+    assert got[2] == 0 and fp.bits(got[4]) == fp.NAN_BITS
+
+
 def test_sums_of_squares_need_whole_chunks() -> None:
     with pytest.raises(ValueError, match="multiple of 4, not 6"):
         elementwise.sum_of_squares(np.ones((1, 6)))

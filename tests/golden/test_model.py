@@ -1,12 +1,13 @@
 """The whole model: near float64, independent of passes and configuration, with slots, refusals and every variant."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 
 from golden.config import KV260, TINY
-from golden.model import GoldenModel, ModelError, ModelSpec, ModelWeights, PassError, rope_tables
+from golden.model import GoldenModel, LayerWeights, ModelError, ModelSpec, ModelWeights, PassError, rope_tables
 from tests.models import load_demo, random_weights, small_spec
 from tests.reference import Options, forward
 
@@ -70,6 +71,36 @@ def test_prompts_do_not_depend_on_how_they_are_split(n: int) -> None:
         assert last.logits.tobytes() == one[-1:].tobytes() and last.best == one[-1].argmax()
         assert model.filled() == n
         assert all_logits(GoldenModel(weights, config), ids, config.lanes).tobytes() == one.tobytes()
+
+
+def test_wide_prefill_has_the_logits_of_single_positions() -> None:
+    weights, ids = random_weights(small_spec(max_context=128, tied=False), SEED), tokens(100)
+    one = all_logits(GoldenModel(weights, TINY), ids, 1)
+    for lanes in (1, 7, 64, 100, 500):
+        model = GoldenModel(weights, TINY, slots=2)
+        result = model.prefill(ids, slot=1, all_logits=True, lanes=lanes)
+        assert result.logits.tobytes() == one.tobytes() and (result.best == one.argmax(-1)).all()
+        again = model.prefill(ids[30:90], slot=1, start=30, all_logits=True, lanes=lanes)
+        assert again.logits.tobytes() == one[30:90].tobytes() and model.filled(1) == 100
+        assert model.prefill(ids[40:41], slot=1, start=40).logits.tobytes() == one[40:41].tobytes()
+    with pytest.raises(PassError, match="lane 0 has position 5, but slot 0 holds 0"):
+        model.prefill(ids[:3], start=5)
+
+
+def test_weights_are_read_once() -> None:
+    """Layers may be made when they are asked for, from files; a pass asks for none."""
+    weights = random_weights(small_spec(), SEED)
+    asked: list[int] = []
+
+    class Layers(list[LayerWeights]):
+        def __getitem__(self, index: Any) -> Any:
+            asked.append(index)
+            return super().__getitem__(index)
+
+    model = GoldenModel(dataclasses.replace(weights, layers=Layers(weights.layers)), TINY)
+    asked.clear()
+    assert model.prefill(tokens(9)).logits.tobytes() == GoldenModel(weights, TINY).prefill(tokens(9)).logits.tobytes()
+    assert not asked
 
 
 def test_uneven_passes_agree() -> None:

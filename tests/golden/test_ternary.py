@@ -94,6 +94,46 @@ def test_products_beyond_float32_and_float64_are_exact() -> None:
     assert ternary.exact_product(q, k, 1 << 50)[0, 0] == 127 * 127 * (1 << 11) - 127
 
 
+@pytest.mark.parametrize("lanes", [1, 3, 64])
+@pytest.mark.parametrize(("rows", "inputs"), [(1100, 513), (9, 1 << 17), (4097, 4096)])
+def test_matrices_larger_than_a_block_are_exact(lanes: int, rows: int, inputs: int) -> None:
+    """Blocks that divide the rows and that do not, and one block that is a single row."""
+    rng = np.random.default_rng(lanes)
+    assert rows * inputs > ternary._BLOCK
+    w = rng.integers(-1, 2, (rows, inputs), dtype=np.int8)
+    w[-1], w[0] = 1, -1
+    q = rng.integers(-128, 128, (lanes, inputs), dtype=np.int8)
+    q[0] = -128
+    got = ternary.linear(w, q)
+    some = np.unique(np.concatenate([rng.integers(0, rows, 40), [0, rows - 1]]))
+    assert (got[:, some] == q.astype(np.int64) @ w[some].T.astype(np.int64)).all()
+    assert got[0, 0] == 128 * inputs and got[0, -1] == -128 * inputs
+
+
+@pytest.mark.parametrize("inputs", [1023, 1024, 1025, 1536, 2560, 4096])
+def test_int8_products_are_summed_in_slices_that_float32_holds(inputs: int) -> None:
+    """1,024 products of two int8 reach 2^24; odd sums beyond it are the ones that a single float32 sum would round."""
+    rng = np.random.default_rng(inputs)
+    q, rows = np.full((2, inputs), -128, np.int8), np.full((700, inputs), -128, np.int8)
+    q[1] = rng.integers(-128, 128, inputs)
+    rows[1:] = rng.integers(100, 128, (699, inputs))
+    q[0, 0], rows[0, 0] = 127, 127
+    got = ternary.exact_product(q, rows, 1 << 14)
+    assert (got == q.astype(np.int64) @ rows.T.astype(np.int64)).all()
+    assert got[0, 0] == 16384 * (inputs - 1) + 127 * 127
+    assert ternary.product(q, rows, 1 << 14).dtype == (np.float32 if inputs <= 1024 else np.float64)
+
+
+def test_products_are_the_same_on_one_thread_and_on_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(8)
+    w, q = rng.integers(-1, 2, (5000, 640), dtype=np.int8), rng.integers(-128, 128, (5, 640), dtype=np.int8)
+    results = []
+    for threads in (1, 4):
+        monkeypatch.setattr(ternary, "_THREADS", threads)
+        results.append(ternary.linear(w, q))
+    assert (results[0] == results[1]).all()
+
+
 @pytest.mark.parametrize("size", [2, 3, 4, 5])
 @settings(derandomize=True, deadline=None, max_examples=30)
 @given(data=st.data())

@@ -21,6 +21,7 @@ from host.driver import Accelerator
 from host.model import Model
 from host.passes import PassResult
 from host.program import compile_program
+from host.tokenizer import Files, Tokenizer
 from tests.host.reference_machine import ReferenceMachine, Stop
 from tests.host.support import DEMO, write_checkpoint
 from tests.models import small_spec
@@ -66,6 +67,20 @@ def test_golden_streams_the_text_and_statistics_apart():
     assert r.exit_code == 0
     assert r.stdout == "Once upon a time, in a house on a hill, there lived a little\n"
     assert "no cycles are counted" in r.stderr
+
+
+def test_chat_gives_the_prompt_to_the_models_template(tmp_path: Path):
+    folder = write_checkpoint(tmp_path / "m", small_spec(vocab=1024))
+    chat = ("run", "--backend", "golden", "--model", str(folder), "--prompt", "Hi", "--max-new-tokens", "1", "--chat")
+    refused("the model has no chat template; leave --chat out", *chat)
+    (folder / "chat_template.jinja").write_text("{{ bos_token }}Once {{ messages[0].role }}: {{ messages[0].content }}")
+    r = tellme(*chat, "--json")
+    assert r.exit_code == 0, r.output
+    tokenizer = Tokenizer(Files.read(folder), 1024)
+    assert json.loads(r.stdout)["prompt_ids"] == tokenizer.encode("Once user: Hi")
+    tellme("convert", str(folder), str(tmp_path / "m.tlm"))
+    again = tellme(*[str(tmp_path / "m.tlm") if a == str(folder) else a for a in chat], "--json")
+    assert again.stdout == r.stdout
 
 
 def test_json_of_golden_and_of_a_machine(machine: list[ReferenceMachine]):
@@ -161,8 +176,11 @@ def test_an_error_of_the_device_is_exit_code_1(machine: list[ReferenceMachine], 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--backend", "fpga"), "backend 'fpga' is unknown; there are sim, golden"),
-        (("--board", "zcu"), "board 'zcu' is unknown; there are kv260, tiny"),
+        (("--backend", "fpga"), "backend 'fpga' is unknown; there are sim, golden, board"),
+        (
+            ("--board", "zcu"),
+            "board 'zcu' is unknown; there are kr260, kv260, pynq_z2, rfsoc4x2, tiny, ultra96v2, zcu104",
+        ),
         (
             ("--model", "no/where"),
             "model 'no/where' not found; give 'demo', a checkpoint folder, a .gguf file or a .tlm image",
@@ -178,7 +196,9 @@ def test_an_error_of_the_device_is_exit_code_1(machine: list[ReferenceMachine], 
         (("--stress", "-1"), "--stress takes a seed of 0 or more, not -1"),
         (("--timing", "warp"), "no memory timing named 'warp'; there are ideal, kv260"),
         (("--waves", "no/where/x.fst"), "no/where/x.fst: its folder does not exist"),
-        (("--backend", "golden", "--check"), "--check needs --backend sim"),
+        (("--backend", "golden", "--check"), "--check needs --backend sim or board"),
+        (("--backend", "board", "--stress", "1"), "--stress needs --backend sim"),
+        (("--bitstream", "x.bit"), "--bitstream needs --backend board"),
         (("--backend", "golden", "--stress", "1"), "--stress needs --backend sim"),
         (("--backend", "golden", "--timing", "kv260"), "--timing needs --backend sim"),
         (("--backend", "golden", "--waves", "x.fst"), "--waves needs --backend sim"),

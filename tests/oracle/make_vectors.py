@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import transformers
 
+from host.evaluate import TorchScorer, score, windows
 from tests.models import DEMO
 from tests.oracle.heldout import TAPPED, VECTORS, fingerprint, stories
 
@@ -47,12 +48,23 @@ def main() -> int:
         **{name: np.concatenate(parts) for name, parts in vectors.items()},
         **taps,
     )
+    check_scorer(np.concatenate(vectors["nll"]))
     size, nll = VECTORS.stat().st_size, np.concatenate(vectors["nll"])
     print(f"{VECTORS}: {size} bytes, {len(nll)} positions, mean NLL {nll.mean():.5f}")
     if size > LIMIT:
         print(f"more than {LIMIT} bytes: record fewer layers", file=sys.stderr)
         return 1
     return 0
+
+
+def check_scorer(nll: np.ndarray) -> None:
+    """Holds `tellme eval --reference-backend torch`, which caches keys and takes pieces, to whole sequences."""
+    scorer = TorchScorer(DEMO)
+    parts = [score(ids.tolist(), scorer, None, windows(len(ids), 1 << 12, 1))[0] for ids in stories()]
+    error = np.abs(np.concatenate([p.nll for p in parts]) - nll)
+    print(f"tellme eval: NLL off by {np.median(error):.1e} (median), {error.mean():.1e} (mean)")
+    # The order of float sums differs, and with it int8 codes at rounding ties.
+    assert np.median(error) < 1e-4 and error.mean() < 5e-3, error
 
 
 def tap(model: torch.nn.Module, ids: np.ndarray) -> dict[str, np.ndarray]:

@@ -5,6 +5,11 @@ import pytest
 
 from golden.config import KV260
 from golden.model import GoldenModel
+from host.backends import GoldenBackend
+from host.checkpoint import read_checkpoint
+from host.evaluate import BackendScorer, score, windows
+from host.model import demo_folder
+from host.tokenizer import Tokenizer
 from tests.models import load_demo
 from tests.oracle.contributions import REFERENCE, scores, table
 from tests.oracle.heldout import TAPPED, VECTORS, fingerprint, stories
@@ -28,6 +33,20 @@ def test_golden_is_within_bounds_of_pytorch() -> None:
     s = scores()
     assert abs(s["golden"].nll / s["PyTorch"].nll - 1) < NLL_BOUND
     assert (s["golden"].best == s["PyTorch"].best).mean() >= AGREEMENT_BOUND
+
+
+def test_evaluation_gives_the_likelihoods_of_pytorch() -> None:
+    """What `tellme eval` computes, story by story as the vectors were made."""
+    checkpoint = read_checkpoint(demo_folder())
+    tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.weights.spec.vocab)
+    scorer = BackendScorer("demo", tokenizer, GoldenBackend(checkpoint.weights, KV260))
+    vectors = np.load(VECTORS)
+    parts = [score(ids.tolist(), scorer, None, windows(len(ids), KV260.max_context, 1))[0] for ids in stories()]
+    nll, best = (np.concatenate([getattr(p, name) for p in parts]) for name in ("nll", "best"))
+    assert abs(nll.mean() / vectors["nll"].mean(dtype=np.float64) - 1) < NLL_BOUND
+    assert (best == vectors["best"]).mean() >= AGREEMENT_BOUND
+    assert np.median(np.abs(nll - vectors["nll"])) < 0.01
+    assert nll.mean() == pytest.approx(scores()["golden"].nll, rel=1e-12)
 
 
 def test_tokens_differ_only_where_pytorch_hardly_prefers_one() -> None:

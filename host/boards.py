@@ -1,0 +1,188 @@
+"""`tellme boards`: what is on a board, what is built for it, and which reference models fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from golden import layout
+from golden.boards import BOARDS, MIB, Board, build_name
+from golden.config import AcceleratorConfig
+from golden.layout import KvLayout
+from golden.model import ModelSpec
+from golden.selftest import SELFTEST
+from host.errors import UserError
+from host.model import block_rows
+from host.program import check_fits, usable_context
+
+EFFICIENCY = 0.85
+"""Share of the memory's peak rate that long reads get (measured on the KV260 by bitnet-kv260: 16.0 of 19.2 GB/s)."""
+
+CONTEXT = 128
+"""Position at which decoding is estimated."""
+
+REFERENCE_MODELS: dict[str, ModelSpec] = {
+    "BitNet 0.73B": ModelSpec(
+        vocab=32002,
+        hidden=1536,
+        layers=24,
+        heads=16,
+        kv_heads=16,
+        head_dim=96,
+        ffn=4096,
+        activation="silu",
+        attn_sub_norm=True,
+        ffn_sub_norm=True,
+        tied=True,
+        norm_eps=1e-5,
+        rope_theta=10000.0,
+        max_context=2048,
+    ),
+    "BitNet 2B-4T": ModelSpec(
+        vocab=128256,
+        hidden=2560,
+        layers=30,
+        heads=20,
+        kv_heads=5,
+        head_dim=128,
+        ffn=6912,
+        activation="relu2",
+        attn_sub_norm=True,
+        ffn_sub_norm=True,
+        tied=True,
+        norm_eps=1e-5,
+        rope_theta=500000.0,
+        max_context=4096,
+    ),
+}
+
+
+def weight_beats(spec: ModelSpec, config: AcceleratorConfig) -> int:
+    """Beats of a model's image: what a pass reads but for the cache, the inputs and the program."""
+
+    def linear(rows: int, inputs: int, gain: int) -> int:
+        block_rows(rows, config)
+        return rows * layout.tiles(inputs, config) + (layout.float_beats(gain, config) if gain else 0)
+
+    layer = linear(spec.qkv_rows, spec.hidden, 0)
+    layer += layout.float_beats(spec.q_dim, config) if spec.attn_sub_norm else 0
+    layer += linear(spec.hidden, spec.q_dim, spec.hidden)
+    layer += linear(2 * spec.ffn, spec.hidden, spec.ffn if spec.ffn_sub_norm else 0)
+    layer += linear(spec.hidden, spec.ffn, spec.hidden)
+    head = -(-spec.vocab // config.key_block) * layout.head_block_beats(spec.hidden, config)
+    return layout.float_beats(spec.hidden, config) + spec.layers * layer + head
+
+
+def fit(board: Board, spec: ModelSpec, name: str) -> dict[str, Any]:
+    """Whether a model fits a board, its memory, and the tokens/s that the beats allow (estimated, not run).
+
+    Returns
+    -------
+    fits; reason, if not; else context, buffer_bytes, cma (enough of it by default), tokens_per_second at `CONTEXT`.
+    """
+    c = board.config
+    try:
+        check_fits(spec, c, name)
+        context = usable_context(spec, c)
+    except UserError as e:
+        return {"fits": False, "reason": str(e)}
+    weights = weight_beats(spec, c)
+    # Half of the memory at most for keys and values, a tenth of the whole for the system.
+    room = int(board.ddr_bytes * 0.9) // c.beat_bytes - weights
+
+    def cache(positions: int) -> int:
+        return spec.layers * KvLayout(c, spec.head_dim, spec.kv_heads, positions).slot_stride
+
+    while context > c.key_block and cache(context) > room:
+        context -= c.key_block
+    if cache(context) > room:
+        need = (weights + cache(min(context, c.key_block))) * c.beat_bytes
+        return {
+            "fits": False,
+            "reason": f"{name} needs {need // MIB:,} MiB, {board.name} has {board.ddr_bytes // MIB:,} MiB",
+        }
+    rate = min(c.clock_hz * c.beat_bytes, EFFICIENCY * board.ddr_peak) / c.beat_bytes
+    keys = min(CONTEXT, context)
+    read = weights + cache(-(-keys // c.key_block) * c.key_block)
+    total = (weights + cache(context)) * c.beat_bytes
+    return {
+        "fits": True,
+        "context": context,
+        "buffer_bytes": total,
+        "cma": total <= board.cma_default,
+        "tokens_per_second": rate / read,
+    }
+
+
+def described(boards: Sequence[Board] = tuple(BOARDS.values())) -> dict[str, Any]:
+    """Everything that `tellme boards --json` says."""
+    out: dict[str, Any] = {}
+    for b in boards:
+        c = b.config
+        out[b.name] = {
+            "title": b.title,
+            "part": b.part,
+            "family": b.family,
+            "ddr": b.ddr,
+            "ddr_bytes": b.ddr_bytes,
+            "cma_default": b.cma_default,
+            "memory_ports": list(b.memory_ports),
+            "port_bits": b.port_bits,
+            "resources": {"lut": b.luts, "ff": b.ffs, "bram36": b.bram36, "uram": b.urams, "dsp": b.dsps},
+            "preset": {
+                "name": build_name(c),
+                "beat_bytes": c.beat_bytes,
+                "lanes": c.lanes,
+                "clock_hz": c.clock_hz,
+                "beat_rate": c.clock_hz * c.beat_bytes,
+            },
+            "models": {name: fit(b, replace(spec), name) for name, spec in REFERENCE_MODELS.items()},
+        }
+    out["ulx3s"] = {
+        "title": "Radiona ULX3S-85F",
+        "part": "LFE5U-85F-6BG381",
+        "family": "ECP5",
+        "self_test": {"beat_bytes": SELFTEST.beat_bytes, "lanes": SELFTEST.lanes, "clock_hz": SELFTEST.clock_hz},
+    }
+    return out
+
+
+def show_boards(*, as_json: bool, console: Console) -> None:
+    """Prints the boards."""
+    facts = described()
+    if as_json:
+        print(json.dumps(facts))
+        return
+    chips = Table(title="boards", title_justify="left")
+    for name in ("board", "", "part", "LUT", "BRAM36", "URAM", "DSP", "memory", "ports"):
+        chips.add_column(name, justify="right" if name in ("LUT", "BRAM36", "URAM", "DSP") else "left")
+    fits = Table(title="what fits (estimated from the beats a token reads; no board has run)", title_justify="left")
+    for name in ("board", "preset", "model", "context", "buffer", "contiguous memory", "tokens/s"):
+        fits.add_column(name, justify="right" if name in ("context", "buffer", "tokens/s") else "left")
+    reasons: list[str] = []
+    for b in BOARDS.values():
+        c = b.config
+        memory = f"{b.ddr_bytes // MIB:,} MiB {b.ddr}"
+        ports = f"{len(b.memory_ports)} x {b.port_bits} bit"
+        chips.add_row(
+            b.name, b.title, b.part, f"{b.luts:,}", f"{b.bram36:,}", str(b.urams), f"{b.dsps:,}", memory, ports
+        )
+        preset = f"{c.beat_bytes}-byte beat, {c.lanes} lanes, {c.clock_hz / 1e6:.0f} MHz"
+        for name, f in facts[b.name]["models"].items():
+            if f["fits"]:
+                cma = "as it is" if f["cma"] else f"cma={-(-f['buffer_bytes'] // (64 * MIB)) * 64 + 64}M"
+                row = [f"{f['context']:,}", f"{f['buffer_bytes'] // MIB:,} MiB", cma, f"{f['tokens_per_second']:.1f}"]
+            else:
+                row = ["does not fit", "-", "-", "-"]
+                reasons.append(f["reason"])
+            fits.add_row(b.name, preset, name, *row)
+    chips.add_row("ulx3s", "Radiona ULX3S-85F", "LFE5U-85F-6BG381", "83,640", "-", "-", "-", "-", "TLMM self-test only")
+    console.print(chips)
+    console.print(fits)
+    for reason in reasons:
+        console.print(f"does not fit: {reason}", highlight=False)

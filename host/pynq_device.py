@@ -1,0 +1,768 @@
+"""The accelerator on a board, through PYNQ: on the board itself, or over the network with PYNQ.remote.
+
+One contiguous buffer holds the regions of all memory ports one behind the other; over the network each region is a
+buffer of its own, because there only the first bytes of a buffer can be sent. Buffers are cached by the processor and
+not coherent with the memory ports, so `flush` and `invalidate` matter, and are limited to what changed: PYNQ 4.0's own
+`PynqBuffer.flush` maintains the caches for the whole buffer, hundreds of megabytes for every token.
+
+Sources: PYNQ 3.0.1 and 4.0 (`pynq.Overlay`, `pynq.buffer`, `pynq.pl_server`), XRT's `pyxrt.bo`, UG1085 for interrupts
+and AXI ports.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import select
+import shutil
+import struct
+import tempfile
+import time
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from golden.boards import BOARDS, VLNV, build_name
+from golden.config import AcceleratorConfig
+from golden.registers import offset
+from host.errors import DeviceError, TellmeError, UserError
+
+try:
+    import pynq
+    from pynq.overlay import DefaultIP
+except ImportError as e:
+    raise UserError(
+        f"pynq cannot be loaded ({e}); on a board run in PYNQ's own environment (source /etc/profile.d/pynq_venv.sh), "
+        "elsewhere: pip install 'tellme[pynq]'"
+    ) from e
+
+MEMINFO = "/proc/meminfo"
+PAGE = 4096
+POLL_S = 100e-6
+"""Between two looks at the status register where there is no interrupt; a pass takes milliseconds."""
+IRQ_WAIT_S = 0.25
+"""Longest wait for an interrupt before the status register is looked at anyway."""
+IRQ_LATE_S = 0.05
+"""Longest that an interrupt may come after its cause."""
+RESET_S = 1.0
+"""Seconds within which a soft reset ends a pass; it takes microseconds."""
+CHUNK = 2 << 20
+"""Bytes of a message to a board over the network."""
+IRQ = {"aarch64": 121, "armv7l": 61}
+"""Interrupt line of the first PL interrupt as /proc/interrupts counts it: pl_ps_irq0[0], IRQ_F2P[0]."""
+CLOCK_TOLERANCE = 0.01
+
+_CONTROL, _STATUS = offset("control"), offset("status")
+_START, _RESET = 1, 2
+_BUSY, _DONE = 1, 2
+
+
+class Accelerator(DefaultIP):
+    """What `overlay.tellme_0` is; PYNQ binds it by the type in the hardware hand-off."""
+
+    bindto = [VLNV]
+
+
+# ---- what can be checked before the chip is touched ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Bitstream:
+    """A bitstream and its hardware hand-off.
+
+    Attributes
+    ----------
+    path : the `.bit` file.
+    part : of the bitstream's header, as Vivado writes it there (`xck26-sfvc784-2LV-c`); '' if it has none.
+    device, package : of the chip in the hand-off.
+    """
+
+    path: Path
+    part: str
+    device: str
+    package: str
+
+
+def bit_part(path: Path) -> str:
+    """Part in the header of a `.bit` file.
+
+    Header: a field of 9 bytes, the number 1, then fields 'a' to 'd' (design, part, date, time), each with a 16-bit
+    big-endian length, and 'e' with a 32-bit one, the configuration data.
+
+    Raises
+    ------
+    UserError : the file is not a bitstream, or is cut short.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as f:
+            (length,) = struct.unpack(">H", f.read(2))
+            f.seek(length + 2, os.SEEK_CUR)
+            part = ""
+            while (key := f.read(1)) in (b"a", b"b", b"c", b"d"):
+                (length,) = struct.unpack(">H", f.read(2))
+                text = f.read(length)
+                if key == b"b":
+                    part = text.rstrip(b"\0").decode("ascii")
+            if key != b"e":
+                raise ValueError
+            (length,) = struct.unpack(">I", f.read(4))
+            if f.tell() + length != size:
+                raise UserError(
+                    f"{path}: is cut short: {size - f.tell():,} of {length:,} bytes of configuration; copy it again"
+                )
+    except OSError as e:
+        raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+    except (ValueError, struct.error) as e:
+        raise UserError(f"{path}: is not a bitstream (.bit) of Vivado") from e
+    return part
+
+
+def open_bitstream(path: Path, config: AcceleratorConfig) -> Bitstream:
+    """Checks the files of a bitstream: both there, of the right build, for the board's chip.
+
+    Raises
+    ------
+    UserError : which file, and what to do.
+    """
+    path = path.absolute()
+    wanted = build_name(config)
+    if not path.is_file():
+        raise UserError(
+            f"{path}: no such bitstream; copy {wanted}.bit and .hwh from the build folder "
+            f"(tellme build --board {config.name}), or give --bitstream"
+        )
+    if path.suffix != ".bit":
+        raise UserError(f"{path}: a bitstream's name ends in .bit")
+    if path.stem != wanted and path.stem.startswith("tellme-"):
+        raise UserError(
+            f"{path}: was built as {path.stem}, this version of the host needs {wanted}; build the bitstream again "
+            f"(tellme build --board {config.name}) or take the version of tellme it was built with"
+        )
+    hand_off = path.with_suffix(".hwh")
+    if not hand_off.is_file():
+        raise UserError(
+            f"{hand_off}: is missing; the hardware hand-off must lie beside the bitstream under the same name"
+        )
+    try:
+        system = ElementTree.parse(hand_off).getroot().find("SYSTEMINFO")
+    except (OSError, ElementTree.ParseError) as e:
+        raise UserError(f"{hand_off}: cannot be read as a hardware hand-off ({e}); copy it again") from e
+    if system is None:
+        raise UserError(f"{hand_off}: is not a hardware hand-off of Vivado (it has no SYSTEMINFO)")
+    out = Bitstream(path, bit_part(path), system.get("DEVICE", ""), system.get("PACKAGE", ""))
+    if out.part and not out.part.lower().startswith(out.device.lower()):
+        raise UserError(
+            f"{path}: is for {out.part}, but {hand_off.name} is for {out.device}; copy both from the same build"
+        )
+    board = BOARDS.get(config.name)
+    if board is not None and (out.device, out.package) != (board.device, board.package):
+        raise UserError(
+            f"{path}: is for {out.device}-{out.package}, board {config.name!r} has {board.device}-{board.package}; "
+            f"build for this board (tellme build --board {config.name})"
+        )
+    return out
+
+
+def find_device(device: Any = None) -> Any:
+    """The PYNQ device to use.
+
+    Raises
+    ------
+    DeviceError : there is none, or a board over the network does not answer.
+    UserError : this user may not use it.
+    """
+    if device is None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                device = pynq.Device.active_device
+        except Exception as e:  # pynq raises RuntimeError, gRPC its own
+            remote = os.environ.get("PYNQ_REMOTE_DEVICES")
+            if remote:
+                raise DeviceError(
+                    f"the board at {remote} does not answer ({_line(e)}); check PYNQ_REMOTE_DEVICES, the network, and "
+                    "that the board runs the PYNQ.remote image"
+                ) from e
+            raise DeviceError(
+                "no board was found here; run on the board, in PYNQ's environment (sudo -s; source "
+                "/etc/profile.d/pynq_venv.sh), or set PYNQ_REMOTE_DEVICES to its address"
+            ) from e
+    if device.has_capability("MEMORY_MAPPED") and os.geteuid() != 0:
+        raise UserError("registers and memory of the board need root; run with: sudo -E env PATH=$PATH tellme ...")
+    return device
+
+
+def read_text(device: Any, path: str) -> str:
+    """A small text file of the board, wherever that is.
+
+    Raises
+    ------
+    OSError : it is not there.
+    """
+    if device.has_capability("REMOTE"):
+        if not device.exists_file(path).exists:
+            raise OSError(f"{path}: not on the board")
+        return bytes(device.read_file(path)).decode(errors="replace")
+    return Path(path).read_text()
+
+
+def contiguous_memory(device: Any) -> tuple[int, int] | None:
+    """Total and free bytes of the kernel's contiguous memory; None if the kernel does not say."""
+    try:
+        lines = read_text(device, MEMINFO).splitlines()
+    except OSError:
+        return None
+    sizes = {line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.startswith("Cma")}
+    if "CmaTotal" not in sizes or "CmaFree" not in sizes:
+        return None
+    return sizes["CmaTotal"], sizes["CmaFree"]
+
+
+def check_memory(device: Any, config: AcceleratorConfig, needed: int) -> str:
+    """Checks that the kernel's contiguous memory holds a buffer of `needed` bytes; says what there is.
+
+    Raises
+    ------
+    DeviceError : it does not; how to get more.
+    """
+    found = contiguous_memory(device)
+    if found is None:
+        raise DeviceError(
+            f"the kernel has no contiguous memory (no CmaTotal in {MEMINFO}); a buffer of {_mib(needed)} is needed: "
+            + _kernel_argument(config, needed)
+        )
+    total, free = found
+    if total < needed:
+        raise DeviceError(
+            f"the kernel reserves {_mib(total)} of contiguous memory, the model needs {_mib(needed)}; "
+            + _kernel_argument(config, needed)
+        )
+    if free < needed:
+        raise DeviceError(
+            f"{_mib(free)} of {_mib(total)} contiguous memory are free, the model needs {_mib(needed)}; end the "
+            "programs that hold the rest (other notebooks too), or " + _kernel_argument(config, needed + total - free)
+        )
+    return f"{_mib(free)} free of {_mib(total)}, {_mib(needed)} needed"
+
+
+def _mib(size: int) -> str:
+    return f"{size / (1 << 20):,.1f} MiB"
+
+
+def _kernel_argument(config: AcceleratorConfig, needed: int) -> str:
+    # A quarter more: the region fragments.
+    size = -(-needed * 5 // 4 >> 20) // 100 * 100 + 100
+    board = BOARDS.get(config.name)
+    if board is not None and needed > board.ddr_bytes * 3 // 4:
+        return (
+            f"the board's {_mib(board.ddr_bytes)} of memory are too little; take a smaller context, fewer slots or a "
+            "smaller model"
+        )
+    return (
+        f"boot with the kernel argument cma={size}M (Ubuntu: add it to LINUX_KERNEL_CMDLINE in "
+        "/etc/default/flash-kernel, run flash-kernel, reboot; PetaLinux and PYNQ images: add it to bootargs in "
+        "system-user.dtsi or with setenv bootargs in U-Boot), or take a smaller context"
+    )
+
+
+def _line(e: BaseException) -> str:
+    return " ".join(str(e).split())[:300] or type(e).__name__
+
+
+# ---- the overlay -----------------------------------------------------------------------------------------------------
+
+
+def accelerator_name(overlay: Any, path: Path) -> str:
+    """Name of the accelerator in an overlay.
+
+    Raises
+    ------
+    DeviceError : the design has none, or several.
+    """
+    names = [name for name, ip in overlay.ip_dict.items() if ip.get("type") == VLNV]
+    if len(names) != 1:
+        others = ", ".join(sorted(str(ip.get("type")) for ip in overlay.ip_dict.values())) or "nothing"
+        raise DeviceError(
+            f"{path}: the design has {len(names)} accelerators ({VLNV}), it must have one; it holds {others}; load a "
+            "bitstream of tellme build"
+        )
+    return names[0]
+
+
+_ZYNQMP_SLAVES = {
+    **{f"S_AXI_HPC{i}_FPD": i for i in range(2)},
+    **{f"S_AXI_HP{i}_FPD": i + 2 for i in range(4)},
+}
+
+
+def port_widths(overlay: Any) -> dict[str, int]:
+    """Width in bits of each memory port of the processing system that the design uses, by the port's name."""
+    for ip in overlay.ip_dict.values():
+        parameters = ip.get("parameters", {})
+        if ":zynq_ultra_ps_e:" in ip.get("type", ""):
+            return {
+                name: int(parameters[f"PSU__SAXIGP{i}__DATA_WIDTH"])
+                for name, i in _ZYNQMP_SLAVES.items()
+                if parameters.get(f"PSU__USE__S_AXI_GP{i}") == "1"
+            }
+        if ":processing_system7:" in ip.get("type", ""):
+            return {
+                f"S_AXI_HP{i}": int(parameters.get(f"PCW_S_AXI_HP{i}_DATA_WIDTH", 0))
+                for i in range(4)
+                if parameters.get(f"PCW_USE_S_AXI_HP{i}") == "1"
+            }
+    return {}
+
+
+def check_widths(overlay: Any, config: AcceleratorConfig, path: Path) -> str:
+    """Checks the processing system's memory ports; says what there is.
+
+    Raises
+    ------
+    DeviceError : too few ports, or a width that is not the accelerator's.
+    """
+    board = BOARDS.get(config.name)
+    widths = port_widths(overlay)
+    bits = 8 * config.port_bytes
+    said = ", ".join(f"{name} {width}" for name, width in widths.items()) or "none"
+    used = board.memory_ports if board is not None else tuple(widths)
+    if len(used) < config.ports or any(widths.get(name) != bits for name in used):
+        raise DeviceError(
+            f"{path}: the design uses the memory ports {said} (bits), the accelerator needs {config.ports} of {bits}; "
+            f"build it with tellme build --board {config.name}"
+        )
+    return f"{said} bits"
+
+
+def clock_mhz() -> float:
+    """Frequency of the PL clock that drives the accelerator, MHz."""
+    return float(pynq.Clocks.fclk0_mhz)
+
+
+def set_clock(config: AcceleratorConfig) -> str:
+    """Sets the PL clock to what the accelerator was built for, if it is not; says what it is.
+
+    Raises
+    ------
+    DeviceError : it cannot be set: the answers would be right and too slow, or the chip would run beyond its timing.
+    """
+    wanted = config.clock_hz / 1e6
+    before = clock_mhz()
+    if abs(before - wanted) <= CLOCK_TOLERANCE * wanted:
+        return f"{before:g} MHz"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pynq.Clocks.fclk0_mhz = wanted
+    after = clock_mhz()
+    if abs(after - wanted) > CLOCK_TOLERANCE * wanted:
+        raise DeviceError(
+            f"the PL clock is {after:g} MHz and cannot be set to the {wanted:g} MHz that the accelerator was built "
+            "for; another program may hold the clocks: power the board off and on, load only this overlay"
+        )
+    return f"{after:g} MHz (was {before:g})"
+
+
+@contextlib.contextmanager
+def _loading(path: Path) -> Iterator[None]:
+    """PYNQ's troubles in one line; in a folder of its own, because XRT's loader leaves a file where it stands."""
+    here = os.getcwd()
+    folder = tempfile.mkdtemp(prefix="tellme-")
+    try:
+        os.chdir(folder)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except TellmeError:
+        raise
+    except Exception as e:  # pynq raises whatever comes: RuntimeError, OSError, KeyError, XRT's own
+        raise DeviceError(
+            f"{path}: the overlay cannot be loaded ({type(e).__name__}: {_line(e)}); try tellme doctor, and if the "
+            "board does not recover power it off and on"
+        ) from e
+    finally:
+        os.chdir(here)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def open_overlay(bitstream: Bitstream, device: Any) -> Any:
+    """Reads the design of a bitstream; the chip is not touched.
+
+    Raises
+    ------
+    DeviceError : PYNQ cannot.
+    """
+    with _loading(bitstream.path):
+        # PYNQ keeps the parsed hand-off of the last bitstream, and finds it again by the .bit alone.
+        for name in ("_current_metadata.pkl", "_current_metadata.json"):
+            with contextlib.suppress(OSError):
+                Path(pynq.pl_server.__file__).with_name(name).unlink()
+        return pynq.Overlay(str(bitstream.path), download=False, device=device)
+
+
+def download(overlay: Any, bitstream: Bitstream) -> None:
+    """Configures the chip.
+
+    Raises
+    ------
+    DeviceError : PYNQ or the kernel refuse.
+    """
+    with _loading(bitstream.path):
+        if overlay.device.has_capability("REMOTE"):
+            # A file of that name on the board is taken for this one and not sent again.
+            digest = hashlib.sha256(bitstream.path.read_bytes()).hexdigest()[:8]
+            overlay.binfile_name = f"{bitstream.path.stem}-{digest}.bin"
+        overlay.download()
+
+
+class Lock:
+    """One program at a time uses a board. It goes with the process, however that ends.
+
+    Raises
+    ------
+    DeviceError : another process has it.
+    """
+
+    def __init__(self, device: Any):
+        name = f"{device.tag}-{getattr(device, 'ip_addr', 'local')}".replace("/", "_")
+        path = Path(tempfile.gettempdir()) / f"tellme-{name}.lock"
+        self._file: Any = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            other = self._file.read().strip() or "?"
+            self._file.close()
+            raise DeviceError(
+                f"the board is in use by process {other}; end it first (other notebooks too: shut their kernel down)"
+            ) from e
+        self._file.truncate(0)
+        self._file.write(str(os.getpid()))
+        self._file.flush()
+
+    def release(self) -> None:
+        """May be called again."""
+        self._file.close()
+
+
+# ---- buffers ---------------------------------------------------------------------------------------------------------
+
+
+class _LocalBuffer:
+    """The shared buffer on the board itself.
+
+    Parameters
+    ----------
+    shape : (ports, beats, port_bytes).
+    """
+
+    def __init__(self, device: Any, shape: tuple[int, int, int]):
+        self._buffer: Any = pynq.allocate(shape, np.uint8, target=device, cacheable=1)
+        # A plain view: PynqBuffer's own views are no cheaper, and each would hold the buffer object too.
+        self.memory: NDArray[np.uint8] = self._buffer.view(np.ndarray)
+        region = shape[1] * shape[2]
+        base = int(self._buffer.device_address)
+        self.port_bases = tuple(base + i * region for i in range(shape[0]))
+        self._region = region
+        self._width = shape[2]
+
+    def sync(self, to_device: bool, start: int, beats: int) -> None:
+        """Cleans (or invalidates) the caches for some beats of every region."""
+        begin, size = start * self._width, beats * self._width
+        for i in range(len(self.port_bases)):
+            self._sync(to_device, i * self._region + begin, size)
+
+    def _sync(self, to_device: bool, begin: int, size: int) -> None:
+        bo = self._buffer.bo
+        if hasattr(bo, "sync"):  # XRT's buffer object, PYNQ 4: PynqBuffer would sync the whole
+            from pynq.pl_server import xrt_device
+
+            direction = xrt_device.pyxrt.xclBOSyncDirection
+            bo.sync(
+                direction.XCL_BO_SYNC_BO_TO_DEVICE if to_device else direction.XCL_BO_SYNC_BO_FROM_DEVICE, size, begin
+            )
+        else:  # PYNQ 3: a view syncs its own range
+            view = self._buffer.reshape(-1)[begin : begin + size]
+            view.flush() if to_device else view.invalidate()
+
+    def free(self) -> None:
+        """Gives the memory back. Nobody may use `memory` after this."""
+        buffer, self._buffer = self._buffer, None
+        self.memory = np.empty((0, 0, 0), np.uint8)
+        if buffer is not None:
+            buffer.freebuffer()
+
+
+class _RemoteBuffers:
+    """A buffer for each port on a board over the network, and a copy of them here.
+
+    The service moves the first n bytes of a buffer in either direction. A transfer therefore starts at beat 0; what
+    lies before `start` is sent as it is here, so the host must be the only one to write it. The memory map has it that
+    way: everything that the host writes comes first (host/program.py).
+    """
+
+    def __init__(self, device: Any, shape: tuple[int, int, int]):
+        from pynq.remote import buffer_pb2
+
+        self._messages = buffer_pb2
+        self._buffers: list[Any] = []
+        self.memory: NDArray[np.uint8] = np.zeros(shape, np.uint8)
+        self._width = shape[2]
+        try:
+            for _ in range(shape[0]):
+                buffer = device.allocate((shape[1] * shape[2],), np.uint8)
+                if not buffer.buffer_id:
+                    raise RuntimeError("the board could not allocate a buffer")
+                self._buffers.append(buffer)
+            self.port_bases = tuple(int(b.physical_address) for b in self._buffers)
+        except BaseException:
+            self.free()
+            raise
+
+    def sync(self, to_device: bool, start: int, beats: int) -> None:
+        end = (start + beats) * self._width
+        for region, buffer in zip(self.memory, self._buffers, strict=True):
+            flat = region.reshape(-1)
+            if to_device:
+                self._send(buffer, flat[:end])
+            else:
+                self._fetch(buffer, flat, start * self._width, end)
+
+    def _send(self, buffer: Any, data: NDArray[np.uint8]) -> None:
+        request = self._messages.BufferWriteRequest
+        chunks = (data[i : i + CHUNK].tobytes() for i in range(0, len(data), CHUNK))
+        self._check(buffer.stub.write(request(buffer_id=buffer.buffer_id, data=chunk) for chunk in chunks))
+        self._check(buffer.stub.flush(self._messages.FlushRequest(buffer_id=buffer.buffer_id)))
+
+    def _fetch(self, buffer: Any, flat: NDArray[np.uint8], start: int, end: int) -> None:
+        self._check(buffer.stub.invalidate(self._messages.InvalidateRequest(buffer_id=buffer.buffer_id)))
+        at = 0
+        answers = buffer.stub.read(self._messages.BufferReadRequest(buffer_id=buffer.buffer_id))
+        for answer in answers:
+            self._check(answer)
+            data = np.frombuffer(answer.data, np.uint8)
+            first, last = max(at, start), min(at + len(data), end)
+            if first < last:
+                flat[first:last] = data[first - at : last - at]
+            at += len(data)
+            if at >= end:
+                answers.cancel()
+                return
+        raise DeviceError(f"the board sent {at:,} of {end:,} bytes of a buffer")
+
+    @staticmethod
+    def _check(answer: Any) -> None:
+        if answer.msg:
+            raise DeviceError(f"the board refuses: {_line(RuntimeError(answer.msg))}")
+
+    def free(self) -> None:
+        buffers, self._buffers = self._buffers, []
+        self.memory = np.empty((0, 0, 0), np.uint8)
+        for buffer in buffers:
+            with contextlib.suppress(Exception):  # a board that has gone has nothing to free
+                buffer.freebuffer()
+
+
+# ---- the device ------------------------------------------------------------------------------------------------------
+
+
+class PynqDevice:
+    """An accelerator on a board; a `host.device.Device`.
+
+    Parameters
+    ----------
+    bitfile : the bitstream, its hardware hand-off beside it.
+    config : what it was built from.
+    beats : size of the shared buffer.
+    device : a `pynq.Device`; PYNQ's active one if None.
+
+    Attributes
+    ----------
+    memory : uint8[ports, beats, port_bytes]; a port's region is a whole number of pages.
+    port_bases : byte address of each port's region.
+    clock : what the PL clock is.
+    interrupts : whether the end of a pass is waited for by interrupt.
+
+    Raises
+    ------
+    UserError, DeviceError : at the first thing that is not as it must be. The chip is touched last, and nothing is kept.
+    """
+
+    def __init__(self, bitfile: Path, config: AcceleratorConfig, beats: int, *, device: Any = None):
+        self.config = config
+        self._buffer: _LocalBuffer | _RemoteBuffers | None = None
+        self._uio: BinaryIO | None = None
+        self._lock: Lock | None = None
+        self._ip: Any = None
+        self._running = False
+        bitstream = open_bitstream(bitfile, config)
+        device = find_device(device)
+        beats = -(-beats * config.port_bytes // PAGE) * PAGE // config.port_bytes
+        shape = (config.ports, beats, config.port_bytes)
+        self._lock = Lock(device)
+        try:
+            self._bitstream = bitstream
+            self._overlay = open_overlay(bitstream, device)
+            name = accelerator_name(self._overlay, bitstream.path)
+            check_widths(self._overlay, config, bitstream.path)
+            check_memory(device, config, config.ports * beats * config.port_bytes)
+            download(self._overlay, bitstream)
+            self.clock = set_clock(config)
+            with _loading(bitstream.path):
+                self._ip = getattr(self._overlay, name)
+            self._uio = open_interrupt(device, self._overlay)
+            kind = _RemoteBuffers if device.has_capability("REMOTE") else _LocalBuffer
+            try:
+                self._buffer = kind(device, shape)
+            except TellmeError:
+                raise
+            except Exception as e:  # XRT: RuntimeError, gRPC: its own
+                raise DeviceError(
+                    f"the buffer of {_mib(config.ports * beats * config.port_bytes)} cannot be allocated ({_line(e)}); "
+                    + _kernel_argument(config, config.ports * beats * config.port_bytes)
+                ) from e
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def memory(self) -> NDArray[np.uint8]:
+        return self._open().memory
+
+    @property
+    def port_bases(self) -> tuple[int, ...]:
+        return self._open().port_bases
+
+    @property
+    def interrupts(self) -> bool:
+        return self._uio is not None
+
+    def _open(self) -> _LocalBuffer | _RemoteBuffers:
+        if self._buffer is None:
+            raise DeviceError("the board was closed; open it again")
+        return self._buffer
+
+    def read(self, offset: int) -> int:
+        """Value of the 32-bit register at byte `offset`."""
+        self._open()
+        return int(self._ip.read(offset))
+
+    def write(self, offset: int, value: int) -> None:
+        """Writes the 32-bit register at byte `offset`."""
+        self._open()
+        if not 0 <= value < 1 << 32:
+            raise ValueError(f"a register takes 0 to 0xffffffff, not {value}")
+        if offset == _CONTROL and value & _START:
+            self._running = True
+        self._ip.write(offset, int(value))
+
+    def flush(self, start: int, beats: int) -> None:
+        """Makes what the host wrote to beats [start, start + beats) visible to the accelerator."""
+        self._sync(True, start, beats)
+
+    def invalidate(self, start: int, beats: int) -> None:
+        """Makes what the accelerator wrote to beats [start, start + beats) visible to the host."""
+        self._sync(False, start, beats)
+
+    def _sync(self, to_device: bool, start: int, beats: int) -> None:
+        buffer = self._open()
+        size = buffer.memory.shape[1]
+        if start < 0 or beats < 0 or start + beats > size:
+            raise ValueError(f"beats [{start}, {start + beats}) are not in the buffer of {size}")
+        if beats:
+            buffer.sync(to_device, start, beats)
+
+    def wait_done(self, timeout_s: float) -> bool:
+        """Waits until STATUS.done is set, by interrupt where there is one; False after `timeout_s` seconds without."""
+        end = time.monotonic() + timeout_s
+        while not self.read(_STATUS) & _DONE:
+            left = end - time.monotonic()
+            if left <= 0:
+                return False
+            if self._uio is None:
+                time.sleep(POLL_S)
+            elif not _wait_interrupt(self._uio, min(left, IRQ_WAIT_S)) and self.read(_STATUS) & _DONE:
+                if not select.select([self._uio], [], [], IRQ_LATE_S)[0]:
+                    # Done without an interrupt: the line is not ours, or is masked. Polling always works.
+                    self._uio.close()
+                    self._uio = None
+                else:
+                    self._uio.read(4)
+        self._running = False
+        return True
+
+    def close(self) -> None:
+        """Stops the accelerator, then gives buffer, interrupt and board back. May be called again."""
+        try:
+            if self._running and self._buffer is not None:
+                self._stop()
+        finally:
+            self._running = False
+            uio, self._uio = self._uio, None
+            if uio is not None:
+                uio.close()
+            buffer, self._buffer = self._buffer, None
+            if buffer is not None:
+                buffer.free()
+            lock, self._lock = self._lock, None
+            if lock is not None:
+                lock.release()
+
+    def _stop(self) -> None:
+        """Ends a pass in progress: its memory must not be given back while it is written."""
+        with contextlib.suppress(Exception):
+            self._ip.write(_CONTROL, _RESET)
+            end = time.monotonic() + RESET_S
+            while self._ip.read(_STATUS) & _BUSY:
+                if time.monotonic() > end:
+                    raise DeviceError("still busy")
+            return
+        with contextlib.suppress(Exception):  # a configuration stops whatever runs
+            download(self._overlay, self._bitstream)
+
+    def __enter__(self) -> PynqDevice:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_lock", None) is not None:
+            with contextlib.suppress(Exception):
+                self.close()
+
+
+# ---- interrupts ------------------------------------------------------------------------------------------------------
+
+
+def open_interrupt(device: Any, overlay: Any) -> BinaryIO | None:
+    """The UIO device of the first PL interrupt, which is the accelerator's; None where it must be polled.
+
+    PYNQ's own Interrupt needs an interrupt controller in the design, and an event loop that does not run already, as a
+    notebook's does.
+    """
+    if device.has_capability("REMOTE") or getattr(overlay, "interrupt_controllers", None):
+        return None
+    try:
+        from pynq import interrupt
+
+        path = interrupt.get_uio_irq(IRQ.get(device.arch, 0))
+        return None if path is None else open(path, "r+b", buffering=0)
+    except OSError:
+        return None
+
+
+def _wait_interrupt(uio: BinaryIO, timeout_s: float) -> bool:
+    """Enables the interrupt and waits for it; False when it did not come. The kernel masks it when it comes."""
+    uio.write(struct.pack("<I", 1))
+    if not select.select([uio], [], [], timeout_s)[0]:
+        return False
+    uio.read(4)
+    return True

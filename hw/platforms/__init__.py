@@ -1,0 +1,7 @@
+"""Boards as Amaranth platforms, in the manner of amaranth-boards."""
+
+from __future__ import annotations
+
+from hw.platforms.zynq import PLATFORMS, ZynqPlatform, platform_of
+
+__all__ = ["PLATFORMS", "ZynqPlatform", "platform_of"]

@@ -1,0 +1,277 @@
+"""Analysis of the weight buffer: when the engines ask for beats, what the memory gives, and how deep the FIFO between
+them must be. From a model's shape, a configuration and a board's memory timing; nothing is simulated.
+
+A pass is a list of steps: in each, the engines take some beats in at least so many cycles. The memory fills the FIFO at
+its sustained rate whatever the engines do. So a step without beats (a quantiser's lead, a drain) fills the FIFO, and a step
+that takes a beat a cycle empties it by what the memory lacks. What a step waits for beats is a memory stall; the cycles of a
+step beyond its beats are stalls of the engine named as its cause.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from golden import layout
+from golden.config import AcceleratorConfig
+from golden.model import ModelSpec
+from golden.program import DESCRIPTOR_BYTES, Kind
+from golden.registers import STALLS
+from golden.schedule import phases
+from hw.attention import cycles as attention
+from hw.elementwise.elementwise import Elementwise
+from hw.elementwise.quantiser import Quantiser
+from hw.elementwise.scales import ScaleUnit
+from hw.elementwise.statistics import Statistics
+from hw.tlmm import engine
+from sim.timing import MemoryTiming
+
+URAM_DEPTH, URAM_BITS = 4096, 72
+"""Geometry of a URAM288 (UG573)."""
+ROUND_TRIP = 12
+"""Cycles from a read's request to its first beat besides the memory's latency: registers of reader and memory."""
+TURNAROUND = 19
+"""Cycles besides the latency after which a burst makes room for another one, counted from its address."""
+STEP_OVER = 6
+"""Cycles of the executor between two descriptors (hw/control/execute.py)."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """`beats` that the engines take in `cycles` cycles at least; `cause` of the cycles beyond the beats.
+
+    `bursts` is in how many reads the beats come.
+    """
+
+    name: str
+    cause: str
+    cycles: int
+    beats: int
+    bursts: int = 0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A pass as predicted.
+
+    Attributes
+    ----------
+    cycles, beats : of the pass.
+    stalls : cycles without a beat, by cause (`golden.registers.STALLS`).
+    """
+
+    cycles: int
+    beats: int
+    stalls: dict[str, int]
+
+
+def sustained_rate(timing: MemoryTiming, config: AcceleratorConfig, burst: float | None = None) -> float:
+    """Beats a cycle that the memory gives in the long run: the least of the ports' rates, at most 1.
+
+    Parameters
+    ----------
+    burst : beats of a burst on average; `burst_beats` if None.
+    """
+    rate = 1.0
+    if timing.bandwidth:
+        rate = min(rate, timing.bandwidth / config.beat_bytes)
+    for ports, bytes_a_cycle in timing.shared:
+        here = sum(p < config.ports for p in ports)
+        if here:
+            rate = min(rate, bytes_a_cycle / (here * config.port_bytes))
+    # What is asked for ahead must cover the latency, and there must be room for it in the FIFO.
+    flying = min(timing.outstanding, config.outstanding) * (config.burst_beats if burst is None else burst)
+    rate = min(rate, min(flying, config.fifo_beats) / (timing.latency + timing.jitter / 2 + TURNAROUND))
+    return rate * (1 - timing.pause / timing.period if timing.pause else 1)
+
+
+def uram_count(config: AcceleratorConfig) -> int:
+    """URAM288 of the stream FIFOs."""
+    return config.ports * -(-config.port_bytes * 8 // URAM_BITS) * -(-config.fifo_beats // URAM_DEPTH)
+
+
+# ---- steps -----------------------------------------------------------------------------------------------------------
+
+
+def _blocks(rows: int, config: AcceleratorConfig) -> tuple[int, int]:
+    """Rows of a row block, and of the last one: as few blocks as the accumulators allow, of about equal size."""
+    count = -(-rows // config.block_rows)
+    size = -(-rows // (count * layout.ROW_MULTIPLE)) * layout.ROW_MULTIPLE
+    return size, rows - (-(-rows // size) - 1) * size
+
+
+def _linear(
+    config: AcceleratorConfig, name: str, kind: Kind, rows: int, inputs: int, gain: int, lanes: int, dim: int
+) -> list[Step]:
+    tiles = layout.tiles(inputs, config)
+    block, last = _blocks(rows, config)
+    beats = tiles * rows
+    # The first word of the quantiser, then the first tile's tables, while the gain is on its way.
+    stream = engine.expected_cycles(config, tiles=tiles, rows=rows, block_rows=block, lanes=lanes)
+    lead = max(0, 2 + ScaleUnit.delay + Quantiser.delay + stream - beats - gain)
+    epilogue = Elementwise.expected_epilogue_cycles(config, kind=kind, rows=last, lanes=lanes, head_dim=dim)
+    return [
+        Step(f"{name} gain", "control", STEP_OVER + gain, gain),
+        Step(f"{name} lead", "elementwise", lead, 0),
+        Step(f"{name} stream", "elementwise", beats, beats),
+        Step(f"{name} drain", "drain", max(0, epilogue - last), 0),
+    ]
+
+
+def steps(
+    spec: ModelSpec, config: AcceleratorConfig, positions: Sequence[int], slots: Sequence[int], head_count: int
+) -> list[Step]:
+    """What a pass asks of the memory, in order.
+
+    Parameters
+    ----------
+    spec : the model; it must fit the configuration.
+    positions, slots : of each lane. head_count : lanes whose logits are computed.
+    """
+    n = len(positions)
+    width = config.word
+
+    def floats(count: int) -> int:
+        return -(-count // width)
+
+    length = (3 + 5 * spec.layers) * DESCRIPTOR_BYTES // config.beat_bytes
+    x = n * floats(spec.hidden)
+    rope = n * floats(spec.head_dim)
+    out = [
+        Step("program", "control", length + STEP_OVER, length),
+        Step(
+            "load",
+            "elementwise",
+            floats(spec.hidden) + x * width // 4 + rope + 3 * STEP_OVER,
+            floats(spec.hidden) + x + rope,
+        ),
+    ]
+    cells = spec.head_dim // config.cell
+    reads: list[int] = []
+    for p in phases(config, spec.kv_heads, positions, slots):
+        if not p.own:
+            reads += [-(-p.keys // config.keys_per_beat)] * cells
+            reads += [] if p.v else [-(-p.keys * 4 // config.beat_bytes)] * 2
+    bursts = sum(-(-r // config.burst_beats) for r in reads)
+    attend = attention.expected_cycles(
+        config, heads=spec.heads, kv_heads=spec.kv_heads, head_dim=spec.head_dim, positions=positions, slots=slots
+    )
+    gate = Kind.GATE_RELU2 if spec.activation == "relu2" else Kind.GATE_SILU
+    attn_gain = floats(spec.q_dim) if spec.attn_sub_norm else 0
+    layer = [
+        *_linear(config, "qkv", Kind.QKV, spec.qkv_rows, spec.hidden, 0, n, spec.head_dim),
+        Step("attention gain", "control", STEP_OVER + attn_gain, attn_gain),
+        Step("attention", "attention", attend + Statistics.settle_delay, sum(reads), bursts),
+        *_linear(config, "o", Kind.RESIDUAL, spec.hidden, spec.q_dim, floats(spec.hidden), n, 32),
+        *_linear(config, "gate", gate, 2 * spec.ffn, spec.hidden, floats(spec.ffn) if spec.ffn_sub_norm else 0, n, 32),
+        *_linear(config, "down", Kind.RESIDUAL, spec.hidden, spec.ffn, floats(spec.hidden), n, 32),
+    ]
+    out += layer * spec.layers
+    if head_count:
+        tiles = layout.tiles(spec.hidden, config)
+        lead = Elementwise.expected_quantise_cycles(config, tiles=tiles, lanes=n)
+        out.append(Step("head lead", "elementwise", STEP_OVER + lead, 0))
+        beats = -(-spec.vocab // config.key_block) * (config.scale_beats + spec.hidden // config.cell * config.key_tile)
+        for first in range(0, head_count, config.attention_lanes):
+            count = min(config.attention_lanes, head_count - first)
+            sweep = attention.expected_head_cycles(config, inputs=spec.hidden, vocabulary=spec.vocab, head_count=count)
+            out.append(Step("head", "attention", sweep, beats))
+    return out
+
+
+def predict(todo: Sequence[Step], config: AcceleratorConfig, timing: MemoryTiming) -> Prediction:
+    """Plays steps against the memory's sustained rate and the FIFO, a few beats at a time."""
+    part = min(256, config.fifo_beats // 4)
+    ahead = config.fifo_beats // part  # parts that the FIFO holds
+    start = 2.0 * (timing.latency + ROUND_TRIP)  # the program, and then what it asks for
+    read = now = start  # when the last part was in the FIFO, and when the engines had taken it
+    taken = [0.0] * ahead  # when the engines had taken the latest parts, as a ring
+    parts = 0
+    stalls = dict.fromkeys(STALLS, 0.0)
+    stalls["memory"] += start
+    for s in todo:
+        stalls[s.cause] += s.cycles - s.beats
+        if not s.beats:
+            now += s.cycles
+            continue
+        rate = sustained_rate(timing, config, s.beats / s.bursts if s.bursts else None)
+        pace = s.cycles / s.beats
+        for first in range(0, s.beats, part):
+            n = min(part, s.beats - first)
+            read = max(read, taken[parts % ahead]) + n / rate
+            end = max(now + n * pace, read)
+            stalls["memory"] += end - now - n * pace
+            now = end
+            taken[parts % ahead] = now
+            parts += 1
+    beats = sum(s.beats for s in todo)
+    return Prediction(round(now), beats, {k: round(v) for k, v in stalls.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The weight buffer of a model on a board.
+
+    Attributes
+    ----------
+    decode : a token with `context` cached keys. prefill : the passes of a prompt, empty if none was asked for.
+    depth : least FIFO depth, a power of two, whose cycles (decode and prefill) are within 0.1 % of the deepest's.
+    depths : (depth, URAM288, cycles of decode) of each depth that was looked at.
+    """
+
+    config: AcceleratorConfig
+    context: int
+    decode: Prediction
+    prefill: tuple[Prediction, ...]
+    rate: float
+    depth: int
+    depths: tuple[tuple[int, int, int], ...]
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.config.clock_hz / self.decode.cycles
+
+    @property
+    def ttft_s(self) -> float | None:
+        return sum(p.cycles for p in self.prefill) / self.config.clock_hz if self.prefill else None
+
+
+DEPTHS = tuple(1 << n for n in range(8, 16))
+
+
+def plan(
+    spec: ModelSpec,
+    config: AcceleratorConfig,
+    timing: MemoryTiming,
+    *,
+    context: int,
+    prompt: Sequence[tuple[int, int]] = (),
+) -> Plan:
+    """Analyses a model on a configuration.
+
+    Parameters
+    ----------
+    context : cached keys of the decode pass.
+    prompt : (first position, lanes) of each pass of a prompt.
+    """
+    one = steps(spec, config, [context], [0], 1)
+    many = [
+        steps(spec, config, range(at, at + n), [0] * n, int(i + 1 == len(prompt))) for i, (at, n) in enumerate(prompt)
+    ]
+
+    def cycles(depth: int) -> tuple[int, int]:
+        c = replace(config, fifo_beats=depth)
+        return predict(one, c, timing).cycles, sum(predict(m, c, timing).cycles for m in many)
+
+    table = [(d, uram_count(replace(config, fifo_beats=d)), *cycles(d)) for d in DEPTHS]
+    best = table[-1]
+    depth = next(d for d, _, a, b in table if a <= 1.001 * best[2] and b <= 1.001 * best[3])
+    return Plan(
+        config=config,
+        context=context,
+        decode=predict(one, config, timing),
+        prefill=tuple(predict(m, config, timing) for m in many),
+        rate=sustained_rate(timing, config),
+        depth=depth,
+        depths=tuple((d, u, a) for d, u, a, _ in table),
+    )

@@ -1,0 +1,183 @@
+"""The Tcl of every board's project, executed whole: the design it draws is whole, and a failure stops it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from golden.boards import BOARDS, CELL, VLNV, Board, build_name
+from golden.config import PRESETS, ConfigError
+from golden.registers import build_hash
+from hw.platforms import PLATFORMS
+from hw.platforms.vivado import CONSTRAINTS, manifest, script, wrapper
+from tests.platforms.vivado import CATALOG, Refused, Vivado
+
+Edit = Callable[[str], str]
+
+
+def lay(folder: Path, board: Board, *, tcl: Edit = str, verilog: Edit = str) -> Path:
+    """A project but for the accelerator's own Verilog, which no Tcl reads."""
+    for name, text in {
+        "rtl/tellme.v": "module tellme; endmodule\n",
+        "rtl/tellme_axi.v": verilog(wrapper(board.config, board)),
+        f"constraints/{board.name}.xdc": (CONSTRAINTS / f"{board.name}.xdc").read_text(),
+        "build.tcl": tcl(script(board.config, board, 2)),
+    }.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder / "build.tcl"
+
+
+@pytest.mark.parametrize("board_files", [True, False])
+@pytest.mark.parametrize("board", BOARDS.values(), ids=list(BOARDS))
+def test_the_whole_script_draws_a_whole_design(board: Board, board_files: bool, tmp_path: Path) -> None:
+    v = Vivado(board_files=board_files)
+    assert v.run(lay(tmp_path, board)) == 0, v.log
+    c = board.config
+    name = build_name(c)
+    for ending in ("bit", "hwh", "xsa"):
+        assert (tmp_path / f"{name}.{ending}").is_file()
+    for report in ("utilization", "timing", "power"):
+        assert (tmp_path / "reports" / f"{report}.rpt").is_file()
+    assert v.part == board.part
+    assert v.properties.get(("design", "BITSTREAM.GENERAL.COMPRESS")) == "TRUE", "the constraints were read"
+    # Beyond what every graph must satisfy (tests.platforms.vivado.check), this one is the board's.
+    links = dict(v.links)
+    assert [links[f"{CELL}/m_axi_{i}"] for i in range(c.ports)] == [f"ps/{p}" for p in board.memory_ports]
+    assert {v.width(f"{CELL}/m_axi_{i}") for i in range(c.ports)} == {board.port_bits}
+    (registers,) = [a for a in v.addresses if a.segment == f"{CELL}/s_axi/reg0"]
+    assert (registers.base, registers.size) == (board.register_base, board.register_bytes)
+    covered = sum(a.size for a in v.addresses if a.space == f"{CELL}/m_axi_0")
+    assert covered >= min(board.ddr_bytes, 2 << 30)
+    if board_files:
+        assert covered >= board.ddr_bytes
+    assert abs(v.frequency(v.driver(f"{CELL}/clk")) - c.clock_hz) < 0.001 * c.clock_hz
+    assert any("no board file" in line for line in v.log) == (not board_files)
+    assert f"xilinx.com:module_ref:{v.cells[CELL].type}:1.0" == VLNV
+
+
+def test_the_newest_processing_system_is_taken(tmp_path: Path) -> None:
+    board = BOARDS["kv260"]
+    for versions in (("3.3",), ("3.4", "3.5"), ("3.9", "3.10")):
+        ip = replace(CATALOG["zynq_ultra_ps_e"], versions=versions)
+        folder = tmp_path / versions[-1]
+        folder.mkdir()
+        v = Vivado(ips={**CATALOG, "zynq_ultra_ps_e": ip})
+        assert v.run(lay(folder, board)) == 0
+
+
+@pytest.mark.parametrize(
+    "fault,message",
+    [
+        ({"setup": "-0.050"}, "timing is not met: worst slack of set-up -0.050 ns"),
+        ({"hold": "-0.001"}, "timing is not met: worst slack of set-up 0.123 ns, of hold -0.001 ns"),
+        ({"setup": ""}, "implementation reports no slack"),
+        ({"fail": "synth_1"}, "synthesis failed; see vivado/tellme-kv260-\\w+.runs/synth_1/runme.log"),
+        ({"fail": "impl_1"}, "implementation failed"),
+        ({"parts": False}, "does not know part xck26-sfvc784-2LV-c; install its device family"),
+        ({"ips": {k: v for k, v in CATALOG.items() if k != "zynq_ultra_ps_e"}}, "has no IP zynq_ultra_ps_e; install"),
+    ],
+)
+def test_what_fails_ends_the_run_with_words_and_without_a_bitstream(
+    fault: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    v = Vivado(**fault)  # type: ignore[arg-type]
+    assert v.run(lay(tmp_path, BOARDS["kv260"])) == 1
+    assert re.search(message, v.log[-1]) and v.log[-1].startswith("TELLME ERROR: "), v.log
+    assert not list(tmp_path.glob("*.bit")) and not list(tmp_path.glob("*.hwh"))
+
+
+def swap(old: str, new: str, count: int = 1) -> Edit:
+    def edit(text: str) -> str:
+        assert old in text, old
+        return text.replace(old, new, count)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "board,edit,message",
+    [
+        ("kv260", swap("PSU__SAXIGP3__DATA_WIDTH {128}", "PSU__SAXIGP3__DATA_WIDTH {64}"), "AXI4 of 128 bits"),
+        ("kv260", swap("CONFIG.PSU__USE__M_AXI_GP1 {0}", "CONFIG.PSU__USE__M_AXI_GP1 {1}"), "dangles"),
+        ("kv260", swap("PSU__USE__S_AXI_GP4 {1}", "PSU__USE__SAXI_GP4 {1}"), "no parameter"),
+        ("kv260", swap("PSU__USE__S_AXI_GP4 {1}", "PSU__USE__S_AXI_GP4 {yes}"), "cannot be 'yes'"),
+        ("kv260", swap("  [get_bd_pins ps/saxihp1_fpd_aclk] \\\n", ""), "ps/saxihp1_fpd_aclk dangles"),
+        ("kv260", swap("ps/S_AXI_HP3_FPD]", "ps/S_AXI_HP2_FPD]"), "connected already"),
+        ("kv260", swap("ps/SAXIGP5/HP3_DDR_LOW]", "ps/SAXIGP4/HP2_DDR_LOW]"), "no DDR of its own port"),
+        ("kv260", swap("-offset 0xA0010000", "-offset 0xA0000000"), "overlap"),
+        ("kv260", swap("-offset 0xA0000000", "-offset 0xB0000000"), "not in the window"),
+        ("kv260", swap("[get_bd_pins interrupts/irq] ", "[get_bd_pins tellme_0/irq] "), "dangles|drivers"),
+        ("kv260", swap("[get_bd_pins reset/ext_reset_in]", "[get_bd_pins reset/aux_reset_in]"), "no pin"),
+        ("kv260", swap("$here/constraints/kv260.xdc", "$here/constraints/kv206.xdc"), "no file"),
+        ("kv260", swap("validate_bd_design", "validate_design"), "invalid command name"),
+        ("kv260", swap("FREQMHZ {250}", "FREQMHZ {300}"), None),
+        ("pynq_z2", swap("PCW_USE_S_AXI_HP2 {1}", "PCW_USE_S_AXI_HP2 {0}"), "no pin ps/S_AXI_HP2_ACLK"),
+        ("pynq_z2", swap('make_external "FIXED_IO, DDR"', 'make_external "FIXED_IO"'), "ps/DDR is not made external"),
+        ("pynq_z2", swap("PCW_S_AXI_HP0_DATA_WIDTH {64}", "PCW_S_AXI_HP0_DATA_WIDTH {32}"), "AXI3 of 64 bits"),
+    ],
+)
+def test_a_mistake_in_the_script_is_found(board: str, edit: Edit, message: str | None, tmp_path: Path) -> None:
+    v = Vivado()
+    path = lay(tmp_path, BOARDS[board], tcl=edit)
+    if message is None:
+        assert v.run(path) == 1 and "the PL clock is" in v.log[-1]
+    else:
+        with pytest.raises(Refused, match=message):
+            v.run(path)
+
+
+@pytest.mark.parametrize(
+    "edit,message",
+    [
+        (swap("m_axi_2 ARADDR", "m_axi_2 ARADDRESS"), "other signals"),
+        (swap("s_axi:m_axi_0:m_axi_1", "s_axi:m_axi_0"), "m_axi_1: no clock is associated"),
+        (swap("PROTOCOL AXI4,", "PROTOCOL AXI3,"), "ARLEN: 8 bits instead of 4"),
+        (swap("output wire [127:0] m_axi_3_wdata", "output wire [63:0] m_axi_3_wdata"), "64 bits instead of 128"),
+        (swap("POLARITY ACTIVE_LOW", "POLARITY ACTIVE_HIGH"), "no active-low reset"),
+        (swap("input  wire m_axi_0_awready", "output wire m_axi_0_awready"), "wrong direction"),
+    ],
+)
+def test_a_mistake_in_the_wrapper_is_found(edit: Edit, message: str, tmp_path: Path) -> None:
+    with pytest.raises(Refused, match=message):
+        Vivado().run(lay(tmp_path, BOARDS["kv260"], verilog=edit))
+
+
+def test_every_board_has_a_preset_a_platform_and_constraints() -> None:
+    assert set(PRESETS) == {*BOARDS, "tiny"} and set(PLATFORMS) == set(BOARDS)
+    assert {p.stem for p in CONSTRAINTS.glob("*.xdc")} == set(BOARDS)
+    for name, board in BOARDS.items():
+        platform = PLATFORMS[name]()
+        assert platform._part == board.part, "amaranth spells the part as golden.boards does"
+        assert platform.ultra_ram == (board.urams > 0)
+        c = board.config
+        assert (c.ports, 8 * c.port_bytes) == (len(board.memory_ports), board.port_bits)
+        assert c.clock_hz * c.beat_bytes <= 0.85 * board.ddr_peak, "the memory feeds a beat a cycle"
+
+
+def test_boards_that_share_a_design_differ_in_name_alone() -> None:
+    """What is linted and synthesised for the KV260 holds for them."""
+    for name in ("kr260", "zcu104", "rfsoc4x2"):
+        assert replace(PRESETS[name], name="kv260") == PRESETS["kv260"]
+        b, k = BOARDS[name], BOARDS["kv260"]
+        assert all(getattr(b, r) >= getattr(k, r) for r in ("luts", "ffs", "bram36", "urams", "dsps"))
+
+
+def test_the_manifest_names_the_build_register() -> None:
+    for board in BOARDS.values():
+        m = json.loads(json.dumps(manifest(board.config, board)))
+        assert m["build"] == f"{build_hash(board.config):08x}" and m["name"].endswith(m["build"])
+        assert m["name"] == build_name(board.config)
+
+
+def test_a_configuration_that_is_not_the_board_s_is_refused() -> None:
+    b = BOARDS["pynq_z2"]
+    with pytest.raises(ConfigError, match="kv260 has 4 ports of 128 bits, board 'pynq_z2' has 2 of 64"):
+        wrapper(PRESETS["kv260"], b)
+    with pytest.raises(ConfigError, match="burst_beats must be at most 16 on Zynq-7000 .AXI3., not 32"):
+        script(replace(b.config, burst_beats=32), b, 1)

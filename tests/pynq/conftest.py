@@ -1,0 +1,42 @@
+"""Boards without a board: the demo model, the files of a build, a simulated board behind PYNQ."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from golden.config import TINY
+from tests.machine.conftest import demo  # noqa: F401
+from tests.pynq.board import Board, plugged
+from tests.pynq.files import write_build
+
+
+@pytest.fixture(scope="session")
+def bitstream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a build of the tiny preset."""
+    return write_build(tmp_path_factory.mktemp("build"), TINY)
+
+
+@pytest.fixture
+def board() -> Iterator[Callable[..., Board]]:
+    """Plugs in boards. At the end every buffer must be free and nothing forbidden done."""
+    boards: list[Board] = []
+    with ExitStack() as stack:
+
+        def make(**settings: Any) -> Board:
+            made = Board(**settings)
+            stack.callback(made.close)
+            stack.enter_context(plugged(made))
+            boards.append(made)
+            return made
+
+        yield make
+        gc.collect()
+        for made in boards:
+            assert not made.buffers, f"{len(made.buffers)} buffers were not freed"
+            assert not made.violations, made.violations

@@ -1,0 +1,237 @@
+"""One driver: the same passes through the simulation, through PYNQ on the board and over the network, bit for bit.
+
+All devices hold the RTL of the tiny preset; they differ in the device class alone.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pynq
+import pytest
+from pynq.pl_server.remote_device import RemoteDevice
+
+from golden.boards import BOARDS, CELL, VLNV
+from golden.config import TINY
+from golden.model import GoldenModel
+from golden.registers import IDENTITY, offset
+from host.board import BoardAccelerator
+from host.checkpoint import read_checkpoint
+from host.device import Device
+from host.driver import Accelerator
+from host.errors import DeviceError
+from host.model import Model, convert
+from host.passes import PassResult
+from host.program import compile_program
+from host.pynq_device import PynqDevice, check_widths, port_widths
+from hw.platforms.vivado import ps_parameters
+from tests.host.support import WORD, write_checkpoint
+from tests.models import small_spec
+from tests.pynq.board import Board, reference, simulation
+from tests.pynq.files import write_build
+from tests.pynq.remote import serving
+
+pytestmark = pytest.mark.xdist_group("machine")
+
+PROMPT = [0, 7, 300, 41, 1000, 6]
+KINDS = ("simulation", "pynq", "pynq with interrupts", "pynq with buffers of version 3", "pynq over the network")
+
+
+def passes(accelerator: Accelerator) -> list[PassResult]:
+    """Two prefill passes and three decode passes, every logit of the last tokens."""
+    results = accelerator.prefill(PROMPT, logits=True)
+    for position in range(len(PROMPT), len(PROMPT) + 3):
+        results.append(accelerator.decode(results[-1].best_index[-1], position, logits=True))
+    return results
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Serves boards on localhost and gives their PYNQ devices."""
+    monkeypatch.setattr(RemoteDevice, "gen_cache", lambda *a: None)  # it writes into the installed package
+    with ExitStack() as stack:
+
+        def make(board: Board) -> RemoteDevice:
+            device = RemoteDevice(os.getpid(), "127.0.0.1", stack.enter_context(serving(board)))
+            pynq.Device.active_device = device
+            return device
+
+        yield make
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_passes_give_the_same_bits_and_counters_on_every_device(
+    kind: str, board: Callable[..., Board], remote: Callable[..., Any], demo: Model, bitstream: Path
+) -> None:
+    if kind == "simulation":
+        from sim.device import SimDevice
+
+        beats = compile_program(demo, TINY).window_beats
+        accelerator = Accelerator(SimDevice(TINY, beats, accelerator=simulation("tiny"), memory_timing="ideal"), TINY)
+        accelerator.load(demo)
+    else:
+        made = board(uio="interrupts" in kind, old_buffers="version 3" in kind)
+        if "network" in kind:
+            remote(made)
+        accelerator = BoardAccelerator(demo, TINY, bitstream=bitstream)
+    with accelerator:
+        assert isinstance(accelerator.device, Device)
+        results = passes(accelerator)
+        if kind != "simulation":
+            assert isinstance(accelerator.device, PynqDevice)
+            assert accelerator.device.interrupts == ("interrupts" in kind)
+            assert made.interrupts >= (len(results) if "interrupts" in kind else 0)
+    golden = GoldenModel(demo.weights(), TINY)
+    tokens = list(PROMPT)
+    for i, result in enumerate(results):
+        part = tokens[4 * i : 4 * i + 4] if i < 2 else [results[i - 1].best_index[-1]]
+        first = 4 * i if i < 2 else len(PROMPT) + i - 2
+        lanes = len(part)
+        want = golden.run_pass(part, list(range(first, first + lanes)), [0] * lanes, (lanes - 1, 1 if i else 0))
+        if i:
+            assert result.logits is not None and want.logits is not None
+            assert np.array_equal(result.logits.view(np.uint32), want.logits.view(np.uint32))
+            assert result.best_index == tuple(want.best)
+    # Counters too: the memory timing is the same, so cycles are.
+    counted = [(r.cycles, r.beats, r.writes, r.stalls) for r in results]
+    assert all(c[0] for c in counted)
+    assert _COUNTED.setdefault("passes", counted) == counted
+
+
+_COUNTED: dict[str, Any] = {}
+
+
+def test_two_ports_are_striped_over_one_buffer(tmp_path: Path, board: Callable[..., Board]) -> None:
+    """A preset with two ports, interpreted; locally one buffer, its second half the second port's."""
+    spec = small_spec()
+    convert(read_checkpoint(write_checkpoint(tmp_path / "m", spec)), tmp_path / "m.tlm", WORD)
+    made = board(engine=reference, mhz=250)
+    with Model.open(tmp_path / "m.tlm", WORD) as model:
+        with BoardAccelerator(model, WORD, bitstream=write_build(tmp_path, WORD)) as accelerator:
+            ports = accelerator.device.port_bases
+            assert ports[1] - ports[0] == accelerator.device.memory[0].nbytes
+            assert all(base % 4096 == 0 for base in ports)
+            result = accelerator.prefill([1, 2, 3], logits=True)[-1]
+        want = GoldenModel(model.weights(), WORD).run_pass([1, 2, 3], [0, 1, 2], [0] * 3, (2, 1))
+    assert result.logits is not None and want.logits is not None
+    assert np.array_equal(result.logits.view(np.uint32), want.logits.view(np.uint32))
+    assert made.allocated == 1
+
+
+def test_two_ports_over_the_network_have_a_buffer_each(
+    tmp_path: Path, board: Callable[..., Board], remote: Callable[..., Any]
+) -> None:
+    spec = small_spec()
+    convert(read_checkpoint(write_checkpoint(tmp_path / "m", spec)), tmp_path / "m.tlm", WORD)
+    made = board(engine=reference, mhz=250)
+    remote(made)
+    with Model.open(tmp_path / "m.tlm", WORD) as model:
+        with BoardAccelerator(model, WORD, bitstream=write_build(tmp_path, WORD)) as accelerator:
+            accelerator.prefill([1, 2, 3])
+            # The second pass must not send the host's idea of the cache over what the first one wrote.
+            result = accelerator.decode(4, 3, logits=True)
+        golden = GoldenModel(model.weights(), WORD)
+        golden.run_pass([1, 2, 3], [0, 1, 2], [0] * 3, (2, 0))
+        want = golden.run_pass([4], [3], [0], (0, 1))
+    assert result.logits is not None and want.logits is not None
+    assert np.array_equal(result.logits.view(np.uint32), want.logits.view(np.uint32))
+    assert made.allocated == 2
+
+
+@pytest.mark.parametrize("missing", [None, "flush", "invalidate"])
+def test_a_missing_flush_or_invalidate_shows(
+    missing: str | None, board: Callable[..., Board], demo: Model, bitstream: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test device has caches: the same pass without one of the two gives other logits."""
+    board()
+    golden = GoldenModel(demo.weights(), TINY).run_pass([5], [0], [0], (0, 1))
+    with BoardAccelerator(demo, TINY, bitstream=bitstream) as accelerator:
+        if missing:
+            monkeypatch.setattr(accelerator.device, missing, lambda start, beats: None)
+        accelerator.write("timeout", 20_000)
+        try:
+            logits = accelerator.decode(5, 0, logits=True).logits
+        except DeviceError:
+            logits = None
+        assert golden.logits is not None
+        same = logits is not None and np.array_equal(logits.view(np.uint32), golden.logits.view(np.uint32))
+        assert same == (missing is None)
+
+
+def test_a_pass_syncs_only_what_changed(board: Callable[..., Board], demo: Model, bitstream: Path) -> None:
+    """PYNQ 4's own flush would clean the caches for the whole buffer at every token."""
+    made = board()
+    with BoardAccelerator(demo, TINY, bitstream=bitstream) as accelerator:
+        program = accelerator._program
+        assert program is not None
+        made.synced.clear()
+        accelerator.decode(5, 0, logits=True)
+        width = TINY.beat_bytes
+        assert made.synced == [
+            ("to", program.x_address * width, program.x_beats * width),
+            ("from", program.logits_address * width, program.logits_stride * width),
+        ]
+        with pytest.raises(ValueError, match="not in the buffer"):
+            accelerator.device.flush(accelerator.device.memory.shape[1], 1)
+
+
+def test_the_overlay_binds_the_accelerator_and_sets_the_clock(
+    board: Callable[..., Board], demo: Model, bitstream: Path
+) -> None:
+    """A board left at 50 MHz would answer correctly at half the speed."""
+    made = board(mhz=50)
+    here = sorted(os.listdir())
+    with PynqDevice(bitstream, TINY, 100) as device:
+        assert type(device._ip).bindto == [VLNV] and device._ip._fullpath == CELL
+        assert device.read(offset("identity")) == IDENTITY
+        assert round(made.clock_mhz) == 100 and device.clock.startswith("99.999 MHz")
+        assert device.memory.shape == (1, 256, 16)  # whole pages
+        with pytest.raises(ValueError, match="0 to 0xffffffff"):
+            device.write(offset("timeout"), -1)
+    for use in (lambda: device.memory, lambda: device.read(0), lambda: device.flush(0, 1)):
+        with pytest.raises(DeviceError, match="the board was closed"):
+            use()
+    device.close()
+    assert sorted(os.listdir()) == here  # XRT's loader leaves loaded.xclbin where it stands
+
+
+def test_an_interrupt_that_never_comes_is_replaced_by_polling(
+    board: Callable[..., Board], demo: Model, bitstream: Path
+) -> None:
+    made = board(uio=True)
+    made.mask_interrupt = True
+    with BoardAccelerator(demo, TINY, bitstream=bitstream) as accelerator:
+        assert isinstance(accelerator.device, PynqDevice) and accelerator.device.interrupts
+        first = accelerator.decode(5, 0)
+        assert not accelerator.device.interrupts and made.interrupts == 0
+        assert accelerator.decode(5, 0).best_index == first.best_index
+
+
+@pytest.mark.parametrize("name", sorted(BOARDS))
+def test_the_driver_reads_the_port_widths_that_the_build_sets(name: str) -> None:
+    """The parameters in the Tcl of `tellme build` are the ones the check looks at, on each board."""
+    board = BOARDS[name]
+    parameters = ps_parameters(board.config, board)
+    overlay = SimpleNamespace(ip_dict={"ps": {"type": f"xilinx.com:ip:{board.ps}:1.0", "parameters": parameters}})
+    assert set(port_widths(overlay)) == set(board.memory_ports)
+    said = check_widths(overlay, board.config, Path("x.bit"))
+    assert all(f"{port} {board.port_bits}" in said for port in board.memory_ports)
+    for key, value in parameters.items():
+        if key.startswith(("PSU__USE__S_AXI_GP", "PCW_USE_S_AXI_HP")) and value == "1":
+            parameters[key] = "0"
+            with pytest.raises(DeviceError, match=f"tellme build --board {name}"):
+                check_widths(overlay, board.config, Path("x.bit"))
+            break
+
+
+def test_the_host_is_written_for_the_python_of_the_boards() -> None:
+    """Ubuntu 22.04 on the boards has Python 3.10; what runs there must be 3.10's language."""
+    for path in (*Path("golden").glob("*.py"), *Path("host").glob("*.py")):
+        ast.parse(path.read_text(), str(path), feature_version=(3, 10))
