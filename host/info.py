@@ -190,7 +190,7 @@ def print_info(path: Path, config: AcceleratorConfig | None, *, verify: bool, la
     if rows:
         columns = (
             "board", "positions", "descriptors", "image, bytes", "logits, bytes", "KV cache, bytes",
-            "memory needed, bytes", "beats of a last decode pass", "tokens/s at most, at a beat a cycle",
+            "buffer, bytes", "beats of a last decode pass", "tokens/s at most, at a beat a cycle",
         )  # fmt: skip
         console.print(_table("presets that run it", columns, rows))
     for reason in reasons:

@@ -57,7 +57,7 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path, config: AcceleratorConfig
             row, scale = model.embedding_row(token)
             np.testing.assert_array_equal(row, checkpoint.weights.embedding[token])
             assert scale == checkpoint.weights.embedding_scales[token]
-    with pytest.raises(UserError, match="the prompt has token 432, but the model's vocabulary is 300"):
+    with pytest.raises(UserError, match=r"the prompt has token \d+, but the model's vocabulary is 300"):
         model.tokenizer.encode("Once")
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".part"] == []
 
