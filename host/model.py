@@ -198,8 +198,9 @@ def read_spec(values: Any) -> ModelSpec:
             raise ValueError(f"{name} of spec must be of type {kind}, not {value!r}")
     scaling = values.get("rope_scaling")
     if scaling is not None:
-        if not isinstance(scaling, dict) or not set(scaling) <= set(RopeScaling.__dataclass_fields__):
-            raise ValueError("rope_scaling of spec must be an object of known fields")
+        fields = set(RopeScaling.__dataclass_fields__)
+        if not isinstance(scaling, dict) or not {"kind", "factor"} <= set(scaling) <= fields:
+            raise ValueError("rope_scaling of spec must be an object of known fields, with kind and factor")
         numbers = [v for k, v in scaling.items() if k != "kind"]
         if not all(type(v) in (int, float) and 0 < v < 3e38 for v in numbers):
             raise ValueError("rope_scaling of spec must hold positive numbers")
