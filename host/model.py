@@ -381,7 +381,8 @@ class Model:
     def _matrix(self, section: str) -> NDArray[np.int8]:
         info = self.image.sections[section].info
         data = self.image.section(section)[info["gain_beats"] :]
-        return layout.unpack_linear(data, info["rows"], info["inputs"], self.config, info["block_rows"])
+        with golden_errors(f"{self.image.path}: section {section!r}"):
+            return layout.unpack_linear(data, info["rows"], info["inputs"], self.config, info["block_rows"])
 
     def _layer(self, i: int) -> LayerWeights:
         s = self.spec

@@ -225,6 +225,17 @@ def test_a_header_that_says_something_else_is_refused(demo_image: Path, tmp_path
     assert str(e.value).isprintable()
 
 
+def test_damaged_weights_of_an_unchecked_image_are_named(demo_image: Path, tmp_path: Path):
+    raw = demo_image.read_bytes()
+    start = -(-(24 + struct.unpack("<I", raw[12:16])[0]) // PAGE) * PAGE
+    at = start + Image(demo_image).sections["0.qkv"].address * TINY.port_bytes
+    bad = Model(Image(edit(demo_image, tmp_path / "bad.tlm", at, 250), verify=False), TINY)
+    with pytest.raises(
+        UserError, match=r"bad.tlm: section '0.qkv': a byte of packed weights must be at most 242; found 250 at"
+    ):
+        list(bad.weights().layers)
+
+
 def test_a_part_that_is_missing_is_named(tmp_path: Path):
     write_image(tmp_path / "x.tlm", config=TINY, model={}, sections=[], blobs={})
     with pytest.raises(UserError, match="its part 'tokenizer.json' is missing; convert the checkpoint again"):
