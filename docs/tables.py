@@ -1,7 +1,8 @@
-"""Writes the tables of docs/architecture.md from the code: `python -m docs.tables` (or `--check`)."""
+"""Writes the tables and the image format of docs/architecture.md from the code: `python -m docs.tables` (or `--check`)."""
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -9,6 +10,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import host.image
+import host.model
 from golden.config import PRESETS, AcceleratorConfig
 from golden.program import FIELDS, Opcode
 from golden.registers import BUSY, REGISTERS, STALLS, ErrorCode
@@ -95,12 +98,19 @@ def cycles() -> str:
     return _table(("job", "lanes", "beats", "cycles", "share of the beat rate", "cycles of its quantiser"), rows)
 
 
+def image() -> str:
+    """The `.tlm` format, from the modules that write and read it."""
+    parts = (inspect.cleandoc(module.__doc__ or "") for module in (host.image, host.model))
+    return "\n\n".join(parts).replace("host/model.py", "below")
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "latencies": latencies,
     "cycles": cycles,
     "presets": presets,
     "registers": registers,
     "descriptors": descriptors,
+    "image": image,
 }
 
 
