@@ -65,11 +65,14 @@ class ULX3SSelfTest(SelfTest):
 
     def elaborate(self, platform: Any) -> Module:
         m = super().elaborate(platform)
-        m.d.comb += [
-            platform.request("uart", 0).tx.o.eq(self.tx),
-            platform.request("led", 0).o.eq(self.passed),
-            platform.request("led", 7).o.eq(self.failed),
-        ]
+        pins = {
+            "uart": (platform.request("uart", 0, dir={"rx": "-", "tx": "-", "rts": "-", "dtr": "-"}).tx, self.tx),
+            "led_passed": (platform.request("led", 0, dir="-"), self.passed),
+            "led_failed": (platform.request("led", 7, dir="-"), self.failed),
+        }
+        for name, (pin, value) in pins.items():
+            m.submodules[name] = buffer = io.Buffer("o", pin)
+            m.d.comb += buffer.o.eq(value)
         return m
 
 
