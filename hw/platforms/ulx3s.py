@@ -66,9 +66,9 @@ class ULX3SSelfTest(SelfTest):
     def elaborate(self, platform: Any) -> Module:
         m = super().elaborate(platform)
         pins = {
-            "uart": (platform.request("uart", 0, dir={"rx": "-", "tx": "-", "rts": "-", "dtr": "-"}).tx, self.tx),
-            "led_passed": (platform.request("led", 0, dir="-"), self.passed),
-            "led_failed": (platform.request("led", 7, dir="-"), self.failed),
+            "pin_tx": (platform.request("uart", 0, dir={"rx": "-", "tx": "-", "rts": "-", "dtr": "-"}).tx, self.tx),
+            "pin_passed": (platform.request("led", 0, dir="-"), self.passed),
+            "pin_failed": (platform.request("led", 7, dir="-"), self.failed),
         }
         for name, (pin, value) in pins.items():
             m.submodules[name] = buffer = io.Buffer("o", pin)
