@@ -12,9 +12,9 @@ from golden.boards import BOARDS, MIB
 from golden.config import PRESETS, AcceleratorConfig
 from golden.program import FIELDS, Opcode
 from golden.registers import BUSY, REGISTERS, STALLS, ErrorCode
+from host.boards import described
 from hw import fp
 from hw.elementwise.elementwise import Elementwise
-from host.boards import described
 from hw.tlmm.engine import expected_cycles as tlmm_cycles
 
 PAGES = tuple(Path(__file__).parent / name for name in ("architecture.md", "boards.md"))

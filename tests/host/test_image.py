@@ -157,7 +157,7 @@ def test_header_says_what_the_documentation_says(demo_image: Path):
     header = raw[24 : 24 + length]
     assert (magic, version, crc, zero) == (b"TELLMETM", 2, zlib.crc32(header), 0)
     head = json.loads(header)
-    assert set(head) == {"geometry", "beats", "sections", "blobs", "model"}
+    assert set(head) == {"geometry", "made_for", "beats", "sections", "blobs", "model"}
     assert head["geometry"] == {"ports": 1, "port_bytes": 16, "key_tile": 32}
     assert sum(s["beats"] for s in head["sections"]) == head["beats"]
 
