@@ -60,10 +60,18 @@ def cells(board: Board, folder: Path) -> dict[str, int]:
     (folder / "script.ys").write_text(SCRIPT.format(family=family, options=options))
     with open(folder / "yosys.log", "w") as log:
         subprocess.run([sys.executable, "-c", RUN], cwd=folder, stdout=log, stderr=subprocess.STDOUT, check=True)
-    design = json.loads((folder / "stat.json").read_text())["design"]
-    return {
-        k.lstrip("\\"): int(v["count"] if isinstance(v, dict) else v) for k, v in design["num_cells_by_type"].items()
-    }
+    modules = json.loads((folder / "stat.json").read_text())["modules"]
+    return count({k.lstrip("\\"): v["num_cells_by_type"] for k, v in modules.items()}, "tellme")
+
+
+def count(modules: dict[str, dict[str, int]], name: str) -> dict[str, int]:
+    """Cells of a module and all below it. (The totals that `stat` gives leave types out; Yosys 0.70.)"""
+    total: dict[str, int] = {}
+    for cell, n in modules[name].items():
+        below = count(modules, cell.lstrip("\\")) if cell.lstrip("\\") in modules else {cell: 1}
+        for kind, m in below.items():
+            total[kind] = total.get(kind, 0) + n * m
+    return total
 
 
 def resources(found: dict[str, int]) -> dict[str, float]:

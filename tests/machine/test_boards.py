@@ -1,4 +1,4 @@
-"""The smallest board's accelerator, RTL under Verilator: 64-bit ports, one lane, block RAM. Others: bench/test_boards.py."""
+"""The smallest board's accelerator, RTL under Verilator: 64-bit ports, four lanes, block RAM. Others: bench/test_boards.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.xdist_group("boards")
 @pytest.mark.parametrize("timing", ["kv260", "stress"])
 def test_pynq_z2_speaks_bit_exactly(timing: str) -> None:
     c = PRESETS["pynq_z2"]
-    assert (c.port_bytes, c.lanes) == (8, 1)
+    assert (c.port_bytes, c.lanes) == (8, 4)
     call = ["run", "--board", "pynq_z2", "--prompt", "One day, a", "--max-new-tokens", "3", "--check", "--json"]
     call += ["--stress", "7"] if timing == "stress" else ["--timing", timing]
     result = CliRunner().invoke(app, call)
