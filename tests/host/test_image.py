@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 
 import host.model
+from golden.boards import build_name
 from golden.config import KV260, TINY, AcceleratorConfig
 from golden.layout import unpack_linear
+from golden.registers import VERSION
 from host.checkpoint import read_checkpoint
 from host.errors import UserError
 from host.image import PAGE, Image, Plan, write_image
@@ -155,7 +158,7 @@ def test_header_says_what_the_documentation_says(demo_image: Path):
     header = raw[24 : 24 + length]
     assert (magic, version, crc, zero) == (b"TELLMETM", 2, zlib.crc32(header), 0)
     head = json.loads(header)
-    assert set(head) == {"geometry", "beats", "sections", "blobs", "model"}
+    assert set(head) == {"geometry", "made_for", "beats", "sections", "blobs", "model"}
     assert head["geometry"] == {"ports": 1, "port_bytes": 16, "key_tile": 32}
     assert sum(s["beats"] for s in head["sections"]) == head["beats"]
 
@@ -303,3 +306,24 @@ def test_an_open_image_stays_whole_while_its_file_is_written_again(tmp_path: Pat
     old.verify()
     np.testing.assert_array_equal(old.section("a"), contents[0])
     np.testing.assert_array_equal(Image(target).section("a"), contents[1])
+
+
+def test_an_image_knows_the_build_it_was_made_for(
+    demo_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same build: fits. Another build of the same formats and geometry: fits. Other formats: refused by both names."""
+    image = Image(demo_image)
+    assert image.build == build_name(TINY) and image.formats == VERSION
+    image.require(TINY)
+    wider = replace(TINY, name="wider", lanes=8)
+    assert build_name(wider) != image.build
+    image.require(wider)
+    with monkeypatch.context() as m:
+        m.setattr("host.image.VERSION", VERSION + 1)
+        image.require(TINY)
+        with pytest.raises(UserError) as e:
+            image.require(wider)
+    assert str(e.value) == (
+        f"{demo_image}: was made for build {build_name(TINY)}, version {VERSION} of the memory formats, but "
+        f"{build_name(wider)} has version {VERSION + 1}; convert the checkpoint with --board wider"
+    )

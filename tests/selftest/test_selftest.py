@@ -20,6 +20,7 @@ from hw.tlmm.engine import expected_cycles
 from sim.runner import parameters, simulate
 
 PERIOD_NS = 10
+"""The simulated clock is faster than the board's; a bit takes as many cycles."""
 BIT_NS = PERIOD_NS * round(SELFTEST.clock_hz / BAUD)
 LINE = re.compile(r"tellme TLMM self-test (\w{8}) rows (\w{8}) cycles (\w{8}) checksum (\w{16}) (PASS|FAIL)\r\n")
 
