@@ -61,10 +61,9 @@ def simulation(name: str) -> Path:
     """The built simulation of a preset."""
     if FOLDER in os.environ:
         return Path(os.environ[FOLDER])
-    from hw.top import Accelerator
-    from sim import harness
+    from sim.device import built
 
-    return harness.build(Accelerator(CONFIGS[name]))
+    return built(CONFIGS[name])
 
 
 def rtl(config: AcceleratorConfig) -> Any:
