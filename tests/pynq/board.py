@@ -138,7 +138,7 @@ class _XrtBo(Bo):
     flags = SimpleNamespace(normal=0, cacheable=1)
 
     def __init__(self, handle: Any, size: int, flags: int, group: int):
-        if handle.board.allocation_fails:
+        if handle.board.allocation_fails or size > handle.board.free:
             raise RuntimeError("bad_alloc")
         super().__init__(handle.board, size)
         handle.board.allocated += 1
