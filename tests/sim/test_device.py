@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from golden.config import KV260, AcceleratorConfig
+from golden.config import KV260, TINY, AcceleratorConfig
 from golden.registers import IDENTITY, ErrorCode, offset
 from sim.device import SimDevice
+from sim.device import built as find_built
 from sim.runner import SimulationError
 from sim.timing import MemoryTiming, timing
 from tests.memory.common import SMALL
@@ -191,3 +192,36 @@ def test_forgotten_device_ends_its_simulation() -> None:
     del d
     gc.collect()
     assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_build_is_found_again_until_anything_it_is_made_from_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another process too: nothing is elaborated for what has been built."""
+    monkeypatch.setenv("TELLME_BUILD", str(tmp_path))
+    built: list[bool] = []
+
+    def build(component: object, *, waves: bool = False) -> Path:
+        built.append(waves)
+        folder = tmp_path / f"build{len(built)}"
+        folder.mkdir()
+        (folder / "done").touch()
+        return folder
+
+    monkeypatch.setattr("sim.device.harness.build", build)
+    monkeypatch.setattr("hw.top.Accelerator", lambda config: config)
+
+    def get(config: AcceleratorConfig = TINY, waves: bool = False) -> Path:
+        find_built.cache_clear()
+        return find_built(config, waves=waves)
+
+    first = get()
+    assert get() == first and len(built) == 1
+    assert get(waves=True) != first and get(KV260) != first and len(built) == 3
+    (first / "done").unlink()
+    assert get() != first and len(built) == 4
+    original = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda p: original(p) + (b"#" if p.name == "tables.py" else b""))
+    get()
+    assert len(built) == 5
+    find_built.cache_clear()
