@@ -147,7 +147,8 @@ def write_checkpoint(folder: Path, shape: Shape) -> int:
     patterns = _patterns()
     ones = {"F32": np.float32(1).tobytes(), "BF16": b"\x80\x3f"}
     every = list(tensors(shape))
-    weight_map, total = {}, 0
+    weight_map: dict[str, str] = {}
+    total = 0
     for shard in range(shape.shards):
         part = every[shard * len(every) // shape.shards : (shard + 1) * len(every) // shape.shards]
         header, at = {}, 0

@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import host.image
 import host.model
@@ -21,7 +22,7 @@ from hw.tlmm.engine import expected_cycles as tlmm_cycles
 PAGE = Path(__file__).parent / "architecture.md"
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(str(c) for c in row) + " |" for row in rows])
 
@@ -82,7 +83,7 @@ def latencies() -> str:
 def cycles() -> str:
     """What the engines' cycle formulas give for the reference shapes on the kv260 preset."""
     c = PRESETS["kv260"]
-    rows: list[tuple[object, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     for lanes in (1, 16):
         for name, inputs, outputs in (
             ("0.73B gate and up", 1536, 8192),
