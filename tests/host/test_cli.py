@@ -65,7 +65,7 @@ RUN = ("run", "--prompt", "Once upon a time", "--max-new-tokens", "12")
 def test_golden_streams_the_text_and_statistics_apart():
     r = tellme(*RUN, "--backend", "golden")
     assert r.exit_code == 0
-    assert r.stdout == "Once upon a time, in a house on a hill, there lived a little\n"
+    assert r.stdout == "Once upon a time, in a valley, there lived a careful boy named Anna\n"
     assert "no cycles are counted" in r.stderr
 
 
@@ -94,7 +94,7 @@ def test_json_of_golden_and_of_a_machine(machine: list[ReferenceMachine]):
     for key in ("prompt_ids", "new_ids", "text", "lanes", "beat_bytes"):
         assert golden[key] == sim[key]
     assert (golden["cycles_prefill"], golden["cycles_decode"], golden["stalls"]) == (None, [], {})
-    assert golden["prompt_ids"] == [0, 432, 433, 260, 406] and len(golden["new_ids"]) == 12
+    assert golden["prompt_ids"] == [0, 461, 462, 260, 435] and len(golden["new_ids"]) == 12
     assert (golden["lanes"], golden["beat_bytes"], golden["bit_exact"]) == (4, 16, None)
     assert sim["cycles_prefill"] > 0 and len(sim["cycles_decode"]) == 11 and sim["bit_exact"] is None
     assert sim["stalls"]["memory"] == 13 and set(sim["stalls"]) == {
@@ -142,8 +142,8 @@ def test_sampling_options_reach_the_sampler(machine: list[ReferenceMachine]):
 
 
 def test_stop_strings_end_the_text():
-    r = tellme(*RUN, "--backend", "golden", "--stop", " hill", "--stop", "zebra")
-    assert r.stdout == "Once upon a time, in a house on a\n"
+    r = tellme(*RUN, "--backend", "golden", "--stop", " valley", "--stop", "zebra")
+    assert r.stdout == "Once upon a time, in a\n"
 
 
 def test_the_full_context_is_said(tmp_path: Path):
