@@ -1,13 +1,17 @@
-"""Writes the tables of docs/architecture.md and docs/boards.md from the code: `python -m docs.tables` (or `--check`)."""
+"""Writes the tables of docs/architecture.md and docs/boards.md, and the image format, from the code: `python -m docs.tables` (or `--check`)."""
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
+import host.image
+import host.model
 from golden.boards import BOARDS, MIB
 from golden.config import PRESETS, AcceleratorConfig
 from golden.program import FIELDS, Opcode
@@ -20,7 +24,7 @@ from hw.tlmm.engine import expected_cycles as tlmm_cycles
 PAGES = tuple(Path(__file__).parent / name for name in ("architecture.md", "boards.md"))
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(str(c) for c in row) + " |" for row in rows])
 
@@ -81,7 +85,7 @@ def latencies() -> str:
 def cycles() -> str:
     """What the engines' cycle formulas give for the reference shapes on the kv260 preset."""
     c = PRESETS["kv260"]
-    rows: list[tuple[object, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     for lanes in (1, 16):
         for name, inputs, outputs in (
             ("0.73B gate and up", 1536, 8192),
@@ -94,6 +98,12 @@ def cycles() -> str:
             q = Elementwise.expected_quantise_cycles(c, tiles=tiles, lanes=lanes)
             rows.append((f"TLMM {name}", lanes, tiles * outputs, n, f"{tiles * outputs / n:.1%}", q))
     return _table(("job", "lanes", "beats", "cycles", "share of the beat rate", "cycles of its quantiser"), rows)
+
+
+def image() -> str:
+    """The `.tlm` format, from the modules that write and read it."""
+    parts = (inspect.cleandoc(module.__doc__ or "") for module in (host.image, host.model))
+    return "\n\n".join(parts).replace("host/model.py", "below")
 
 
 def boards() -> str:
@@ -141,6 +151,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "presets": presets,
     "registers": registers,
     "descriptors": descriptors,
+    "image": image,
     "boards": boards,
     "fits": fits,
 }

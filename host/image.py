@@ -361,6 +361,8 @@ class Image:
         """Gives back the memory of mapped pages; they are read again when they are used again."""
         n = len(self._map) - start if length is None else length
         first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        if n <= 0:
+            return
         self._map._mmap.madvise(mmap.MADV_DONTNEED, first, start + n - first)  # type: ignore[attr-defined]
 
     @property

@@ -228,11 +228,13 @@ def contiguous_memory(device: Any) -> tuple[int, int] | None:
 
 
 def check_memory(device: Any, config: AcceleratorConfig, needed: int) -> str:
-    """Checks that the kernel's contiguous memory holds a buffer of `needed` bytes; says what there is.
+    """Checks that the kernel's contiguous memory can hold a buffer of `needed` bytes; says what there is.
+
+    The size decides, not what is free: the kernel keeps file caches there too, and moves them away for a buffer.
 
     Raises
     ------
-    DeviceError : it does not; how to get more.
+    DeviceError : it cannot; how to get more.
     """
     found = contiguous_memory(device)
     if found is None:
@@ -246,12 +248,17 @@ def check_memory(device: Any, config: AcceleratorConfig, needed: int) -> str:
             f"the kernel reserves {_mib(total)} of contiguous memory, the model needs {_mib(needed)}; "
             + _kernel_argument(config, needed)
         )
-    if free < needed:
-        raise DeviceError(
-            f"{_mib(free)} of {_mib(total)} contiguous memory are free, the model needs {_mib(needed)}; end the "
-            "programs that hold the rest (other notebooks too), or " + _kernel_argument(config, needed + total - free)
-        )
     return f"{_mib(free)} free of {_mib(total)}, {_mib(needed)} needed"
+
+
+def _no_buffer(device: Any, config: AcceleratorConfig, needed: int, e: Exception) -> DeviceError:
+    """Why a buffer that should fit cannot be had."""
+    total, free = contiguous_memory(device) or (0, 0)
+    return DeviceError(
+        f"a buffer of {_mib(needed)} cannot be allocated ({_line(e)}), {_mib(free)} of {_mib(total)} contiguous memory "
+        "are free; end the programs that hold the rest (other notebooks too), or "
+        + _kernel_argument(config, needed + max(total - free, 0))
+    )
 
 
 def _mib(size: int) -> str:
@@ -429,12 +436,18 @@ class Lock:
     Raises
     ------
     DeviceError : another process has it.
+    UserError : the lock's file is not ours to open.
     """
 
     def __init__(self, device: Any):
         name = f"{device.tag}-{getattr(device, 'ip_addr', 'local')}".replace("/", "_")
         path = Path(tempfile.gettempdir()) / f"tellme-{name}.lock"
-        self._file: Any = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+        try:
+            # Another user's link must not make root write elsewhere.
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except OSError as e:
+            raise UserError(f"{path}: cannot be opened as the board's lock ({e.strerror}); remove it") from e
+        self._file: Any = os.fdopen(handle, "r+")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as e:
@@ -616,7 +629,9 @@ class PynqDevice:
             download(self._overlay, bitstream)
             self.clock = set_clock(config)
             with _loading(bitstream.path):
-                self._ip = getattr(self._overlay, name)
+                self._ip = self._overlay
+                for part in name.split("/"):  # hierarchies of the block design
+                    self._ip = getattr(self._ip, part)
             self._uio = open_interrupt(device, self._overlay)
             kind = _RemoteBuffers if device.has_capability("REMOTE") else _LocalBuffer
             try:
@@ -624,10 +639,7 @@ class PynqDevice:
             except TellmeError:
                 raise
             except Exception as e:  # XRT: RuntimeError, gRPC: its own
-                raise DeviceError(
-                    f"the buffer of {_mib(config.ports * beats * config.port_bytes)} cannot be allocated ({_line(e)}); "
-                    + _kernel_argument(config, config.ports * beats * config.port_bytes)
-                ) from e
+                raise _no_buffer(device, config, config.ports * beats * config.port_bytes, e) from e
         except BaseException:
             self.close()
             raise

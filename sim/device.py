@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import amaranth
 import numpy as np
 from amaranth.hdl import Elaboratable
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 from golden.config import AcceleratorConfig
 from golden.registers import offset
 from sim import harness
-from sim.runner import SimulationError, simulator_environment
+from sim.runner import SimulationError, build_root, simulator_environment
 from sim.server import ANSWER, COMMAND, QUIT, READ, RUN, SOCKET_FD, WRITE
 from sim.timing import KV260_TIMING, MemoryTiming, timing
 
@@ -30,10 +32,30 @@ SLICE = 200_000
 
 @lru_cache(maxsize=4)
 def built(config: AcceleratorConfig, *, waves: bool = False) -> Path:
-    """Folder of the built simulation of a configuration; making its Verilog takes a while, so it is done once."""
+    """Folder of the built simulation of a configuration.
+
+    Making its Verilog takes 10 s and more, so what came of it is remembered in the build folder, under a hash of
+    everything it is made from.
+    """
+    root = Path(__file__).resolve().parent.parent
+    key = hashlib.sha256(f"{amaranth.__version__} {config} {waves}".encode())
+    for part in ("golden", "hw", "sim"):
+        for path in sorted((root / part).rglob("*")):
+            if path.is_file() and path.suffix != ".pyc":
+                key.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    note = build_root() / "configurations" / key.hexdigest()[:32]
+    if note.is_file():
+        folder = build_root() / note.read_text()
+        if (folder / "done").is_file():
+            return folder
     from hw.top import Accelerator
 
-    return harness.build(Accelerator(config), waves=waves)
+    folder = harness.build(Accelerator(config), waves=waves)
+    note.parent.mkdir(exist_ok=True)
+    temporary = note.with_name(f"{note.name}.{os.getpid()}")
+    temporary.write_text(folder.name)
+    temporary.replace(note)
+    return folder
 
 
 class SimDevice:
@@ -55,6 +77,7 @@ class SimDevice:
     memory : uint8[ports, beats, port_bytes], shared with the simulation without copies.
     port_bases : byte address of each port's region.
     cycles : simulated cycles so far, as of the last call.
+    ended : whether the simulation has ended by itself, without which its wave file is not whole.
 
     Raises
     ------
@@ -78,6 +101,7 @@ class SimDevice:
         folder = accelerator if isinstance(accelerator, Path) else harness.build(accelerator, waves=waves is not None)
         self.config = config
         self.cycles = 0
+        self.ended = False
         self._interrupt = False
         self._shared = harness.SharedMemory(config, beats)
         self._socket, child = socket.socketpair()
@@ -167,6 +191,7 @@ class SimDevice:
             except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 process.kill()
                 process.wait()
+            self.ended = process.returncode == 0
             self._log.close()
             self._shared.close()
 

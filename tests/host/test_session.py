@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import shutil
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +44,10 @@ class Counting(GoldenBackend):
     def _pass(self, tokens, positions, slots, head, write_logits) -> PassResult:  # type: ignore[no-untyped-def]
         self.positions += positions
         return super()._pass(tokens, positions, slots, head, write_logits)
+
+    def prefill(self, tokens, *, start=0, **options) -> list[PassResult]:  # type: ignore[no-untyped-def]
+        self.positions += range(start, start + len(tokens))
+        return super().prefill(tokens, start=start, **options)
 
 
 def templated(folder: Path) -> Path:
@@ -147,7 +155,7 @@ def test_a_context_that_fills_during_an_answer_ends_it(story: Model) -> None:
 
 def test_a_stopped_answer_keeps_the_session_and_its_cache(story: Model) -> None:
     backend = Counting(story)
-    session = Session(backend, story.tokenizer, max_new_tokens=50)
+    session = Session(backend, story.tokenizer, max_new_tokens=12)
     turn = session.ask("One day")
     for i, _ in enumerate(turn):
         if i == 2:
@@ -157,7 +165,7 @@ def test_a_stopped_answer_keeps_the_session_and_its_cache(story: Model) -> None:
     after = session.ask(" then")
     say_again = "".join(after)
     assert after.cached == len(turn.report.prompt_ids) + len(turn.report.decode)
-    fresh = Generation(Counting(story), story.tokenizer, after.report.prompt_ids, max_new_tokens=50)
+    fresh = Generation(Counting(story), story.tokenizer, after.report.prompt_ids, max_new_tokens=12)
     assert "".join(fresh) == say_again
 
 
@@ -319,3 +327,45 @@ def test_energy_is_power_over_time_and_none_when_a_sensor_goes(tmp_path: Path, m
     (chip / "power1_input").unlink()
     meter._done.wait(0.1)
     assert meter.stop() is None
+
+
+def test_a_terminal_has_a_prompt_stops_at_ctrl_c_and_leaves_at_exit() -> None:
+    """The command in a pseudo-terminal, with a person's keys."""
+    command = ["-c", "from host.cli import main; main()", "chat", "--backend", "golden", "--max-new-tokens", "200"]
+    child, terminal = pty.fork()
+    if child == 0:
+        os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+        os.execv(sys.executable, [sys.executable, *command])
+    seen = ""
+
+    def until(words: str) -> None:
+        nonlocal seen
+        end = time.monotonic() + 120
+        while words not in seen:
+            assert time.monotonic() < end, seen
+            if select.select([terminal], [], [], 1)[0]:
+                seen += os.read(terminal, 4096).decode(errors="replace")
+        seen = seen[seen.index(words) + len(words) :]
+
+    try:
+        until("continuing text (it has no chat template); context 256 positions; /help for commands")
+        until("> ")
+        os.write(terminal, b"One day, a small fox\n")
+        until(" named")
+        os.write(terminal, b"\x03")
+        until("(stopped)")
+        until("tokens/s")
+        until("> ")
+        os.write(terminal, b"\x03")
+        until("(/exit or Ctrl-D to leave)")
+        os.write(terminal, b"/stats\n")
+        until("answers        1")
+        os.write(terminal, b"\x04")
+        _, status = os.waitpid(child, 0)
+        child = 0
+        assert os.waitstatus_to_exitcode(status) == 0
+    finally:
+        if child:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        os.close(terminal)

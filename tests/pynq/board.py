@@ -61,10 +61,9 @@ def simulation(name: str) -> Path:
     """The built simulation of a preset."""
     if FOLDER in os.environ:
         return Path(os.environ[FOLDER])
-    from hw.top import Accelerator
-    from sim import harness
+    from sim.device import built
 
-    return harness.build(Accelerator(CONFIGS[name]))
+    return built(CONFIGS[name])
 
 
 def rtl(config: AcceleratorConfig) -> Any:
@@ -139,7 +138,7 @@ class _XrtBo(Bo):
     flags = SimpleNamespace(normal=0, cacheable=1)
 
     def __init__(self, handle: Any, size: int, flags: int, group: int):
-        if handle.board.allocation_fails:
+        if handle.board.allocation_fails or size > handle.board.free:
             raise RuntimeError("bad_alloc")
         super().__init__(handle.board, size)
         handle.board.allocated += 1

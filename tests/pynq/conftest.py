@@ -5,12 +5,16 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from golden.config import TINY
+from host.backends import GoldenBackend
+from host.generate import Generation
+from host.model import Model
 from tests.machine.conftest import demo  # noqa: F401
 from tests.pynq.board import Board, plugged
 from tests.pynq.files import write_build
@@ -40,3 +44,20 @@ def board() -> Iterator[Callable[..., Board]]:
         for made in boards:
             assert not made.buffers, f"{len(made.buffers)} buffers were not freed"
             assert not made.violations, made.violations
+
+
+@pytest.fixture(scope="session")
+def story(demo: Model) -> Callable[[int], str]:  # noqa: F811
+    """What the golden model says after "One day", in so many tokens."""
+
+    @cache
+    def tell(tokens: int) -> str:
+        generation = Generation(
+            GoldenBackend(demo.weights(), TINY),
+            demo.tokenizer,
+            demo.tokenizer.encode("One day"),
+            max_new_tokens=tokens,
+        )
+        return "One day" + "".join(generation)
+
+    return tell

@@ -87,7 +87,7 @@ class _Buffers(buffer_pb2_grpc.RemoteBufferServicer):
         self.names = count()
 
     def allocate(self, request: Any, context: Any) -> Any:
-        if self.board.allocation_fails:
+        if self.board.allocation_fails or request.size > self.board.free:
             return buffer_pb2.AllocateResponse(msg="bad_alloc")
         name = f"b{next(self.names)}"
         self.buffers[name] = Bo(self.board, request.size)

@@ -43,7 +43,7 @@ def tellme(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_board_over_the_network_tells_the_story_and_changed_files_are_noticed(
-    tmp_path: Path, board: Callable[..., Board], package: None
+    tmp_path: Path, board: Callable[..., Board], package: None, story: Callable[[int], str]
 ) -> None:
     made = board(mhz=50)
     path = write_build(tmp_path, TINY)
@@ -51,7 +51,7 @@ def test_a_board_over_the_network_tells_the_story_and_changed_files_are_noticed(
     with serving(made, PYNQ_PORT):
         first = tellme(*call)
         assert first.returncode == 0, first.stderr
-        assert first.stdout.strip() == "One day, Kate could"
+        assert first.stdout.strip() == story(3)
         assert not made.buffers and round(made.clock_mhz) == 100
         (name,) = (n for n in made.files if n.startswith("/lib/firmware/"))
         assert name.startswith(f"/lib/firmware/{build_name(TINY)}-")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.pynq.files import write_build
 
 pytestmark = pytest.mark.xdist_group("machine")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -37,26 +38,30 @@ def execute(name: str, before: str, parameters: dict[str, Any], folder: Path, mo
     )
 
 
-def test_the_desk_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_desk_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, story: Callable[[int], str]) -> None:
     text = execute("desk.ipynb", "", {"tokens": 3, "prompt": "One day"}, tmp_path, monkeypatch)
-    assert "One day, Kate" in text and "logits equal the golden model's" in text and "tokens/s at 100 MHz" in text
+    assert story(3) in text and "logits equal the golden model's" in text and "tokens/s at 100 MHz" in text
     assert not list(tmp_path.iterdir())
 
 
-def test_the_board_notebook_runs_on_the_simulated_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_board_notebook_runs_on_the_simulated_board(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, story: Callable[[int], str]
+) -> None:
     path = write_build(tmp_path / "build", TINY)
     monkeypatch.setenv(FOLDER, str(simulation("tiny")))
     plug = "from tests.pynq.board import plug\nplugged_board = plug(uio=True)"
     parameters = {"preset": "tiny", "bitstream": str(path), "prompt": "One day", "tokens": 4}
     text = execute("board.ipynb", plug, parameters, tmp_path, monkeypatch)
     assert "ok   self-test" in text and "FAIL" not in text and "by interrupt" in text
-    assert "One day, Kate could" in text and "answers        2" in text
+    assert story(4) in text and "answers        2" in text
 
 
-def test_the_board_notebook_runs_on_the_desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_board_notebook_runs_on_the_desk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, story: Callable[[int], str]
+) -> None:
     parameters = {"backend": "sim", "preset": "tiny", "prompt": "One day", "tokens": 2}
     text = execute("board.ipynb", "", parameters, tmp_path, monkeypatch)
-    assert "One day, Kate" in text and "energy         not measured: not a board" in text
+    assert story(2) in text and "energy         not measured: not a board" in text
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.name)
