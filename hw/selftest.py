@@ -132,7 +132,8 @@ class SelfTest(wiring.Component):
         ]
 
         # ---- beats: two enabled stages, as a block RAM's output is too late for the decoders behind it -------------
-        running, read, valid = Signal(), Signal(), Signal()
+        running = Signal()
+        read, valid = Signal(), Signal()
         next_beat = Signal(range(len(beat_values) + 1))
         more, enable1, enable2 = Signal(), Signal(), Signal()
         beat = Signal(8 * c.beat_bytes, reset_less=True)

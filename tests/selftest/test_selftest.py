@@ -113,6 +113,18 @@ def test_a_run_that_hangs_is_reported() -> None:
     run(test, "FAIL", sum_=None)
 
 
+def test_the_checksum_knows_every_weight() -> None:
+    """Any one weight changed changes it."""
+    good = expected(SELFTEST, jobs(SELFTEST))
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        work = jobs(SELFTEST)
+        w = work[rng.integers(len(work))].weights
+        place = tuple(rng.integers(n) for n in w.shape)
+        w[place] = (w[place] + 2) % 3 - 1
+        assert expected(SELFTEST, work) != good
+
+
 def test_checksum_is_that_of_its_definition() -> None:
     values = [np.array([[3], [-5]]), np.array([[1 << 21]])]
     a, b = 0, 0
