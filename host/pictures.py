@@ -72,7 +72,7 @@ def _roofline(ax: Axes, measured: Measurement) -> None:
     spec = SHAPES[measured.model]
     compute = 2.0 * c.lanes * c.beat_weights * c.clock_hz
     beat_rate = float(c.beat_bytes * c.clock_hz)
-    x = [0.3, 1, 3, 10, 30, 100, 300, 1000]
+    x = [10 ** (i / 50 - 0.5) for i in range(176)]  # 0.3 to 1,000
     ax.plot(
         x, [min(compute, i * PEAK_BYTES) for i in x], color="#bbbbbb", label=f"DDR peak {PEAK_BYTES / 1e9:.1f} GB/s"
     )
@@ -102,7 +102,7 @@ def _roofline(ax: Axes, measured: Measurement) -> None:
         ax.plot(linear / read, linear / seconds, "s", label=f"this, prefill, {tokens / seconds:.0f} tok/s (simulated)")
     ax.set(xscale="log", yscale="log", xlabel="operations a byte read", ylabel="operations a second")
     ax.set_title(f"Roofline: {measured.model} on {c.name}")
-    ax.legend(fontsize=7, frameon=False)
+    ax.legend(fontsize=7, frameon=False, loc="lower right")
 
 
 def _breakdown(ax: Axes, measured: Measurement) -> None:
