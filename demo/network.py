@@ -212,6 +212,14 @@ class Network(nn.Module):
         return ids
 
     @torch.no_grad()
+    @torch.no_grad()
+    def round_embedding(self) -> None:
+        """Puts every embedding row onto its int8 grid, 127 steps to its largest magnitude: what an accelerator with an
+        int8 head computes with is then what is stored."""
+        rows = self.embed_tokens.weight
+        scale = rows.abs().amax(dim=-1, keepdim=True).clamp(min=1e-5) / 127
+        rows.copy_((rows / scale).round() * scale)
+
     def packed_state(self) -> dict[str, Tensor]:
         """Tensors of the Hugging Face checkpoint: packed ternary weights with their scales, the rest in binary32."""
         state = {}

@@ -98,13 +98,13 @@ def story_loss(network: Network, encoded: list[list[int]]) -> tuple[float, int]:
     return total / count, count
 
 
-def fit(network: Network, rows: Rows, validation: Rows, options: argparse.Namespace) -> tuple[float, float]:
+def fit(network: Network, rows: Rows, validation: Rows, options: argparse.Namespace) -> float:
     """Train in place with AdamW; weight decay, which keeps latent weights near zero, ends at 60 % of the run.
 
     Returns
     -------
-    (float, float)
-        Training loss (mean of the last report) and validation loss at the end, nats a token.
+    float
+        Training loss (mean of the last report), nats a token.
     """
     ternary = [p for name, p in network.named_parameters() if name.endswith("_proj.weight")]
     others = [p for name, p in network.named_parameters() if not name.endswith("_proj.weight")]
@@ -116,7 +116,7 @@ def fit(network: Network, rows: Rows, validation: Rows, options: argparse.Namesp
     )
     order = random.Random(options.seed)
     queue: list[int] = []
-    started, recent, training, valid = time.monotonic(), [], math.nan, math.nan
+    started, recent, training = time.monotonic(), [], math.nan
     for step in range(options.steps):
         if len(queue) < options.batch:
             queue = list(range(len(rows.starts)))
@@ -143,7 +143,7 @@ def fit(network: Network, rows: Rows, validation: Rows, options: argparse.Namesp
                 flush=True,
             )
             recent.clear()
-    return training, valid
+    return training
 
 
 def config(shape: Shape) -> dict[str, object]:
@@ -189,7 +189,7 @@ RoPE theta {shape.rope_theta:.0f} |
 | Vocabulary | {shape.vocab_size}, byte-level BPE learned from the same stories; `<s>` is {begin}, `</s>` is {end}; \
 embedding tied to the head |
 | Weights | {ternary:,} ternary ({zeros:.0%} zero), packed four to a byte with one scale a matrix; \
-norms and embedding binary32; {size:,} bytes |
+norms and embedding binary32, embedding rows on int8 grids; {size:,} bytes |
 | Training | quantisation-aware, straight-through estimator, AdamW, peak learning rate {rate:g}, cosine; \
 {steps:,} steps of {batch} x {tokens} tokens ({total:.0f} million), seed {seed} |
 | Training loss | {training:.4f} nats a token (mean of the last {report} steps) |
@@ -240,7 +240,9 @@ def main() -> None:
     print(f"{len(text)} stories, {len(rows.stream)} tokens", flush=True)
 
     network = Network(shape)
-    training, valid = fit(network, rows, validation, options)
+    training = fit(network, rows, validation, options)
+    network.round_embedding()
+    valid = validation_loss(network, validation, options.batch)
     heldout, heldout_tokens = story_loss(network, encode(tokenizer, held_out))
 
     options.out.mkdir(parents=True, exist_ok=True)

@@ -1,24 +1,30 @@
-"""Writes the tables of docs/architecture.md from the code: `python -m docs.tables` (or `--check`)."""
+"""Writes the tables of docs/architecture.md and docs/boards.md, and the image format, from the code: `python -m docs.tables` (or `--check`)."""
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
+import host.image
+import host.model
+from golden.boards import BOARDS, MIB
 from golden.config import PRESETS, AcceleratorConfig
 from golden.program import FIELDS, Opcode
 from golden.registers import BUSY, REGISTERS, STALLS, ErrorCode
+from host.boards import described
 from hw import fp
 from hw.elementwise.elementwise import Elementwise
 from hw.tlmm.engine import expected_cycles as tlmm_cycles
 
-PAGE = Path(__file__).parent / "architecture.md"
+PAGES = tuple(Path(__file__).parent / name for name in ("architecture.md", "boards.md"))
 
 
-def _table(header: tuple[str, ...], rows: list[tuple[object, ...]]) -> str:
+def _table(header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     return "\n".join(lines + ["| " + " | ".join(str(c) for c in row) + " |" for row in rows])
 
@@ -79,7 +85,7 @@ def latencies() -> str:
 def cycles() -> str:
     """What the engines' cycle formulas give for the reference shapes on the kv260 preset."""
     c = PRESETS["kv260"]
-    rows: list[tuple[object, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     for lanes in (1, 16):
         for name, inputs, outputs in (
             ("0.73B gate and up", 1536, 8192),
@@ -94,12 +100,60 @@ def cycles() -> str:
     return _table(("job", "lanes", "beats", "cycles", "share of the beat rate", "cycles of its quantiser"), rows)
 
 
+def image() -> str:
+    """The `.tlm` format, from the modules that write and read it."""
+    parts = (inspect.cleandoc(module.__doc__ or "") for module in (host.image, host.model))
+    return "\n\n".join(parts).replace("host/model.py", "below")
+
+
+def boards() -> str:
+    """What is on each board and what is built for it."""
+    rows: list[tuple[object, ...]] = []
+    for b in BOARDS.values():
+        c = b.config
+        ports = ", ".join(p.split("_")[2] for p in b.memory_ports)
+        rows.append(
+            (
+                f"`{b.name}`",
+                b.title,
+                f"`{b.part}`",
+                f"{b.luts:,} LUT, {b.ffs:,} FF, {b.bram36:,} BRAM36, {b.urams} URAM, {b.dsps:,} {b.dsp}",
+                f"{b.ddr_bytes // MIB:,} MiB {b.ddr}, {b.ddr_peak / 1e9:.1f} GB/s",
+                f"{ports} of {b.port_bits} bit",
+                f"{c.beat_bytes} bytes at {c.clock_hz / 1e6:.1f} MHz, {c.beat_bytes * c.clock_hz / 1e9:.1f} GB/s",
+                c.lanes,
+                f"0x{b.register_base:08X}",
+            )
+        )
+    head = ("board", "", "part", "chip", "memory", "ports", "beat", "lanes", "registers")
+    return _table(head, rows)
+
+
+def fits() -> str:
+    """Reference models on the boards."""
+    rows: list[tuple[object, ...]] = []
+    for name, facts in described().items():
+        for model, f in facts.get("models", {}).items():
+            if f["fits"]:
+                cma = "yes" if f["cma"] else "`cma=` to be raised"
+                rows.append(
+                    (f"`{name}`", model, f"{f['context']:,}", f"{f['buffer_bytes'] // MIB:,} MiB", cma)
+                    + (f"{f['tokens_per_second']:.1f}",)
+                )
+            else:
+                rows.append((f"`{name}`", model, "does not fit", "-", "-", "-"))
+    return _table(("board", "model", "context", "buffer", "fits the default CMA", "tokens/s, estimated"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "latencies": latencies,
     "cycles": cycles,
     "presets": presets,
     "registers": registers,
     "descriptors": descriptors,
+    "image": image,
+    "boards": boards,
+    "fits": fits,
 }
 
 
@@ -114,11 +168,12 @@ def render(text: str) -> str:
 
 
 def main() -> int:
-    text = PAGE.read_text()
-    new = render(text)
+    old = {page: page.read_text() for page in PAGES}
+    new = {page: render(text) for page, text in old.items()}
     if "--check" in sys.argv:
-        return int(new != text)
-    PAGE.write_text(new)
+        return int(new != old)
+    for page, text in new.items():
+        page.write_text(text)
     return 0
 
 

@@ -29,7 +29,7 @@ SELFTEST = AcceleratorConfig(
     score_words=64,
     fifo_beats=64,
     max_descriptors=16,
-    clock_hz=100_000_000,
+    clock_hz=80_000_000,
 )
 """The engine of the self-test: a 16-byte beat, two lanes."""
 

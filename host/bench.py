@@ -311,6 +311,7 @@ def measure(
     prompt: int = 0,
     complete: bool = False,
     trace: bool = False,
+    logits: bool = True,
     say: Say = lambda _: None,
 ) -> Measurement:
     """Runs the passes that a measurement needs.
@@ -322,6 +323,7 @@ def measure(
     prompt : tokens to prefill from an empty cache; 0: none.
     complete : run the decode pass with all layers too.
     trace : record the decode pass with two layers.
+    logits : compare every logit (of the model of one layer), not only the arg-max.
     say : told what is being done.
 
     Raises
@@ -357,7 +359,8 @@ def measure(
         file = Path(folder) / "trace" if trace else None
         last = tokens[:1]
         with machine(1, context) as m:
-            step(m, last, context, head=True, logits=True)
+            if logits:
+                step(m, last, context, head=True, logits=True)
             one = step(m, last, context, head=False)
         with machine(2, context, file) as m:
             two = step(m, last, context, head=False)

@@ -360,6 +360,7 @@ def eval_command(
     context: Annotated[int | None, typer.Option("--context", help="Tokens of a window; default: all.")] = None,
     stride: Annotated[int | None, typer.Option("--stride", help="From window to window; default: half.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Take so many tokens of the text.")] = None,
+    latent: Latent = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Score a text: negative log-likelihood, perplexity, and where a model parts from a reference."""
@@ -373,6 +374,7 @@ def eval_command(
         context=context,
         stride=stride,
         max_tokens=max_tokens,
+        latent=latent,
         show=not as_json,
     )
     if as_json:

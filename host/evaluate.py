@@ -25,7 +25,7 @@ from rich.text import Text
 from golden.config import AcceleratorConfig
 from golden.model import PREFILL_LANES
 from host.backends import GoldenBackend
-from host.checkpoint import read_checkpoint
+from host.checkpoint import is_checkpoint, open_checkpoint
 from host.errors import CheckError, UserError
 from host.image import Image
 from host.model import Model, find_model
@@ -183,8 +183,10 @@ class TorchScorer(Scorer):
         return out.logits[0].float().numpy() if wanted else None
 
 
-def open_scorer(name: str, backend: str, config: AcceleratorConfig) -> Scorer:
-    """A model by name ('demo', a checkpoint folder, a `.tlm` image) on a back end: 'golden', 'sim' or 'torch'.
+def open_scorer(name: str, backend: str, config: AcceleratorConfig, *, latent: bool = False) -> Scorer:
+    """A model by name ('demo', a checkpoint, a `.tlm` image) on a back end: 'golden', 'sim' or 'torch'.
+
+    `latent`: as in `host.checkpoint.read_checkpoint`.
 
     Raises
     ------
@@ -193,14 +195,14 @@ def open_scorer(name: str, backend: str, config: AcceleratorConfig) -> Scorer:
     path = find_model(name)
     if backend == "torch":
         return TorchScorer(path)
-    if backend == "golden" and path.is_dir():
-        checkpoint = read_checkpoint(path)
+    if backend == "golden" and is_checkpoint(path):
+        checkpoint = open_checkpoint(path, latent=latent)
         tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.weights.spec.vocab)
         return BackendScorer(checkpoint.name, tokenizer, GoldenBackend(checkpoint.weights, config))
     if backend == "golden":
         model = Model(Image(path), config)
         return BackendScorer(model.name, model.tokenizer, GoldenBackend(model.weights(), config))
-    with Model.open(path, config) as opened:  # its mapping stays while the driver needs it
+    with Model.open(path, config, latent=latent) as opened:  # its mapping stays while the driver needs it
         machine = SimulatedAccelerator(opened, config, timing=memory_timing(None, None))
         return BackendScorer(opened.name, opened.tokenizer, machine)
 
@@ -340,6 +342,7 @@ def evaluate(
     context: int | None = None,
     stride: int | None = None,
     max_tokens: int | None = None,
+    latent: bool = False,
     show: bool = True,
 ) -> dict[str, Any]:
     """Scores a text and returns what `tellme eval --json` prints (`show`: a progress bar on a terminal).
@@ -361,7 +364,7 @@ def evaluate(
         raise UserError(f"max-tokens must be at least 2 (the first token is not scored), not {max_tokens}")
     text = read_text(text_path)
     with ExitStack() as stack:
-        model = open_scorer(model_name, backend, config)
+        model = open_scorer(model_name, backend, config, latent=latent)
         stack.callback(model.close)
         every = model.tokenizer.encode(text)
         ids = every[:max_tokens]
@@ -369,7 +372,7 @@ def evaluate(
             raise UserError(f"{text_path}: is {len(ids)} token; two are needed, as the first is not scored")
         reference = None
         if reference_name is not None:
-            reference = open_scorer(reference_name, reference_backend, config)
+            reference = open_scorer(reference_name, reference_backend, config, latent=latent)
             stack.callback(reference.close)
             _check_tokenizers(model, reference, text, ids)
         limit = min(s.context for s in (model, reference) if s is not None)

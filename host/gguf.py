@@ -130,6 +130,11 @@ class _Entry:
     row_bytes: int
 
 
+def _shown(name: str) -> str:
+    """A name from a file as a message may hold it."""
+    return name[:100] if name.isprintable() else repr(name[:100])
+
+
 def _type_name(number: int) -> str:
     try:
         return GGMLQuantizationType(number).name
@@ -177,7 +182,9 @@ class _Cursor:
         if kind == _STRING:
             return self.string(key)
         if kind in _NUMBERS:
-            return self.number(_NUMBERS[kind], key)
+            value = self.number(_NUMBERS[kind], key)
+            # The shortest decimal that is this float32: 1e-05 as in a config.json, not 9.999999747378752e-06.
+            return float(str(np.float32(value))) if kind == 6 else value
         if kind != _ARRAY:
             raise UserError(f"{self._path}: {key} is of unknown type {kind}; the file is damaged or too new")
         kind = self.number("I", f"the type of {key}")
@@ -227,7 +234,7 @@ class Gguf:
             raise UserError(f"{path}: is not a GGUF file")
         version = c.number("I", "the version")
         if version not in (2, 3):
-            if version & 0xFFFF == 0:
+            if version and version & 0xFFFF == 0:
                 raise UserError(f"{path}: is a big-endian GGUF file; only little-endian ones are supported")
             raise UserError(f"{path}: is GGUF version {version}; supported are 2 and 3")
         tensors = c.count("tensors", 24, MAX_TENSORS)
@@ -251,7 +258,7 @@ class Gguf:
         spans.sort()
         for (_, end, before), (start, _, name) in zip(spans, spans[1:], strict=False):
             if start < end:
-                raise UserError(f"{self.where(name)}: lies within {before}; the file is damaged")
+                raise UserError(f"{self.where(name)}: lies within {_shown(before)}; the file is damaged")
 
     def _info(self, c: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
         name = c.string("a tensor name")
@@ -344,7 +351,7 @@ class Gguf:
 
     def where(self, name: str) -> str:
         """`file: tensor name`, for messages."""
-        return f"{self.path}: tensor {name[:100] if name.isprintable() else repr(name[:100])}"
+        return f"{self.path}: tensor {_shown(name)}"
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Rows first. Raises UserError if there is no such tensor."""

@@ -15,7 +15,8 @@ File format (little endian), version 2:
 
 (1) Each port's part is padded to a multiple of 4096, so that it can be mapped and copied to the port's region as it is.
 
-Header: `geometry` {ports, port_bytes, key_tile}; `beats`, the length of the data; `sections`, a list of {name, address,
+Header: `geometry` {ports, port_bytes, key_tile}; `made_for` {build, version}: name of the build (with its hash, as the
+bitstream's files have it) and version of the memory formats it was converted for; `beats`, the length of the data; `sections`, a list of {name, address,
 beats, crc32, info}: beats [address, address + beats) of the data, and the CRC-32 of each port's part of them (8
 hexadecimal digits each); `blobs`, a list of {name, offset (from the end of the ports' parts), bytes, crc32}; `model`, a
 JSON object {name, spec, eos_ids}. Sections and blobs follow each other without gaps. Every section and blob is checked
@@ -45,7 +46,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from golden.boards import build_name
 from golden.config import AcceleratorConfig
+from golden.registers import VERSION
 from host.errors import UserError
 from host.tensors import parse_json
 
@@ -142,6 +145,7 @@ def write_stream(
     part = _pages(beats * config.port_bytes)
     head: dict[str, Any] = {
         "geometry": geometry_of(config),
+        "made_for": {"build": build_name(config), "version": VERSION},
         "beats": beats,
         "sections": [],
         "blobs": [],
@@ -307,6 +311,11 @@ class Image:
         for name, most in (("ports", 64), ("port_bytes", 64), ("key_tile", 1 << 16)):
             self.geometry[name] = _integer(geometry.get(name), name, most)  # type: ignore[union-attr]
             _check(self.geometry[name] > 0, f"{name} must be positive")
+        made_for = head.get("made_for", {})
+        _check(isinstance(made_for, dict), "made_for must be an object")
+        # Images from before this key are of version 1 of the formats.
+        self.build = str(made_for.get("build", "unknown"))
+        self.formats = _integer(made_for.get("version", 1), "made_for.version", 1 << 16)
         self.beats = _integer(head.get("beats"), "beats", 1 << 40)
         model = head.get("model")
         _check(isinstance(model, dict), "model must be an object")
@@ -352,6 +361,8 @@ class Image:
         """Gives back the memory of mapped pages; they are read again when they are used again."""
         n = len(self._map) - start if length is None else length
         first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        if n <= 0:
+            return
         self._map._mmap.madvise(mmap.MADV_DONTNEED, first, start + n - first)  # type: ignore[attr-defined]
 
     @property
@@ -410,12 +421,20 @@ class Image:
         return self._blobs[name][1] if name in self._blobs else 0
 
     def require(self, config: AcceleratorConfig) -> None:
-        """Refuses an accelerator whose beats are laid out otherwise.
+        """Refuses an accelerator whose beats are laid out otherwise. One of the very build it was made for always fits;
+        another fits if the formats and the geometry are the same.
 
         Raises
         ------
         UserError : naming the parameter, both values and the remedy.
         """
+        if self.build == build_name(config):
+            return
+        if self.formats != VERSION:
+            raise UserError(
+                f"{self.path}: was made for build {self.build}, version {self.formats} of the memory formats, but "
+                f"{build_name(config)} has version {VERSION}; convert the checkpoint with --board {config.name}"
+            )
         for name, value in geometry_of(config).items():
             if self.geometry[name] != value:
                 raise UserError(

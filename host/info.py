@@ -76,14 +76,16 @@ def try_program(name: str, spec: ModelSpec, config: AcceleratorConfig) -> Progra
         return e
 
 
-def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    table = Table(title=title, title_justify="left", show_header=bool(header))
+def _print(console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table below its title."""
+    table = Table(show_header=bool(header))
     for i in range(len(rows[0])):
         table.add_column(header[i] if header else "", justify="right" if i else "left", no_wrap=True)
     for row in rows:
         cells = (f"{c:,}" if isinstance(c, int) and not isinstance(c, bool) else str(c) for c in row)
         table.add_row(*cells)
-    return table
+    console.print(title, highlight=False, soft_wrap=True, markup=False)
+    console.print(table)
 
 
 def _parts(spec: ModelSpec, config: AcceleratorConfig, shares: dict[str, Shares], files: int) -> list[list[object]]:
@@ -182,17 +184,17 @@ def print_info(path: Path, config: AcceleratorConfig | None, *, verify: bool, la
     spec = weights.spec
     shape = [[field, getattr(spec, field)] for field in spec.__dataclass_fields__]
     total = spec.layers * spec.layer_weights
-    console.print(_table(f"model {name}: {kind}", (), [*shape, ["ternary weights", total]]))
     shares = ternary_statistics(weights, show=True)
+    _print(console, f"model {name}: {kind}", (), [*shape, ["ternary weights", total]])
     header = ("part", "shape", "as", "bytes in an image", "-1", "0", "+1")
-    console.print(_table(f"parts, laid out for {configs[0].name}", header, _parts(spec, configs[0], shares, text)))
+    _print(console, f"parts, laid out for {configs[0].name}", header, _parts(spec, configs[0], shares, text))
     rows, reasons = _boards(name, spec, configs)
     if rows:
         columns = (
             "board", "positions", "descriptors", "image, bytes", "logits, bytes", "KV cache, bytes",
-            "memory needed, bytes", "beats of a last decode pass", "tokens/s at most, at a beat a cycle",
+            "buffer, bytes", "beats of a last decode pass", "tokens/s at most, at a beat a cycle",
         )  # fmt: skip
-        console.print(_table("presets that run it", columns, rows))
+        _print(console, "presets that run it", columns, rows)
     for reason in reasons:
         console.print(reason, highlight=False, soft_wrap=True, markup=False)
     if verify and verified:

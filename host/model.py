@@ -198,8 +198,9 @@ def read_spec(values: Any) -> ModelSpec:
             raise ValueError(f"{name} of spec must be of type {kind}, not {value!r}")
     scaling = values.get("rope_scaling")
     if scaling is not None:
-        if not isinstance(scaling, dict) or not set(scaling) <= set(RopeScaling.__dataclass_fields__):
-            raise ValueError("rope_scaling of spec must be an object of known fields")
+        fields = set(RopeScaling.__dataclass_fields__)
+        if not isinstance(scaling, dict) or not {"kind", "factor"} <= set(scaling) <= fields:
+            raise ValueError("rope_scaling of spec must be an object of known fields, with kind and factor")
         numbers = [v for k, v in scaling.items() if k != "kind"]
         if not all(type(v) in (int, float) and 0 < v < 3e38 for v in numbers):
             raise ValueError("rope_scaling of spec must hold positive numbers")
@@ -380,7 +381,8 @@ class Model:
     def _matrix(self, section: str) -> NDArray[np.int8]:
         info = self.image.sections[section].info
         data = self.image.section(section)[info["gain_beats"] :]
-        return layout.unpack_linear(data, info["rows"], info["inputs"], self.config, info["block_rows"])
+        with golden_errors(f"{self.image.path}: section {section!r}"):
+            return layout.unpack_linear(data, info["rows"], info["inputs"], self.config, info["block_rows"])
 
     def _layer(self, i: int) -> LayerWeights:
         s = self.spec

@@ -44,7 +44,7 @@ class SimulatedAccelerator(Accelerator):
     model : an open image.
     config : what to build.
     timing : of the memory.
-    waves : FST file to write; it appears when the simulation closes.
+    waves : FST file to write; it appears when the simulation closes, and not at all if it had to be killed.
     trace : file for the records of what every unit does, complete when the simulation closes (sim/trace.py).
     slots, context : as in `Accelerator.load`.
 
@@ -78,6 +78,7 @@ class SimulatedAccelerator(Accelerator):
                 # Beside the file, so that it can be renamed into place.
                 self._folder = Path(tempfile.mkdtemp(prefix=waves.name + ".", dir=waves.parent))
             device = SimDevice(config, program.window_beats, memory_timing=timing, waves=self._folder, trace=trace)
+            self._simulation = device
             try:
                 super().__init__(device, config, timeout_s=TIMEOUT_S)
                 self.load(model, slots=slots, context=context)
@@ -101,6 +102,6 @@ class SimulatedAccelerator(Accelerator):
         super().close()
         if self._folder is not None and self._waves is not None:
             files = list(self._folder.glob("*.fst"))
-            if files:
+            if files and self._simulation.ended:
                 files[0].replace(self._waves)
         self._discard()

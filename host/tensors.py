@@ -46,6 +46,7 @@ def parse_json(text: bytes | str, where: object) -> dict[str, Any]:
     """
     try:
         value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but is no text
     except (ValueError, RecursionError) as e:
         raise UserError(f"{where}: is not JSON ({e})") from e
     if not isinstance(value, dict):

@@ -24,7 +24,7 @@ SPACE = "\u2581"
 """What sentencepiece writes for a space."""
 MAX_PIECES = 1 << 20
 """Pieces of a vocabulary. The longest published ones have some 262,000."""
-_MAX_PIECE = 1 << 10
+_MAX_PIECE = 1 << 8
 """Characters of a piece that is made by merges; longer ones cannot be (a merge rule for each way to cut it would take too long to find)."""
 _IMPOSSIBLE = -1e6
 """Score of a piece that text must not be split into."""

@@ -124,14 +124,16 @@ class SelfTest(wiring.Component):
         for name, values in table.items():
             m.d.sync += getattr(engine, name).eq(Array(values)[job])
         m.d.comb += [
-            engine.quantised.eq((1 << 32) - 1),
+            # All there: more than there are, and a power of two, so that the comparison is of one bit.
+            engine.quantised.eq(1 << 31),
             word_port.addr.eq(Cat(engine.q_word, engine.q_lane[: ceil_log2(c.lanes)], job)),
             word_port.en.eq(engine.q_en),
             engine.q_data.eq(word_port.data),
         ]
 
         # ---- beats: two enabled stages, as a block RAM's output is too late for the decoders behind it -------------
-        running, read, valid = Signal(), Signal(), Signal()
+        running = Signal()
+        read, valid = Signal(), Signal()
         next_beat = Signal(range(len(beat_values) + 1))
         more, enable1, enable2 = Signal(), Signal(), Signal()
         beat = Signal(8 * c.beat_bytes, reset_less=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.back import verilog
 from amaranth.hdl._ir import PortDirection
@@ -360,6 +362,11 @@ class Accelerator(wiring.Component):
             m.d.comb += [unit.window_beats.eq(registers.window_beats), unit.timeout.eq(registers.timeout)]
 
 
+_ZEROS = re.compile(r"^  initial begin\n(?:    \S+ ?\[\d+\] = \d+'h0+;\n)+  end\n", re.M)
+"""Initial contents of a memory that are all zero. Amaranth always writes them; FPGA memories start so anyway, UltraRAM takes
+none, and a reader spends minutes on half a million words."""
+
+
 def to_verilog(config: AcceleratorConfig, name: str = "tellme") -> str:
     """Verilog of the accelerator `name`, for the board of its preset if it has one; ports `s_axi_*`, `m_axi_<port>_*`, `irq`, `clk`, `rst`."""
     top = Accelerator(config)
@@ -371,6 +378,5 @@ def to_verilog(config: AcceleratorConfig, name: str = "tellme") -> str:
         for path, member, value in top.signature.flatten(top)
     }
     platform = platform_of(config)
-    return str(
-        verilog.convert(top, name=name, platform=platform, ports=ports, strip_internal_attrs=True, emit_src=False)
-    )
+    text = verilog.convert(top, name=name, platform=platform, ports=ports, strip_internal_attrs=True, emit_src=False)
+    return _ZEROS.sub("", str(text))

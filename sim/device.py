@@ -77,6 +77,7 @@ class SimDevice:
     memory : uint8[ports, beats, port_bytes], shared with the simulation without copies.
     port_bases : byte address of each port's region.
     cycles : simulated cycles so far, as of the last call.
+    ended : whether the simulation has ended by itself, without which its wave file is not whole.
 
     Raises
     ------
@@ -100,6 +101,7 @@ class SimDevice:
         folder = accelerator if isinstance(accelerator, Path) else harness.build(accelerator, waves=waves is not None)
         self.config = config
         self.cycles = 0
+        self.ended = False
         self._interrupt = False
         self._shared = harness.SharedMemory(config, beats)
         self._socket, child = socket.socketpair()
@@ -189,6 +191,7 @@ class SimDevice:
             except (subprocess.TimeoutExpired, KeyboardInterrupt):
                 process.kill()
                 process.wait()
+            self.ended = process.returncode == 0
             self._log.close()
             self._shared.close()
 

@@ -79,6 +79,10 @@ def verilator_environment() -> None:
         os.environ["MAKEFLAGS"] = (os.environ.get("MAKEFLAGS", "") + " " + _MAKEFLAGS).strip()
 
 
+_FST = Path(__file__).resolve().parent / "fst"
+"""Headers that Verilator's FST writer includes."""
+
+
 def build(
     text: str,
     *,
@@ -97,7 +101,7 @@ def build(
     verilator_environment()
     key = hashlib.sha256()
     key.update(json.dumps([text, top, list(public), list(args), waves, _MAKEFLAGS]).encode())
-    for s in (*sources, *cpp):
+    for s in (*sources, *cpp, *(sorted(_FST.glob("*.h")) if waves else ())):
         key.update(Path(s).read_bytes())
     folder = build_root() / key.hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +117,12 @@ def build(
             flags = [f"-Wno-{w}" for w in _WARNINGS] + ["-O3", "--x-assign", "fast", "--x-initial", "fast", *args]
             flags += [str(Path(s).resolve()) for s in cpp]
             if waves:
-                flags += ["--trace-fst", "--trace-structs"]
+                flags += ["--trace-fst", "--trace-structs", "-CFLAGS", f"-I{_FST}", "-LDFLAGS", f"-L{folder.resolve()}"]
+                for library in (
+                    "liblz4.a",
+                    "libz.a",
+                ):  # Verilator's makefile names them; the headers need nothing of them
+                    (folder / library).write_bytes(b"!<arch>\n")
             try:
                 _Runner().build(
                     sources=[VerilatorControlFile(control), design, *sources],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,8 +59,10 @@ def load_demo(folder: Path = DEMO) -> tuple[ModelWeights, NDArray[np.float32]]:
     layers = []
     for i in range(spec.layers):
         prefix = f"model.layers.{i}."
-        matrices = {n: _unpack(tensors[f"{prefix}{p}.weight"]) for n, p in PARTS.items()}
-        scales = {f"{n}_scale": float(tensors[f"{prefix}{p}.weight_scale"][0]) for n, p in PARTS.items()}
+        matrices: dict[str, Any] = {n: _unpack(tensors[f"{prefix}{p}.weight"]) for n, p in PARTS.items()}
+        scales: dict[str, Any] = {
+            f"{n}_scale": float(tensors[f"{prefix}{p}.weight_scale"][0]) for n, p in PARTS.items()
+        }
         layers.append(
             LayerWeights(
                 **matrices,

@@ -316,7 +316,7 @@ class Elementwise(wiring.Component):
     def _scale_rams(self, m: Module, epilogue: Epilogue, scales: ScaleUnit) -> None:
         config = self.config
         tag = scales.tag
-        m.submodules.act_scales = act = memory.Memory(shape=unsigned(32), depth=config.lanes, init=[])
+        m.submodules.act_scales = act = memory.Memory(shape=unsigned(32), depth=max(2, config.lanes), init=[])
         m.submodules.query_scales = query = ScaleRam(depth=config.lanes * config.max_heads)
         m.submodules.own_scales = own = ScaleRam(depth=2 * self._kv_heads * config.lanes)
         write, read = act.write_port(), act.read_port(domain="comb")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
 from amaranth.build.run import BuildPlan
@@ -16,8 +17,8 @@ from golden.selftest import SELFTEST
 from hw.selftest import SelfTest
 
 NAME = "ulx3s"
-DIVIDER = 6
-"""Of the PLL's oscillator, which must run at 400 to 800 MHz (Lattice FPGA-TN-02200): 600 MHz."""
+DIVIDER = 8
+"""Of the PLL's oscillator, which must run at 400 to 800 MHz (Lattice FPGA-TN-02200): 640 MHz."""
 
 
 class ULX3SPlatform(ULX3S_85F_Platform):
@@ -33,12 +34,13 @@ class ULX3SPlatform(ULX3S_85F_Platform):
         m.submodules.pin = buffer = io.Buffer("i", pin)
         locked, clock = Signal(), Signal()
         reference = self.default_clk_frequency
+        ratio = Fraction(self.clock_hz, int(reference))
         m.submodules.pll = Instance(
             "EHXPLLL",
             a_FREQUENCY_PIN_CLKI=str(reference / 1e6),
             a_FREQUENCY_PIN_CLKOP=str(self.clock_hz / 1e6),
-            p_CLKI_DIV=1,
-            p_CLKFB_DIV=round(self.clock_hz / reference),
+            p_CLKI_DIV=ratio.denominator,
+            p_CLKFB_DIV=ratio.numerator,
             p_CLKOP_DIV=DIVIDER,
             p_CLKOP_CPHASE=DIVIDER - 1,
             p_CLKOP_ENABLE="ENABLED",
@@ -65,11 +67,14 @@ class ULX3SSelfTest(SelfTest):
 
     def elaborate(self, platform: Any) -> Module:
         m = super().elaborate(platform)
-        m.d.comb += [
-            platform.request("uart", 0).tx.o.eq(self.tx),
-            platform.request("led", 0).o.eq(self.passed),
-            platform.request("led", 7).o.eq(self.failed),
-        ]
+        pins = {
+            "pin_tx": (platform.request("uart", 0, dir={"rx": "-", "tx": "-", "rts": "-", "dtr": "-"}).tx, self.tx),
+            "pin_passed": (platform.request("led", 0, dir="-"), self.passed),
+            "pin_failed": (platform.request("led", 7, dir="-"), self.failed),
+        }
+        for name, (pin, value) in pins.items():
+            m.submodules[name] = buffer = io.Buffer("o", pin)
+            m.d.comb += buffer.o.eq(value)
         return m
 
 

@@ -171,7 +171,7 @@ def test_silu_gate_is_within_bounds_and_saturates() -> None:
     want = g / (1 + np.exp(-g)) * up
     got = elementwise.gate_silu(gate, up)
     np.testing.assert_allclose(got, want, rtol=6e-7, atol=1e-30)
-    assert got[-1] == 0 and got[-3] == 0 and got[-2] == 200 * up[-2]
+    assert got[-1] == 0 and got[-3] == 0 and got[-2] == np.float32(200) * up[-2]
 
 
 def test_residual_and_dequantise() -> None:

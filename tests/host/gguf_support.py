@@ -57,7 +57,7 @@ def half_scales(weights: ModelWeights) -> ModelWeights:
 def model(seed: int = 1, **changes: Any) -> ModelWeights:
     """A small model whose rows are whole blocks of every type."""
     values: dict[str, Any] = dict(
-        hidden=256, layers=2, heads=4, kv_heads=2, head_dim=64, ffn=256, vocab=1024, max_context=64, norm_eps=2.0**-17
+        hidden=256, layers=2, heads=4, kv_heads=2, head_dim=64, ffn=256, vocab=1024, max_context=64, norm_eps=1e-5
     )
     return random_weights(ModelSpec(**(values | changes)), seed)
 

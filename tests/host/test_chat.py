@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer as Library
+from tokenizers import processors
 
 from host.chat import MAX_SOURCE, ChatTemplate
 from host.errors import UserError
@@ -52,6 +54,15 @@ def test_document_start_stands_once():
     ids = t.encode_chat(USER)
     assert ids[0] == t.bos_id and ids.count(t.bos_id) == 1
     assert with_template(TEMPLATES["chatml"]).encode_chat(USER).count(t.bos_id) == 0
+
+
+def test_a_post_processor_adds_no_second_document_start():
+    library = Library.from_file(str(DEMO / "tokenizer.json"))
+    library.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    config = json.dumps({"bos_token": BOS, "chat_template": "{{ bos_token }}{{ messages[0].content }}"}).encode()
+    t = Tokenizer(Files(library.to_str().encode(), config), 1024)
+    assert t.encode("Hi") == [0, *t.encode_chat(USER)[1:], 1]
+    assert t.encode_chat(USER).count(0) == 1 and 1 not in t.encode_chat(USER)
 
 
 def test_named_templates_give_the_default():

@@ -391,6 +391,16 @@ def test_more_queries_on_a_kv_head_than_the_attention_unit_counts_are_refused(tm
         check_fits(read_checkpoint(write_checkpoint(tmp_path / "m", spec)).weights.spec, TINY, "m")
 
 
+def test_a_code_three_is_found_with_its_place_in_any_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    spec = small_spec()
+    tensors = tensors_of(random_weights(spec, 1))
+    tensors[DOWN][11, 95] |= 0b11 << 4  # rows 11 + 2 * 16
+    folder = write_folder(tmp_path / "m", config_json(spec), tensors)
+    for piece in (96, 500, 1 << 20):
+        monkeypatch.setattr(host.tensors, "PIECE", piece)
+        refused(folder, "down_proj.weight: code 3 at row 43, column 95 is no ternary weight; the file is damaged")
+
+
 def test_a_tied_head_that_repeats_the_embedding_is_accepted(tmp_path: Path):
     spec = small_spec()
     tensors = tensors_of(random_weights(spec, 1))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ import numpy as np
 import pytest
 
 import host.model
+from golden.boards import build_name
 from golden.config import KV260, TINY, AcceleratorConfig
 from golden.layout import unpack_linear
+from golden.registers import VERSION
 from host.checkpoint import read_checkpoint
 from host.errors import UserError
 from host.image import PAGE, Image, Plan, write_image
 from host.model import Model, block_rows, convert
+from tests.fuzz.targets import image_header
 from tests.host.support import DEMO, WORD, write_checkpoint
 from tests.host.test_checkpoint import assert_same
 from tests.models import small_spec
@@ -57,7 +61,7 @@ def test_weights_come_back_bit_for_bit(tmp_path: Path, config: AcceleratorConfig
             row, scale = model.embedding_row(token)
             np.testing.assert_array_equal(row, checkpoint.weights.embedding[token])
             assert scale == checkpoint.weights.embedding_scales[token]
-    with pytest.raises(UserError, match="the prompt has token 432, but the model's vocabulary is 300"):
+    with pytest.raises(UserError, match=r"the prompt has token \d+, but the model's vocabulary is 300"):
         model.tokenizer.encode("Once")
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".part"] == []
 
@@ -154,9 +158,93 @@ def test_header_says_what_the_documentation_says(demo_image: Path):
     header = raw[24 : 24 + length]
     assert (magic, version, crc, zero) == (b"TELLMETM", 2, zlib.crc32(header), 0)
     head = json.loads(header)
-    assert set(head) == {"geometry", "beats", "sections", "blobs", "model"}
+    assert set(head) == {"geometry", "made_for", "beats", "sections", "blobs", "model"}
     assert head["geometry"] == {"ports": 1, "port_bytes": 16, "key_tile": 32}
     assert sum(s["beats"] for s in head["sections"]) == head["beats"]
+
+
+def sections(change: Any) -> Any:
+    """A change of the header that applies to its sections."""
+    return lambda head: change(head["sections"])
+
+
+def swap_beats(s: Any) -> None:
+    """Lengths of the first two sections exchanged, everything else right for it."""
+    s[0]["beats"], s[1]["beats"] = s[1]["beats"], s[0]["beats"]
+    s[1]["address"] = s[0]["beats"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h: h.update(geometry=[]), "geometry must be an object"),
+        (lambda h: h["geometry"].update(ports=0), "ports must be positive"),
+        (lambda h: h["geometry"].update(ports=65), "ports must be an integer from 0 to 64"),
+        (lambda h: h["geometry"].update(port_bytes="16"), "port_bytes must be an integer"),
+        (lambda h: h.update(beats=1 << 60), "beats must be an integer from 0 to"),
+        (lambda h: h.update(beats=h["beats"] + 1), "sections have .* beats of"),
+        (lambda h: h.update(model=None), "model must be an object"),
+        (lambda h: h.update(sections={}), "sections must be a list of objects"),
+        (sections(lambda s: s[1].update(name=s[0]["name"])), "section 'input_norm' is there twice"),
+        (sections(lambda s: s[1].update(address=0)), "section '0.qkv' must start at beat 32"),
+        (sections(lambda s: s[1].update(info=0)), "info of section '0.qkv' must be an object"),
+        (sections(lambda s: s[1].update(crc32=[])), "section '0.qkv' must have a checksum for each port"),
+        (sections(lambda s: s[1].update(crc32=["zzzzzzzz"])), "a checksum of section '0.qkv' must have 8 hexadecimal digits"),
+        (sections(lambda s: s[1].update(crc32=[7])), "a checksum of section '0.qkv' must have 8 hexadecimal digits"),
+        (sections(lambda s: s[1].update(beats=-1)), "beats of section '0.qkv' must be an integer from 0 to"),
+        (sections(lambda s: s[1].update(name=5)), "the name of a section must be a string"),
+        (lambda h: h["blobs"][1].update(name="tokenizer.json"), "part 'tokenizer.json' is there twice"),
+        (lambda h: h["blobs"][1].update(offset=1), "part 'tokenizer_config.json' must start at byte"),
+        (lambda h: h["blobs"][0].update(bytes=1 << 50), "part 'tokenizer_config.json' must start at byte"),
+        (lambda h: h["model"].update(name=1), "name of model must be a string"),
+        (lambda h: h["model"].update(eos_ids=["1"]), "eos_ids of model must be a list of integers"),
+        (lambda h: h["model"].update(spec=3), "spec must be an object"),
+        (lambda h: h["model"]["spec"].update(colour=3), "spec has an unknown field 'colour'"),
+        (lambda h: h["model"]["spec"].update(hidden="64"), "hidden of spec must be of type int, not '64'"),
+        (lambda h: h["model"]["spec"].update(tied=1), "tied of spec must be of type bool, not 1"),
+        (lambda h: h["model"]["spec"].update(rope_theta=-1), "rope_theta of spec must be of type float, not -1"),
+        (lambda h: h["model"]["spec"].update(rope_scaling=[]), "rope_scaling of spec must be an object of known fields"),
+        (lambda h: h["model"]["spec"].update(rope_scaling={"kind": "linear"}), "rope_scaling of spec .* with kind and factor"),
+        (lambda h: h["model"]["spec"].update(rope_scaling={"kind": "linear", "factor": "x"}), "rope_scaling of spec must hold positive numbers"),
+        (lambda h: h["model"]["spec"].pop("hidden"), "spec is incomplete"),
+        (lambda h: h["model"]["spec"].update(head_dim=40), "head_dim must be a multiple of 32, not 40"),
+        (lambda h: h["model"]["spec"].update(layers=1 << 30), "it has 27 sections, the model needs 5368709122"),
+        (sections(swap_beats), "section 'input_norm' of 512 beats is where 'input_norm' of 32 belongs"),
+        (sections(lambda s: s[2].update(name="x")), "section 'x' of 32 beats is where '0.attention' of 32 belongs"),
+        (sections(lambda s: s[1]["info"].update(rows=8)), "rows of section '0.qkv' must be 256, not 8"),
+        (sections(lambda s: s[1]["info"].update(block_rows=12)), "block_rows of section '0.qkv' must be a multiple of 8"),
+        (sections(lambda s: s[1]["info"].update(scales=[1.0])), "section '0.qkv' must have 3 positive scales and block_rows"),
+        (sections(lambda s: s[1]["info"].update(scales=[1.0, 2.0, -1])), "section '0.qkv' must have 3 positive scales"),
+    ],
+)  # fmt: skip
+def test_a_header_that_says_something_else_is_refused(demo_image: Path, tmp_path: Path, change: Any, message: str):
+    """Its checksum is right: whoever wrote it wrote it wrongly."""
+    text, join = image_header(demo_image.read_bytes())
+    head = json.loads(text)
+    change(head)
+    (tmp_path / "bad.tlm").write_bytes(join(json.dumps(head).encode()))
+    with pytest.raises(UserError, match=f"(header is broken, )?{message}") as e:
+        Model(Image(tmp_path / "bad.tlm", verify=False), TINY)
+    assert str(e.value).isprintable()
+
+
+def test_damaged_weights_of_an_unchecked_image_are_named(demo_image: Path, tmp_path: Path):
+    raw = demo_image.read_bytes()
+    start = -(-(24 + struct.unpack("<I", raw[12:16])[0]) // PAGE) * PAGE
+    at = start + Image(demo_image).sections["0.qkv"].address * TINY.port_bytes
+    bad = Model(Image(edit(demo_image, tmp_path / "bad.tlm", at, 250), verify=False), TINY)
+    with pytest.raises(
+        UserError, match=r"bad.tlm: section '0.qkv': a byte of packed weights must be at most 242; found 250 at"
+    ):
+        list(bad.weights().layers)
+
+
+def test_a_part_that_is_missing_is_named(tmp_path: Path):
+    write_image(tmp_path / "x.tlm", config=TINY, model={}, sections=[], blobs={})
+    with pytest.raises(UserError, match="its part 'tokenizer.json' is missing; convert the checkpoint again"):
+        Image(tmp_path / "x.tlm").blob("tokenizer.json")
+    with pytest.raises(UserError, match="is not a file; give a .tlm image"):
+        Image(tmp_path)
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -218,3 +306,24 @@ def test_an_open_image_stays_whole_while_its_file_is_written_again(tmp_path: Pat
     old.verify()
     np.testing.assert_array_equal(old.section("a"), contents[0])
     np.testing.assert_array_equal(Image(target).section("a"), contents[1])
+
+
+def test_an_image_knows_the_build_it_was_made_for(
+    demo_image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Same build: fits. Another build of the same formats and geometry: fits. Other formats: refused by both names."""
+    image = Image(demo_image)
+    assert image.build == build_name(TINY) and image.formats == VERSION
+    image.require(TINY)
+    wider = replace(TINY, name="wider", lanes=8)
+    assert build_name(wider) != image.build
+    image.require(wider)
+    with monkeypatch.context() as m:
+        m.setattr("host.image.VERSION", VERSION + 1)
+        image.require(TINY)
+        with pytest.raises(UserError) as e:
+            image.require(wider)
+    assert str(e.value) == (
+        f"{demo_image}: was made for build {build_name(TINY)}, version {VERSION} of the memory formats, but "
+        f"{build_name(wider)} has version {VERSION + 1}; convert the checkpoint with --board wider"
+    )

@@ -23,16 +23,19 @@ class FakeSimulation(ReferenceMachine):
 
     made: list[FakeSimulation] = []
 
-    def __init__(self, config: Any, beats: int, *, memory_timing: Any, waves: Path | None):
+    def __init__(self, config: Any, beats: int, *, memory_timing: Any, waves: Path | None, trace: Any = None):
         super().__init__(config, beats)
         self.timing, self.waves = memory_timing, waves
+        self.ended = False
+        self.killed = False
         FakeSimulation.made.append(self)
         if waves is not None:
             (waves / "dump.fst").write_bytes(b"half")
 
     def close(self) -> None:
         super().close()
-        if self.waves is not None:
+        self.ended = not self.killed
+        if self.waves is not None and self.ended:
             (self.waves / "dump.fst").write_bytes(b"whole")
 
 
@@ -72,6 +75,16 @@ def test_a_wave_file_appears_whole_when_the_simulation_closes(simulator: list[Fa
         accelerator.close()
     assert target.read_bytes() == b"whole"
     assert [p.name for p in tmp_path.iterdir()] == ["run.fst"]
+
+
+def test_a_simulation_that_was_killed_leaves_no_wave_file(simulator: list[FakeSimulation], tmp_path: Path):
+    (tmp_path / "old.fst").write_bytes(b"of another run")
+    with Model.open(DEMO, TINY) as model:
+        accelerator = SimulatedAccelerator(model, TINY, timing=memory_timing(None, None), waves=tmp_path / "old.fst")
+        simulator[0].killed = True
+        accelerator.close()
+    assert [p.name for p in tmp_path.iterdir()] == ["old.fst"]
+    assert (tmp_path / "old.fst").read_bytes() == b"of another run"
 
 
 def test_a_device_that_is_refused_is_closed_and_leaves_nothing(

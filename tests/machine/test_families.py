@@ -18,7 +18,7 @@ pytestmark = pytest.mark.xdist_group("machine")  # one build of the preset for a
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_checkpoint_of_every_family_is_bit_exact(family: str) -> None:
-    """Two passes of all lanes and one of one lane; golden reads the checkpoint, the machine its image."""
+    """A pass of all lanes and one of one lane; golden reads the checkpoint, the machine its image."""
     ids = np.load(vectors(family))["ids"][0].tolist()
     n = TINY.lanes
     with (
@@ -26,7 +26,7 @@ def test_a_checkpoint_of_every_family_is_bit_exact(family: str) -> None:
         SimulatedAccelerator(model, TINY, timing=timing("ideal")) as machine,
         CheckedBackend(machine, GoldenBackend(read_checkpoint(checkpoint(family)).weights, TINY)) as both,
     ):
-        for first, lanes in ((0, n), (n, n), (2 * n, 1)):
+        for first, lanes in ((0, n), (n, 1)):
             positions = range(first, first + lanes)
             both.run_pass([ids[p] for p in positions], positions, head_lanes=(0, lanes), write_logits=True)
-        assert (both.passes, both.logits) == (3, (2 * n + 1) * model.spec.vocab)
+        assert (both.passes, both.logits) == (2, (n + 1) * model.spec.vocab)

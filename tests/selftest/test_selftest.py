@@ -20,6 +20,7 @@ from hw.tlmm.engine import expected_cycles
 from sim.runner import parameters, simulate
 
 PERIOD_NS = 10
+"""The simulated clock is faster than the board's; a bit takes as many cycles."""
 BIT_NS = PERIOD_NS * round(SELFTEST.clock_hz / BAUD)
 LINE = re.compile(r"tellme TLMM self-test (\w{8}) rows (\w{8}) cycles (\w{8}) checksum (\w{16}) (PASS|FAIL)\r\n")
 
@@ -110,6 +111,18 @@ def test_a_run_that_hangs_is_reported() -> None:
     test = SelfTest(SELFTEST)
     test.limit = 50
     run(test, "FAIL", sum_=None)
+
+
+def test_the_checksum_knows_every_weight() -> None:
+    """Any one weight changed changes it."""
+    good = expected(SELFTEST, jobs(SELFTEST))
+    rng = np.random.default_rng(3)
+    for _ in range(50):
+        work = jobs(SELFTEST)
+        w = work[rng.integers(len(work))].weights
+        place = tuple(rng.integers(n) for n in w.shape)
+        w[place] = (w[place] + 2) % 3 - 1
+        assert expected(SELFTEST, work) != good
 
 
 def test_checksum_is_that_of_its_definition() -> None:

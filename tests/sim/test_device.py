@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +26,8 @@ from tests.memory.common import SMALL
 from tests.sim.copier import COUNT, SOURCE, TARGET, Copier
 
 
-def device(config: AcceleratorConfig, beats: int, how: MemoryTiming | str) -> SimDevice:
-    d = SimDevice(config, beats, accelerator=Copier(config), memory_timing=how)
+def device(config: AcceleratorConfig, beats: int, how: MemoryTiming | str, waves: Path | None = None) -> SimDevice:
+    d = SimDevice(config, beats, accelerator=Copier(config), memory_timing=how, waves=waves)
     for i, base in enumerate(d.port_bases):
         d.write(offset("base_low", i), base & 0xFFFF_FFFF)
         d.write(offset("base_high", i), base >> 32)
@@ -133,6 +136,53 @@ def test_killed_host_leaves_no_simulation_and_no_files() -> None:
         raise AssertionError("the simulation outlived its host")
     regular = [f for f in files if f.startswith("/tmp") and "(deleted)" not in f]
     assert not regular, regular
+
+
+def fst_blocks(data: bytes) -> dict[int, list[bytes]]:
+    """Blocks of an FST file by type: a byte of type, 8 bytes of length (themselves included), the rest."""
+    out: dict[int, list[bytes]] = {}
+    at = 0
+    while at < len(data):
+        length = int.from_bytes(data[at + 1 : at + 9], "big")
+        out.setdefault(data[at], []).append(data[at + 9 : at + 1 + length])
+        at += 1 + length
+    assert at == len(data)
+    return out
+
+
+def literals(block: bytes) -> bytes:
+    """An LZ4 block of literals alone."""
+    size, at = block[0] >> 4, 1
+    if size == 15:
+        while True:
+            size, at = size + block[at], at + 1
+            if block[at - 1] < 255:
+                break
+    assert at + size == len(block)
+    return block[at:]
+
+
+def test_wave_file_is_a_whole_fst_unless_the_simulation_was_killed(tmp_path: Path) -> None:
+    """Its blocks in GTKWave's format: header, value changes, geometry (zlib), hierarchy (LZ4)."""
+    d = device(SMALL, 64, "ideal", tmp_path / "whole")
+    assert copy(d, 0, 20, 10) == 2
+    d.close()
+    assert d.ended
+    blocks = fst_blocks((tmp_path / "whole" / "dump.fst").read_bytes())
+    (header,), (geometry,), (hierarchy,) = blocks[0], blocks[3], blocks[6]
+    start, end, e, _, scopes, names, variables, sections = struct.unpack_from(">QQ8sQQQQQ", header)
+    assert len(header) == 329 - 8 and start == 0 and struct.unpack("=d", e)[0] == math.e
+    assert end > d.cycles and scopes > 1 and names >= variables > 100 and len(blocks[8]) == sections >= 1
+    size, count = struct.unpack_from(">QQ", geometry)
+    assert count == variables
+    assert len(geometry) - 16 == size or len(zlib.decompress(geometry[16:])) == size
+    text = literals(hierarchy[8:])
+    assert len(text) == int.from_bytes(hierarchy[:8], "big") and b"tb_top" in text
+    d = device(SMALL, 64, "ideal", tmp_path / "killed")
+    assert d._process is not None
+    d._process.kill()
+    d.close()
+    assert not d.ended
 
 
 def test_forgotten_device_ends_its_simulation() -> None:

@@ -1,0 +1,222 @@
+"""Feeds damaged files to readers: every one must end well or in a UserError, soon, and without taking much memory.
+
+A `Target` is a valid input and the function that reads it; targets.py lists them. A case is one mutation of one of its
+files, made from the target's name, a seed and the number of the case alone, so that a failure can be repeated. A file
+with a JSON part is also mutated inside that part and put together again with the right lengths and checksums, so that
+mutations reach what is behind them.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import signal
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from host.errors import UserError
+
+SECONDS = 20.0
+"""Wall clock of a case, on a busy machine. All of them take milliseconds."""
+MEMORY = 1 << 30
+"""Bytes of address space that a case may add. The inputs have kilobytes."""
+
+Split = Callable[[bytes], tuple[bytes, Callable[[bytes], bytes]]]
+"""Of a file: its JSON part, and the function that makes a whole file of another one."""
+
+
+def whole(data: bytes) -> tuple[bytes, Callable[[bytes], bytes]]:
+    """The split of a file that is JSON."""
+    return data, lambda text: text
+
+
+@dataclass(frozen=True)
+class Target:
+    """Something that reads files.
+
+    Attributes
+    ----------
+    name : of the target.
+    files : a valid input: contents by file name.
+    read : reads the folder of the files.
+    json_parts : how to get at the JSON of a file, by file name.
+    damaged : the files that are mutated; all of them if empty.
+    """
+
+    name: str
+    files: dict[str, bytes]
+    read: Callable[[Path], object]
+    json_parts: dict[str, Split] = field(default_factory=dict)
+    damaged: tuple[str, ...] = ()
+
+
+class Hang(Exception):
+    """A case took too long."""
+
+
+# ---- mutations -------------------------------------------------------------------------------------------------------
+
+_WORDS = (
+    0,
+    1,
+    2,
+    7,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    0xFFFF,
+    0x7FFFFFFF,
+    0x80000000,
+    0xFFFFFFFF,
+    (1 << 63) - 1,
+    1 << 63,
+    (1 << 64) - 1,
+)
+_VALUES: tuple[Any, ...] = (
+    None, True, False, 0, 1, -1, 2, 3, 31, 255, 1 << 16, (1 << 31) - 1, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 63, 10**30, 10**400,
+    -(1 << 63), 0.5, -0.0, 1e-320, 1e308, float("inf"), float("nan"), "", "0", "x", "F32", "U8", "I64", "../x", "\x00", "\ud800",
+    "a\nb", "9" * 5000, [], {}, [[]], [0], [1, 1], [-1], [1 << 40, 1 << 40], ["x"], {"x": 1}, {"": {}},
+)  # fmt: skip
+
+
+def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
+    """One to four edits: bits, bytes, words of extreme values, cuts, insertions, repetitions."""
+    out = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        n = len(out)
+        at = rng.randrange(n + 1) if rng.random() < 0.5 else rng.randrange(min(n, 64) + 1)
+        kind = rng.randrange(8)
+        if kind == 0 and at < n:
+            out[at] ^= 1 << rng.randrange(8)
+        elif kind == 1 and at < n:
+            out[at] = rng.randrange(256)
+        elif kind == 2:
+            size = rng.choice("BHIQ")
+            word = struct.pack("<" + size, rng.choice(_WORDS) & ((1 << 8 * struct.calcsize(size)) - 1))
+            out[at : at + len(word)] = word
+        elif kind == 3:
+            del out[at:]
+        elif kind == 4:
+            del out[at : at + rng.randrange(1, 40)]
+        elif kind == 5:
+            out[at:at] = rng.randbytes(rng.randrange(1, 40))
+        elif kind == 6:
+            end = at + rng.randrange(1, 200)
+            out[at:at] = out[at:end]
+        elif rng.random() < 0.2:
+            out.clear()
+    return bytes(out)
+
+
+def _nodes(value: Any) -> Iterator[tuple[Any, Any]]:
+    """(container, key) of every value of a JSON tree."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in list(items):
+        yield value, key
+        yield from _nodes(child)
+
+
+def mutate_json(text: bytes, rng: random.Random) -> bytes:
+    """One to three changes of the tree, or of the text."""
+    if rng.random() < 0.05:
+        at = rng.randrange(len(text) + 1)
+        junk = rng.choice((b"[" * 100_000, b'{"a":' * 50_000, b"9" * 5000, b"NaN", b"\xff\xfe", b'"\\ud800"', b"1e999"))
+        return text[:at] + junk + text[at:]
+    tree = json.loads(text)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        places = list(_nodes(tree))
+        if not places:
+            break
+        container, key = rng.choice(places)
+        old, kind = container[key], rng.randrange(6)
+        if kind <= 1:
+            container[key] = rng.choice(_VALUES)
+        elif kind == 2:
+            del container[key]
+        elif kind == 3 and type(old) in (int, float):
+            container[key] = rng.choice((old + 1, old - 1, old * 2, -old, old << 20 if type(old) is int else old / 3))
+        elif kind == 4:
+            other, place = rng.choice(places)
+            # A copy, because a tree must not contain itself; the place may have been deleted with its parent.
+            container[key] = json.loads(json.dumps(other[place] if isinstance(other, list) else other.get(place)))
+        elif isinstance(container, dict):
+            container[rng.choice(("x", "", str(key) + "_", "shape"))] = container.pop(key)
+        else:
+            container.insert(key, rng.choice(_VALUES))
+    return json.dumps(tree).encode()
+
+
+def mutation(target: Target, seed: int, case: int) -> tuple[str, bytes]:
+    """File name and damaged contents of a case."""
+    rng = random.Random(f"{target.name}/{seed}/{case}")
+    name = rng.choice(target.damaged or tuple(target.files))
+    data = target.files[name]
+    if name in target.json_parts and rng.random() < 0.6:
+        text, join = target.json_parts[name](data)
+        changed = mutate_json(text, rng) if rng.random() < 0.8 else mutate_bytes(text, rng)
+        return name, join(changed)
+    return name, mutate_bytes(data, rng)
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def limits() -> Iterator[None]:
+    """Bounds the address space of this process, and makes a case that hangs raise `Hang`."""
+
+    def hang(*_: object) -> None:
+        raise Hang(f"more than {SECONDS:g} s")
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as f:
+        used = int(f.read().split()[0]) * resource.getpagesize()
+    before = signal.signal(signal.SIGALRM, hang)
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def run(target: Target, folder: Path, seed: int, cases: range) -> dict[str, int]:
+    """Runs cases in an empty folder; how many ended well ("read") and in a UserError ("refused").
+
+    Raises
+    ------
+    AssertionError : a case ended otherwise; says which and how.
+    """
+    for name, data in target.files.items():
+        (folder / name).write_bytes(data)
+    target.read(folder)  # the valid input must be read
+    out = {"read": 0, "refused": 0}
+    with limits():
+        for case in cases:
+            name, data = mutation(target, seed, case)
+            (folder / name).write_bytes(data)
+            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            try:
+                target.read(folder)
+                out["read"] += 1
+            except UserError as e:
+                if not str(e).isprintable() or not str(e):
+                    raise AssertionError(f"{target.name}, seed {seed}, case {case}: message {str(e)!r}") from e
+                out["refused"] += 1
+            except BaseException as e:  # pyo3 panics are no Exceptions
+                if isinstance(e, KeyboardInterrupt):
+                    raise
+                raise AssertionError(
+                    f"{target.name}, seed {seed}, case {case} ({name}): {type(e).__name__}: {e}"
+                ) from e
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                (folder / name).write_bytes(target.files[name])
+    return out
