@@ -183,6 +183,25 @@ def test_a_failing_pass_forgets_only_what_is_not_certain(story: Model) -> None:
     assert "".join(fresh) == text
 
 
+def test_a_prefill_torn_apart_is_not_taken_for_what_was_there_before(story: Model) -> None:
+    backend = Counting(story)
+    session = Session(backend, story.tokenizer, max_new_tokens=3)
+    text = say(session, "One day, a small fox")
+    session.reset()
+    whole = backend.prefill
+
+    def torn(tokens, **options):  # type: ignore[no-untyped-def]
+        whole(tokens, **options)
+        raise KeyboardInterrupt
+
+    backend.prefill = torn  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        say(session, "Two birds flew over the sea")
+    backend.prefill = whole  # type: ignore[method-assign]
+    session.reset()
+    assert say(session, "One day, a small fox") == text
+
+
 def test_bad_settings_are_refused(story: Model) -> None:
     with pytest.raises(UserError, match="max-new-tokens must be at least 1, not 0"):
         Session(Counting(story), story.tokenizer, max_new_tokens=0)
@@ -334,6 +353,7 @@ def test_a_terminal_has_a_prompt_stops_at_ctrl_c_and_leaves_at_exit() -> None:
     command = ["-c", "from host.cli import main; main()", "chat", "--backend", "golden", "--max-new-tokens", "200"]
     child, terminal = pty.fork()
     if child == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # background jobs ignore it
         os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
         os.execv(sys.executable, [sys.executable, *command])
     seen = ""
