@@ -27,6 +27,7 @@ from host.passes import Backend
 from host.program import Program, compile_program
 from host.sampling import Sampling
 from host.simulation import SimulatedAccelerator, memory_timing
+from host.synth import synth
 from host.tokenizer import Tokenizer
 
 BACKENDS = ("sim", "golden")
@@ -331,6 +332,21 @@ def verilog_command(
     except OSError as e:
         raise UserError(f"{out}: cannot be written ({e.strerror})") from e
     print(f"{out / 'tellme.v'}: {config.name}, module tellme, {len(text):,} bytes")
+
+
+@app.command("synth")
+def synth_command(
+    board_name: Board = "kv260",
+    block: Annotated[
+        list[str] | None, typer.Option("--block", help="Only this block, or part of one (attention.array); repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", help="Yosys processes at a time.")] = 1,
+    paths: Annotated[int, typer.Option("--paths", help="Longest paths shown of each block.")] = 1,
+    ecp5: Annotated[bool, typer.Option("--ecp5", help="Also place and route two small blocks on an ECP5.")] = False,
+) -> None:
+    """Synthesise an accelerator: resources and logic levels, estimated by Yosys."""
+    synth(board(board_name), blocks=block or (), as_json=as_json, jobs=jobs, paths=paths, routed=ecp5)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from hw.memory.axi import Axi, AxiLite
 from hw.memory.kv_writer import KvWriter
 from hw.memory.reader import StreamReader
 from hw.memory.writer import BeatWriter
+from hw.platform import platform
 from hw.tlmm.engine import TlmmEngine
 
 
@@ -360,7 +361,7 @@ class Accelerator(wiring.Component):
 
 
 def to_verilog(config: AcceleratorConfig, name: str = "tellme") -> str:
-    """Verilog of the accelerator `name`; ports `s_axi_*`, `m_axi_<port>_*`, `irq`, `clk`, `rst`."""
+    """Verilog of the accelerator `name`, of primitives of its board; ports `s_axi_*`, `m_axi_<port>_*`, `irq`, `clk`, `rst`."""
     top = Accelerator(config)
     ports = {
         "_".join(str(part) for part in path): (
@@ -369,4 +370,4 @@ def to_verilog(config: AcceleratorConfig, name: str = "tellme") -> str:
         )
         for path, member, value in top.signature.flatten(top)
     }
-    return str(verilog.convert(top, name=name, ports=ports, strip_internal_attrs=True, emit_src=False))
+    return str(verilog.convert(top, name=name, platform=platform(config), ports=ports, strip_internal_attrs=True, emit_src=False))

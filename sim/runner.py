@@ -15,7 +15,6 @@ from typing import Any
 
 from amaranth.back import verilog
 from amaranth.hdl import Elaboratable
-from amaranth.lib import wiring
 from cocotb_tools.check_results import get_results
 from cocotb_tools.runner import Verilator, VerilatorControlFile
 
@@ -53,17 +52,18 @@ class _Runner(Verilator):
         return commands
 
 
+PRIMITIVES = tuple(sorted((Path(__file__).parent / "primitives").glob("*.sv")))
+"""Behaviour of the vendor primitives that hw instantiates on UltraScalePlus."""
+
+
 def build_root() -> Path:
     """Where simulations are built: $TELLME_BUILD, or `build/sim` below the working directory."""
     return Path(os.environ.get("TELLME_BUILD", "build/sim")).resolve()
 
 
-def to_verilog(component: Elaboratable, name: str = "dut") -> str:
+def to_verilog(component: Elaboratable, name: str = "dut", platform: object = None) -> str:
     """Verilog of a component, without source locations (they would defeat the build cache)."""
-    ports = None
-    if isinstance(component, wiring.Component):
-        return verilog.convert(component, name=name, strip_internal_attrs=True, emit_src=False)
-    return verilog.convert(component, name=name, ports=ports, strip_internal_attrs=True, emit_src=False)
+    return str(verilog.convert(component, name=name, platform=platform, strip_internal_attrs=True, emit_src=False))
 
 
 def verilator_environment() -> None:

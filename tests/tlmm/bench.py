@@ -15,6 +15,7 @@ from cocotb.triggers import RisingEdge, Timer, with_timeout
 from golden.config import AcceleratorConfig
 from golden.layout import pack_linear
 from golden.ternary import linear
+from hw.platform import UltraScalePlus
 from hw.tlmm.engine import TlmmEngine
 from sim import runner
 
@@ -137,10 +138,11 @@ endmodule
 
 
 @cache
-def build(config: AcceleratorConfig, beats: int, words: int, xilinx: bool = False) -> Path:
+def build(config: AcceleratorConfig, beats: int, words: int, primitives: bool = False) -> Path:
     """Builds engine and bench; `beats` and `words` bound what all jobs of a run may use."""
-    text = runner.to_verilog(TlmmEngine(config, xilinx=xilinx)) + _bench(config, beats, words)
-    sources = [Path(__file__).with_name("ram32m16.sv")] if xilinx else []
+    platform = UltraScalePlus() if primitives else None
+    text = runner.to_verilog(TlmmEngine(config), platform=platform) + _bench(config, beats, words)
+    sources = runner.PRIMITIVES if primitives else ()
     return runner.build(text, top="tb", public=("tb",), args=["--timing"], sources=sources)
 
 
@@ -150,12 +152,12 @@ def run(
     check: str,
     size: tuple[int, int],
     *,
-    xilinx: bool = False,
+    primitives: bool = False,
     **parameters: Any,
 ) -> None:
     """Runs cocotb test `check` of `module` on a bench for `size` (beats, words)."""
     runner.run(
-        build(config, *size, xilinx), module, top="tb", testcase=check, parameters=parameters, seed=1, name=check
+        build(config, *size, primitives), module, top="tb", testcase=check, parameters=parameters, seed=1, name=check
     )
 
 
