@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from golden.config import AcceleratorConfig
 from host.errors import CheckError, UserError
 
 if TYPE_CHECKING:
+    from hw.synth.route import Routed
     from hw.synth.synthesis import Report
 
 COLUMNS = ("lut_logic", "lut_memory", "lut", "ff", "carry", "dsp", "ramb36", "uram")
@@ -39,7 +41,12 @@ def synth(
         raise UserError(f"the generator cannot be loaded ({e}); install the project with its dependencies") from e
     console = Console(stderr=True)
     with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), console=console, transient=True
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     ) as bar:
         tasks: dict[str, object] = {}
 
@@ -53,12 +60,19 @@ def synth(
         try:
             yosys.version()
             report = synthesis.synthesise(config, blocks=blocks, paths=paths, jobs=jobs, progress=progress)
+            routes: dict[str, Routed] = {}
+            if routed:
+                from hw.synth import route
+
+                for block in route.BLOCKS:
+                    routes[block] = route.route(block, progress=partial(progress, f"{block} on ECP5"))
         except synthesis.UnknownBlock as e:
             raise UserError(str(e)) from None
         except yosys.SynthesisError as e:
             raise CheckError(f"synthesis failed: {e}") from None
     if as_json:
-        print(json.dumps(report.record(), indent=2))
+        ecp5 = {"ecp5": {block: r.record() for block, r in routes.items()}} if routed else {}
+        print(json.dumps(report.record() | ecp5, indent=2))
         return
     wide = Console()
     wide.width = max(wide.width, 110)
@@ -66,6 +80,11 @@ def synth(
     for block, found in report.paths.items():
         for path in found:
             print(f"{block}: {path.levels:g} levels from {path.source}: {' '.join(path.nets)}")
+    for block, r in routes.items():
+        print(
+            f"{block}, small, routed on an ECP5-85F-8: {r.fmax:g} MHz; {r.lut:,} LUT4, {r.ff:,} FF, {r.dsp} MULT18X18D, "
+            f"{r.ram} DP16KD"
+        )
 
 
 def table(report: Report) -> Table:

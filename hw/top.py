@@ -370,4 +370,8 @@ def to_verilog(config: AcceleratorConfig, name: str = "tellme") -> str:
         )
         for path, member, value in top.signature.flatten(top)
     }
-    return str(verilog.convert(top, name=name, platform=platform(config), ports=ports, strip_internal_attrs=True, emit_src=False))
+    return str(
+        verilog.convert(
+            top, name=name, platform=platform(config), ports=ports, strip_internal_attrs=True, emit_src=False
+        )
+    )

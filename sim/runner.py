@@ -18,6 +18,8 @@ from amaranth.hdl import Elaboratable
 from cocotb_tools.check_results import get_results
 from cocotb_tools.runner import Verilator, VerilatorControlFile
 
+from hw.platform import UltraScalePlus
+
 PARAMETERS = "TELLME_TEST_PARAMETERS"
 """Environment variable that carries a test's parameters (JSON) into the simulation process."""
 
@@ -36,6 +38,7 @@ _WARNINGS = (
     "DECLFILENAME",
     "CASEOVERLAP",
     "UNOPTFLAT",
+    "PINMISSING",  # outputs of primitives that nobody reads
 )
 
 
@@ -194,9 +197,28 @@ def run(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def simulate(component: Elaboratable, module: str, *, waves: bool = False, **kwargs: Any) -> None:
-    """Converts, builds (cached) and runs the cocotb tests of `module` on a component. Keywords as in `run`."""
-    folder = build(to_verilog(component), waves=waves)
+def sources_of(component: Elaboratable, form: str = "rtl", name: str = "dut") -> tuple[str, tuple[Path, ...]]:
+    """Verilog of a component and the models it needs.
+
+    form: "rtl"; "primitives", the RTL for UltraScalePlus; "netlist", that RTL mapped by Yosys.
+    """
+    if form == "rtl":
+        return to_verilog(component, name), ()
+    if form == "primitives":
+        return to_verilog(component, name, UltraScalePlus()), PRIMITIVES
+    if form == "netlist":
+        from hw.synth.mapped import mapped_verilog, models
+
+        # Of DSP48E2 Yosys has no model.
+        return mapped_verilog(component, name), (*(p for p in PRIMITIVES if p.stem == "DSP48E2"), *models())
+    raise ValueError(f"form must be rtl, primitives or netlist, not {form!r}")
+
+
+def simulate(component: Elaboratable, module: str, *, waves: bool = False, form: str = "rtl", **kwargs: Any) -> None:
+    """Converts, builds (cached) and runs the cocotb tests of `module` on a component. `form`: see `sources_of`; other
+    keywords as in `run`."""
+    text, sources = sources_of(component, form)
+    folder = build(text, sources=sources, waves=waves)
     run(folder, module, waves=waves, **kwargs)
 
 

@@ -94,7 +94,7 @@ def count(types: Counter[str]) -> Resources:
             n["uram"] += k
         elif not re.fullmatch(r"MUXF[789]|GND|VCC|BUF", name):
             raise ValueError(f"{k} cells of the unknown type {name}: is it mapped to AMD primitives?")
-    return Resources(**{k: v if k == "ramb36" else int(v) for k, v in n.items()})  # type: ignore[arg-type]
+    return Resources(**{k: v if k == "ramb36" else int(v) for k, v in n.items()})
 
 
 @dataclass
@@ -176,6 +176,8 @@ def flatten(files: Iterable[Path], top: str, *, glue: str = "top") -> Netlist:
                         index = f"[{i + n.get('offset', 0)}]" if len(n["bits"]) > 1 else ""
                         names.append((base + b, f"{path}{net}{index}"))
         for cell, c in module["cells"].items():
+            if c["type"] == "$scopeinfo":
+                continue
             connected = {p: nets(b) for p, b in c["connections"].items()}
             if c["type"] in modules:
                 plain = re.sub(r"\$\d+$", "", cell)

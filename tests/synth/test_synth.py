@@ -36,8 +36,8 @@ class Circuit(Elaboratable):
         m.d.comb += [write.addr.eq(a), write.data.eq(b), write.en.eq(b[9]), read.addr.eq(b)]
         m.d.sync += [
             one.eq(a[:6].xor()),
-            two.eq(a[:30].xor()),
-            add.eq(a[:32] + b[:32]),
+            two.eq(a[:12].xor()),
+            add.eq(a[:32] - b[:32]),
             long.eq(a + b),
             ram.eq(read.data),
         ]

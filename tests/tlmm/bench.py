@@ -15,7 +15,6 @@ from cocotb.triggers import RisingEdge, Timer, with_timeout
 from golden.config import AcceleratorConfig
 from golden.layout import pack_linear
 from golden.ternary import linear
-from hw.platform import UltraScalePlus
 from hw.tlmm.engine import TlmmEngine
 from sim import runner
 
@@ -138,12 +137,12 @@ endmodule
 
 
 @cache
-def build(config: AcceleratorConfig, beats: int, words: int, primitives: bool = False) -> Path:
+def build(config: AcceleratorConfig, beats: int, words: int, form: str = "rtl") -> Path:
     """Builds engine and bench; `beats` and `words` bound what all jobs of a run may use."""
-    platform = UltraScalePlus() if primitives else None
-    text = runner.to_verilog(TlmmEngine(config), platform=platform) + _bench(config, beats, words)
-    sources = runner.PRIMITIVES if primitives else ()
-    return runner.build(text, top="tb", public=("tb",), args=["--timing"], sources=sources)
+    text, sources = runner.sources_of(TlmmEngine(config), form)
+    return runner.build(
+        text + _bench(config, beats, words), top="tb", public=("tb",), args=["--timing"], sources=sources
+    )
 
 
 def run(
@@ -152,13 +151,11 @@ def run(
     check: str,
     size: tuple[int, int],
     *,
-    primitives: bool = False,
+    form: str = "rtl",
     **parameters: Any,
 ) -> None:
     """Runs cocotb test `check` of `module` on a bench for `size` (beats, words)."""
-    runner.run(
-        build(config, *size, primitives), module, top="tb", testcase=check, parameters=parameters, seed=1, name=check
-    )
+    runner.run(build(config, *size, form), module, top="tb", testcase=check, parameters=parameters, seed=1, name=check)
 
 
 @dataclass

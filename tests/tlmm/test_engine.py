@@ -96,7 +96,7 @@ def test_other_group_sizes_and_one_lane(config: str) -> None:
 @pytest.mark.parametrize("config", ["tiny", "g2"])
 def test_tables_of_primitives_are_exact(config: str) -> None:
     p = {"preset": config, "seed": 13, "beats": 230, "rows": 180, "quantised": 180}
-    run(CONFIGS[config], __name__, "check_grid", WIDE, primitives=True, **p)
+    run(CONFIGS[config], __name__, "check_grid", WIDE, form="primitives", **p)
 
 
 @cocotb.test()
