@@ -37,6 +37,7 @@ from host.program import check_fits, compile_program, usable_context
 from host.sampling import Sampling
 from host.session import Session
 from host.simulation import SimulatedAccelerator, memory_timing
+from host.synth import synth
 from host.terminal import Chat
 from host.tokenizer import Tokenizer
 
@@ -727,6 +728,21 @@ def build_command(
             f"no bitstream yet: vivado is not on PATH. Run, where it is (2022.1 or newer, the folder may be copied):\n"
             f"  {built.command}"
         )
+
+
+@app.command("synth")
+def synth_command(
+    board_name: Board = "kv260",
+    block: Annotated[
+        list[str] | None, typer.Option("--block", help="Only this block, or part of one (attention.array); repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", help="Yosys processes at a time.")] = 1,
+    paths: Annotated[int, typer.Option("--paths", help="Longest paths shown of each block.")] = 1,
+    ecp5: Annotated[bool, typer.Option("--ecp5", help="Also place and route two small blocks on an ECP5.")] = False,
+) -> None:
+    """Synthesise an accelerator: resources and logic levels, estimated by Yosys."""
+    synth(board(board_name), blocks=block or (), as_json=as_json, jobs=jobs, paths=paths, routed=ecp5)
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from hw.memory.axi import Axi, AxiLite
 from hw.memory.kv_writer import KvWriter
 from hw.memory.reader import StreamReader
 from hw.memory.writer import BeatWriter
+from hw.platform import Inferred
 from hw.platforms import platform_of
 from hw.tlmm.engine import TlmmEngine
 
@@ -367,8 +368,14 @@ _ZEROS = re.compile(r"^  initial begin\n(?:    \S+ ?\[\d+\] = \d+'h0+;\n)+  end\
 none, and a reader spends minutes on half a million words."""
 
 
-def to_verilog(config: AcceleratorConfig, name: str = "tellme") -> str:
-    """Verilog of the accelerator `name`, for the board of its preset if it has one; ports `s_axi_*`, `m_axi_<port>_*`, `irq`, `clk`, `rst`."""
+def to_verilog(config: AcceleratorConfig, name: str = "tellme", *, primitives: bool = False) -> str:
+    """Verilog of the accelerator `name`; ports `s_axi_*`, `m_axi_<port>_*`, `irq`, `clk`, `rst`.
+
+    Parameters
+    ----------
+    primitives : instantiate vendor primitives (DSP48E2, RAM32M16) where the preset's board has them, for its vendor's
+        tools: smaller and faster. Otherwise plain logic and inferred memory, which every tool reads.
+    """
     top = Accelerator(config)
     ports = {
         "_".join(str(part) for part in path): (
@@ -377,6 +384,7 @@ def to_verilog(config: AcceleratorConfig, name: str = "tellme") -> str:
         )
         for path, member, value in top.signature.flatten(top)
     }
-    platform = platform_of(config)
+    board = platform_of(config)
+    platform = board if primitives else Inferred(ultra_ram=board is None or board.ultra_ram)
     text = verilog.convert(top, name=name, platform=platform, ports=ports, strip_internal_attrs=True, emit_src=False)
     return _ZEROS.sub("", str(text))

@@ -15,9 +15,10 @@ from typing import Any
 
 from amaranth.back import verilog
 from amaranth.hdl import Elaboratable
-from amaranth.lib import wiring
 from cocotb_tools.check_results import get_results
 from cocotb_tools.runner import Verilator, VerilatorControlFile
+
+from hw.platform import UltraScalePlus
 
 PARAMETERS = "TELLME_TEST_PARAMETERS"
 """Environment variable that carries a test's parameters (JSON) into the simulation process."""
@@ -37,6 +38,7 @@ _WARNINGS = (
     "DECLFILENAME",
     "CASEOVERLAP",
     "UNOPTFLAT",
+    "PINMISSING",  # outputs of primitives that nobody reads
 )
 
 
@@ -53,17 +55,18 @@ class _Runner(Verilator):
         return commands
 
 
+PRIMITIVES = tuple(sorted((Path(__file__).parent / "primitives").glob("*.sv")))
+"""Behaviour of the vendor primitives that hw instantiates on UltraScalePlus."""
+
+
 def build_root() -> Path:
     """Where simulations are built: $TELLME_BUILD, or `build/sim` below the working directory."""
     return Path(os.environ.get("TELLME_BUILD", "build/sim")).resolve()
 
 
-def to_verilog(component: Elaboratable, name: str = "dut") -> str:
+def to_verilog(component: Elaboratable, name: str = "dut", platform: object = None) -> str:
     """Verilog of a component, without source locations (they would defeat the build cache)."""
-    ports = None
-    if isinstance(component, wiring.Component):
-        return verilog.convert(component, name=name, strip_internal_attrs=True, emit_src=False)
-    return verilog.convert(component, name=name, ports=ports, strip_internal_attrs=True, emit_src=False)
+    return str(verilog.convert(component, name=name, platform=platform, strip_internal_attrs=True, emit_src=False))
 
 
 def verilator_environment() -> None:
@@ -203,9 +206,28 @@ def run(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def simulate(component: Elaboratable, module: str, *, waves: bool = False, **kwargs: Any) -> None:
-    """Converts, builds (cached) and runs the cocotb tests of `module` on a component. Keywords as in `run`."""
-    folder = build(to_verilog(component), waves=waves)
+def sources_of(component: Elaboratable, form: str = "rtl", name: str = "dut") -> tuple[str, tuple[Path, ...]]:
+    """Verilog of a component and the models it needs.
+
+    form: "rtl"; "primitives", the RTL for UltraScalePlus; "netlist", that RTL mapped by Yosys.
+    """
+    if form == "rtl":
+        return to_verilog(component, name), ()
+    if form == "primitives":
+        return to_verilog(component, name, UltraScalePlus()), PRIMITIVES
+    if form == "netlist":
+        from hw.synth.mapped import mapped_verilog, models
+
+        # Of DSP48E2 Yosys has no model.
+        return mapped_verilog(component, name), (*(p for p in PRIMITIVES if p.stem == "DSP48E2"), *models())
+    raise ValueError(f"form must be rtl, primitives or netlist, not {form!r}")
+
+
+def simulate(component: Elaboratable, module: str, *, waves: bool = False, form: str = "rtl", **kwargs: Any) -> None:
+    """Converts, builds (cached) and runs the cocotb tests of `module` on a component. `form`: see `sources_of`; other
+    keywords as in `run`."""
+    text, sources = sources_of(component, form)
+    folder = build(text, sources=sources, waves=waves)
     run(folder, module, waves=waves, **kwargs)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth import Module, Mux, Signal, signed
+from amaranth import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -11,22 +11,24 @@ from golden.config import clog2
 from hw.attention.block import Sizes, log2
 from hw.attention.runs import tag_layout
 from hw.fp import delay_line
+from hw.fp.dsp import multiply_chosen
+from hw.fp.pipeline import wire
 
 
 class MultiplierArray(wiring.Component):
     """attention_lanes x beat_bytes multipliers in chains of `Sizes.depth` (cell / 4).
 
-    A chain adds the products of its rows one after the other, each row a cycle behind the one before (a DSP cascade:
-    operand
-    registers, product register, sum register), so row i sees everything i cycles late.
+    A chain adds the products of its rows one after the other, each row a cycle behind the one before (a cascade of
+    DSP48E2, `hw.fp.dsp`), so row i sees everything i cycles late.
 
     Dot: row i takes bytes 4i..4i+3 of each key's cell, times the query's. Every cycle gives attention_lanes x
     keys_per_beat dot products of a cell.
 
-    Weighted sum: a group of `depth` beats (consecutive cycles) is turned round: row i keeps beat i and gives its
-    bytes 4j..4j+3
-    in step j, times the beat's weight, so that step j ends as the sums of dims 4j..4j+3 over `depth` beats. These are
-    accumulated over the groups of a run; the last group's sums go to one half of a memory, from which they are read.
+    Weighted sum: a group of `depth` beats (consecutive cycles) is turned round: row i keeps the weight of beat i and
+    takes bytes 4j..4j+3 of that beat in step j, so that step j ends as the sums of dims 4j..4j+3 over `depth` beats.
+    These are accumulated over the groups of a run; the last group's sums go to one half of a memory, from which they
+    are read. The delay that skews the rows of a dot product turns the beats, too: the word that row i needs in step j
+    leaves delay line j.
 
     Interface attributes
     --------------------
@@ -67,59 +69,50 @@ class MultiplierArray(wiring.Component):
         c = z.config
         depth, lanes, kpb = z.depth, c.attention_lanes, c.keys_per_beat
         rows_per_word = c.word // 4
-        beat_bytes = [self.beat.word_select(i, 8) for i in range(c.beat_bytes)]
-
-        chain: list[list[list[Signal | None]]] = [[[None] * 4 for _ in range(kpb)] for _ in range(lanes)]
-        tag_sum, tag_swap = self.tag.sum, self.tag.swap
+        # Word w of a beat (bytes 4w..4w+3 of each key's cell), w + 1 cycles late: at row i + j + 1 cycles behind the first
+        # beat of a group, this is word j of the group's beat i for every j, and word i of the dot beat of that row.
+        words = [
+            delay_line(
+                m,
+                Cat(self.beat.word_select(k * depth + w, 32) for k in range(kpb)),
+                w + 1,
+                f"word_{w}",
+            )
+            for w in range(depth)
+        ]
+        real = Signal.like(self.weights.as_value(), name="real")
+        m.d.comb += real.eq(Mux(self.tag.real, self.weights.as_value(), 0))
+        totals: list[Value] = [Const(0)] * (lanes * kpb * 4)
+        cascades: list[Value | None] = [None] * (lanes * kpb * 4)
         for i in range(depth):
-            # Data side, shared by all lanes: the dot byte, delayed, or the turned-round byte.
-            turned = []
-            for k in range(kpb):
-                kept = Signal(8 * c.cell, name=f"kept_{i}_{k}", reset_less=True)
-                mine = self.tag.sum & (self.tag.step == i)
-                with m.If(mine):
-                    m.d.sync += kept.eq(self.beat.word_select(k, 8 * c.cell))
-                with m.Else():
-                    m.d.sync += kept.eq(kept >> 32)
-                turned.append(kept)
-            # Row i's control, i + 1 cycles behind the tag: the cycle in which its operands are chosen.
-            swap_i = delay_line(m, tag_swap, i, f"swap_{i}")
-            sum_i = delay_line(m, tag_sum, i + 1, f"sum_{i}")
-            weight = []
-            for a in range(lanes):
-                weight.append([])
-                for k in range(kpb):
-                    w = Signal(16, name=f"weight_{i}_{a}_{k}", reset_less=True)
-                    with m.If(self.tag.sum & (self.tag.step == i)):
-                        m.d.sync += w.eq(Mux(self.tag.real, self.weights[a * kpb + k], 0))
-                    weight[a].append(w)
-            byte = []
-            for k in range(kpb):
-                for x in range(4):
-                    skewed = delay_line(m, beat_bytes[k * c.cell + 4 * i + x], i + 1, f"byte_{i}_{k}_{x}")
-                    operand = Signal(signed(8), name=f"b_{i}_{k}_{x}", reset_less=True)
-                    m.d.sync += operand.eq(Mux(sum_i, turned[k].word_select(x, 8), skewed))
-                    byte.append(operand)
+            # Row i's operands are chosen i + 1 cycles behind the tag.
+            swap_i = delay_line(m, self.tag.swap, i, f"swap_{i}")
+            sum_i = delay_line(m, self.tag.sum, i, f"sum_{i}")
+            step = wire(m, Mux(self.tag.sum, self.tag.step, i), f"choice_{i}")
+            chosen = wire(m, Array(words)[delay_line(m, step, i + 1, f"step_{i}")], f"chosen_{i}")
+            keep = wire(m, self.tag.sum & (self.tag.step == i), f"keep_{i}")
+            word, element = divmod(i, rows_per_word)
             for a in range(lanes):
                 for x in range(4):
                     following = Signal(signed(8), name=f"next_{i}_{a}_{x}", reset_less=True)
-                    query = Signal(signed(8), name=f"query_{i}_{a}_{x}", reset_less=True)
-                    word, element = divmod(i, rows_per_word)
                     with m.If(self.load_en & (self.load_lane == a) & (self.load_word == word)):
                         m.d.sync += following.eq(self.load_data.word_select(4 * element + x, 8))
-                    with m.If(swap_i):
-                        m.d.sync += query.eq(following)
                     for k in range(kpb):
-                        factor = Signal(signed(17), name=f"a_{i}_{a}_{k}_{x}", reset_less=True)
-                        product = Signal(signed(25), name=f"m_{i}_{a}_{k}_{x}", reset_less=True)
-                        m.d.sync += [
-                            factor.eq(Mux(sum_i, weight[a][k], query)),
-                            product.eq(factor * byte[4 * k + x]),
-                        ]
-                        before = chain[a][k][x]
-                        total = Signal(signed(z.chain_bits), name=f"p_{i}_{a}_{k}_{x}", reset_less=True)
-                        m.d.sync += total.eq(product if before is None else before + product)
-                        chain[a][k][x] = total
+                        n = (a * kpb + k) * 4 + x
+                        totals[n], cascades[n] = multiply_chosen(
+                            m,
+                            platform,
+                            f"row_{i}_{a}_{k}_{x}",
+                            a=following,
+                            a_en=swap_i,
+                            d=Cat(real.word_select(a * kpb + k, 16), 0).as_signed(),
+                            d_en=keep,
+                            use_d=sum_i,
+                            b=chosen.word_select(4 * k + x, 8).as_signed(),
+                            cascade=cascades[n],
+                            width=z.chain_bits,
+                        )
+        chain = [[totals[(a * kpb + k) * 4 :][:4] for k in range(kpb)] for a in range(lanes)]
 
         # ---- dot products ------------------------------------------------------------------------
         small = 16 + log2(c.cell)

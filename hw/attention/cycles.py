@@ -36,7 +36,7 @@ class _Job:
         self.dot_delay = z.depth + 5
         multiply, reciprocal = Multiplier.delay, Reciprocal.delay
         score = 2 + 2 * multiply
-        self.score_settle = score + FloatToFixed.delay + reciprocal + multiply + self.pipes + 5
+        self.score_settle = score + FloatToFixed.delay + reciprocal + multiply + self.pipes + 6
         both = max(4 + Exp2Mantissa.delay + 1, 2 + multiply + FloatToFixed.delay + 1)
         factor = max(multiply, IntToFloat(z.total_bits + 1).delay + reciprocal) + 2 * multiply
         self.weight_settle = both + 2 + 1 + factor + self.pipes + 1

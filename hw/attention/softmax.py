@@ -115,6 +115,7 @@ class ScorePass(wiring.Component):
         z = self.sizes
         c = z.config
         pipes, kpb, lanes = z.pipes, c.keys_per_beat, c.attention_lanes
+        assert kpb <= 2  # the maxima compare the keys of a beat in pairs
         subs = lanes // pipes
         lane_bits = clog2(c.lanes)
         p = self.phases.payload
@@ -300,11 +301,15 @@ class ScorePass(wiring.Component):
         write, own, other = memory.write_port(), memory.read_port(), memory.read_port()
         where = Signal(1 + self.group_bits)
         m.d.comb += where.eq(Cat(group, p.parity))
-        at = late(where, d - 1, "at")
+        # The largest of a beat's keys first, then that of all: a comparison a cycle.
+        compared = d + 1
+        at = late(where, compared - 1, "at")
         at_1 = late(at, 2, "at_1")
-        start = late(o == 0, d, "start")
-        fresh = late(p.first, d, "fresh")
-        stop = late(go & last_beat & ~self.head_mode, d + 1, "stop", True)
+        start = late(o == 0, compared, "start")
+        fresh = late(p.first, compared, "fresh")
+        stop = late(go & last_beat & ~self.head_mode, compared + 1, "stop", True)
+        real_compared = late(real_d, 1, "real_compared", True)
+        lowest = Const(-(1 << SCORE_BITS - 1), signed(SCORE_BITS))
         m.d.comb += [
             own.addr.eq(at),
             other.addr.eq(self.statistic_address),
@@ -314,17 +319,17 @@ class ScorePass(wiring.Component):
             write.en.eq(stop),
         ]
         for i in range(pipes):
-            largest = Signal(signed(SCORE_BITS), name=f"largest_{i}")
-            vlargest = Signal(32, name=f"vlargest_{i}")
+            largest = Signal(signed(SCORE_BITS), name=f"largest_{i}", reset_less=True)
+            vlargest = Signal(32, name=f"vlargest_{i}", reset_less=True)
             before_m = Signal(signed(SCORE_BITS), name=f"before_m_{i}")
             before_v = Signal(32, name=f"before_v_{i}")
             m.d.comb += [before_m.eq(statistics[i].m), before_v.eq(statistics[i].vmax)]
             with m.If(start):
                 m.d.comb += [
-                    before_m.eq(Mux(fresh, -(1 << SCORE_BITS - 1), own.data[i].m)),
+                    before_m.eq(Mux(fresh, lowest, own.data[i].m)),
                     before_v.eq(Mux(fresh, 0, own.data[i].vmax)),
                 ]
-            best_m, best_v = before_m, before_v
+            best_m, best_v, some = lowest, Const(0, 32), Const(0, 1)
             for k in range(kpb):
                 ok = late(valid[i][k], d - 1, f"ok_{i}_{k}")
                 v = late(vs[k], d - 2, f"v_{i}_{k}")
@@ -335,14 +340,20 @@ class ScorePass(wiring.Component):
                         self.score_data[a * pipes + i][k].valid.eq(ok),
                     ]
                 next_m, next_v = Signal(signed(SCORE_BITS), name=f"m_{i}_{k}"), Signal(32, name=f"vm_{i}_{k}")
-                m.d.comb += [
-                    next_m.eq(Mux(ok & (s > best_m), s, best_m)),
-                    next_v.eq(Mux(ok & (v > best_v), v, best_v)),
+                m.d.comb += [next_m.eq(Mux(ok, s, lowest)), next_v.eq(Mux(ok, v, 0))]
+                if k > 0:  # the comparison beside the flags, not behind them
+                    before_s, before_vs = score[i][k - 1], late(vs[k - 1], d - 2, f"v_{i}_{k - 1}_beside")
+                    with m.If(some & ~(ok & (s > before_s))):
+                        m.d.comb += next_m.eq(best_m)
+                    with m.If(some & ~(ok & (v > before_vs))):
+                        m.d.comb += next_v.eq(best_v)
+                best_m, best_v, some = next_m, next_v, ok
+            m.d.sync += [largest.eq(best_m), vlargest.eq(best_v)]
+            with m.If(real_compared):
+                m.d.sync += [
+                    statistics[i].m.eq(Mux(largest > before_m, largest, before_m)),
+                    statistics[i].vmax.eq(Mux(vlargest > before_v, vlargest, before_v)),
                 ]
-                best_m, best_v = next_m, next_v
-            m.d.comb += [largest.eq(best_m), vlargest.eq(best_v)]
-            with m.If(real_d):
-                m.d.sync += [statistics[i].m.eq(largest), statistics[i].vmax.eq(vlargest)]
             for a in range(subs):
                 m.d.comb += self.score_en[a * pipes + i].eq(real_d & active_d[i] & (sub_d == a))
 
@@ -386,7 +397,7 @@ class ScorePass(wiring.Component):
         unit = Signal(unit_layout(z))
         ready_units = Signal(3)
         unit_end = end & p.last & ~self.head_mode
-        settled = late(unit_end, d + spread + pipes + 4, "settled", True)
+        settled = late(unit_end, compared + spread + pipes + 4, "settled", True)
         m.d.comb += [
             unit.parity.eq(p.parity),
             unit.groups.eq(group),

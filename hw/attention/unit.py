@@ -17,6 +17,7 @@ from hw.attention.runs import Loader, PhaseQueue, Player, own_bits
 from hw.attention.scores import DotAccumulator
 from hw.attention.softmax import ScorePass, WeightPass, score_layout
 from hw.fp import delay_line
+from hw.memory.style import deep_ram
 
 
 class AttentionUnit(wiring.Component):
@@ -165,19 +166,26 @@ class AttentionUnit(wiring.Component):
             loader.free_beats.eq(player.free_beats),
         ]
         weights = data.ArrayLayout(16, c.attention_lanes * c.keys_per_beat)
-        m.submodules.weights = memory = Memory(shape=weights, depth=2 * c.score_words, init=[])
-        put, get = memory.write_port(granularity=c.keys_per_beat), memory.read_port()
-        m.d.comb += [
-            put.addr.eq(weight.weight_address),
-            put.data.eq(weight.weight_data),
-            put.en.eq(weight.weight_en),
-            get.addr.eq(player.weight_address),
-        ]
+        # Memories of one or two queries, which are what an UltraRAM is wide.
+        read_weights = Signal(weights)
+        pair = min(2, c.attention_lanes)
+        for a in range(0, c.attention_lanes, pair):
+            part = data.ArrayLayout(16, pair * c.keys_per_beat)
+            memory = Memory(shape=part, depth=2 * c.score_words, init=[], attrs=deep_ram(platform))
+            m.submodules[f"weights_{a}"] = memory
+            put, get = memory.write_port(granularity=c.keys_per_beat), memory.read_port()
+            m.d.comb += [
+                put.addr.eq(weight.weight_address),
+                put.data.as_value().eq(weight.weight_data.as_value().word_select(a // pair, part.size)),
+                put.en.eq(weight.weight_en.word_select(a // pair, pair)),
+                get.addr.eq(player.weight_address),
+                read_weights.as_value().word_select(a // pair, part.size).eq(get.data.as_value()),
+            ]
         tag_1 = delay_line(m, player.tag, 1, "tag", reset_less=False)
         tag = delay_line(m, tag_1, 1, "tag_in", reset_less=False)
         beat = Signal(8 * c.beat_bytes, reset_less=True)
         operand = Signal(weights, reset_less=True)
-        m.d.sync += [beat.eq(Mux(tag_1.own, self.own_data, loader.read_data)), operand.eq(get.data)]
+        m.d.sync += [beat.eq(Mux(tag_1.own, self.own_data, loader.read_data)), operand.eq(read_weights)]
         m.d.comb += [
             array.tag.eq(tag),
             array.beat.eq(beat),
@@ -191,18 +199,22 @@ class AttentionUnit(wiring.Component):
             m.d.comb += getattr(array, name).eq(getattr(queries, name))
 
         # ---- scores --------------------------------------------------------------------------------
-        scores = data.ArrayLayout(score_layout(z), c.attention_lanes)
-        m.submodules.scores = memory = Memory(shape=scores, depth=2 * c.score_words, init=[])
-        put, get = memory.write_port(granularity=1), memory.read_port()
-        m.d.comb += [
-            put.addr.eq(score.score_address),
-            put.data.eq(score.score_data),
-            put.en.eq(score.score_en),
-            get.addr.eq(weight.score_address),
-            weight.scores.eq(get.data),
-        ]
+        for a in range(c.attention_lanes):
+            memory = Memory(shape=score_layout(z), depth=2 * c.score_words, init=[], attrs=deep_ram(platform))
+            m.submodules[f"scores_{a}"] = memory
+            put, get = memory.write_port(), memory.read_port()
+            m.d.comb += [
+                put.addr.eq(score.score_address),
+                put.data.eq(score.score_data[a]),
+                put.en.eq(score.score_en[a]),
+                get.addr.eq(weight.score_address),
+                weight.scores[a].eq(get.data),
+            ]
         m.submodules.value_scales = memory = Memory(
-            shape=data.ArrayLayout(32, c.keys_per_beat), depth=2 * c.score_words, init=[]
+            shape=data.ArrayLayout(32, c.keys_per_beat),
+            depth=2 * c.score_words,
+            init=[],
+            attrs=deep_ram(platform),
         )
         put, get = memory.write_port(), memory.read_port()
         m.d.comb += [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth import Module, Signal
+from amaranth import Cat, Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -10,6 +10,8 @@ from golden.config import AcceleratorConfig, clog2
 from golden.program import DESCRIPTOR_BYTES, Opcode
 from hw.control.descriptor import field
 from hw.control.sequence import PhaseSequencer
+from hw.fp.dsp import CASCADE_SHIFT, multiply_add, positive
+from hw.fp.pipeline import register
 
 SEGMENT = data.StructLayout({"address": 32, "beats": 32})
 """Payload of a stream segment: `beats` consecutive beats from `address`."""
@@ -68,11 +70,16 @@ class Fetcher(wiring.Component):
             sequencer.same_slot.eq(self.same_slot),
         ]
 
-        # One multiplier, three cycles: its operands are set in one state and its product taken in a later one.
+        # One multiplier, four cycles: its operands are set in one state and its product taken in a later one.
         a, b = Signal(32), Signal(16)
-        product = Signal(48)
-        product_raw = Signal(48)
-        m.d.sync += [product_raw.eq(a * b), product.eq(product_raw)]
+        b_bits = len(b)
+        low, cascade = multiply_add(
+            m, platform, "low", positive(b), positive(a[:CASCADE_SHIFT]), registers=0, width=b_bits + CASCADE_SHIFT + 1
+        )
+        high, _ = multiply_add(
+            m, platform, "high", positive(b), positive(a[CASCADE_SHIFT:]), cascade=cascade, width=48 - CASCADE_SHIFT
+        )
+        product = Cat(register(m, low[:CASCADE_SHIFT], "product_low"), high)
         wait = Signal(2)
 
         address = Signal(32)
@@ -109,7 +116,8 @@ class Fetcher(wiring.Component):
             tile_beats.eq((phase.keys + (c.keys_per_beat - 1)) >> (c.keys_per_beat.bit_length() - 1)),
             scale_beats.eq((phase.keys * 4 + (c.beat_bytes - 1)) >> (c.beat_bytes.bit_length() - 1)),
         ]
-        k_beats = data_beats + 2 * c.scale_beats
+        k_beats, block_beats = Signal(16), Signal(16)  # of a block's K record, and all of it
+        m.d.sync += [k_beats.eq(data_beats + 2 * c.scale_beats), block_beats.eq(2 * data_beats + 2 * c.scale_beats)]
 
         with m.FSM() as fsm:
             with m.State("Idle"):
@@ -210,14 +218,16 @@ class Fetcher(wiring.Component):
             waiting("Block-Address")
             with m.State("Block-Address"):
                 m.d.sync += address.eq(address + product)
-                multiply(k_beats + data_beats, phase.block, "Data-Address")
+                multiply(block_beats, phase.block, "Data-Address")
             waiting("Data-Address")
             with m.State("Data-Address"):
                 m.d.sync += [address.eq(address + product), beats.eq(scale_beats)]
                 m.next = "Emit-V-Scales"
                 with m.If(phase.v):
-                    m.d.sync += [address.eq(address + product + k_beats), beats.eq(tile_beats)]
-                    m.next = "Emit-Cell"
+                    m.next = "V-Address"
+            with m.State("V-Address"):
+                m.d.sync += [address.eq(address + k_beats), beats.eq(tile_beats)]
+                m.next = "Emit-Cell"
             emit("V-Scales")
             with m.State("V-Scales"):
                 m.d.sync += address.eq(address + c.scale_beats)

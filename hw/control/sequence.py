@@ -75,12 +75,15 @@ class PhaseSequencer(wiring.Component):
         cached = Signal(16)
         block = Signal(16)
         base = Signal(16)
+        # Lanes and score words of the unit, less one; then with it. A sum a state: there is time.
+        lane_span = Signal(lane_bits)
+        word_span = Signal(lane_bits)
+        own_keys = Signal(lane_bits + 1)
         own_words = Signal(lane_bits + 1)
-        cached_words = Signal(16)
-        m.d.comb += [
-            own_words.eq((cur.hi >> kpb_bits) - (cur.lo >> kpb_bits) + 1),
-            cached_words.eq((cached + (c.keys_per_beat - 1)) >> kpb_bits),
-        ]
+        keys = Signal(16)  # of the cache block, and the score words of them
+        words = Signal(16)
+        last_lane = Signal(lane_bits)
+        m.d.sync += last_lane.eq(self.lanes - 1)
         unit_words = Signal(16)
         newest = Signal(16)
         newest_keys = Signal(16)
@@ -103,16 +106,22 @@ class PhaseSequencer(wiring.Component):
                     m.d.sync += [k.eq(0), have_v.eq(0), exhausted.eq(0), part_v.eq(0)]
                     m.next = "Scan"
             with m.State("Scan"):
-                with m.If((k.hi + 1 < self.lanes) & self.same_slot.bit_select(k.hi, 1)):
+                with m.If((k.hi != last_lane) & self.same_slot.bit_select(k.hi, 1)):
                     m.d.sync += k.hi.eq(k.hi + 1)
                 with m.Else():
                     m.next = "Part"
             with m.State("Part"):
-                m.d.sync += cached.eq(self.position[cur.lo])
+                m.d.sync += [
+                    cached.eq(self.position[cur.lo]),
+                    lane_span.eq(cur.hi - cur.lo),
+                    word_span.eq((cur.hi >> kpb_bits) - (cur.lo >> kpb_bits)),
+                ]
                 m.next = "Measure"
             with m.State("Measure"):
                 m.d.sync += [
-                    unit_words.eq(own_words + cached_words),
+                    own_keys.eq(lane_span + 1),
+                    own_words.eq(word_span + 1),
+                    unit_words.eq(word_span + ((cached + (2 * c.keys_per_beat - 1)) >> kpb_bits)),
                     newest.eq((cached - 1) >> key_bits),
                     newest_keys.eq(((cached - 1) & (c.key_block - 1)) + 1),
                 ]
@@ -123,15 +132,19 @@ class PhaseSequencer(wiring.Component):
                     p.own.eq(1),
                     p.first.eq(1),
                     last.eq(cached == 0),
-                    p.keys.eq(cur.hi - cur.lo + 1),
+                    p.keys.eq(own_keys),
                 ]
-                m.d.sync += [block.eq(newest), base.eq(own_words)]
+                m.d.sync += [
+                    block.eq(newest),
+                    base.eq(own_words),
+                    keys.eq(newest_keys),
+                    words.eq((newest_keys + (c.keys_per_beat - 1)) >> kpb_bits),
+                ]
                 with m.If(self.phases.ready):
                     m.next = "Next"
                     with m.If(cached != 0):
                         m.next = "Cache"
             with m.State("Cache"):
-                keys = Mux(block == newest, newest_keys, c.key_block)
                 m.d.comb += [
                     self.phases.valid.eq(1),
                     last.eq(block == 0),
@@ -140,7 +153,8 @@ class PhaseSequencer(wiring.Component):
                     p.block.eq(block),
                 ]
                 with m.If(self.phases.ready):
-                    m.d.sync += [block.eq(block - 1), base.eq(base + ((keys + c.keys_per_beat - 1) >> kpb_bits))]
+                    m.d.sync += [block.eq(block - 1), base.eq(base + words)]
+                    m.d.sync += [keys.eq(c.key_block), words.eq(c.key_tile)]
                     with m.If(block == 0):
                         m.next = "Next"
             with m.State("Next"):
@@ -153,7 +167,7 @@ class PhaseSequencer(wiring.Component):
                     # V of the previous unit is done (or there is none): this unit becomes the previous one.
                     m.d.sync += [v.eq(k), have_v.eq(1), part_v.eq(0), k.parity.eq(~k.parity)]
                     m.next = "Scan"
-                    with m.If(k.hi + 1 == self.lanes):
+                    with m.If(k.hi == last_lane):
                         m.d.sync += [k.lo.eq(0), k.hi.eq(0), k.kv_head.eq(k.kv_head + 1)]
                         with m.If(k.kv_head + 1 == self.kv_heads):
                             m.d.sync += [exhausted.eq(1), part_v.eq(1)]

@@ -37,6 +37,8 @@ def scale_tag(config: AcceleratorConfig) -> data.StructLayout:
 class HeadCounter:
     """Counts heads in their order: queries, keys, values. `target` and `head` name the current one.
 
+    Between a reset and a step, and between steps, lie two cycles or more.
+
     Parameters
     ----------
     m : module that gets the registers.
@@ -50,8 +52,10 @@ class HeadCounter:
         self.head = Signal(8, name=f"{name}_head")
         self.last = Signal(name=f"{name}_last")
         self._final = Signal(name=f"{name}_final")
+        limit = Signal(8, name=f"{name}_limit")  # a cycle late: a head takes two cycles or more
+        m.d.sync += limit.eq(Mux(self.target == Target.QUERY, heads, kv_heads) - 1)
         m.d.comb += [
-            self._final.eq(self.head == Mux(self.target == Target.QUERY, heads, kv_heads) - 1),
+            self._final.eq(self.head == limit),
             self.last.eq(self._final & (self.target == Target.VALUE)),
         ]
 

@@ -59,7 +59,8 @@ class Adder(wiring.Component):
         # 3: last bit of the alignment, and the sum; the larger is the minuend, so it is never negative
         addend = wire(m, Cat(lost | (odd & aligned[0]), Mux(odd, aligned >> 1, aligned)[:26]), "addend")
         minuend = Cat(Const(0, 3), large)
-        total = wire(m, (minuend + (addend ^ differ.replicate(27)) + differ)[:28], "sum")
+        # One carry chain: its lowest bit makes the carry that completes a subtraction.
+        total = wire(m, (Cat(differ, minuend) + Cat(differ, addend ^ differ.replicate(27)))[1:], "sum")
         total = wire(m, Cat(total[:27], total[27] & ~differ), "magnitude")
         coarse, some = Normaliser.coarse(total)
         total = register(m, total, "total")

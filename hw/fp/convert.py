@@ -9,7 +9,7 @@ from hw.fp.pipeline import Normaliser, register, shift_right_sticky, wire
 
 
 class IntToFloat(wiring.Component):
-    """The binary32 value nearest to a signed integer, one each cycle; 2 cycles of latency, 3 above 25 bits.
+    """The binary32 value nearest to a signed integer, one each cycle; 2 cycles of latency, 4 above 25 bits.
 
     Parameters
     ----------
@@ -28,16 +28,18 @@ class IntToFloat(wiring.Component):
         if not 2 <= width <= 64:
             raise ValueError(f"width of an integer must be from 2 to 64, not {width}")
         self.width = width
-        self.delay = 2 if width <= 25 else 3
+        self.delay = 2 if width <= 25 else 4
         super().__init__({"i": In(signed(width)), "o": Out(32)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         w = self.width
 
-        # 1: magnitude and its coarse count of leading zeros
+        # 1: magnitude and its coarse count of leading zeros, for which a wide one gets a cycle of its own
         negative = self.i[-1]
         magnitude = wire(m, ((self.i.as_unsigned() ^ negative.replicate(w)) + negative)[:w], "absolute")
+        if w > 25:
+            magnitude, negative = register(m, magnitude, "absolute_1"), register(m, negative, "negative_1")
         coarse, some = Normaliser.coarse(magnitude)
         magnitude, coarse = register(m, magnitude, "magnitude"), register(m, coarse, "coarse")
         some, negative = register(m, some, "some"), register(m, negative, "negative")

@@ -6,15 +6,15 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from golden import fp
+from hw.fp.dsp import CASCADE_SHIFT, fits, multiply_add, positive
 from hw.fp.format import BIAS, classify
-from hw.fp.multiplier import SPLIT
 from hw.fp.pipeline import delay_line, register, shift_right_sticky, wire
 
 
 class Quadratic(wiring.Component):
     """`golden.fp.Table.mantissa`, one each cycle; 6 cycles of latency.
 
-    Table, M and P of c2 * d + c1, A, M and P of t * d + c0: the registers of two DSP48E2 (three when extra > 0).
+    Table, M and P of c2 * d + c1, A, M and P of t * d + c0: two DSP48E2 (three for a d of more than 17 bits).
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class Quadratic(wiring.Component):
     def _rom(self, m: Module, name: str, coefficients: np.ndarray, address: Value) -> Value:
         """A coefficient, one cycle behind its address."""
         values = [int(c) for c in coefficients]
-        shape = Shape.cast(range(min(values), max(values) + 1))
+        shape = Shape.cast(range(min(-1, *values), max(values) + 1))  # signed
         rom = memory.Memory(shape=shape, depth=len(values), init=values)
         m.submodules[name] = rom
         port = rom.read_port()
@@ -52,20 +52,42 @@ class Quadratic(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         t = self.table
-        c2 = self._rom(m, "c2", t.c2, self.index)
-        c1 = self._rom(m, "c1", t.c1, delay_line(m, self.index, 1, "index"))
-        c0 = self._rom(m, "c0", t.c0, delay_line(m, self.index, 4, "index_c0"))
+        index = self.index
+        c2 = self._rom(m, "c2", t.c2, index)
+        c1 = self._rom(m, "c1", t.c1, index)
+        c0 = self._rom(m, "c0", t.c0, delay_line(m, index, 3, "index"))
         d = delay_line(m, self.d, 1, "d")
-        square = register(m, c2 * d[self.extra :], "square_m")
-        slopes = t.c1 + ((t.c2 * ((1 << t.x_bits) - 1)) >> (t.f2 + t.x_frac - t.f1))
-        low, high = min(t.c1.min(), slopes.min()), max(t.c1.max(), slopes.max())
-        slope = Signal(range(int(low), int(high) + 1), reset_less=True)
-        m.d.sync += slope.eq(c1 + (square >> (t.f2 + t.x_frac - t.f1)))
-        slope = register(m, slope, "slope_a")
-        linear = register(m, slope * delay_line(m, d, 3, "d_linear"), "linear_m")
+        # An added coefficient stands above the lowest bits of the product, so that cutting their sum cuts the product.
+        shift = t.f2 + t.x_frac - t.f1
+        slopes = t.c1 + ((t.c2 * ((1 << t.x_bits) - 1)) >> shift)
+        low, high = min(-1, t.c1.min(), slopes.min()), max(t.c1.max(), slopes.max())
+        bits = Shape.cast(range(int(low), int(high) + 1)).width
+        square = positive(d[self.extra :])
+        total, _ = multiply_add(
+            m, platform, "square", c2, square, registers=0, c=Cat(Const(0, shift), c1).as_signed(), width=bits + shift
+        )
+        slope = total[shift:].as_signed()
         unit = t.f1 + t.x_frac + self.extra
-        total = (c0 << (unit - t.f0)) + linear
-        m.d.sync += self.q.eq(total[unit - fp.MANTISSA_BITS :])
+        c0 = Cat(Const(0, unit - t.f0), c0).as_signed()
+        factor = positive(delay_line(m, d, 2, "d_linear"))
+        if fits(slope, factor):
+            total, _ = multiply_add(m, platform, "linear", slope, factor, c=c0, width=unit + 3)
+            m.d.comb += self.q.eq(total[unit - fp.MANTISSA_BITS :])
+        else:
+            # A distance too wide for a multiplier: its low part in one, the rest in another; cut to bits 17 and up.
+            low, high = positive(factor[:CASCADE_SHIFT]), factor[CASCADE_SHIFT:].as_signed()
+            _, cascade = multiply_add(m, platform, "low", slope, low, registers=0, width=len(slope) + len(low))
+            total, _ = multiply_add(
+                m,
+                platform,
+                "high",
+                slope,
+                high,
+                c=c0[CASCADE_SHIFT:].as_signed(),
+                cascade=cascade,
+                width=unit + 3 - CASCADE_SHIFT,
+            )
+            m.d.comb += self.q.eq(total[unit - fp.MANTISSA_BITS - CASCADE_SHIFT :])
         return m
 
 
@@ -165,7 +187,6 @@ class Exponential(wiring.Component):
         frac = fp.EXP_FRAC
 
         # 1: inputs. The shift leaves 8 bits before the point at exponent 6; larger ones are flagged
-        mantissa = register(m, x.mantissa, "mantissa")
         right = BIAS + 6 - x.exponent
         far = register(m, right >= 64, "far")
         right = delay_line(m, right[:6], 4, "right")
@@ -175,11 +196,15 @@ class Exponential(wiring.Component):
         sign = delay_line(m, x.sign, 5, "sign")
 
         # 2..4: mantissa * log2(e) in units of 2^-(23 + LOG2E_FRAC), of which the low bits are never needed
-        low = register(m, register(m, mantissa * Const(fp.LOG2E & ((1 << SPLIT) - 1), SPLIT), "low_m"), "low_p")
-        high = register(m, register(m, mantissa, "mantissa_2") * Const(fp.LOG2E >> SPLIT), "high_m")
-        product = register(m, high + (low >> SPLIT), "product")
+        mantissa = positive(x.mantissa)
+        lower, upper = (
+            positive(Const(part)) for part in (fp.LOG2E & ((1 << CASCADE_SHIFT) - 1), fp.LOG2E >> CASCADE_SHIFT)
+        )
+        _, cascade = multiply_add(m, platform, "low", mantissa, lower, width=24 + CASCADE_SHIFT + 1)
+        bits = 24 + fp.LOG2E_FRAC + 1 - CASCADE_SHIFT
+        product, _ = multiply_add(m, platform, "high", mantissa, upper, registers=2, cascade=cascade, width=bits + 1)
         least = 23 + fp.LOG2E_FRAC - frac - 6  # the smallest right shift, at exponent 6
-        product = product[least - SPLIT : 24 + fp.LOG2E_FRAC + 1 - SPLIT]
+        product = product[least - CASCADE_SHIFT : bits]
 
         # 5: fixed point. 6: sign
         shifted, _ = shift_right_sticky(m, product, right, "shift")

@@ -4,11 +4,9 @@ from amaranth.hdl import Cat, Module, Mux
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.fp.dsp import CASCADE_SHIFT, multiply_add, positive
 from hw.fp.format import classify, pack
 from hw.fp.pipeline import delay_line, register, wire
-
-SPLIT = 17
-"""Bits of a factor that the first of two DSP48E2 takes: its neighbour adds the first's result shifted by 17."""
 
 
 class Multiplier(wiring.Component):
@@ -31,25 +29,31 @@ class Multiplier(wiring.Component):
         m = Module()
         a, b = classify(self.a), classify(self.b)
 
-        # 1: input registers
-        ma, mb = register(m, a.mantissa, "ma"), register(m, b.mantissa, "mb")
+        # 1: input registers. 2, 3: M and P of the low part, A and M of the high part. 4: P of the high part: bits 17.. of
+        # the product; what is below is only ever sticky
         exponents = register(m, a.exponent + b.exponent, "exponents")
         sign = register(m, a.sign ^ b.sign, "sign")
         a_zero, a_inf, a_nan = register(m, Cat(a.zero, a.inf, a.nan), "a_class")
         b_zero, b_inf, b_nan = register(m, Cat(b.zero, b.inf, b.nan), "b_class")
-
-        # 2, 3: M and P of the low part, M of the high part
-        low = register(m, register(m, ma * mb[:SPLIT], "low_m"), "low_p")
-        high = register(m, register(m, ma, "ma_2") * register(m, mb[SPLIT:], "mb_2"), "high_m")
+        ma, mb = positive(a.mantissa), b.mantissa
+        low, cascade = multiply_add(m, platform, "low", ma, positive(mb[:CASCADE_SHIFT]), width=24 + CASCADE_SHIFT + 1)
+        product, _ = multiply_add(
+            m,
+            platform,
+            "high",
+            ma,
+            positive(mb[CASCADE_SHIFT:]),
+            registers=2,
+            cascade=cascade,
+            width=49 - CASCADE_SHIFT,
+        )
+        product = product[: 48 - CASCADE_SHIFT]
+        below = register(m, low[:CASCADE_SHIFT].any(), "below")
         nan = a_nan | b_nan | (a_inf & b_zero) | (a_zero & b_inf)
         special = register(m, Cat(a_zero | b_zero, a_inf | b_inf, nan, sign), "special")
         zero, inf, nan, sign = delay_line(m, special, 2, "special")
         biased = register(m, exponents - 127, "biased")
         biased = delay_line(m, biased, 2, "biased")
-
-        # 4: P of the high part: bits 17.. of the product; what is below is only ever sticky
-        product = register(m, high + (low >> SPLIT), "product")[: 48 - SPLIT]
-        below = register(m, low[:SPLIT].any(), "below")
 
         # 5: normalise, and decide the rounding
         top = product[-1]

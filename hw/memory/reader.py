@@ -103,6 +103,7 @@ class _PortReader(wiring.Component):
         ]
         length = Signal(range(cfg.burst_beats))
         m.d.comb += length.eq(burst.last)
+        spent = Cat(~length, Const(-1, len(room) - len(length)))
         with m.If(axi.arready):
             m.d.sync += axi.arvalid.eq(0)
         with m.If(issue):
@@ -128,7 +129,8 @@ class _PortReader(wiring.Component):
         ]
         m.d.sync += [
             flying.eq(flying + issue - retire),
-            room.eq(room + fifo.taken - Mux(issue, length + 1, 0)),
+            # room + taken - (length + 1) when a burst is issued, in one adder: -(x + 1) is ~x, and `taken` its carry.
+            room.eq((Cat(1, room) + Cat(fifo.taken, spent & issue.replicate(len(room))))[1:]),
         ]
         with m.If(self.drain):
             m.d.sync += room.eq(cfg.fifo_beats)

@@ -271,7 +271,7 @@ def project(config: AcceleratorConfig, board: Board, *, jobs: int = 4) -> dict[s
     _check(config, board)
     described = json.dumps(manifest(config, board), indent=1) + "\n"
     return {
-        "rtl/tellme.v": to_verilog(config),
+        "rtl/tellme.v": to_verilog(config, primitives=True),
         f"rtl/{MODULE}.v": wrapper(config, board),
         f"constraints/{board.name}.xdc": (CONSTRAINTS / f"{board.name}.xdc").read_text(),
         "build.tcl": script(config, board, jobs),

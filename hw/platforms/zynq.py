@@ -16,6 +16,7 @@ from amaranth_boards.rfsoc4x2 import RFSoC4x2Platform as AmaranthRFSoC4x2Platfor
 from golden import boards
 from golden.boards import Board
 from golden.config import AcceleratorConfig
+from hw.platform import UltraScalePlus
 
 
 class ZynqPlatform(XilinxPlatform):
@@ -25,7 +26,6 @@ class ZynqPlatform(XilinxPlatform):
     ----------
     board : its facts.
     ultra_ram : the chip has UltraRAM.
-    lut_ram_primitives : RAM32M16 primitives exist (UltraScale+, UG974).
     """
 
     board: Board
@@ -41,20 +41,20 @@ class ZynqPlatform(XilinxPlatform):
     def ultra_ram(self) -> bool:
         return self.board.urams > 0
 
-    @property
-    def lut_ram_primitives(self) -> bool:
-        return bool(self.family == "ultrascaleplus")
+
+class MpsocPlatform(ZynqPlatform, UltraScalePlus):
+    """A board with a Zynq UltraScale+."""
 
 
-class KV260Platform(ZynqPlatform):
+class KV260Platform(MpsocPlatform):
     board = boards.KV260
 
 
-class KR260Platform(ZynqPlatform):
+class KR260Platform(MpsocPlatform):
     board = boards.KR260
 
 
-class ZCU104Platform(ZynqPlatform):
+class ZCU104Platform(MpsocPlatform):
     """Pins: UG1267, tables of the user LEDs, buttons and switches."""
 
     board = boards.ZCU104
@@ -65,13 +65,13 @@ class ZCU104Platform(ZynqPlatform):
     ]
 
 
-class RFSoC4x2Platform(ZynqPlatform, AmaranthRFSoC4x2Platform):
+class RFSoC4x2Platform(MpsocPlatform, AmaranthRFSoC4x2Platform):
     board = boards.RFSOC4X2
     resources = AmaranthRFSoC4x2Platform.resources
     connectors = AmaranthRFSoC4x2Platform.connectors
 
 
-class Ultra96V2Platform(ZynqPlatform):
+class Ultra96V2Platform(MpsocPlatform):
     board = boards.ULTRA96V2
 
 

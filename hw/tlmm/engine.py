@@ -10,7 +10,7 @@ from golden.config import AcceleratorConfig, clog2
 from hw.tlmm.accumulate import Accumulator, row_layout
 from hw.tlmm.loader import TileLoader
 from hw.tlmm.rows import RowFifo
-from hw.tlmm.tables import TableBuilder, TableMemory, require_packable, sum_width
+from hw.tlmm.tables import TableBuilder, TableMemory, sum_width
 from hw.tlmm.tree import AdderTree, tree_delay
 from hw.tlmm.unpack import Unpacker, entries
 
@@ -32,7 +32,6 @@ class TlmmEngine(wiring.Component):
     Parameters
     ----------
     config : beat bytes, lanes, group size, block rows, accumulator width.
-    xilinx : build the tables of RAM32M16 primitives (smaller; see TableMemory) instead of inferred RAM.
 
     Interface attributes
     --------------------
@@ -56,11 +55,8 @@ class TlmmEngine(wiring.Component):
     Source: TeLLMe v2, arXiv 2510.15926 (tables, online construction), with symmetric double-buffered tables.
     """
 
-    def __init__(self, config: AcceleratorConfig, *, xilinx: bool = False) -> None:
+    def __init__(self, config: AcceleratorConfig) -> None:
         self._config = config
-        if xilinx:
-            require_packable(config)
-        self._xilinx = xilinx
         self.delay = _told(config) + Accumulator.delay
         super().__init__(
             {
@@ -177,7 +173,7 @@ class TlmmEngine(wiring.Component):
             bank_next, looked_up_next = Signal(name=f"bank_{i}", reset_less=True), Signal(name=f"looked_up_{i}")
             m.d.sync += [bank_next.eq(bank), looked_up_next.eq(looked_up)]
             bank, looked_up = bank_next, looked_up_next
-        m.submodules.tables = tables = TableMemory(c, xilinx=self._xilinx)
+        m.submodules.tables = tables = TableMemory(c)
         m.d.comb += [
             tables.write_bank.eq(write_bank),
             tables.write_entry.eq(builder.entry),

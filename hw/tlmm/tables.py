@@ -12,6 +12,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from golden.config import AcceleratorConfig
+from hw.platform import UltraScalePlus
 from hw.tlmm.unpack import entries, grouping, index_bits, index_of
 
 
@@ -138,23 +139,16 @@ class TableBuilder(wiring.Component):
         return m
 
 
-def require_packable(config: AcceleratorConfig) -> None:
-    """Raises ValueError when two banks of a table are more than the 32 entries of a RAM32M16."""
-    if index_bits(config.group_size) > 4:
-        raise ValueError(
-            f"RAM32M16 tables need group_size 2 or 3, not {config.group_size}; build with xilinx=False (inferred RAM)"
-        )
-
-
 class TableMemory(wiring.Component):
     """The tables of all groups and lanes, in two banks. Reads are combinational (distributed RAM).
 
     Parameters
     ----------
     config : groups, lanes, group size.
-    xilinx : instantiate RAM32M16 (group_size 2 or 3). Inferred, a lane's table of a group takes one alone, of which 4
-        of 14 bits stay unused; but its seven ports read at seven addresses, so that tables of several groups can share
-        one: 616 instead of 856 LUT a lane at 107 groups. Without it the RAM is inferred, which every tool can.
+
+    On UltraScalePlus, with group_size 2 or 3, the tables are RAM32M16. Inferred, a lane's table of a group takes one
+    alone, of which 4 of 14 bits stay unused; but its seven ports read at seven addresses, so that tables of several
+    groups can share one: 616 instead of 856 LUT a lane at 107 groups.
 
     Interface attributes
     --------------------
@@ -163,11 +157,9 @@ class TableMemory(wiring.Component):
     value : [group][lane], in the same cycle.
     """
 
-    def __init__(self, config: AcceleratorConfig, *, xilinx: bool = False) -> None:
+    def __init__(self, config: AcceleratorConfig) -> None:
         bits, width = index_bits(config.group_size), sum_width(config.group_size)
-        if xilinx:
-            require_packable(config)
-        self._config, self._xilinx = config, xilinx
+        self._config = config
         super().__init__(
             {
                 "write_bank": In(1),
@@ -183,7 +175,7 @@ class TableMemory(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         write_address = Cat(self.write_entry, self.write_bank)
-        if self._xilinx:
+        if isinstance(platform, UltraScalePlus) and len(write_address) <= 5:
             for lane in range(self._config.lanes):
                 self._packed(m, lane, write_address)
             return m

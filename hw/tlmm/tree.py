@@ -163,10 +163,15 @@ class AdderTree(wiring.Component):
         _, offset = _errors(self._groups, self._entry)
         parts: list[Value] = []
         for w, members in _chunks(self._groups, self._entry):
-            count: Value = signs[members[0]]
-            for g in members[1:]:
-                count = (count + signs[g])[: len(members).bit_length()]
-            parts.append(registered(count * w + (0 if parts else offset), "count"))
+            # A function of six bits, written as one: as a count and a product it is adders, or even a DSP multiplier.
+            base = 0 if parts else offset
+            values = [base + w * code.bit_count() for code in range(1 << len(members))]
+            count = Signal(range(min(values), max(values) + 1), name=f"weighted_{members[0]}")
+            with m.Switch(Cat(signs[g] for g in members)):
+                for code, value in enumerate(values):
+                    with m.Case(code):
+                        m.d.comb += count.eq(value)
+            parts.append(registered(count, "count"))
         while len(parts) > 1:
             parts = [registered(sum(parts[i + 1 : i + FAN], parts[i]), "correction") for i in range(0, len(parts), FAN)]
         return parts[0]

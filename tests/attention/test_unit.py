@@ -27,12 +27,13 @@ def case(
     }
 
 
-def run(config: str, cases: list[dict[str, Any]], *, stall: float = 0.0, seed: int = 1) -> None:
+def run(config: str, cases: list[dict[str, Any]], *, stall: float = 0.0, seed: int = 1, form: str = "rtl") -> None:
     simulate(
         AttentionUnit(CONFIGS[config]),
         __name__,
         testcase="check_jobs",
         parameters={"config": config, "cases": cases, "stall": stall, "seed": seed},
+        form=form,
     )
 
 
@@ -140,7 +141,7 @@ def test_two_keys_a_beat(stall: float) -> None:
         {"inputs": 64, "rows": 77, "first": 0, "count": 4},
         {"inputs": 64, "rows": 64, "first": 1, "count": 3, "kind": "ties"},
     ]
-    run("wide", cases, stall=stall)
+    run("wide", cases, stall=stall, form="primitives" if stall else "rtl")
 
 
 def test_one_query_at_a_time() -> None:

@@ -246,7 +246,8 @@ async def check_features(dut: Any) -> None:
             same(f"largest, {name}", fp.from_bits(np.uint32(int(dut.amax.value))), stats.amax[lane])
 
 
-def test_features_and_statistics_equal_golden() -> None:
+def run_features(form: str = "rtl") -> None:
+    """Every kind of epilogue, with and without stalls."""
     cases = [
         (int(kind), lanes, rows, gained, values, [2, 1, 32])
         for kind in Kind
@@ -260,5 +261,13 @@ def test_features_and_statistics_equal_golden() -> None:
     ] + [(int(Kind.QKV), 2, 5 * dim, 0, "usual", [3, 1, dim]) for dim in (64, 96, 128)]
     for stall in (0.0, 0.2):
         simulate(
-            Features(), __name__, testcase="check_features", parameters={"seed": 4, "stall": stall, "cases": cases}
+            Features(),
+            __name__,
+            testcase="check_features",
+            parameters={"seed": 4, "stall": stall, "cases": cases},
+            form=form,
         )
+
+
+def test_features_and_statistics_equal_golden() -> None:
+    run_features()

@@ -194,9 +194,9 @@ async def check_units_equal_golden(dut: Any) -> None:
         dut._log.info("%s: %d cases equal, %d cycles", unit.name, count, unit.component.delay)
 
 
-@pytest.mark.parametrize("seed", [20252])
-def test_every_unit_equals_golden_bit_for_bit(seed: int) -> None:
-    simulate(Bench(), __name__, parameters={"seed": seed}, testcase="check_units_equal_golden")
+@pytest.mark.parametrize("form", ["rtl", "primitives"])
+def test_every_unit_equals_golden_bit_for_bit(form: str) -> None:
+    simulate(Bench(), __name__, parameters={"seed": 20252}, testcase="check_units_equal_golden", form=form)
 
 
 def test_adder_answers_within_five_cycles() -> None:

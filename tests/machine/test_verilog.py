@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from golden.boards import BOARDS, MODULE
 from golden.config import PRESETS
 from host.cli import app
-from sim.runner import verilator_environment
+from sim.runner import PRIMITIVES, verilator_environment
 
 # Amaranth's Verilog is wide of style in these classes; everything else is an error here.
 STYLE = ("CASEINCOMPLETE", "CASEOVERLAP", "DECLFILENAME", "UNOPTFLAT", "WIDTHEXPAND")
@@ -43,6 +43,8 @@ def test_verilog_passes_verilator_lint(board: str, tmp_path: Path) -> None:
             "--top-module",
             MODULE if board in BOARDS else "tellme",
             *map(str, files),
+            # Behaviour of the vendor's primitives, which a board's project instantiates.
+            *(map(str, PRIMITIVES) if board in BOARDS else ()),
         ],
         cwd=tmp_path,
         capture_output=True,

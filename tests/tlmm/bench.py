@@ -137,11 +137,12 @@ endmodule
 
 
 @cache
-def build(config: AcceleratorConfig, beats: int, words: int, xilinx: bool = False) -> Path:
+def build(config: AcceleratorConfig, beats: int, words: int, form: str = "rtl") -> Path:
     """Builds engine and bench; `beats` and `words` bound what all jobs of a run may use."""
-    text = runner.to_verilog(TlmmEngine(config, xilinx=xilinx)) + _bench(config, beats, words)
-    sources = [Path(__file__).with_name("ram32m16.sv")] if xilinx else []
-    return runner.build(text, top="tb", public=("tb",), args=["--timing"], sources=sources)
+    text, sources = runner.sources_of(TlmmEngine(config), form)
+    return runner.build(
+        text + _bench(config, beats, words), top="tb", public=("tb",), args=["--timing"], sources=sources
+    )
 
 
 def run(
@@ -150,13 +151,11 @@ def run(
     check: str,
     size: tuple[int, int],
     *,
-    xilinx: bool = False,
+    form: str = "rtl",
     **parameters: Any,
 ) -> None:
     """Runs cocotb test `check` of `module` on a bench for `size` (beats, words)."""
-    runner.run(
-        build(config, *size, xilinx), module, top="tb", testcase=check, parameters=parameters, seed=1, name=check
-    )
+    runner.run(build(config, *size, form), module, top="tb", testcase=check, parameters=parameters, seed=1, name=check)
 
 
 @dataclass

@@ -11,7 +11,6 @@ import pytest
 
 from golden.config import KV260, TINY, AcceleratorConfig
 from hw.tlmm.engine import expected_cycles
-from hw.tlmm.tables import require_packable
 from sim.runner import parameters
 from tests.tlmm.bench import Job, check, play, run
 
@@ -95,14 +94,9 @@ def test_other_group_sizes_and_one_lane(config: str) -> None:
 
 
 @pytest.mark.parametrize("config", ["tiny", "g2"])
-def test_packed_xilinx_tables_are_exact(config: str) -> None:
+def test_tables_of_primitives_are_exact(config: str) -> None:
     p = {"preset": config, "seed": 13, "beats": 230, "rows": 180, "quantised": 180}
-    run(CONFIGS[config], __name__, "check_grid", WIDE, xilinx=True, **p)
-
-
-def test_packed_tables_of_too_large_groups_are_refused() -> None:
-    with pytest.raises(ValueError, match="group_size 2 or 3, not 4; build with xilinx=False"):
-        require_packable(CONFIGS["g4"])
+    run(CONFIGS[config], __name__, "check_grid", WIDE, form="primitives", **p)
 
 
 @cocotb.test()

@@ -1,0 +1,153 @@
+"""`tellme synth`: counts and levels of small known circuits, the joined netlist of a whole accelerator, refused input."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from amaranth.back import rtlil
+from amaranth.hdl import C, Cat, Elaboratable, Instance, Module, Signal
+from amaranth.lib.memory import Memory
+from typer.testing import CliRunner
+
+from golden.config import TINY
+from host.cli import app
+from hw.synth import yosys
+from hw.synth.levels import LevelError, Levels
+from hw.synth.netlist import Netlist, Resources, count, flatten
+from hw.synth.synthesis import synthesise
+
+
+class Circuit(Elaboratable):
+    """Paths of known lengths, each between registers of its own."""
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        a, b = Signal(64), Signal(64)
+        m.d.sync += [a.eq(Cat(~a[-1], a)), b.eq(Cat(b[-1] ^ a[3], b))]
+        one, two, add, long, ram, cut = (
+            Signal(n, name=name, attrs={"keep": 1})
+            for name, n in (("one", 1), ("two", 1), ("add", 32), ("long", 64), ("ram", 8), ("cut", 27))
+        )
+        memory = m.submodules.memory = Memory(shape=8, depth=32, init=[], attrs={"ram_style": "distributed"})
+        write, read = memory.write_port(), memory.read_port(domain="comb")
+        m.d.comb += [write.addr.eq(a), write.data.eq(b), write.en.eq(b[9]), read.addr.eq(b)]
+        m.d.sync += [
+            one.eq(a[:6].xor()),
+            two.eq(a[:12].xor()),
+            add.eq(a[:32] - b[:32]),
+            long.eq(a + b),
+            ram.eq(read.data),
+        ]
+        product = Signal(48)
+        registers = dict.fromkeys(("AREG", "ACASCREG", "BREG", "BCASCREG", "PREG"), 0) | {"MREG": 1}
+        m.submodules.dsp = Instance(
+            "DSP48E2",
+            **{f"p_{k}": C(v, 32) for k, v in registers.items()},
+            p_USE_MULT="MULTIPLY",
+            i_A=a[:27],
+            i_B=b[:18],
+            i_OPMODE=C(5, 9),
+            o_P=product,
+        )
+        m.d.sync += cut.eq(product)
+        return m
+
+
+@pytest.fixture(scope="module")
+def circuit(tmp_path_factory: pytest.TempPathFactory) -> Netlist:
+    folder = tmp_path_factory.mktemp("circuit")
+    (folder / "c.il").write_text(rtlil.convert(Circuit(), ports=[], emit_src=False))
+    yosys.run(
+        ["read_rtlil c.il", "synth_xilinx -family xcup -flatten -noiopad -noclkbuf -nosrl", "write_json c.json"], folder
+    )
+    return flatten([folder / "c.json"], "top")
+
+
+@pytest.mark.parametrize(
+    "register,levels",
+    [
+        ("one", 1),
+        ("two", 2),
+        ("add", 1 + 2),  # the LUT in front of the chain, and a chain of at most 32 bits
+        ("long", 1 + 4),  # 64 bits: twice that
+        ("ram", 1),
+        ("cut", 2),  # M register on, P off: the adder of the DSP48E2
+    ],
+)
+def test_levels_of_known_paths(circuit: Netlist, register: str, levels: float) -> None:
+    found = [p for p in Levels(circuit).worst(99) if p.nets[-1].startswith(f"-> {register}")]
+    assert found and found[0].levels == levels, found
+    if register == "cut":
+        end = next(p for p in Levels(circuit).worst(99) if p.nets[-1].endswith(".A"))
+        assert end.levels == 3  # the multiplier, up to the M register
+
+
+def test_resources_of_a_known_circuit(circuit: Netlist) -> None:
+    total = circuit.resources()["top"]
+    assert total.lut_memory == 8 and total.dsp == 1  # 32 x 8 simple dual port: one RAM32M16
+    assert total.ff == 64 + 64 + 1 + 1 + 32 + 64 + 8 + 27
+    assert total.carry == 32 // 4 + 64 // 4
+
+
+def test_every_primitive_is_counted_or_refused() -> None:
+    types = Counter(LUT6=3, LUT1=1, SRL16E=2, RAM64M8=2, RAM32X1D=1, FDRE=5, FDSE=1, CARRY4=3, CARRY8=1, MUXF7=9)
+    types.update({"DSP48E2": 2, "RAMB36E2": 1, "RAMB18E2": 3, "URAM288": 4})
+    expected = Resources(lut_logic=4, lut_memory=2 + 16 + 2, ff=6, carry=5, dsp=2, ramb36=2.5, uram=4)
+    assert count(types) == expected and count(types).lut == 24
+    with pytest.raises(ValueError, match="7 cells of the unknown type FROB"):
+        count(Counter(FROB=7))
+
+
+def test_a_combinational_loop_is_found() -> None:
+    from hw.synth.netlist import Cell
+
+    loop = Netlist(nets=2)
+    loop.cells = [Cell(f"c{i}", "LUT1", "top", {}, {"I0": [i]}, {"O": [1 - i]}) for i in range(2)]
+    with pytest.raises(LevelError, match="combinational loop through c"):
+        Levels(loop)
+
+
+def test_a_block_alone_is_the_block_of_the_whole_and_the_second_run_is_cached(tmp_path: Path) -> None:
+    steps: list[tuple[str, str]] = []
+    names = ("counters", "executor")
+    report = synthesise(TINY, blocks=names, progress=lambda *s: steps.append(s), cache=tmp_path)
+    assert list(report.blocks) == list(names) and report.total is None
+    assert all(r.lut_logic and r.ff for r in report.blocks.values()) and min(report.levels.values()) >= 1
+    assert ("executor", "done") in steps
+    steps.clear()
+    assert synthesise(TINY, blocks=names, progress=lambda *s: steps.append(s), cache=tmp_path).blocks == report.blocks
+    assert ("executor", "cached") in steps
+    part = synthesise(TINY, blocks=["tlmm.fifo"], cache=tmp_path)
+    assert part.blocks["tlmm.fifo"].ramb36 > 0 or part.blocks["tlmm.fifo"].lut_memory > 0
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["--board", "nothing"], "board 'nothing' is unknown"),
+        (["--board", "tiny", "--block", "nothing"], "block 'nothing' is unknown; there are top, supervisor, "),
+        (["--jobs", "0"], "--jobs must be at least 1, not 0"),
+        (["--paths", "0"], "--paths must be at least 1, not 0"),
+    ],
+)
+def test_refused_input(arguments: list[str], message: str) -> None:
+    result = CliRunner().invoke(app, ["synth", *arguments])
+    assert result.exit_code == 2 and result.stdout == ""
+    assert message in result.stderr and result.stderr.count("\n") == 1, result.stderr
+
+
+def test_a_failing_yosys_is_one_line_with_its_words(tmp_path: Path) -> None:
+    with pytest.raises(yosys.SynthesisError, match="(?s)yosys.log.*frobnicate"):
+        yosys.run(["frobnicate"], tmp_path)
+
+
+def test_json_has_what_is_promised() -> None:
+    result = CliRunner().invoke(app, ["synth", "--board", "tiny", "--block", "counters", "--json"])
+    assert result.exit_code == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["total"] is None
+    keys = {"lut_logic", "lut_memory", "lut", "ff", "carry", "dsp", "ramb36", "uram", "levels"}
+    assert set(report["blocks"]["counters"]) == keys
