@@ -33,6 +33,7 @@ def test_an_interrupt_ends_the_simulation_with_one_line_and_leaves_nothing(tmp_p
         stderr=subprocess.PIPE,
         env=os.environ | {"TMPDIR": str(temporary)},
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
     )
     assert host.stdout is not None and host.stderr is not None
     seen = b""
