@@ -6,13 +6,14 @@ Run by `make bench`; writes docs/measurements/layers.md.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from golden.config import KV260
-from golden.model import ModelSpec
+from golden.shapes import BITNET_07B, BITNET_2B
 from host.backends import CheckedBackend, GoldenBackend
 from host.checkpoint import Checkpoint
 from host.model import Model, convert, demo_folder
@@ -25,15 +26,9 @@ CONTEXT = 128
 PAGE = Path(__file__).parent.parent / "docs" / "measurements" / "layers.md"
 
 SHAPES = {
-    "0.73B": ModelSpec(
-        hidden=1536, layers=1, heads=16, kv_heads=16, head_dim=96, ffn=4096, vocab=1024, activation="silu",
-        max_context=2048, tied=True,
-    ),
-    "2B-4T": ModelSpec(
-        hidden=2560, layers=1, heads=20, kv_heads=5, head_dim=128, ffn=6912, vocab=1024, activation="relu2",
-        rope_theta=500000.0, max_context=3968, tied=True,
-    ),
-}  # fmt: skip
+    "0.73B": replace(BITNET_07B, layers=1, vocab=1024),
+    "2B-4T": replace(BITNET_2B, layers=1, vocab=1024),
+}
 """One layer of each, with a vocabulary cut to that of the demo model: the head has tests of its own."""
 
 

@@ -95,6 +95,12 @@ def tiles(inputs: int, config: AcceleratorConfig) -> int:
     return -(-inputs // config.beat_weights)
 
 
+def row_block(rows: int, config: AcceleratorConfig) -> int:
+    """Rows of a row block: as few blocks as the accumulators allow, of about equal size, a multiple of 8."""
+    blocks = -(-rows // config.block_rows)
+    return -(-rows // (blocks * ROW_MULTIPLE)) * ROW_MULTIPLE
+
+
 def pack_linear(weights: ArrayLike, config: AcceleratorConfig, block_rows: int | None = None) -> Beats:
     """A ternary matrix [rows, inputs] in row blocks of `block_rows` (config.block_rows if None): K tile, then row.
 

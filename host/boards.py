@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from golden import layout
 from golden.boards import BOARDS, MIB, Board, build_name
-from golden.config import AcceleratorConfig
 from golden.layout import KvLayout
 from golden.model import ModelSpec
 from golden.selftest import SELFTEST
+from golden.shapes import BITNET_07B, BITNET_2B
 from host.errors import UserError
-from host.model import block_rows
+from host.model import section_shapes
 from host.program import check_fits, usable_context
 
 EFFICIENCY = 0.85
@@ -26,56 +24,7 @@ EFFICIENCY = 0.85
 CONTEXT = 128
 """Position at which decoding is estimated."""
 
-REFERENCE_MODELS: dict[str, ModelSpec] = {
-    "BitNet 0.73B": ModelSpec(
-        vocab=32002,
-        hidden=1536,
-        layers=24,
-        heads=16,
-        kv_heads=16,
-        head_dim=96,
-        ffn=4096,
-        activation="silu",
-        attn_sub_norm=True,
-        ffn_sub_norm=True,
-        tied=True,
-        norm_eps=1e-5,
-        rope_theta=10000.0,
-        max_context=2048,
-    ),
-    "BitNet 2B-4T": ModelSpec(
-        vocab=128256,
-        hidden=2560,
-        layers=30,
-        heads=20,
-        kv_heads=5,
-        head_dim=128,
-        ffn=6912,
-        activation="relu2",
-        attn_sub_norm=True,
-        ffn_sub_norm=True,
-        tied=True,
-        norm_eps=1e-5,
-        rope_theta=500000.0,
-        max_context=4096,
-    ),
-}
-
-
-def weight_beats(spec: ModelSpec, config: AcceleratorConfig) -> int:
-    """Beats of a model's image: what a pass reads but for the cache, the inputs and the program."""
-
-    def linear(rows: int, inputs: int, gain: int) -> int:
-        block_rows(rows, config)
-        return rows * layout.tiles(inputs, config) + (layout.float_beats(gain, config) if gain else 0)
-
-    layer = linear(spec.qkv_rows, spec.hidden, 0)
-    layer += layout.float_beats(spec.q_dim, config) if spec.attn_sub_norm else 0
-    layer += linear(spec.hidden, spec.q_dim, spec.hidden)
-    layer += linear(2 * spec.ffn, spec.hidden, spec.ffn if spec.ffn_sub_norm else 0)
-    layer += linear(spec.hidden, spec.ffn, spec.hidden)
-    head = -(-spec.vocab // config.key_block) * layout.head_block_beats(spec.hidden, config)
-    return layout.float_beats(spec.hidden, config) + spec.layers * layer + head
+REFERENCE_MODELS: dict[str, ModelSpec] = {"BitNet 0.73B": BITNET_07B, "BitNet 2B-4T": BITNET_2B}
 
 
 def fit(board: Board, spec: ModelSpec, name: str) -> dict[str, Any]:
@@ -91,7 +40,7 @@ def fit(board: Board, spec: ModelSpec, name: str) -> dict[str, Any]:
         context = usable_context(spec, c)
     except UserError as e:
         return {"fits": False, "reason": str(e)}
-    weights = weight_beats(spec, c)
+    weights = sum(section.beats for section in section_shapes(spec, c))
     # Half of the memory at most for keys and values, a tenth of the whole for the system.
     room = int(board.ddr_bytes * 0.9) // c.beat_bytes - weights
 
@@ -141,7 +90,7 @@ def described(boards: Sequence[Board] = tuple(BOARDS.values())) -> dict[str, Any
                 "clock_hz": c.clock_hz,
                 "beat_rate": c.clock_hz * c.beat_bytes,
             },
-            "models": {name: fit(b, replace(spec), name) for name, spec in REFERENCE_MODELS.items()},
+            "models": {name: fit(b, spec, name) for name, spec in REFERENCE_MODELS.items()},
         }
     out["ulx3s"] = {
         "title": "Radiona ULX3S-85F",

@@ -40,12 +40,6 @@ from host.tokenizer import Files, Tokenizer
 Beats = NDArray[np.uint8]
 
 
-def block_rows(rows: int, config: AcceleratorConfig) -> int:
-    """Rows of a row block: as few blocks as the accumulators allow, of about equal size, a multiple of 8."""
-    blocks = -(-rows // config.block_rows)
-    return -(-rows // (blocks * layout.ROW_MULTIPLE)) * layout.ROW_MULTIPLE
-
-
 @dataclass(frozen=True)
 class SectionShape:
     """What a specification and a beat geometry say of a section: its length, its `info` without the scales, and how many
@@ -72,7 +66,7 @@ def section_shapes(spec: ModelSpec, config: AcceleratorConfig) -> Iterator[Secti
 
     def matrix(name: str, rows: int, inputs: int, scales: int, gain_features: int = 0) -> SectionShape:
         n = layout.float_beats(gain_features, config)
-        info = {"gain_beats": n, "rows": rows, "inputs": inputs, "block_rows": block_rows(rows, config)}
+        info = {"gain_beats": n, "rows": rows, "inputs": inputs, "block_rows": layout.row_block(rows, config)}
         return SectionShape(name, n + rows * layout.tiles(inputs, config), info, scales)
 
     yield gain("input_norm", s.hidden)

@@ -87,11 +87,13 @@ def synth(
         )
 
 
+def _share(used: float, has: int) -> str:
+    return f"{used / has:.1%}" if has else "none there"
+
+
 def table(report: Report) -> Table:
     """Resources and levels of each block, the total, and its share of the chip."""
-    from hw.synth.netlist import CHIP
-
-    out = Table(title=f"{report.board} for UltraScale+, {report.tool}, estimated", title_justify="left")
+    out = Table(title=f"{report.board} by {report.tool}, estimated", title_justify="left")
     for name in ("block", *COLUMNS, "levels"):
         out.add_column(name, justify="left" if name == "block" else "right")
     for name, r in sorted(report.blocks.items(), key=lambda item: -item[1].lut):
@@ -100,5 +102,8 @@ def table(report: Report) -> Table:
         total = report.total.record()
         out.add_section()
         out.add_row("total", *(f"{total[c]:,g}" for c in COLUMNS), f"{max(report.levels.values()):g}")
-        out.add_row("of the chip", *(f"{total[c] / CHIP[c]:.1%}" if c in CHIP else "" for c in COLUMNS), "")
+        if report.chip:
+            out.add_row(
+                "of the chip", *(_share(total[c], report.chip[c]) if c in report.chip else "" for c in COLUMNS), ""
+            )
     return out

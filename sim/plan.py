@@ -93,18 +93,12 @@ def uram_count(config: AcceleratorConfig) -> int:
 # ---- steps -----------------------------------------------------------------------------------------------------------
 
 
-def _blocks(rows: int, config: AcceleratorConfig) -> tuple[int, int]:
-    """Rows of a row block, and of the last one: as few blocks as the accumulators allow, of about equal size."""
-    count = -(-rows // config.block_rows)
-    size = -(-rows // (count * layout.ROW_MULTIPLE)) * layout.ROW_MULTIPLE
-    return size, rows - (-(-rows // size) - 1) * size
-
-
 def _linear(
     config: AcceleratorConfig, name: str, kind: Kind, rows: int, inputs: int, gain: int, lanes: int, dim: int
 ) -> list[Step]:
     tiles = layout.tiles(inputs, config)
-    block, last = _blocks(rows, config)
+    block = layout.row_block(rows, config)
+    last = rows - (-(-rows // block) - 1) * block
     beats = tiles * rows
     # The first word of the quantiser, then the first tile's tables, while the gain is on its way.
     stream = engine.expected_cycles(config, tiles=tiles, rows=rows, block_rows=block, lanes=lanes)

@@ -10,6 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from golden.config import clog2
 from hw.attention.block import SCORE_SPACING, BlockDescriptor, Sizes, log2
+from hw.fp.pipeline import wire
 
 CONSUMERS = ("load", "play", "query", "score", "dump")
 """Parts that walk the phases, each at its own pace."""
@@ -396,13 +397,15 @@ class Player(wiring.Component):
         cell = Signal(16)
         run_set = Signal(z.set_bits)
         o = Signal(z.beat_bits)
-        length = Signal(z.beat_bits)
+        ahead = Signal(z.beat_bits + 1)  # o + depth
+        last_o = Signal(z.beat_bits)
         word = Signal(z.word_bits)
         row = Signal(16)
         half = Signal()
         oldest = Signal(log2(self.depth))
         v_rows = Signal(16)
-        m.d.sync += v_rows.eq(self.kv_heads * self.cells)
+        final_cell = Signal(16)
+        m.d.sync += [v_rows.eq(self.kv_heads * self.cells), final_cell.eq(self.cells - 1)]
 
         scores_out = Signal(2)
         weights = Signal(2)
@@ -425,20 +428,19 @@ class Player(wiring.Component):
         m.d.comb += [
             run_start.eq(o == 0),
             part_start.eq(run_start & (cell == 0) & (run_set == 0)),
-            last_beat.eq(o == length - 1),
+            last_beat.eq(o == last_o),
             last_set.eq(run_set == p.sets),
-            last_cell.eq(cell + 1 == self.cells),
+            last_cell.eq(cell == final_cell),
             real.eq(o < p.beats),
             group_start.eq(o[: log2(depth)] == 0),
-            last_group.eq(o[log2(depth) :] == (length - 1)[log2(depth) :]),
+            last_group.eq(o[log2(depth) :] == last_o[log2(depth) :]),
         ]
         enough = Signal()
         clear = Signal()
         go = Signal()
-        needed = Mux(p.beats > o + depth, o + depth, p.beats)
         with m.If(p.v):
             m.d.comb += [
-                enough.eq(p.own | ~group_start | (self.level >= needed)),
+                enough.eq(p.own | ~group_start | (self.level >= ahead) | (self.level >= p.beats)),
                 clear.eq((~(part_start & p.first) | (weights != 0)) & (~(group_start & last_group) | (credits != 0))),
             ]
         with m.Else():
@@ -457,9 +459,11 @@ class Player(wiring.Component):
         ]
 
         t = self.tag
+        own_beat = Signal(z.beat_bits + 1)  # own beats are a power of two, and no own key lies beyond them
         m.d.comb += [
             self.store_address.eq(oldest + o),
-            self.own_addr.eq(row * self.own_beats + (p.lane_lo >> log2(c.keys_per_beat)) + o),
+            self.own_addr.eq(Cat(own_beat[: log2(self.own_beats)], row)),
+            own_beat.eq((p.lane_lo >> log2(c.keys_per_beat)) + o),
             self.own_en.eq(go & p.own & real),
             self.weight_address.eq(word + o),
             t.own.eq(p.own),
@@ -478,9 +482,15 @@ class Player(wiring.Component):
         n = self.phases.payload
         load = Signal()
         with m.If(go):
-            m.d.sync += o.eq(o + 1)
+            m.d.sync += [o.eq(o + 1), ahead.eq(ahead + 1)]
             with m.If(last_beat):
-                m.d.sync += [o.eq(0), run_set.eq(run_set + 1), word.eq(word + p.unit_words), half.eq(half ^ p.v)]
+                m.d.sync += [
+                    o.eq(0),
+                    ahead.eq(depth),
+                    run_set.eq(run_set + 1),
+                    word.eq(word + p.unit_words),
+                    half.eq(half ^ p.v),
+                ]
                 with m.If(last_set):
                     m.d.comb += self.free.eq(~p.own)
                     m.d.sync += [
@@ -497,14 +507,22 @@ class Player(wiring.Component):
             m.d.comb += load.eq(1)
         m.d.comb += [self.free_beats.eq(p.beats), self.phases.ready.eq(load)]
         with m.If(load):
-            rounded = (n.beats + (depth - 1)) >> log2(depth) << log2(depth)
+            before_last = wire(m, n.beats - 1, "before_last")
             m.d.sync += [
                 active.eq(self.phases.valid),
                 p.eq(n),
                 cell.eq(0),
                 run_set.eq(0),
                 o.eq(0),
-                length.eq(Mux(n.v, rounded, Mux(n.beats < SCORE_SPACING, SCORE_SPACING, n.beats))),
+                ahead.eq(depth),
+                # Whole groups of values; of keys at least SCORE_SPACING cycles.
+                last_o.eq(
+                    Mux(
+                        n.v,
+                        before_last | (depth - 1),
+                        Mux(n.beats < SCORE_SPACING, SCORE_SPACING - 1, before_last),
+                    )
+                ),
                 word.eq(Cat(n.base, n.parity)),
                 row.eq(n.kv_cell + Mux(n.v, v_rows, 0)),
             ]

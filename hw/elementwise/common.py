@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal, Value, unsigned
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, memory
 
 from golden.config import CHUNK, AcceleratorConfig, clog2
@@ -43,6 +43,17 @@ def word_bits(config: AcceleratorConfig) -> int:
 def head_pitch(config: AcceleratorConfig) -> int:
     """Chunks of a lane in the rotary table: a power of two, so that an address is {lane, chunk}."""
     return 1 << (config.max_head_dim // CHUNK - 1).bit_length()
+
+
+def lane_address(m: Module, lane: Value, pitch: int, place: Value, name: str) -> Value:
+    """`lane * pitch + place`, without a multiplier: the odd part of the pitch times a lane is a table of few bits."""
+    low = (pitch & -pitch).bit_length() - 1
+    base = Signal(range(((1 << len(lane)) - 1) * (pitch >> low) + 1), name=name)
+    with m.Switch(lane):
+        for n in range(1 << len(lane)):
+            with m.Case(n):
+                m.d.comb += base.eq(n * (pitch >> low))
+    return Cat(place[:low], base + place[low:])
 
 
 def delayed(m: Module, value: object, cycles: int, name: str) -> Value:

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from golden.config import CHUNK, AcceleratorConfig, clog2
 from golden.program import Kind
 from hw.elementwise.buffers import BankedBuffer, BeatTable, ScaleRam
-from hw.elementwise.common import CHUNK_LAYOUT, chunk_bits, count_bits, head_pitch, lane_bits, word_bits
+from hw.elementwise.common import CHUNK_LAYOUT, chunk_bits, count_bits, head_pitch, lane_address, lane_bits, word_bits
 from hw.elementwise.epilogue import HEADS_AHEAD, Epilogue
 from hw.elementwise.load import Loader
 from hw.elementwise.quantiser import Quantiser, own_depth
@@ -193,8 +193,9 @@ class Elementwise(wiring.Component):
     def _sources(self, m: Module, loader: Loader, epilogue: Epilogue, statistics: Statistics) -> None:
         """Chunks of the one source at work go to the statistics, those of the residual stream to its buffer too."""
         config = self.config
+        pitch = config.max_hidden // CHUNK
         m.submodules.residual = residual = BankedBuffer(
-            depth=config.lanes * config.max_hidden // CHUNK, parts=1, part_width=32 * CHUNK, deep=True
+            depth=config.lanes * pitch, parts=1, part_width=32 * CHUNK, deep=True
         )
         info = Signal(chunk_info(config), reset_less=True)
         v = Signal(CHUNK_LAYOUT, reset_less=True)
@@ -248,10 +249,10 @@ class Elementwise(wiring.Component):
             statistics.gain_addr.eq(loader.gain_addr),
             statistics.gain_data.eq(loader.beat),
             residual.write.eq(state[0] & keep),
-            residual.write_addr.eq(info.lane * (config.max_hidden // CHUNK) + info.chunk),
+            residual.write_addr.eq(lane_address(m, info.lane, pitch, info.chunk, "residual_write")),
             residual.write_data.eq(v),
             residual.read.eq(1),
-            residual.read_addr.eq(epilogue.x_lane * (config.max_hidden // CHUNK) + epilogue.x_chunk),
+            residual.read_addr.eq(lane_address(m, epilogue.x_lane, pitch, epilogue.x_chunk, "residual_read")),
             epilogue.x.eq(residual.read_data),
         ]
 

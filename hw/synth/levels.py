@@ -2,8 +2,8 @@
 
 What a path costs, in LUT levels: a LUT 1, a LUT-RAM's read 1 (it is a LUT), MUXF7..9 nothing (inside the slice of
 their LUTs, no routing), a carry chain 2 up to 32 bits between its entry and its exit and in proportion beyond, besides
-the LUTs in front of it. In a DSP48E2 the multiplier costs 3 and the adder 2, up to the next register that is
-switched on inside. Registers, block RAM, UltraRAM, the registers of a DSP48E2 and shift registers begin and end paths;
+the LUTs in front of it. In a DSP48E1 or DSP48E2 the multiplier costs 3 and the adder 2, up to the next register that is
+switched on inside. Registers, block RAM, UltraRAM, the registers of a DSP48E1 or DSP48E2 and shift registers begin and end paths;
 so do the ports of the top, as their other side is a register.
 """
 
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from hw.synth.netlist import CONSTANT, Cell, Netlist
 
 CLOCKS = {"C", "CLK", "WCLK", "CLKARDCLK", "CLKBWRCLK"}
-"""Pins that are no ends of paths. (C of a DSP48E2 is data; its clock is not among what `_dsp_inputs` gives.)"""
+"""Pins that are no ends of paths. (C of a DSP48 is data; its clock is not among what `_dsp_inputs` gives.)"""
+
+DSP = ("DSP48E1", "DSP48E2")
 
 CARRY_LEVELS, CARRY_BITS = 2, 32
 MULTIPLIER_LEVELS, ADDER_LEVELS = 3, 2
@@ -158,7 +160,7 @@ class Levels:
             return [(low, out.get("SPO", [])), (high, out.get("DPO", []))]
         if t in ("RAM32X1S", "RAM64X1S", "RAM128X1S", "RAM256X1S", "RAM512X1S", "RAM32X16DR8", "RAM64X8SW"):
             return [([n for k, ns in p.items() if k.startswith(("A", "R")) for n in ns], driven)]
-        if t == "DSP48E2":
+        if t in DSP:
             if _on(cell, "PREG"):
                 return []
             for n in driven:  # from the last register inside
@@ -172,7 +174,7 @@ class Levels:
         if t.startswith("CARRY"):
             self._carry(cell)
             return
-        if t == "DSP48E2":
+        if t in DSP:
             delays = {n: k for k, _, ns in self._dsp_inputs(cell) if k is not None for n in ns}
             pairs = [(self.arrival[n] + d, n) for n, d in delays.items() if n != CONSTANT]
         else:
@@ -222,14 +224,14 @@ class Levels:
             pins = [(0.0, k, ns) for k, ns in cell.ports.items() if not (t.startswith("SRL") and k.startswith("A"))]
         elif t.startswith("RAM"):
             pins = [(0.0, k, ns) for k, ns in cell.ports.items() if k.startswith(("D", "A", "W"))]
-        elif t == "DSP48E2":
+        elif t in DSP:
             pins = [(d, k, ns) for comb, (k, d), ns in self._dsp_inputs(cell) if comb is None or _on(cell, "PREG")]
         else:
             return
         name = self._output_name(cell)
         for delay, pin, nets in pins:
             for net in nets:
-                if net != CONSTANT and (pin not in CLOCKS or t == "DSP48E2"):
+                if net != CONSTANT and (pin not in CLOCKS or t in DSP):
                     self.ends.append((self.arrival[net] + delay, net, cell.block, f"{name}.{pin}"))
 
     def _output_name(self, cell: Cell) -> str:
@@ -241,7 +243,7 @@ class Levels:
 
     @staticmethod
     def _dsp_inputs(cell: Cell) -> list[tuple[int | None, tuple[str, float], list[int]]]:
-        """Inputs of a DSP48E2: (levels to P, None if a register is on the way; (pin, levels to that register); nets)."""
+        """Inputs of a DSP48E1 or DSP48E2: (levels to P, None if a register is on the way; (pin, levels to that register); nets)."""
         found: list[tuple[int | None, tuple[str, float], list[int]]] = []
         multiplies = "MULT" in cell.parameters.get("USE_MULT", "MULTIPLY")
         final = 0 if not _on(cell, "PREG") else None
@@ -267,7 +269,7 @@ class Levels:
 
 
 def _on(cell: Cell, register: str) -> bool:
-    """Whether a register of a DSP48E2 is used (the primitive's default is 1)."""
+    """Whether a register of a DSP48E1 or DSP48E2 is used (the primitive's default is 1)."""
     value = cell.parameters.get(register, "1")
     return any(c == "1" for c in value)
 

@@ -27,7 +27,7 @@ def mapped_verilog(component: Elaboratable, name: str = "dut", cache: Path = CAC
     text = rtlil.convert(component, name=name, platform=UltraScalePlus(), emit_src=False)
     script = [
         "read_rtlil block.il",
-        *(c.format(top=f"\\{name}", options="-nobram") for c in MAP),
+        *(c.format(top=f"\\{name}", family="xcup", options="-nobram") for c in MAP),
         "write_verilog -noattr netlist.v",
     ]
     kept = cache / f"{name}-{digest(yosys.version(), text, *script)}.v"

@@ -30,10 +30,7 @@ LUT_MEMORY = {
     "RAM32X1S": 1, "RAM64X1S": 1, "RAM128X1S": 2, "RAM256X1S": 4, "RAM512X1S": 8, "RAM32X16DR8": 8, "RAM64X8SW": 8,
     "SRL16E": 1, "SRLC16E": 1, "SRLC32E": 1,
 }  # fmt: skip
-"""LUTs that a memory primitive occupies (AMD UG574, UG974)."""
-
-CHIP = {"lut": 117_120, "ff": 234_240, "dsp": 1_248, "ramb36": 144, "uram": 64}
-"""What the Kria K26's XCK26 has (AMD DS987)."""
+"""LUTs that a memory primitive occupies (AMD UG474, UG574, UG974)."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Resources:
 
 
 def count(types: Counter[str]) -> Resources:
-    """Resources of cells by type, as AMD UltraScale+ primitives. CARRY8 counts as two CARRY4.
+    """Resources of cells by type, as primitives of AMD's 7 series and UltraScale+. CARRY8 counts as two CARRY4.
 
     Raises
     ------
@@ -86,10 +83,10 @@ def count(types: Counter[str]) -> Resources:
             n["ff"] += k
         elif name in ("CARRY4", "CARRY8"):
             n["carry"] += k * (1 if name == "CARRY4" else 2)
-        elif name == "DSP48E2":
+        elif name in ("DSP48E1", "DSP48E2"):
             n["dsp"] += k
-        elif name in ("RAMB36E2", "RAMB18E2"):
-            n["ramb36"] += k if name == "RAMB36E2" else k / 2
+        elif re.fullmatch(r"RAMB(36|18)E[12]", name):
+            n["ramb36"] += k if name.startswith("RAMB36") else k / 2
         elif name == "URAM288":
             n["uram"] += k
         elif not re.fullmatch(r"MUXF[789]|GND|VCC|BUF", name):

@@ -22,8 +22,10 @@ from typing import Any
 
 from amaranth.back import rtlil
 
+from golden.boards import BOARDS, ZYNQMP, Board
 from golden.config import AcceleratorConfig
 from hw.platform import UltraScalePlus
+from hw.platforms import platform_of
 from hw.synth import yosys
 from hw.synth.levels import Levels
 from hw.synth.levels import Path as LogicPath
@@ -37,7 +39,7 @@ GLUE = "top"
 """Name of the block that is what the top itself holds: the wiring between the others."""
 
 MAP = (
-    "synth_xilinx -family xcup {options} -flatten -noiopad -noclkbuf -top {top} -run begin:map_luts",
+    "synth_xilinx -family {family} {options} -flatten -noiopad -noclkbuf -top {top} -run begin:map_luts",
     # In place of synth_xilinx's abc9, which stops with an assertion on some of our blocks (Yosys 0.70), and trades levels
     # for area: 10 levels and 108 LUT against 6 and 116 in attention.queries.
     "opt_expr -mux_undef -noclkinv",
@@ -50,7 +52,8 @@ MAP = (
     "clean",
     "blackbox =A:whitebox",
 )
-"""Yosys commands that map a design to UltraScale+ cells. {top}: its module; {options}: more of synth_xilinx."""
+"""Yosys commands that map a design to AMD cells. {family}: xcup (UltraScale+) or xc7; {top}: its module; {options}: more of
+synth_xilinx."""
 
 Progress = Callable[[str, str], None]
 """Called with a block and what it does now: a Yosys pass, "cached" or "done"."""
@@ -58,13 +61,14 @@ Progress = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class Report:
-    """Of a synthesis. total: of the whole top, None when single blocks were asked for.
+    """Of a synthesis. total: of the whole top, None when single blocks were asked for. chip: what the board's has, by column.
 
     levels: longest path between registers that ends in each block. paths: the longest of each block.
     """
 
     board: str
     tool: str
+    chip: dict[str, int]
     total: Resources | None
     blocks: dict[str, Resources]
     levels: dict[str, float]
@@ -74,7 +78,7 @@ class Report:
         """For JSON."""
         blocks = {name: {**r.record(), "levels": self.levels.get(name, 0)} for name, r in self.blocks.items()}
         total = self.total and {**self.total.record(), "levels": max(self.levels.values())}
-        return {"board": self.board, "tool": self.tool, "total": total, "blocks": blocks}
+        return {"board": self.board, "tool": self.tool, "chip": self.chip, "total": total, "blocks": blocks}
 
 
 class UnknownBlock(ValueError):
@@ -105,13 +109,19 @@ def synthesise(
     """
     progress(TOP, "elaboration")
     modules = _modules(_rtlil(config, cache))
+    board = BOARDS.get(config.name)
+    target = {
+        "family": "xcup" if board is None or board.ps == ZYNQMP else "xc7",
+        "options": "-uram" if board is None or board.urams else "",
+    }
+    chip = {} if board is None else _chip(board)
     chosen = list(dict.fromkeys(blocks)) or [GLUE, *_children(modules, TOP)]
     for name in chosen:
         if name != GLUE and f"{TOP}.{name}" not in modules:
             known = ", ".join([GLUE, *_children(modules, TOP)])
             raise UnknownBlock(f"block {name!r} is unknown; there are {known}, and parts inside them (block.part)")
     with ThreadPoolExecutor(jobs) as pool:
-        files = dict(zip(chosen, pool.map(lambda b: _map(modules, b, progress, cache), chosen), strict=True))
+        files = dict(zip(chosen, pool.map(lambda b: _map(modules, b, target, progress, cache), chosen), strict=True))
     whole = not blocks
     progress(TOP, "levels")
     if whole:
@@ -127,7 +137,11 @@ def synthesise(
             longest[name] = Levels(part).worst(paths)
     progress(TOP, "done")
     highest = {b: found[0].levels for b, found in longest.items() if found}
-    return Report(config.name, yosys.version(), total, resources, highest, longest)
+    return Report(config.name, yosys.version(), chip, total, resources, highest, longest)
+
+
+def _chip(board: Board) -> dict[str, int]:
+    return {"lut": board.luts, "ff": board.ffs, "dsp": board.dsps, "ramb36": board.bram36, "uram": board.urams}
 
 
 # ---- RTLIL
@@ -144,7 +158,9 @@ def _rtlil(config: AcceleratorConfig, cache: Path) -> str:
     parameters = repr([(f.name, getattr(config, f.name)) for f in fields(config)])
     path = cache / f"{config.name}-{digest(parameters, *sources)}.il"
     if not path.exists():
-        text = rtlil.convert(Accelerator(config), name=TOP, platform=UltraScalePlus(), emit_src=False)
+        text = rtlil.convert(
+            Accelerator(config), name=TOP, platform=platform_of(config) or UltraScalePlus(), emit_src=False
+        )
         for old in cache.glob(f"{config.name}-*.il"):
             old.unlink(missing_ok=True)
         write(path, text)
@@ -173,7 +189,7 @@ def _black_box(name: str, text: str) -> str:
     return "\n".join(["attribute \\blackbox 1", f"module \\{name}", *ports, "end", ""])
 
 
-def _map(modules: dict[str, str], block: str, progress: Progress, cache: Path) -> Path:
+def _map(modules: dict[str, str], block: str, target: dict[str, str], progress: Progress, cache: Path) -> Path:
     """The JSON netlist of a block, from the cache or from Yosys."""
     if block == GLUE:
         top = TOP
@@ -181,7 +197,7 @@ def _map(modules: dict[str, str], block: str, progress: Progress, cache: Path) -
     else:
         top = f"{TOP}.{block}"
         text = "".join(t for m, t in modules.items() if m == top or m.startswith(f"{top}."))
-    mapping = [command.format(top=f"\\{top}", options="-uram") for command in MAP]
+    mapping = [command.format(top=f"\\{top}", **target) for command in MAP]
     script = ["read_rtlil block.il", *mapping, "write_json netlist.json"]
     kept = cache / f"{block}-{digest(yosys.version(), text, *script)}.json"
     if kept.exists():

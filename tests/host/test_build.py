@@ -12,10 +12,11 @@ from typer.testing import CliRunner, Result
 
 from golden.boards import BOARDS, build_name
 from host import build as building
-from host.boards import REFERENCE_MODELS, described, fit, weight_beats
+from host.boards import REFERENCE_MODELS, described, fit
 from host.build import MARKER, BuildError, claim, write
 from host.cli import app
 from host.errors import UserError
+from host.model import section_shapes
 
 ROOT = Path(__file__).resolve().parents[2]
 PYNQ_Z2 = build_name(BOARDS["pynq_z2"].config)
@@ -200,5 +201,5 @@ def test_the_memory_limits_the_rate_where_it_is_slower_than_the_ports() -> None:
         b = BOARDS[name]
         for model, f in facts["models"].items():
             if f["fits"]:
-                read = weight_beats(REFERENCE_MODELS[model], b.config) * b.config.beat_bytes
+                read = sum(s.beats for s in section_shapes(REFERENCE_MODELS[model], b.config)) * b.config.beat_bytes
                 assert f["tokens_per_second"] * read <= 0.85 * b.ddr_peak

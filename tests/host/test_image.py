@@ -18,12 +18,12 @@ import pytest
 import host.model
 from golden.boards import build_name
 from golden.config import KV260, TINY, AcceleratorConfig
-from golden.layout import unpack_linear
+from golden.layout import row_block, unpack_linear
 from golden.registers import VERSION
 from host.checkpoint import read_checkpoint
 from host.errors import UserError
 from host.image import PAGE, Image, Plan, write_image
-from host.model import Model, block_rows, convert
+from host.model import Model, convert
 from tests.fuzz.targets import image_header
 from tests.host.support import DEMO, WORD, write_checkpoint
 from tests.host.test_checkpoint import assert_same
@@ -87,7 +87,7 @@ def test_each_port_holds_its_columns_of_every_beat_in_one_run_of_the_file(tmp_pa
 
 @pytest.mark.parametrize(("rows", "expected"), [(8, 8), (128, 128), (136, 72), (256, 128), (2 * 384, 128), (264, 88)])
 def test_row_blocks_are_even_and_within_the_accumulators(rows: int, expected: int):
-    n = block_rows(rows, TINY)
+    n = row_block(rows, TINY)
     assert n == expected and n % 8 == 0 and n <= TINY.block_rows and -(-rows // n) == -(-rows // TINY.block_rows)
 
 

@@ -15,28 +15,13 @@ from golden.config import KV260, TINY, AcceleratorConfig
 from golden.model import ModelSpec, rope_tables
 from golden.program import Kind, Opcode, decode
 from golden.schedule import segments
+from golden.shapes import BITNET_07B, BITNET_2B
 from host.errors import UserError
 from host.model import Model
 from host.passes import fits_scores, lanes_that_fit
 from host.program import Program, compile_program, planned_sections, usable_context
 from tests.host.support import DEMO, WORD
 from tests.models import small_spec
-
-B_0_73 = ModelSpec(
-    hidden=1536,
-    layers=24,
-    heads=16,
-    kv_heads=16,
-    head_dim=96,
-    ffn=4096,
-    vocab=32002,
-    activation="silu",
-    max_context=2048,
-)
-B_2 = ModelSpec(
-    hidden=2560, layers=30, heads=20, kv_heads=5, head_dim=128, ffn=6912, vocab=128256, rope_theta=500000.0,
-    max_context=4096,
-)  # fmt: skip
 
 
 def hollow(spec: ModelSpec, config: AcceleratorConfig) -> Any:
@@ -59,8 +44,8 @@ def descriptors(program: Program) -> list[tuple[Opcode, dict[str, Any]]]:
 CASES = [
     pytest.param(small_spec(), TINY, id="small-tiny"),
     pytest.param(small_spec(attn_sub_norm=False, ffn_sub_norm=False, tied=False), WORD, id="bare-word"),
-    pytest.param(B_0_73, KV260, id="0.73B-kv260"),
-    pytest.param(B_2, KV260, id="2B-kv260"),
+    pytest.param(BITNET_07B, KV260, id="0.73B-kv260"),
+    pytest.param(BITNET_2B, KV260, id="2B-kv260"),
 ]
 
 
@@ -151,7 +136,7 @@ def test_no_pass_reads_outside_the_window_or_where_it_writes(spec: ModelSpec, co
 
 def test_a_decode_pass_of_the_large_models_reads_the_bytes_that_the_design_expects():
     # Design, section 2: 194 MB and 755 MB; whole tiles of 320 add 4 % to 1,536 columns and 1.6 % to 4,096.
-    for spec, position, low, high in ((B_0_73, 128, 194e6, 203e6), (B_2, 250, 750e6, 765e6)):
+    for spec, position, low, high in ((BITNET_07B, 128, 194e6, 203e6), (BITNET_2B, 250, 750e6, 765e6)):
         p = compile_program(hollow(spec, KV260), KV260)
         parts = segments(KV260, p.code, 0, [position], [0], 1)
         assert low < 64 * sum(s.beats for s in parts) < high
@@ -177,9 +162,9 @@ def test_usable_context_is_the_most_that_the_score_memory_holds(spec: ModelSpec,
 
 
 def test_usable_context_of_the_large_models():
-    assert usable_context(B_0_73, KV260) == 2048
-    assert usable_context(B_2, KV260) == KV260.max_context == 3968
-    crowded = replace(B_2, heads=20, kv_heads=1)
+    assert usable_context(BITNET_07B, KV260) == 2048
+    assert usable_context(BITNET_2B, KV260) == KV260.max_context == 3968
+    crowded = replace(BITNET_2B, heads=20, kv_heads=1)
     assert usable_context(crowded, KV260) == (2048 // 3 - 1) * 2 + 1
 
 
@@ -206,7 +191,7 @@ def test_score_words_count_whole_words_of_own_keys():
 
 
 def big(**changes: Any) -> Callable[[], Any]:
-    return lambda: compile_program(hollow(replace(B_2, **changes), KV260), KV260)
+    return lambda: compile_program(hollow(replace(BITNET_2B, **changes), KV260), KV260)
 
 
 @pytest.mark.parametrize(
@@ -220,14 +205,17 @@ def big(**changes: Any) -> Callable[[], Any]:
         (big(heads=5, head_dim=160), "head_dim is 160, but accelerator 'kv260' holds at most 128"),
         (big(layers=102), r"needs 513 descriptors \(102 layers\), accelerator 'kv260' holds at most 512"),
         (
-            lambda: compile_program(hollow(B_2, KV260), KV260, context=3969),
+            lambda: compile_program(hollow(BITNET_2B, KV260), KV260, context=3969),
             "context must be from 1 to 3968 positions on board 'kv260', not 3969",
         ),
-        (lambda: compile_program(hollow(B_2, KV260), KV260, context=0), "not 0"),
-        (lambda: compile_program(hollow(B_2, KV260), KV260, slots=0), "slots must be at least 1, not 0"),
-        (lambda: compile_program(hollow(B_2, KV260), KV260, slots=2000), "needs .* beats of memory, addresses hold"),
+        (lambda: compile_program(hollow(BITNET_2B, KV260), KV260, context=0), "not 0"),
+        (lambda: compile_program(hollow(BITNET_2B, KV260), KV260, slots=0), "slots must be at least 1, not 0"),
         (
-            lambda: compile_program(hollow(B_2, KV260), replace(KV260, block_rows=256)),
+            lambda: compile_program(hollow(BITNET_2B, KV260), KV260, slots=2000),
+            "needs .* beats of memory, addresses hold",
+        ),
+        (
+            lambda: compile_program(hollow(BITNET_2B, KV260), replace(KV260, block_rows=256)),
             "hollow: section '0.qkv' has row blocks of 480, board 'kv260' takes at most 256; convert",
         ),
         (

@@ -94,8 +94,8 @@ def test_resources_of_a_known_circuit(circuit: Netlist) -> None:
 
 def test_every_primitive_is_counted_or_refused() -> None:
     types = Counter(LUT6=3, LUT1=1, SRL16E=2, RAM64M8=2, RAM32X1D=1, FDRE=5, FDSE=1, CARRY4=3, CARRY8=1, MUXF7=9)
-    types.update({"DSP48E2": 2, "RAMB36E2": 1, "RAMB18E2": 3, "URAM288": 4})
-    expected = Resources(lut_logic=4, lut_memory=2 + 16 + 2, ff=6, carry=5, dsp=2, ramb36=2.5, uram=4)
+    types.update({"DSP48E2": 2, "DSP48E1": 1, "RAMB36E2": 1, "RAMB18E2": 3, "RAMB36E1": 1, "RAMB18E1": 1, "URAM288": 4})
+    expected = Resources(lut_logic=4, lut_memory=2 + 16 + 2, ff=6, carry=5, dsp=3, ramb36=4, uram=4)
     assert count(types) == expected and count(types).lut == 24
     with pytest.raises(ValueError, match="7 cells of the unknown type FROB"):
         count(Counter(FROB=7))
