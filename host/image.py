@@ -428,9 +428,7 @@ class Image:
         ------
         UserError : naming the parameter, both values and the remedy.
         """
-        if self.build == build_name(config):
-            return
-        if self.formats != VERSION:
+        if self.build != build_name(config) and self.formats != VERSION:
             raise UserError(
                 f"{self.path}: was made for build {self.build}, version {self.formats} of the memory formats, but "
                 f"{build_name(config)} has version {VERSION}; convert the checkpoint with --board {config.name}"

@@ -39,6 +39,8 @@ _WARNINGS = (
     "CASEOVERLAP",
     "UNOPTFLAT",
     "PINMISSING",  # outputs of primitives that nobody reads
+    "SPECIFYIGN",  # delays in the vendor's cell models
+    "INITIALDLY",  # their initial values
 )
 
 
@@ -124,7 +126,7 @@ def build(
                 for library in (
                     "liblz4.a",
                     "libz.a",
-                ):  # Verilator's makefile names them; the headers need nothing of them
+                ):  # Verilator's makefile names them, the headers need nothing of them
                     (folder / library).write_bytes(b"!<arch>\n")
             try:
                 _Runner().build(
