@@ -268,8 +268,7 @@ class Elementwise(wiring.Component):
         ]
         # Fewer than 32 inputs leave partials of an earlier token; a head has at least 32 dimensions.
         present = Signal(len(statistics.present))
-        chunks = Signal(14)
-        m.d.sync += [chunks.eq(self.inputs[2:]), *(present[k].eq(chunks > k) for k in range(len(present)))]
+        m.d.sync += [present[k].eq(self.inputs[2:] > k) for k in range(len(present))]
         m.d.comb += statistics.present.eq(Mux(scales.read_inputs, present, ~0))
 
     def _buffers(
