@@ -204,15 +204,16 @@ class Elementwise(wiring.Component):
 
         # Attention's last chunk: the last of the last lane to finish.
         chunks = Signal(chunk_bits(config) + 1)
-        finished = Signal(count_bits(config))
+        last_chunk = Signal(chunk_bits(config))
+        lanes_left = Signal(lane_bits(config))  # besides the next one to finish
         dims32 = self.head_dim[5 : 5 + (config.max_head_dim // 32).bit_length()]
         final = Signal()
-        m.d.sync += chunks.eq(self.heads * dims32 * (32 // CHUNK))
-        m.d.comb += final.eq(self.att_valid & (self.att_chunk == chunks - 1))
+        m.d.sync += [chunks.eq(self.heads * dims32 * (32 // CHUNK)), last_chunk.eq(chunks - 1)]
+        m.d.comb += final.eq(self.att_valid & (self.att_chunk == last_chunk))
         with m.If(self.start_attention):
-            m.d.sync += finished.eq(0)
+            m.d.sync += lanes_left.eq(self.lanes - 1)
         with m.Elif(final):
-            m.d.sync += finished.eq(finished + 1)
+            m.d.sync += lanes_left.eq(lanes_left - 1)
 
         with m.If(epilogue.valid):
             m.d.sync += [info.eq(epilogue.info), v.eq(epilogue.v), keep.eq(epilogue.keep)]
@@ -237,7 +238,7 @@ class Elementwise(wiring.Component):
         m.d.sync += state.eq(
             Cat(
                 epilogue.valid | loader.x_valid | self.att_valid,
-                epilogue.last | (loader.x_valid & loader.x_last) | (final & (finished == self.lanes - 1)),
+                epilogue.last | (loader.x_valid & loader.x_last) | (final & (lanes_left == 0)),
                 epilogue.head_last,
             )
         )

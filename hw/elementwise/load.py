@@ -116,14 +116,16 @@ class Loader(wiring.Component):
             self.rope_addr.eq(Cat(beat[: clog2(pitch)], lane) if pitch > 1 else lane),
         ]
 
+        inputs, last_input = Signal(14), Signal(14)  # in chunks
+        m.d.sync += [inputs.eq(self.inputs[2:]), last_input.eq(self.inputs[2:] - 1)]
         step = (chunks & self.load.valid) & ~settle
         chunk = Cat(part, beat) if parts > 1 else beat
         chunk = chunk[: len(self.x_chunk) + 1]
         with m.If(step):
             m.d.sync += part.eq(part + 1 if parts > 1 else 0)
         m.d.sync += [
-            self.x_valid.eq(step & (chunk < self.inputs[2:])),
-            self.x_last.eq((lane == last_lane) & (chunk == self.inputs[2:] - 1)),
+            self.x_valid.eq(step & (chunk < inputs)),
+            self.x_last.eq((lane == last_lane) & (chunk == last_input)),
             self.x_lane.eq(lane),
             self.x_chunk.eq(chunk),
             self.x.eq(self.load.payload.word_select(part, 32 * CHUNK)),

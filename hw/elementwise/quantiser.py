@@ -96,44 +96,54 @@ class Quantiser(wiring.Component):
         inputs, heads = Signal(), Signal()  # jobs under way
         outer = Signal(16)
         lane, last_lane = Signal(lane_bits(config)), Signal(lane_bits(config))
-        w, last_w = Signal(6), Signal(6)
+        w, words = Signal(6), Signal(6)
         word, base = Signal(wide), Signal(wide)
         kv_cell = Signal(clog2(2 * config.max_kv_dim // config.cell))  # first cell of a K or V head
-        ready = Signal(range(SLOTS * config.lanes + 1))  # factors that wait
+        ready, some = Signal(range(SLOTS * config.lanes + 1)), Signal()  # factors that wait; whether there are
         counter = HeadCounter(m, self.heads, self.kv_heads, "count")
         issue, take, lane_end, outer_end, last = Signal(), Signal(), Signal(), Signal(), Signal()
-        last_tile = Signal()
         head_words = self.head_dim[clog2(config.word) :]
+        lane_words = Mux(inputs, config.tile_words, head_words)  # two or more
+        settle = Signal()  # words follows the job by a cycle
+        # What the counters stand at is known before the cycle that asks: a lane takes two cycles or more.
+        w_first, w_last, w_before_last = Signal(init=1), Signal(), Signal(6)  # w == 0, w == words - 1; words - 2
+        lane_last, outer_first, outer_last = Signal(), Signal(init=1), Signal()
+        last_outer = Signal(16)
         m.d.sync += [
             last_lane.eq(self.lanes - 1),
-            last_w.eq(Mux(inputs, config.tile_words, head_words) - 1),
+            words.eq(lane_words),
+            w_before_last.eq(lane_words - 2),
+            last_outer.eq(self.tiles - 1),
+            lane_last.eq(lane == last_lane),
+            outer_last.eq(outer == last_outer),
+            settle.eq(self.start_inputs | self.start_heads | last),
         ]
-        settle = Signal()  # last_w follows the job by a cycle
-        m.d.sync += settle.eq(self.start_inputs | self.start_heads | last)
         m.d.comb += [
-            take.eq((w == 0) & (heads & ~inputs | (outer == 0))),
-            issue.eq((inputs | heads) & ~settle & (~take | (ready != 0))),
-            lane_end.eq(issue & (w == last_w)),
-            outer_end.eq(lane_end & (lane == last_lane)),
-            last_tile.eq(outer == self.tiles - 1),
-            last.eq(outer_end & Mux(inputs, last_tile, counter.last)),
+            take.eq(w_first & (~inputs | outer_first)),
+            issue.eq((inputs | heads) & ~settle & (~take | some)),
+            lane_end.eq(issue & w_last),
+            outer_end.eq(lane_end & lane_last),
+            last.eq(outer_end & Mux(inputs, outer_last, counter.last)),
             self.head_quantised.eq(outer_end & ~inputs),
         ]
-        m.d.sync += ready.eq(ready + self.done - (issue & take))
+        m.d.sync += [
+            ready.eq(ready + self.done - (issue & take)),
+            some.eq(self.done | (ready[1:] != 0) | (ready[0] & ~(issue & take))),
+        ]
         with m.If(issue):
-            m.d.sync += [w.eq(w + 1), word.eq(word + 1)]
+            m.d.sync += [w.eq(w + 1), word.eq(word + 1), w_first.eq(w_last), w_last.eq(w == w_before_last)]
         with m.If(lane_end):
             m.d.sync += [w.eq(0), word.eq(base), lane.eq(lane + 1)]
         with m.If(outer_end):
             following = Signal(wide)
-            m.d.comb += following.eq(base + last_w + 1)
-            m.d.sync += [lane.eq(0), outer.eq(outer + 1), base.eq(following), word.eq(following)]
+            m.d.comb += following.eq(base + words)
+            m.d.sync += [lane.eq(0), outer.eq(outer + 1), outer_first.eq(0), base.eq(following), word.eq(following)]
             with m.If(~inputs):
                 counter.step(m)
                 with m.If(counter.target != Target.QUERY):
                     m.d.sync += kv_cell.eq(kv_cell + self.head_dim[clog2(config.cell) :])
         with m.If(last):
-            m.d.sync += [outer.eq(0), base.eq(0), word.eq(0)]
+            m.d.sync += [outer.eq(0), outer_first.eq(1), base.eq(0), word.eq(0)]
             with m.If(inputs):
                 m.d.sync += inputs.eq(0)
             with m.Else():

@@ -51,12 +51,15 @@ class HeadCounter:
         self.target = Signal(2, name=f"{name}_target", init=Target.QUERY)
         self.head = Signal(8, name=f"{name}_head")
         self.last = Signal(name=f"{name}_last")
-        self._final = Signal(name=f"{name}_final")
-        limit = Signal(8, name=f"{name}_limit")  # a cycle late: a head takes two cycles or more
-        m.d.sync += limit.eq(Mux(self.target == Target.QUERY, heads, kv_heads) - 1)
-        m.d.comb += [
-            self._final.eq(self.head == limit),
-            self.last.eq(self._final & (self.target == Target.VALUE)),
+        self._final = Signal(name=f"{name}_final")  # a cycle late: a head takes two cycles or more
+        last_query, last_kv = Signal(8, name=f"{name}_last_query"), Signal(8, name=f"{name}_last_kv")
+        final = Signal(name=f"{name}_now_final")
+        m.d.comb += final.eq(self.head == Mux(self.target == Target.QUERY, last_query, last_kv))
+        m.d.sync += [
+            last_query.eq(heads - 1),
+            last_kv.eq(kv_heads - 1),
+            self._final.eq(final),
+            self.last.eq(final & (self.target == Target.VALUE)),
         ]
 
     def reset(self) -> list[object]:
@@ -146,21 +149,23 @@ class ScaleUnit(wiring.Component):
         inputs, heads = Signal(), Signal()  # jobs under way
         half, lane, last_lane = Signal(), Signal(lane_bits(self._config)), Signal(lane_bits(self._config))
         running = Signal()  # inside a head
-        complete = Signal(2)  # heads to be read
-        free = Signal(range(SLOTS + 1))
+        # Heads to be read, slots for their scales; whether there are.
+        complete, some_complete = Signal(2), Signal()
+        free, some_free = Signal(range(SLOTS + 1)), Signal()
         slot = Signal(2)
         end = Signal()
         head_end = Signal()
         tag = Signal(scale_tag(self._config))
         counter = HeadCounter(m, self.heads, self.kv_heads, "count")
-        m.d.sync += last_lane.eq(self.lanes - 1)
+        lane_last = Signal()  # a cycle late: a lane takes two
+        m.d.sync += [last_lane.eq(self.lanes - 1), lane_last.eq(lane == last_lane)]
         m.d.comb += [
-            self.read.eq(inputs | (heads & (running | ((complete != 0) & (free != 0))))),
+            self.read.eq(inputs | (heads & (running | (some_complete & some_free)))),
             self.read_inputs.eq(inputs),
             self.read_half.eq(half),
             self.read_lane.eq(lane),
             self.read_parity.eq(~inputs & slot[0]),
-            end.eq(self.read & half & (lane == last_lane)),
+            end.eq(half & lane_last),  # a second half is read without a pause
             head_end.eq(end & ~inputs),
             self.captured.eq(head_end),
             tag.lane.eq(lane),
@@ -180,12 +185,15 @@ class ScaleUnit(wiring.Component):
                 m.d.sync += heads.eq(0)
         m.d.sync += [
             complete.eq(complete + self.head_settled - head_end),
+            some_complete.eq(self.head_settled | complete[1] | (complete[0] & ~head_end)),
             free.eq(free + self.head_quantised - head_end),
+            some_free.eq(self.head_quantised | (free[1:] != 0) | (free[0] & ~head_end)),
         ]
         with m.If(self.start_inputs):
             m.d.sync += inputs.eq(1)
         with m.If(self.start_heads):
             m.d.sync += [heads.eq(1), slot.eq(0), complete.eq(0), free.eq(SLOTS), *counter.reset()]
+            m.d.sync += [some_complete.eq(0), some_free.eq(1)]
         return tag
 
     def _arithmetic(self, m: Module, tag: Signal) -> None:

@@ -202,7 +202,9 @@ class Statistics(wiring.Component):
                 write.en.eq(store[0] & (place[:2] == i)),
             ]
             helds.append(read.data)
-            finals.append(Mux(self.present.bit_select(Cat(Const(i, 2), self.read_half), 1), final.data, 0))
+            stored = Signal(width, name=f"final{i}", reset_less=True)
+            m.d.sync += stored.eq(Mux(self.present.bit_select(Cat(Const(i, 2), self.read_half), 1), final.data, 0))
+            finals.append(stored)
         m.d.sync += [
             new.eq(four),
             held.eq(Mux(info.first, 0, Array(helds)[info.chunk[:2]])),
@@ -214,6 +216,6 @@ class Statistics(wiring.Component):
         read_four, best = Signal(width, reset_less=True), Signal(width, reset_less=True)
         m.d.sync += [read_pair[i].eq(larger(finals[2 * i], finals[2 * i + 1])) for i in range(2)]
         m.d.sync += read_four.eq(larger(*read_pair))
-        second = flags(m, self.read & self.read_half, 2, "max_second")
+        second = flags(m, self.read & self.read_half, 3, "max_second")
         m.d.sync += best.eq(Mux(second, larger(best, read_four), read_four))
-        m.d.comb += self.amax.eq(delayed(m, best, self.read_delay - 3, "best"))
+        m.d.comb += self.amax.eq(delayed(m, best, self.read_delay - 4, "best"))

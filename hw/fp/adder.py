@@ -62,13 +62,13 @@ class Adder(wiring.Component):
         # One carry chain: its lowest bit makes the carry that completes a subtraction.
         total = wire(m, (Cat(differ, minuend) + Cat(differ, addend ^ differ.replicate(27)))[1:], "sum")
         total = wire(m, Cat(total[:27], total[27] & ~differ), "magnitude")
-        coarse, some = Normaliser.coarse(total)
+        coarse = Normaliser.coarse(total)
         total = register(m, total, "total")
         coarse = register(m, coarse, "coarse")
-        some = register(m, some, "some")
 
         # 4: normalise
         shifted, zeros = Normaliser.shift(m, total, coarse, "normal")
+        some = wire(m, total.any(), "some")
         mantissa = register(m, shifted, "mantissa")
         exponent = register(m, exponent + 1 - zeros, "exponent_4")
         cancelled = register(m, ~some, "cancelled")

@@ -40,12 +40,13 @@ class IntToFloat(wiring.Component):
         magnitude = wire(m, ((self.i.as_unsigned() ^ negative.replicate(w)) + negative)[:w], "absolute")
         if w > 25:
             magnitude, negative = register(m, magnitude, "absolute_1"), register(m, negative, "negative_1")
-        coarse, some = Normaliser.coarse(magnitude)
+        coarse = Normaliser.coarse(magnitude)
         magnitude, coarse = register(m, magnitude, "magnitude"), register(m, coarse, "coarse")
-        some, negative = register(m, some, "some"), register(m, negative, "negative")
+        negative = register(m, negative, "negative")
 
         # 2: leading one to the top
         mantissa, zeros = Normaliser.shift(m, magnitude, coarse, "normal")
+        some = wire(m, magnitude.any(), "some")
         exponent = Mux(some, BIAS + w - 1 - zeros, 0)[:8]
         if w <= 25:  # A magnitude of 25 bits is 2^24: its last bit is zero.
             fraction = mantissa[-24:-1] if w >= 24 else Cat(Const(0, 24 - w), mantissa[:-1])

@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 from golden import fp
 from hw.fp.dsp import CASCADE_SHIFT, fits, multiply_add, positive
 from hw.fp.format import BIAS, classify
-from hw.fp.pipeline import delay_line, register, shift_right_sticky, wire
+from hw.fp.pipeline import delay_line, register, shift_right_sticky
 
 
 class Quadratic(wiring.Component):
@@ -112,16 +112,21 @@ class Reciprocal(wiring.Component):
         # 2/m in [1, 2) belongs to the biased exponent 253 - e, and 2 (of m = 1) to the next.
         exponent = register(m, 2 * BIAS - 1 - x.exponent, "exponent")
         special = register(m, Cat(x.sign, x.zero, x.nan), "special")
-        exponent = delay_line(m, exponent, Quadratic.delay - 1, "exponent")
+        exponent = delay_line(m, exponent, Quadratic.delay - 2, "exponent")
         sign, infinite, nan = delay_line(m, special, Quadratic.delay - 1, "special")
-        result = wire(m, exponent + quadratic.q[-1], "result")
-        cleared = (result <= 0) | infinite | nan  # an infinite i has the exponent -2 here
+        # Both cases are ready when the mantissa says which it is. An infinite i has the exponent -2 here.
+        following = register(m, (exponent + 1)[:8], "following")
+        under, still_under = register(m, exponent <= 0, "under"), register(m, exponent < 0, "still_under")
+        exponent = register(m, exponent[:8], "exponent_last")
+        top = quadratic.q[-1]
+        result = Mux(top, following, exponent)
         ones = infinite | nan
+        cleared = Mux(top, still_under, under) | ones
         m.d.sync += self.o.eq(
             Cat(
                 Mux(cleared, 0, quadratic.q[:22])[:22],
                 (quadratic.q[22] & ~cleared) | nan,
-                Mux(ones, 0xFF, Mux(cleared, 0, result[:8])),
+                Mux(ones, 0xFF, Mux(cleared, 0, result)),
                 sign & ~nan,
             )
         )
@@ -148,7 +153,8 @@ class ReciprocalSqrt(wiring.Component):
         odd = ~self.i[23]  # of the unbiased exponent
         m.d.comb += [quadratic.index.eq(Cat(self.i[16:23], odd)), quadratic.d.eq(self.i[:16])]
         # 2/sqrt(m * 2^odd) in [1, 2) belongs to the exponent 126 - (e - 127 - odd) / 2 = 189 - floor((e - 1) / 2).
-        exponent = register(m, (189 - ((x.exponent - 1) >> 1))[:8], "exponent")
+        # As one sum: 190 - k for e = 2k, one less for e = 2k + 1.
+        exponent = register(m, (Cat(~x.exponent[0], ~x.exponent[1:], Const(1, 1)) + 2 * 190 + 1)[1:9], "exponent")
         nan = x.nan | (x.sign & ~x.zero)
         special = register(m, Cat(x.zero & ~nan, x.inf & ~nan, nan), "special")
         exponent = delay_line(m, exponent, Quadratic.delay - 1, "exponent")

@@ -76,14 +76,14 @@ class Normaliser:
     """
 
     @staticmethod
-    def coarse(value: Value) -> tuple[Value, Value]:
-        """Leading zero nibbles (of a value padded to whole nibbles below) and whether a bit is set."""
+    def coarse(value: Value) -> Value:
+        """Leading zero nibbles (of a value padded to whole nibbles below); of zero, all but one."""
         nibbles = _nibbles(value)
         count: Value = Const(len(nibbles) - 1)
         width = max(1, (len(nibbles) - 1).bit_length())
         for k in reversed(range(len(nibbles) - 1)):
             count = Mux(nibbles[k].any(), k, count)
-        return count[:width], value.any()
+        return count[:width]
 
     @staticmethod
     def shift(m: Module, value: Value, coarse: Value, name: str) -> tuple[Value, Value]:

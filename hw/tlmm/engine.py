@@ -112,12 +112,13 @@ class TlmmEngine(wiring.Component):
             m.d.sync += [complete.bit_select(write_bank, 1).eq(1), write_bank.eq(~write_bank)]
 
         # ---- the int8 buffer --------------------------------------------------------------------
-        rows_ahead = Signal(16)  # rows from the block that is loaded to the end
+        rows_ahead, another = Signal(16), Signal()  # rows from the block that is loaded to the end; more than it has
+        m.d.sync += another.eq(rows_ahead > self.block_rows)
         m.d.comb += [
             loader.start.eq(self.start),
             loader.tiles.eq(self.tiles),
             loader.lanes.eq(self.lanes),
-            loader.another.eq(rows_ahead > self.block_rows),
+            loader.another.eq(another),
             loader.quantised.eq(self.quantised),
             self.q_en.eq(loader.q_en),
             self.q_lane.eq(loader.q_lane),
@@ -133,13 +134,20 @@ class TlmmEngine(wiring.Component):
         rows_left = Signal(16)  # from this block's first row to the end
         row = Signal(range(c.block_rows))
         tile = Signal(16)
-        last_block, last_row, last_tile, first_tile = Signal(), Signal(), Signal(), Signal()
+        # Where the counters stand, known before the cycle that asks. A tile has 8 rows or more: what changes with a tile or
+        # a block has time for a register or two.
+        last_block, last_row, last_tile, first_tile = Signal(), Signal(), Signal(), Signal(init=1)
+        before_last_row, before_last_tile = Signal(range(c.block_rows)), Signal(16)
+        single, following_last = Signal(), Signal()  # one tile; the next tile is a block's last
+        m.d.sync += [
+            last_block.eq(rows_left <= self.block_rows),
+            before_last_row.eq(Mux(last_block, rows_left, self.block_rows) - 2),
+            before_last_tile.eq(self.tiles - 2),
+            single.eq(self.tiles == 1),
+            following_last.eq(Mux(last_tile, single, tile == before_last_tile)),
+        ]
         tables_ready, take = Signal(), Signal()
         m.d.comb += [
-            last_block.eq(rows_left <= self.block_rows),
-            last_row.eq(row + 1 == Mux(last_block, rows_left, self.block_rows)),
-            last_tile.eq(tile + 1 == self.tiles),
-            first_tile.eq(tile == 0),
             tables_ready.eq(complete.bit_select(read_bank, 1)),
             self.beats.ready.eq(streaming & tables_ready & (~last_tile | fifo.room)),
             take.eq(self.beats.valid & self.beats.ready),
@@ -151,20 +159,22 @@ class TlmmEngine(wiring.Component):
         final = Signal()
         m.d.comb += final.eq(last_row & last_tile & last_block)
         with m.If(take):
-            m.d.sync += row.eq(row + 1)
+            m.d.sync += [row.eq(row + 1), last_row.eq(row == before_last_row)]
             with m.If(last_row):
                 # The bank is written again two cycles from now at the earliest (take, then write), in the cycle when
                 # this beat reads it: the read still sees the old entries.
                 m.d.sync += [
                     row.eq(0),
                     tile.eq(tile + 1),
+                    first_tile.eq(last_tile),
+                    last_tile.eq(following_last),
                     read_bank.eq(~read_bank),
                     complete.bit_select(read_bank, 1).eq(0),
                 ]
                 with m.If(last_tile):
                     m.d.sync += [tile.eq(0), rows_left.eq(rows_left - self.block_rows), streaming.eq(~last_block)]
         with m.If(self.start):
-            m.d.sync += [rows_left.eq(self.rows), streaming.eq(1)]
+            m.d.sync += [rows_left.eq(self.rows), streaming.eq(1), last_tile.eq(self.tiles == 1)]
 
         # ---- the pipeline: what goes along with a beat --------------------------------------------
         bank: Value = read_bank
@@ -188,7 +198,7 @@ class TlmmEngine(wiring.Component):
             ]
             m.d.comb += [t.eq(v) for t, v in zip(tree.value[g], tables.value[g], strict=True)]
         active = Signal(c.lanes, reset_less=True)
-        m.d.sync += active.eq((1 << self.lanes) - 1)
+        m.d.sync += active.eq(Cat(self.lanes > i for i in range(c.lanes)))
         m.d.comb += tree.active.eq(active)
 
         # The accumulator wants to know of a beat one cycle before its sums.
@@ -225,7 +235,7 @@ def expected_cycles(config: AcceleratorConfig, *, tiles: int, rows: int, block_r
     """Cycles from `start` to `done` when beats and activations are always there and every row is taken at once."""
     words, steps = config.tile_words, entries(config.group_size)
     free = [0, 0]  # first cycle in which a bank may be taken
-    full = words + 2  # the words of a lane are in place
+    full = words + 3  # the words of a lane are in place
     ready = 0  # the builder writes the previous lane's last entry
     beat = 0  # first cycle after the last beat
     number = 0

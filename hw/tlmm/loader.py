@@ -60,42 +60,53 @@ class TileLoader(wiring.Component):
         lane = Signal(clog2(self._config.lanes))
         word = Signal(range(words))
         base = Signal.like(self.q_word)  # first word of the tile
-        sequence = Signal(32)  # words read in the first row block
+        following = Signal.like(self.q_word)
+        sequence = Signal(32)  # which word is next in the first row block, from 1
+        available = Signal()  # the next of them is written
+        # A lane has 20 words: what changes with a lane or a tile has time for a register.
         last_word, last_lane, last_tile = Signal(), Signal(), Signal()
+        limit, last = Signal.like(lane), Signal(16)
         arriving, arriving_last = Signal(), Signal()  # read in the previous cycle
         full = Signal()  # a complete tile waits for the builder
         ready, allowed = Signal(), Signal()
         m.d.comb += [
             last_word.eq(word == words - 1),
-            last_lane.eq(lane + 1 == self.lanes),
-            last_tile.eq(tile + 1 == self.tiles),
+            following.eq(self.q_word + 1),
             ready.eq(self.builder_ready & self.bank_free),
             self.take.eq(full & ready),
             # A word arrives in the next cycle; the previous lane's must have been taken by then, or be taken just then.
-            allowed.eq(Mux(full | arriving_last, ready, 1) & (~first_block | (self.quantised > sequence))),
+            allowed.eq(Mux(full | arriving_last, ready, 1) & (~first_block | available)),
             self.q_en.eq(running & allowed),
             self.q_lane.eq(lane),
-            self.q_word.eq(base + word),
             self.shift.eq(arriving),
             self.block_end.eq(self.q_en & last_word & last_lane & last_tile),
         ]
-        m.d.sync += [arriving.eq(self.q_en), arriving_last.eq(self.q_en & last_word)]
+        m.d.sync += [
+            limit.eq(self.lanes - 1),
+            last.eq(self.tiles - 1),
+            last_lane.eq(lane == limit),
+            last_tile.eq(tile == last),
+            available.eq(Mux(self.q_en, self.quantised > sequence, self.quantised >= sequence)),
+            arriving.eq(self.q_en),
+            arriving_last.eq(self.q_en & last_word),
+        ]
         with m.If(arriving_last):
             m.d.sync += full.eq(1)
         with m.Elif(self.take):
             m.d.sync += full.eq(0)
         with m.If(self.take):
             m.d.sync += self.take_lane.eq(Mux(self.tile_end, 0, self.take_lane + 1))
-        m.d.comb += self.tile_end.eq(self.take_lane + 1 == self.lanes)
+        m.d.sync += self.tile_end.eq(self.take_lane == limit)
 
         with m.If(self.q_en):
-            m.d.sync += [word.eq(word + 1), sequence.eq(sequence + 1)]
+            m.d.sync += [word.eq(word + 1), self.q_word.eq(following), sequence.eq(sequence + 1)]
             with m.If(last_word):
-                m.d.sync += [word.eq(0), lane.eq(lane + 1)]
+                m.d.sync += [word.eq(0), self.q_word.eq(base), lane.eq(lane + 1)]
                 with m.If(last_lane):
-                    m.d.sync += [lane.eq(0), tile.eq(tile + 1), base.eq(base + words)]
+                    m.d.sync += [lane.eq(0), tile.eq(tile + 1), base.eq(following), self.q_word.eq(following)]
                     with m.If(last_tile):
-                        m.d.sync += [tile.eq(0), base.eq(0), first_block.eq(0), running.eq(self.another)]
+                        m.d.sync += [tile.eq(0), base.eq(0), self.q_word.eq(0)]
+                        m.d.sync += [first_block.eq(0), running.eq(self.another)]
         with m.If(self.start):
-            m.d.sync += [running.eq(1), first_block.eq(1), sequence.eq(0)]
+            m.d.sync += [running.eq(1), first_block.eq(1), sequence.eq(1), available.eq(0)]
         return m

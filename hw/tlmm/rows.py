@@ -44,14 +44,19 @@ class RowFifo(wiring.Component):
         m.submodules.memory = memory = Memory(shape=row_layout(self._config), depth=depth, init=[])
         write, read = memory.write_port(), memory.read_port()
         head, tail = Signal(range(depth)), Signal(range(depth))
-        stored = Signal(range(depth + 1))  # rows in the memory, the one at the output not counted
-        promised = Signal(range(depth + 1))  # rows under way, stored, or at the output
+        stored, some = (
+            Signal(range(depth + 1)),
+            Signal(),
+        )  # rows in the memory, not the one at the output; whether there are
+        # Rows under way, stored, or at the output, without what the latest cycle reserved and took.
+        promised = Signal(range(depth + 1))
+        reserved, taken = Signal(), Signal()
+        last_place = Signal()  # promised == depth - 1
         valid = Signal()
-        fetch, taken = Signal(), Signal()
+        fetch = Signal()
         m.d.comb += [
-            fetch.eq((stored != 0) & (~valid | self.rows.ready)),
-            taken.eq(valid & self.rows.ready),
-            self.room.eq(promised != depth),
+            fetch.eq(some & (~valid | self.rows.ready)),
+            self.room.eq(~promised[-1] & ~(last_place & reserved)),
             self.rows.valid.eq(valid),
             self.rows.payload.eq(read.data),
             write.addr.eq(head),
@@ -62,8 +67,15 @@ class RowFifo(wiring.Component):
         ]
         m.d.sync += [
             stored.eq(stored + self.push - fetch),
-            promised.eq(promised + self.reserve - taken),
+            some.eq(self.push | (stored[1:] != 0) | (stored[0] & ~fetch)),
+            reserved.eq(self.reserve),
+            taken.eq(valid & self.rows.ready),
+            promised.eq(promised + reserved - taken),
         ]
+        with m.If(reserved & ~taken):
+            m.d.sync += last_place.eq(promised == depth - 2)
+        with m.If(taken & ~reserved):
+            m.d.sync += last_place.eq(promised[-1])
         with m.If(self.push):
             m.d.sync += head.eq(head + 1)
         with m.If(fetch):

@@ -105,7 +105,8 @@ class TableBuilder(wiring.Component):
 
         step = Signal(range(count))
         building = Signal()
-        m.d.comb += [self.building.eq(building), self.last.eq(building & (step == count - 1))]
+        m.d.comb += self.building.eq(building)
+        m.d.sync += self.last.eq(building & (step == count - 2))
         with m.If(self.take):
             m.d.sync += [step.eq(0), building.eq(1)]
         with m.Elif(self.last):
