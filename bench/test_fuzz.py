@@ -1,4 +1,4 @@
-"""20,000 damaged files, shared by all readers. Run by `make bench`."""
+"""40,000 damaged files, shared by all readers. Run by `make bench`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.fuzz.driver import run
 from tests.fuzz.targets import targets
 
-CASES = 20_000
+CASES = 40_000
 SEED = 1
 TARGETS = {t.name: t for t in targets()}
 

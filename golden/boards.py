@@ -7,7 +7,7 @@ and PYNQ-Z2 reference manuals for memory. `cma_default` is what the board's PYNQ
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from golden.config import PRESETS, AcceleratorConfig
 from golden.registers import build_hash
@@ -109,7 +109,11 @@ def _zynqmp_ports(*names: str) -> tuple[str, ...]:
     return tuple(f"S_AXI_{n}_FPD" for n in names)
 
 
-_K26 = dict(
+KV260 = Board(
+    name="kv260",
+    title="AMD Kria KV260",
+    board_part="xilinx.com:kv260_som:part0",
+    manual="DS987, UG1089",
     device="xck26",
     package="sfvc784",
     speed="2LV-c",
@@ -128,20 +132,13 @@ _K26 = dict(
     pl_reference_hz=1_500_000_000,
 )
 
-KV260 = Board(
-    name="kv260",
-    title="AMD Kria KV260",
-    board_part="xilinx.com:kv260_som:part0",
-    manual="DS987, UG1089",
-    **_K26,  # type: ignore[arg-type]
-)
-
-KR260 = Board(
+# The same module, a K26, on another carrier.
+KR260 = replace(
+    KV260,
     name="kr260",
     title="AMD Kria KR260",
     board_part="xilinx.com:kr260_som:part0",
     manual="DS987, UG1092",
-    **_K26,  # type: ignore[arg-type]
 )
 
 ZCU104 = Board(

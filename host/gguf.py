@@ -28,7 +28,7 @@ import json
 import math
 import mmap
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ PIECE = 1 << 20
 
 FREQUENCIES = "rope_freqs.weight"
 I2_S = 36
+_INTEGERS = (24, 25, 26, 27)  # I8, I16, I32, I64
 _BITNET_CPP = {36: "I2_S", 37: "I8_S", 38: "TL1", 39: "TL2 or MXFP4"}
 _I2_S_BLOCK = 128
 _TQ_BLOCK = 256
@@ -388,21 +389,20 @@ class Gguf:
         UserError : missing, another shape, a type that is no float, infinities or NaN.
         """
         e = self.require(name, shape)
+        kind = UserError(f"{self.where(name)}: is {_type_name(e.type)}, a floating-point tensor is needed")
+        if e.type in (I2_S, *_INTEGERS):
+            raise kind
         for i, raw in self._pieces(e):
             with np.errstate(all="ignore"):
                 try:
-                    if e.type == I2_S or e.type in (24, 25, 26, 27):
-                        raise NotImplementedError
                     if e.type == GGMLQuantizationType.F64:
                         out = raw.view("<f8").astype(np.float32)
                     else:
                         out = np.asarray(
                             dequantize(np.ascontiguousarray(raw), GGMLQuantizationType(e.type)), np.float32
                         )
-                except NotImplementedError as error:
-                    raise UserError(
-                        f"{self.where(name)}: is {_type_name(e.type)}, a floating-point tensor is needed"
-                    ) from error
+                except NotImplementedError as error:  # a type that the gguf package cannot decode
+                    raise kind from error
             if not np.isfinite(out).all():
                 row, column = (int(v) for v in np.argwhere(~np.isfinite(out))[0])
                 raise UserError(
@@ -724,13 +724,19 @@ def _tokenizer(g: Gguf, vocab: int) -> tuple[Files, tuple[int, ...]]:
             squeeze=g.flag("tokenizer.ggml.remove_extra_whitespaces", False),
             unknown=-1 if unknown is None else unknown,
         )
-        make: Callable[[], bytes] = lambda: sentencepiece_json(source, str(g.path))  # noqa: E731
+
+        def make() -> bytes:
+            return sentencepiece_json(source, str(g.path))
+
     elif model == "gpt2":
         # Early files of bitnet-b1.58-2B-4T do not say how words are cut; its vocabulary is Llama 3's.
         default = "llama-bpe" if any(p.text == "<|begin_of_text|>" for p in pieces) else "default"
         split = g.text("tokenizer.ggml.pre", default)
         add_bos = split in SPLITS and SPLITS[split].bos
-        make = lambda: byte_level_json(pieces, g.texts("tokenizer.ggml.merges"), split, str(g.path))  # noqa: E731
+
+        def make() -> bytes:
+            return byte_level_json(pieces, g.texts("tokenizer.ggml.merges"), split, str(g.path))
+
     else:
         raise UserError(f"{g.path}: tokenizer.ggml.model is {model!r}; supported are 'llama' and 'gpt2'")
     if "tokenizer.huggingface.json" in g.fields:

@@ -24,6 +24,7 @@ from hw.control.supervise import Supervisor
 from hw.elementwise.elementwise import Elementwise
 from hw.memory.axi import Axi, AxiLite
 from hw.memory.kv_writer import KvWriter
+from hw.memory.logit_writer import LogitWriter
 from hw.memory.reader import StreamReader
 from hw.memory.writer import BeatWriter
 from hw.platform import Inferred
@@ -70,6 +71,7 @@ class Accelerator(wiring.Component):
             "elementwise": Elementwise(c),
             "attention": AttentionUnit(c),
             "kv_writer": KvWriter(c),
+            "logit_writer": LogitWriter(c),
         }
         for name, unit in units.items():
             m.submodules[name] = reset(unit)
@@ -182,15 +184,14 @@ class Accelerator(wiring.Component):
             executor.epilogue_busy.eq(elementwise.epilogue_busy),
             executor.collect_busy.eq(elementwise.attention_busy),
             executor.tlmm_busy.eq(tlmm.busy),
-            executor.attention_busy.eq(attention.busy),
             executor.kv_writer_busy.eq(kv_writer.busy),
-            executor.writer_busy.eq(~writer.idle),
         ]
 
         # ---- beats -------------------------------------------------------------------------------
         beats = reader.beats
         ready = Signal()
         taken = Signal()
+        of_program = Signal()
         sinks = {Route.LOAD: elementwise.load, Route.TLMM: tlmm.beats, Route.ATTENTION: attention.beats}
         for route, sink in sinks.items():
             m.d.comb += [
@@ -199,13 +200,14 @@ class Accelerator(wiring.Component):
             ]
             with m.If(executor.route == route):
                 m.d.comb += ready.eq(sink.ready)
-        with m.If((executor.route == Route.PROGRAM) & executor.busy & ~executor.program_ready):
+        m.d.comb += of_program.eq((executor.route == Route.PROGRAM) & executor.busy & ~executor.program_ready)
+        with m.If(of_program):
             m.d.comb += ready.eq(1)
         m.d.comb += [
             beats.ready.eq(ready),
             taken.eq(beats.valid & ready),
-            executor.beat_taken.eq(taken),
-            program.write.eq(taken & (executor.route == Route.PROGRAM)),
+            executor.beat_taken.eq(beats.valid & of_program),
+            program.write.eq(beats.valid & of_program),
             program.beat.eq(beats.payload),
         ]
 
@@ -254,41 +256,38 @@ class Accelerator(wiring.Component):
                     m.d.comb += getattr(q, name).eq(getattr(p, name))
 
         # ---- writes ------------------------------------------------------------------------------
-        logits = attention.logits
-        logits_address = Signal(32)
-        m.d.comb += logits_address.eq(
-            field(d, Opcode.HEAD, "logits_address")
-            + logits.payload.lane * field(d, Opcode.HEAD, "logits_stride")
-            + logits.payload.beat
-        )
-        out = writer.writes
-        with m.If(executor.head_mode):
-            m.d.comb += [
-                out.valid.eq(logits.valid),
-                logits.ready.eq(out.ready),
-                out.payload.address.eq(logits_address),
-                out.payload.data.eq(logits.payload.data),
-                out.payload.strobe.eq(~0),
-            ]
-        with m.Else():
-            m.d.comb += [
-                out.valid.eq(kv_writer.writes.valid),
-                kv_writer.writes.ready.eq(out.ready),
-                out.payload.eq(kv_writer.writes.payload),
-            ]
+        out, logits = writer.writes, units["logit_writer"]
+        wiring.connect(m, attention.logits, logits.logits)
+        m.d.comb += [
+            logits.address.eq(field(d, Opcode.HEAD, "logits_address")),
+            logits.stride.eq(field(d, Opcode.HEAD, "logits_stride")),
+            executor.attention_busy.eq(attention.busy | logits.busy),
+            executor.writer_busy.eq(~writer.idle),
+        ]
+        sources = ((logits.writes, logits.busy), (kv_writer.writes, ~logits.busy))
+        for source, active in sources:
+            with m.If(active):
+                m.d.comb += [
+                    out.valid.eq(source.valid),
+                    out.payload.eq(source.payload),
+                    source.ready.eq(out.ready),
+                ]
 
         # ---- supervision and counters ------------------------------------------------------------
         bad_weight = Signal()
+        # Checked ahead: two writes to registers are at least two cycles apart, and the start comes last.
+        head_end = Signal(9)
+        m.d.sync += [
+            head_end.eq(registers.head_lanes[:8] + registers.head_lanes[8:16]),
+            supervisor.bad_lanes.eq(
+                (registers.lanes == 0) | (registers.lanes > c.lanes) | (head_end > registers.lanes)
+            ),
+            supervisor.bad_program.eq((registers.program_length == 0) | (registers.program_length > c.max_descriptors)),
+        ]
         m.d.comb += [
             bad_weight.eq(tlmm.bad_weight),
             supervisor.start_request.eq(registers.start),
             supervisor.reset_request.eq(registers.soft_reset),
-            supervisor.bad_lanes.eq(
-                (registers.lanes == 0)
-                | (registers.lanes > c.lanes)
-                | (registers.head_lanes[:8] + registers.head_lanes[8:16] > registers.lanes)
-            ),
-            supervisor.bad_program.eq((registers.program_length == 0) | (registers.program_length > c.max_descriptors)),
             supervisor.done.eq(executor.done),
             supervisor.quiet.eq(reader.quiet & writer.quiet),
             supervisor.bad_weight.eq(bad_weight),

@@ -6,6 +6,9 @@ from amaranth.lib.wiring import In, Out
 
 from golden.registers import BUSY, STALLS
 
+SEEN = ("beat", "write", "running", "unit_busy")
+"""Inputs besides the causes."""
+
 
 class Counters(wiring.Component):
     """Counts a pass: every cycle either takes a beat or is put down to exactly one cause of `golden.registers.STALLS`.
@@ -38,20 +41,23 @@ class Counters(wiring.Component):
         m = Module()
         cause = Signal(len(STALLS))
         names = {name: 1 << i for i, name in enumerate(STALLS)}
-        # Registered a cycle late, so that no counter hangs on the stream's handshake.
+        # What happens is counted two cycles later, so that neither the causes' order nor a counter hangs on the stream's handshake.
+        order = ("memory", "epilogue", "attention", "elementwise", "drain")
+        seen = {name: Signal(len(getattr(self, name)), name=f"seen_{name}") for name in (*order, *SEEN)}
+        m.d.sync += [signal.eq(getattr(self, name)) for name, signal in seen.items()]
         beat, write, running = Signal(), Signal(), Signal()
         unit_busy = Signal(len(BUSY))
         m.d.sync += [
-            beat.eq(self.beat & self.running),
-            write.eq(self.write & self.running),
-            running.eq(self.running),
-            unit_busy.eq(self.unit_busy),
+            beat.eq(seen["beat"] & seen["running"]),
+            write.eq(seen["write"] & seen["running"]),
+            running.eq(seen["running"]),
+            unit_busy.eq(seen["unit_busy"]),
             cause.eq(names["control"]),
         ]
-        with m.If(self.beat):
+        with m.If(seen["beat"]):
             m.d.sync += cause.eq(0)
-        for name in ("memory", "epilogue", "attention", "elementwise", "drain"):
-            with m.Elif(getattr(self, name)):
+        for name in order:
+            with m.Elif(seen[name]):
                 m.d.sync += cause.eq(names[name])
         with m.If(self.restart):
             m.d.sync += [self.cycles.eq(0), self.beats.eq(0), self.writes.eq(0), self.stall.eq(0), self.busy.eq(0)]

@@ -84,11 +84,20 @@ class Fetcher(wiring.Component):
 
         address = Signal(32)
         beats = Signal(32)
+        # Added to the address a cycle after it is known, so that the adder is not behind the choice.
+        addend = Signal(32)
+        adding = Signal()
+        m.d.sync += adding.eq(0)
+        with m.If(adding):
+            m.d.sync += address.eq(address + addend)
         m.d.comb += [self.segments.payload.address.eq(address), self.segments.payload.beats.eq(beats)]
 
         def multiply(x: object, y: object, then: str) -> None:
             m.d.sync += [a.eq(x), b.eq(y), wait.eq(2)]
             m.next = f"Wait-{then}"
+
+        def advance(x: object) -> None:
+            m.d.sync += [addend.eq(x), adding.eq(1)]
 
         def waiting(then: str) -> None:
             with m.State(f"Wait-{then}"):
@@ -99,8 +108,8 @@ class Fetcher(wiring.Component):
         def emit(then: str) -> None:
             """A state that sends (address, beats) and goes on; nothing is sent for 0 beats."""
             with m.State(f"Emit-{then}"):
-                m.d.comb += self.segments.valid.eq(beats != 0)
-                with m.If(self.segments.ready | (beats == 0)):
+                m.d.comb += self.segments.valid.eq(~adding & (beats != 0))
+                with m.If(~adding & (self.segments.ready | (beats == 0))):
                     m.next = then
 
         phase = Signal.like(sequencer.phases.payload)
@@ -168,8 +177,9 @@ class Fetcher(wiring.Component):
                     multiply(field(d, Opcode.LOAD, "rope_beats"), self.position[lane[: clog2(c.lanes)]], "Rope-Address")
             waiting("Rope-Address")
             with m.State("Rope-Address"):
+                advance(product)
                 m.d.sync += [
-                    address.eq(field(d, Opcode.LOAD, "rope_address") + product),
+                    address.eq(field(d, Opcode.LOAD, "rope_address")),
                     beats.eq(field(d, Opcode.LOAD, "rope_beats")),
                     lane.eq(lane + 1),
                 ]
@@ -177,7 +187,7 @@ class Fetcher(wiring.Component):
             # LINEAR: tiles * rows beats behind the gain.
             emit("Matrix")
             with m.State("Matrix"):
-                m.d.sync += address.eq(address + beats)
+                advance(beats)
                 multiply(field(d, Opcode.LINEAR, "tiles"), field(d, Opcode.LINEAR, "rows"), "Matrix-Length")
             waiting("Matrix-Length")
             with m.State("Matrix-Length"):
@@ -213,32 +223,36 @@ class Fetcher(wiring.Component):
                     multiply(field(d, Opcode.ATTENTION, "slot_stride"), self.slot[phase.lane_lo], "Head-Address")
             waiting("Head-Address")
             with m.State("Head-Address"):
-                m.d.sync += address.eq(address + product)
+                advance(product)
                 multiply(field(d, Opcode.ATTENTION, "head_stride"), phase.kv_head, "Block-Address")
             waiting("Block-Address")
             with m.State("Block-Address"):
-                m.d.sync += address.eq(address + product)
+                advance(product)
                 multiply(block_beats, phase.block, "Data-Address")
             waiting("Data-Address")
             with m.State("Data-Address"):
-                m.d.sync += [address.eq(address + product), beats.eq(scale_beats)]
+                advance(product)
+                m.d.sync += beats.eq(scale_beats)
                 m.next = "Emit-V-Scales"
                 with m.If(phase.v):
                     m.next = "V-Address"
             with m.State("V-Address"):
-                m.d.sync += [address.eq(address + k_beats), beats.eq(tile_beats)]
+                advance(k_beats)
+                m.d.sync += beats.eq(tile_beats)
                 m.next = "Emit-Cell"
             emit("V-Scales")
             with m.State("V-Scales"):
-                m.d.sync += address.eq(address + c.scale_beats)
+                advance(c.scale_beats)
                 m.next = "Emit-Data"
             emit("Data")
             with m.State("Data"):
-                m.d.sync += [address.eq(address + c.scale_beats), beats.eq(tile_beats)]
+                advance(c.scale_beats)
+                m.d.sync += beats.eq(tile_beats)
                 m.next = "Emit-Cell"
             emit("Cell")
             with m.State("Cell"):
-                m.d.sync += [address.eq(address + c.key_tile), cell.eq(cell + 1)]
+                advance(c.key_tile)
+                m.d.sync += cell.eq(cell + 1)
                 m.next = "Emit-Cell"
                 with m.If(cell + 1 == cells):
                     m.next = "Phase"

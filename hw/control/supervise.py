@@ -47,6 +47,8 @@ class Supervisor(wiring.Component):
 
         def fail(code: object, address: object) -> None:
             m.d.sync += [self.error.eq(code), self.error_address.eq(address), self.finished.eq(1), settle.eq(0)]
+            # Registers, as they go everywhere: high from the first cycle of Stop.
+            m.d.sync += [self.clear.eq(1), self.reset.eq(1)]
             m.next = "Stop"
 
         def stop() -> None:
@@ -54,6 +56,8 @@ class Supervisor(wiring.Component):
             fail(ErrorCode.NONE, 0)
             m.d.sync += self.finished.eq(0)
 
+        progress = Signal()
+        m.d.sync += progress.eq(self.progress)
         with m.FSM() as fsm:
             with m.State("Idle"):
                 m.d.sync += idle_cycles.eq(0)
@@ -70,7 +74,7 @@ class Supervisor(wiring.Component):
                         m.next = "Run"
             with m.State("Run"):
                 m.d.sync += idle_cycles.eq(idle_cycles + 1)
-                with m.If(self.progress):
+                with m.If(progress):
                     m.d.sync += idle_cycles.eq(0)
                 with m.If(self.reset_request):
                     stop()
@@ -88,11 +92,11 @@ class Supervisor(wiring.Component):
                     m.d.sync += self.finished.eq(1)
                     m.next = "Idle"
             with m.State("Stop"):
-                m.d.comb += [self.clear.eq(settle == 0), self.reset.eq(1)]
-                m.d.sync += settle.eq(settle << 1 | 1)
+                m.d.sync += [self.clear.eq(0), settle.eq(settle << 1 | 1)]
                 with m.If(self.reset_request):
                     m.d.sync += [self.finished.eq(0), self.error.eq(ErrorCode.NONE), self.error_address.eq(0)]
                 with m.If(self.quiet & settle[1]):
+                    m.d.sync += self.reset.eq(0)
                     m.next = "Idle"
         m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))
         return m

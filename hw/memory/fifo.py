@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
@@ -70,6 +70,48 @@ class Queue(wiring.Component):
         m.d.sync += [head.eq(head + pop), tail.eq(tail + push), self.level.eq(self.level + push - pop)]
         with m.If(self.clear):
             m.d.sync += [head.eq(0), tail.eq(0), self.level.eq(0)]
+        return m
+
+
+class RegisterSlice(wiring.Component):
+    """Registers in a stream's valid, payload and ready, so that no path goes through; an entry a cycle, one cycle late.
+
+    Parameters
+    ----------
+    width : bits of an entry. Two are held.
+
+    Interface attributes
+    --------------------
+    i, o : streams of `width` bits.
+    clear : drops what is held; wins over both streams.
+    """
+
+    def __init__(self, *, width: int) -> None:
+        self._width = width
+        super().__init__(
+            {"i": In(stream.Signature(width)), "o": Out(stream.Signature(width)), "clear": In(1)},
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        spare = Signal(self._width, reset_less=True)
+        out = Signal(self._width, reset_less=True)
+        valid, full = Signal(), Signal()
+        free = Signal()
+        m.d.comb += [
+            free.eq(~valid | self.o.ready),
+            self.i.ready.eq(~full),
+            self.o.valid.eq(valid),
+            self.o.payload.eq(out),
+        ]
+        with m.If(~full):
+            m.d.sync += spare.eq(self.i.payload)
+        with m.If(free):
+            m.d.sync += [out.eq(Mux(full, spare, self.i.payload)), valid.eq(full | self.i.valid), full.eq(0)]
+        with m.Elif(self.i.valid):
+            m.d.sync += full.eq(1)
+        with m.If(self.clear):
+            m.d.sync += [valid.eq(0), full.eq(0)]
         return m
 
 

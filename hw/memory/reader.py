@@ -17,7 +17,7 @@ from hw.memory.axi import (
     RESPONSE_DECERR,
     AxiRead,
 )
-from hw.memory.fifo import DeepFifo, Queue
+from hw.memory.fifo import DeepFifo, Queue, RegisterSlice
 
 SEGMENT = data.StructLayout({"address": 32, "beats": 32})
 """A run of beats: first beat address, number of beats."""
@@ -127,13 +127,15 @@ class _PortReader(wiring.Component):
             axi.arprot.eq(PROT_DATA),
             axi.rready.eq(1),
         ]
+        taken = Signal()
         m.d.sync += [
+            taken.eq(fifo.taken),
             flying.eq(flying + issue - retire),
             # room + taken - (length + 1) when a burst is issued, in one adder: -(x + 1) is ~x, and `taken` its carry.
-            room.eq((Cat(1, room) + Cat(fifo.taken, spent & issue.replicate(len(room))))[1:]),
+            room.eq((Cat(1, room) + Cat(taken, spent & issue.replicate(len(room))))[1:]),
         ]
         with m.If(self.drain):
-            m.d.sync += room.eq(cfg.fifo_beats)
+            m.d.sync += [taken.eq(0), room.eq(cfg.fifo_beats)]
 
         # Addresses of the bursts in flight, for error_address. One master ID: responses come in order.
         m.submodules.addresses = addresses = memory.Memory(shape=32, depth=cfg.outstanding, init=[])
@@ -184,7 +186,7 @@ class StreamReader(wiring.Component):
     4 KiB boundary. Each port issues its own bursts, at most `outstanding` in flight and never more than its FIFO has
     room for, and so runs ahead of the consumer by up to `fifo_beats`. A beat leaves when every port has its part.
 
-    From a segment's acceptance to `arvalid`: 6 cycles; from an R beat to `beats.valid`: 4 cycles; a burst each cycle.
+    From a segment's acceptance to `arvalid`: 6 cycles; from an R beat to `beats.valid`: 5 cycles; a burst each cycle.
 
     Parameters
     ----------
@@ -254,14 +256,17 @@ class StreamReader(wiring.Component):
         self._split(m, ports, drain, stop)
 
         # A beat leaves when all ports have theirs.
+        m.submodules.slice = out = RegisterSlice(width=cfg.beat_bytes * 8)
         whole = Cat(p.words.valid for p in ports).all()
         m.d.comb += [
-            self.beats.valid.eq(whole),
-            self.beats.payload.eq(Cat(p.words.payload for p in ports)),
+            out.i.valid.eq(whole),
+            out.i.payload.eq(Cat(p.words.payload for p in ports)),
+            out.clear.eq(drain),
         ]
+        wiring.connect(m, out.o, wiring.flipped(self.beats))
         for i, p in enumerate(ports):
             m.d.comb += [
-                p.words.ready.eq(whole & self.beats.ready),
+                p.words.ready.eq(whole & out.i.ready),
                 p.base.eq(self.base[i]),
                 p.stop.eq(stop),
                 p.drain.eq(drain),

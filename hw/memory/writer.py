@@ -150,7 +150,7 @@ class BeatWriter(wiring.Component):
     timeout : cycles in which responses are owed and none arrives, after which TIMEOUT is raised; 0: never.
     clear : soft reset (a pulse or longer): waiting writes are dropped, errors cleared, what AXI owes is awaited.
     error, error_address : ErrorCode, and the beat address; kept until `clear`. No write is issued after an error.
-    idle : nothing offered, nothing waiting, and every response has come.
+    idle : nothing was offered, nothing waited, and every response had come, a cycle ago.
     quiet : AXI owes nothing and no soft reset is going on.
     writes_count : a write was taken (and not dropped) in the cycle before.
     m_axi : write channels of the ports.
@@ -207,9 +207,9 @@ class BeatWriter(wiring.Component):
         m.d.comb += [
             advance.eq(~valid | ready | ~inside | stop),
             self.writes.ready.eq(advance & ~drain),
-            self.idle.eq(~self.writes.valid & ~valid & ~Cat(p.waiting for p in ports).any() & self.quiet),
             self.writes_count.eq(valid & inside & ready & ~stop),
         ]
+        m.d.sync += self.idle.eq(~self.writes.valid & ~valid & ~Cat(p.waiting for p in ports).any() & self.quiet)
         with m.If(advance):
             m.d.sync += [
                 valid.eq(self.writes.valid & ~drain & ~stop),

@@ -46,6 +46,7 @@ class Target:
     read : reads the folder of the files.
     json_parts : how to get at the JSON of a file, by file name.
     damaged : the files that are mutated; all of them if empty.
+    header : bytes at the start of a file that take half of the edits.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Target:
     read: Callable[[Path], object]
     json_parts: dict[str, Split] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
+    header: int = 64
 
 
 class Hang(Exception):
@@ -85,12 +87,12 @@ _VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
+def mutate_bytes(data: bytes, rng: random.Random, header: int = 64) -> bytes:
     """One to four edits: bits, bytes, words of extreme values, cuts, insertions, repetitions."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         n = len(out)
-        at = rng.randrange(n + 1) if rng.random() < 0.5 else rng.randrange(min(n, 64) + 1)
+        at = rng.randrange(n + 1) if rng.random() < 0.5 else rng.randrange(min(n, header) + 1)
         kind = rng.randrange(8)
         if kind == 0 and at < n:
             out[at] ^= 1 << rng.randrange(8)
@@ -161,7 +163,7 @@ def mutation(target: Target, seed: int, case: int) -> tuple[str, bytes]:
         text, join = target.json_parts[name](data)
         changed = mutate_json(text, rng) if rng.random() < 0.8 else mutate_bytes(text, rng)
         return name, join(changed)
-    return name, mutate_bytes(data, rng)
+    return name, mutate_bytes(data, rng, target.header)
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------

@@ -7,15 +7,23 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import gguf
+from gguf import GGMLQuantizationType as T
 
 from golden.config import TINY
 from host.checkpoint import read_checkpoint
+from host.errors import UserError
+from host.gguf import read_gguf
 from host.image import PAGE, Image
 from host.model import Model, convert
 from host.program import compile_program
 from host.tokenizer import Files, Tokenizer
 from tests.fuzz.driver import Target, whole
+from tests.host.gguf_support import model, write_gguf
 from tests.host.support import config_json, tensors_of, write_folder
 from tests.models import random_weights, small_spec
 
@@ -89,6 +97,61 @@ def _image() -> bytes:
         return (folder / "m.tlm").read_bytes()
 
 
+def _byte_level(w: gguf.GGUFWriter) -> None:
+    letters = [chr(c) for c in range(33, 127)] + ["Ġ", "Ċ"]
+    pairs = [("t", "h"), ("th", "e"), ("Ġ", "a"), ("i", "n"), ("a", "n")]
+    w.add_tokenizer_model("gpt2")
+    w.add_tokenizer_pre("llama-bpe")
+    w.add_token_list([*letters, *("".join(p) for p in pairs), "<s>", "</s>", "<u>"])
+    w.add_token_types([1] * (len(letters) + len(pairs)) + [3, 3, 4])
+    w.add_token_merges([" ".join(p) for p in pairs])
+    w.add_bos_token_id(len(letters) + len(pairs))
+    w.add_eos_token_id(len(letters) + len(pairs) + 1)
+    w.add_chat_template("{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")
+
+
+def _sentencepiece(w: gguf.GGUFWriter) -> None:
+    letters = ["\u2581", *map(chr, range(97, 123))]
+    words = ["th", "the", "\u2581a", "in", "an"]
+    w.add_tokenizer_model("llama")
+    w.add_token_list(["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(0, 256, 16)), *letters, *words])
+    n = len(letters) + len(words)
+    w.add_token_scores([0.0] * 19 + [-float(i) for i in range(n)])
+    w.add_token_types([2, 3, 3] + [6] * 16 + [1] * n)
+    w.add_bos_token_id(1)
+
+
+def _gguf() -> dict[str, bytes]:
+    """One small file of each kind."""
+    shape: dict[str, Any] = dict(layers=1, hidden=128, heads=2, kv_heads=1, head_dim=64, ffn=128, vocab=112)
+    small, norms = model(**shape), {"attn_sub_norm": False, "ffn_sub_norm": False, "activation": "silu"}
+    tq: dict[str, Any] = shape | {"hidden": 256, "head_dim": 128, "ffn": 256}
+    silu: dict[str, Any] = {"unit_scales": True, "arch__hidden_activation": "silu"}
+    with tempfile.TemporaryDirectory() as name:
+        at = Path(name)
+        files = {
+            "i2_s": write_gguf(at / "a", small, embedding=T.Q8_0, vocabulary=_byte_level),
+            "i2_s-bitnet": write_gguf(at / "b", small, "bitnet", embedding=T.F16, vocabulary=_sentencepiece, **silu),
+            "tq2_0": write_gguf(
+                at / "c", model(**tq, **norms, tied=False), "llama", T.TQ2_0, embedding=T.Q8_0, vocabulary=_byte_level
+            ),
+            "tq1_0": write_gguf(
+                at / "d", model(**tq, **norms), "llama", T.TQ1_0, embedding=T.F16, vocabulary=_sentencepiece
+            ),
+        }
+        return {kind: path.read_bytes() for kind, path in files.items()}
+
+
+def read_gguf_file(folder: Path) -> None:
+    """Opens a GGUF file, reads every layer and uses its vocabulary and template."""
+    checkpoint = read_gguf(folder / "m.gguf")
+    list(checkpoint.weights.layers)
+    tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.weights.spec.vocab)
+    tokenizer.encode("the <s> an\n")
+    with suppress(UserError):  # half of the files have no template
+        tokenizer.encode_chat([{"role": "user", "content": "the"}])
+
+
 def targets() -> list[Target]:
     """Every target."""
     single, shards, latent = _checkpoint(1), _checkpoint(2, tied=False), _checkpoint(1, latent=True)
@@ -103,4 +166,8 @@ def targets() -> list[Target]:
         Target("shards", shards, read_folder, parts, index),
         Target("tokenizer", single, read_tokenizer, parts, ("tokenizer.json", "tokenizer_config.json")),
         Target("image", {"m.tlm": _image()}, read_image, {"m.tlm": image_header}),
+        *(
+            Target(f"gguf {kind}", {"m.gguf": data}, read_gguf_file, header=data.rindex(b"weight") + 64)
+            for kind, data in _gguf().items()
+        ),
     ]

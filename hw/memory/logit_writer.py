@@ -1,0 +1,76 @@
+"""Writes beats of logits where a HEAD descriptor wants them."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Const, Module, Signal, Value
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from golden.config import AcceleratorConfig
+from hw.attention.head import logit_layout
+from hw.memory.writer import write_layout
+
+STEPS = 3
+"""Cycles from a beat's acceptance to its address: partial products, product, sum."""
+
+
+class LogitWriter(wiring.Component):
+    """Gives each beat of logits its address, `address + lane * stride + beat`. A beat every 4 cycles at most.
+
+    Interface attributes
+    --------------------
+    address, stride : of lane 0's logits and from lane to lane, beats; stable while `busy`.
+    logits : stream of `logit_layout`. writes : stream of `write_layout`.
+    busy : a beat is held or offered.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "address": In(32),
+                "stride": In(32),
+                "logits": In(stream.Signature(logit_layout(config))),
+                "writes": Out(stream.Signature(write_layout(config))),
+                "busy": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        held = Signal(logit_layout(self._config), reset_less=True)
+        full = Signal()
+        steps = Signal(STEPS)
+        lane = Value.cast(held.lane)
+        half = len(lane) // 2
+
+        def partial(first: int, last: int) -> Signal:
+            """Product of some bits of the lane."""
+            out = Signal(32)
+            total: Value = Const(0, 32)
+            for n in range(first, last):
+                total = total + (Cat(Const(0, n), self.stride) & lane[n].replicate(32 + n))
+            m.d.sync += out.eq(total)
+            return out
+
+        low, high = partial(0, half), partial(half, len(lane))
+        product, base, total = Signal(32), Signal(32), Signal(32)
+        m.d.sync += [
+            product.eq(low + high),
+            base.eq(self.address + held.beat),
+            total.eq(product + base),
+            steps.eq(steps << 1 | 1),
+        ]
+        m.d.comb += [
+            self.logits.ready.eq(~full),
+            self.writes.valid.eq(full & steps[-1]),
+            self.writes.payload.address.eq(total),
+            self.writes.payload.data.eq(held.data),
+            self.writes.payload.strobe.eq(~0),
+            self.busy.eq(full | self.logits.valid),
+        ]
+        with m.If(~full):
+            m.d.sync += [held.eq(self.logits.payload), full.eq(self.logits.valid), steps.eq(0)]
+        with m.Elif(self.writes.valid & self.writes.ready):
+            m.d.sync += full.eq(0)
+        return m
