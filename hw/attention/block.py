@@ -146,7 +146,7 @@ class Sizes:
     def phase(self) -> data.StructLayout:
         """A descriptor with what every part needs of it worked out.
 
-        beats: of a run. queries: of the unit. sets: of A queries, less one. first_head: kv_head * group.
+        beats: of a run. queries: of the unit; last_beat, last_query: less one. sets: of A queries, less one. first_head: kv_head * group.
         head_cell: first_head * cells. kv_cell: kv_head * cells. half: K phases alternate, for the buffers between the
         array and the softmax.
         """
@@ -165,11 +165,13 @@ class Sizes:
                 "lane_hi": lane,
                 "keys": 16,
                 "beats": self.beat_bits,
+                "last_beat": self.beat_bits,
                 "base": self.word_bits - 1,
                 "unit_words": self.word_bits,
                 "index": 16,
                 "kv_head": 8,
                 "queries": self.query_bits + 1,
+                "last_query": self.query_bits,
                 "sets": self.set_bits,
                 "first_head": 8,
                 "head_cell": 16,

@@ -178,8 +178,8 @@ class _Job:
                 begun = max(end + self.score_settle, weight_end)
                 if unit >= 2:
                     begun = max(begun, emitted[unit - 2])
-                weight_end = begun + -(-queries // pipes) * max(p.unit_words, pipes)
-                weights.append(weight_end + self.weight_settle + 1)
+                weight_end = begun + -(-queries // pipes) * max(p.unit_words, pipes) + 1
+                weights.append(weight_end + self.weight_settle)
         return done
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from amaranth import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from golden.config import AcceleratorConfig, clog2
 from hw.attention.block import Sizes, log2
+from hw.attention.queue import ShortQueue
 from hw.fp import delay_line
 
 LOGIT_BEATS = 16
@@ -23,7 +23,7 @@ class LogitSink(wiring.Component):
     Interface attributes
     --------------------
     valid, lane, block, beat, new, first, end, values : see ScorePass. `new`: first beat of a (lane, block).
-    credit : a beat of logits may be begun; spend : it is.
+    credit : a beat of logits may be begun; spend : it is, in one cycle of four at most.
     logits : beats of {lane, beat within the lane's logits, data}.
     best_index, best_value : by lane, for the lanes of the job valid once `finished` (a pulse) and every beat is taken.
     """
@@ -61,6 +61,8 @@ class LogitSink(wiring.Component):
         # ---- arg-max -------------------------------------------------------------------------------
         candidate = data.StructLayout({"order": 32, "value": 32, "index": 32})
         row = Signal(32)
+        vocabulary = Signal(32, reset_less=True)
+        m.d.sync += vocabulary.eq(self.vocabulary)
         m.d.comb += row.eq(Cat(self.beat, self.block) << log2(kpb))
         level: list[Signal] = []
         for k in range(kpb):
@@ -69,7 +71,7 @@ class LogitSink(wiring.Component):
             order = Mux(x[:31] == 0, 1 << 31, Mux(x[31], ~x, x | (1 << 31)))[:32]
             entry = Signal(candidate, name=f"entry_{k}", reset_less=True)
             m.d.sync += [
-                entry.order.eq(Mux((row | k) < self.vocabulary, order, 0)),
+                entry.order.eq(Mux((row | k) < vocabulary, order, 0)),
                 entry.value.eq(x),
                 entry.index.eq(row | k),
             ]
@@ -111,11 +113,11 @@ class LogitSink(wiring.Component):
 
         # ---- beats of logits -----------------------------------------------------------------------
         per_beat = z.depth
-        m.submodules.queue = queue = SyncFIFOBuffered(width=logit_layout(c).size, depth=LOGIT_BEATS)
+        m.submodules.queue = queue = ShortQueue(logit_layout(c), LOGIT_BEATS)
         credits = Signal(range(LOGIT_BEATS + 1), init=LOGIT_BEATS)
         gathered = Signal(8 * c.beat_bytes, reset_less=True)
         entry = Signal(logit_layout(c))
-        taken = Signal()
+        spent, taken = Signal(), Signal()
         position = self.beat[: log2(per_beat)]
         with m.If(self.valid):
             m.d.sync += gathered.eq(Cat(gathered[32 * kpb :], self.values.as_value()))
@@ -124,15 +126,18 @@ class LogitSink(wiring.Component):
             entry.lane.eq(delay_line(m, self.lane, 1, "entry_lane")),
             entry.beat.eq(delay_line(m, Cat(self.beat, self.block)[log2(per_beat) :], 1, "entry_beat")),
             entry.data.eq(gathered),
-            queue.w_data.eq(entry),
-            queue.w_en.eq(delay_line(m, full, 1, "full", reset_less=False)),
-            self.logits.payload.eq(queue.r_data),
-            self.logits.valid.eq(queue.r_rdy),
-            queue.r_en.eq(self.logits.ready),
-            taken.eq(queue.r_rdy & self.logits.ready),
+            queue.payload.eq(entry),
+            queue.write.eq(delay_line(m, full, 1, "full", reset_less=False)),
+        ]
+        wiring.connect(m, wiring.flipped(self.logits), queue.out)
+        # Up to date three cycles behind a spending: the next is a beat of logits later.
+        assert z.depth >= 4
+        m.d.sync += [
+            spent.eq(self.spend),
+            taken.eq(queue.out.valid & queue.out.ready),
+            credits.eq(credits - spent + taken),
             self.credit.eq(credits != 0),
         ]
-        m.d.sync += credits.eq(credits - self.spend + taken)
 
         # ---- end of the job ------------------------------------------------------------------------
         ending = Signal()

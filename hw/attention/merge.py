@@ -80,11 +80,18 @@ class SumAccumulator(wiring.Component):
         emitting = Signal()
         end_query, end_set, end_cell = Signal(), Signal(), Signal()
         a = Signal(clog2(c.attention_lanes))
+        last_cell = Signal(16)
+        last_g = Signal(8)
+        m.d.sync += [
+            last_cell.eq(self.cells - 1),
+            last_g.eq(self.group - 1),
+            # Asked for in the last of a query's `depth` steps: they may come a cycle late.
+            end_query.eq(query == p.last_query),
+            end_set.eq((a == c.attention_lanes - 1) | (query == p.last_query)),
+            end_cell.eq(cell == last_cell),
+        ]
         m.d.comb += [
             a.eq(query & (c.attention_lanes - 1)),
-            end_query.eq(query + 1 == p.queries),
-            end_set.eq((a == c.attention_lanes - 1) | end_query),
-            end_cell.eq(cell + 1 == self.cells),
             self.sum_half.eq(half),
             self.sum_lane.eq(a),
             self.sum_step.eq(step),
@@ -143,16 +150,16 @@ class SumAccumulator(wiring.Component):
             m.d.sync += out_step.eq(out_step + 1)
             with m.If(out_step.all()):
                 m.d.sync += out_cell.eq(out_cell + 1)
-                with m.If(out_cell + 1 == self.cells):
+                with m.If(out_cell == last_cell):
                     m.d.sync += [
                         out_cell.eq(0),
                         out_query.eq(out_query + 1),
                         g.eq(g + 1),
                         head_cell.eq(head_cell + self.cells),
                     ]
-                    with m.If(g + 1 == self.group):
+                    with m.If(g == last_g):
                         m.d.sync += [g.eq(0), lane.eq(lane + 1), head_cell.eq(unit.head_cell)]
-                    with m.If(out_query + 1 == unit.queries):
+                    with m.If(out_query == unit.last_query):
                         m.d.comb += self.emitted.eq(1)
                         m.d.sync += emit_busy.eq(0)
 

@@ -56,6 +56,8 @@ class QueryLoader(wiring.Component):
         query = Signal(z.query_bits + 1)
         lane = Signal(clog2(c.lanes))
         g = Signal(8)
+        last_g = Signal(8)
+        m.d.sync += last_g.eq(self.group - 1)
         head_cell = Signal(16)
         word = Signal(range(max(2, z.cell_words)))
         a = Signal(clog2(c.attention_lanes))
@@ -65,9 +67,9 @@ class QueryLoader(wiring.Component):
         end_word, end_query, end_set, end_group = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             end_word.eq(word == z.cell_words - 1),
-            end_query.eq(query + 1 == p.queries),
+            end_query.eq(query == p.last_query),
             end_set.eq((a == c.attention_lanes - 1) | end_query),
-            end_group.eq(g + 1 == self.group),
+            end_group.eq(g == last_g),
             a.eq(query & (c.attention_lanes - 1)),
         ]
         done = Signal()

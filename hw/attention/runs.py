@@ -10,6 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from golden.config import clog2
 from hw.attention.block import SCORE_SPACING, BlockDescriptor, Sizes, log2
+from hw.attention.queue import ShortQueue
 from hw.fp.pipeline import wire
 
 CONSUMERS = ("load", "play", "query", "score", "dump")
@@ -52,11 +53,12 @@ class PhaseQueue(wiring.Component):
         phase = Signal(z.phase)
         half = Signal()
         lanes = Signal(clog2(c.lanes) + 1)
-        own_beats = Signal(clog2(c.lanes) + 1)
+        own_last = Signal(clog2(c.lanes))
         out_valid = Signal()
         taken = Signal()
         with m.FSM():
             with m.State("Take"):
+                m.d.comb += self.blocks.ready.eq(1)
                 with m.If(self.blocks.valid):
                     for name in ("own", "first", "last", "final", "keys", "base", "unit_words", "parity", "index"):
                         m.d.sync += phase[name].eq(block[name])
@@ -74,25 +76,28 @@ class PhaseQueue(wiring.Component):
                             phase.own.eq(0),
                             phase.kv_head.eq(0),
                         ]
-                    m.d.comb += self.blocks.ready.eq(1)
                     m.next = "Multiply"
             with m.State("Multiply"):
                 m.d.sync += [
                     phase.first_head.eq(phase.kv_head * self.group),
                     phase.kv_cell.eq(phase.kv_head * self.cells),
                     lanes.eq(phase.lane_hi - phase.lane_lo + 1),
-                    own_beats.eq((phase.lane_hi >> kpb) - (phase.lane_lo >> kpb) + 1),
+                    own_last.eq((phase.lane_hi >> kpb) - (phase.lane_lo >> kpb)),
                 ]
                 m.next = "Count"
             with m.State("Count"):
                 m.d.sync += [
                     phase.head_cell.eq(phase.first_head * self.cells),
                     phase.queries.eq(lanes * self.group),
-                    phase.beats.eq(Mux(phase.own, own_beats, (phase.keys + (c.keys_per_beat - 1)) >> kpb)),
+                    phase.last_beat.eq(Mux(phase.own, own_last, (phase.keys - 1) >> kpb)),
                 ]
                 m.next = "Sets"
             with m.State("Sets"):
-                m.d.sync += [phase.sets.eq((phase.queries - 1) >> log2(c.attention_lanes))]
+                m.d.sync += [
+                    phase.sets.eq((phase.queries - 1) >> log2(c.attention_lanes)),
+                    phase.last_query.eq(phase.queries - 1),
+                    phase.beats.eq(phase.last_beat + 1),
+                ]
                 m.next = "Give"
             with m.State("Give"):
                 m.d.comb += out_valid.eq(1)
@@ -103,7 +108,7 @@ class PhaseQueue(wiring.Component):
         ready = []
         for name in CONSUMERS:
             port = getattr(self, name)
-            m.submodules[name] = queue = PhaseFifo(z.phase)
+            m.submodules[name] = queue = ShortQueue(z.phase, 4)
             wants = {"query": ~phase.v, "score": ~phase.v, "dump": phase.v}.get(name, 1)
             m.d.comb += [
                 queue.payload.eq(phase),
@@ -117,43 +122,6 @@ class PhaseQueue(wiring.Component):
         return m
 
 
-class PhaseFifo(wiring.Component):
-    """Four entries in registers-free distributed RAM; the head is in a register."""
-
-    def __init__(self, shape: data.StructLayout):
-        self._shape = shape
-        super().__init__({"write": In(1), "payload": In(shape), "room": Out(1), "out": Out(stream.Signature(shape))})
-
-    def elaborate(self, platform: object) -> Module:
-        m = Module()
-        m.submodules.memory = memory = Memory(shape=self._shape.size, depth=4, init=[])
-        write = memory.write_port()
-        read = memory.read_port(domain="comb")
-        head = Signal(self._shape, reset_less=True)
-        valid = Signal()
-        level = Signal(3)
-        put, get = Signal(2), Signal(2)
-        fetch = Signal()
-        m.d.comb += [
-            self.room.eq(level < 3),
-            fetch.eq((level != 0) & (~valid | self.out.ready)),
-            write.en.eq(self.write),
-            write.addr.eq(put),
-            write.data.eq(self.payload),
-            read.addr.eq(get),
-            self.out.payload.eq(head),
-            self.out.valid.eq(valid),
-        ]
-        m.d.sync += level.eq(level + self.write - fetch)
-        with m.If(self.write):
-            m.d.sync += put.eq(put + 1)
-        with m.If(fetch):
-            m.d.sync += [get.eq(get + 1), head.eq(read.data), valid.eq(1)]
-        with m.Elif(self.out.ready):
-            m.d.sync += valid.eq(0)
-        return m
-
-
 class Loader(wiring.Component):
     """Takes the stream's beats: scales to the scale RAMs, K and V to the tile store, ahead of the runs; copies own
     scales.
@@ -163,7 +131,7 @@ class Loader(wiring.Component):
     Interface attributes
     --------------------
     phases : all phases. beats : the stream.
-    level : beats stored and not freed; free : pulse with `free_beats`, the player is done with these.
+    stored : beats stored ever, modulo four rings. free : pulse with `free_beats`, the player is done with these.
     read_address -> read_data : store, counted from the oldest beat ever (modulo its depth), 1 cycle.
     scale_free : bit h: pulse, the scales of half h are used. scales_ready : bit h: they are complete.
     k_address, v_address -> k_scales, v_scales : keys_per_beat scales at {half, beat of the tile}, 1 cycle.
@@ -181,7 +149,7 @@ class Loader(wiring.Component):
                 "cells": In(16),
                 "phases": In(stream.Signature(sizes.phase)),
                 "beats": In(stream.Signature(8 * c.beat_bytes)),
-                "level": Out(clog2(self.depth + 1)),
+                "stored": Out(pointer_bits(self.depth)),
                 "free": In(1),
                 "free_beats": In(sizes.beat_bits),
                 "read_address": In(log2(self.depth)),
@@ -218,15 +186,15 @@ class Loader(wiring.Component):
         to_scales = Signal(2)
         row = Signal(1 + clog2(c.scale_beats), reset_less=True)
         mask = Signal(c.word, reset_less=True)
-        stored = Signal(log2(self.depth))
-        m.d.comb += [put.addr.eq(stored), put.data.eq(taken), put.en.eq(to_store)]
+        m.d.comb += [put.addr.eq(self.stored), put.data.eq(taken), put.en.eq(to_store)]
         with m.If(to_store):
-            m.d.sync += stored.eq(stored + 1)
+            m.d.sync += self.stored.eq(self.stored + 1)
         accepted = Signal(range(self.depth + 1))
         accept = Signal()
+        room = Signal()  # for one more than was accepted a cycle ago
         m.d.sync += [
             accepted.eq(accepted + accept - Mux(self.free, self.free_beats, 0)),
-            self.level.eq(self.level + to_store - Mux(self.free, self.free_beats, 0)),
+            room.eq(accepted < self.depth - 1),
             to_store.eq(accept),
         ]
 
@@ -267,8 +235,12 @@ class Loader(wiring.Component):
         # ---- order -------------------------------------------------------------------------------
         beat = Signal(range(max(c.key_tile, c.scale_beats)))
         cell = Signal(16)
-        scale_beats = Signal(clog2(c.scale_beats + 1))
-        m.d.comb += scale_beats.eq(Mux(self.head_mode, c.scale_beats, (p.keys + (c.word - 1)) >> log2(c.word)))
+        last_scale = Signal(range(max(2, c.scale_beats)))
+        last_cell = Signal(16)
+        m.d.sync += [
+            last_scale.eq(Mux(self.head_mode, c.scale_beats - 1, (p.keys - 1) >> log2(c.word))),
+            last_cell.eq(self.cells - 1),
+        ]
         complete = Signal(2)
         complete_late = Signal(2)
         m.d.sync += [
@@ -277,8 +249,10 @@ class Loader(wiring.Component):
         ]
         busy = Signal(2)
         m.d.sync += busy.eq(busy & ~self.scale_free)
+        # States in which beats are taken, in registers of their own: much hangs on `ready`.
+        scaling, storing = Signal(), Signal()
         incoming = Signal()
-        m.d.comb += self.beats.ready.eq(incoming)
+        m.d.comb += [incoming.eq(scaling | (storing & room)), self.beats.ready.eq(incoming)]
         m.d.sync += to_scales.eq(0)
         with m.If(incoming):
             m.d.sync += taken.eq(self.beats.payload)
@@ -298,9 +272,10 @@ class Loader(wiring.Component):
                         with m.If(p.own):
                             m.d.comb += self.phases.ready.eq(1)
                         with m.Else():
+                            m.d.sync += storing.eq(1)
                             m.next = "Data"
                     with m.Elif(~busy.bit_select(p.half, 1)):
-                        m.d.sync += busy.bit_select(p.half, 1).eq(1)
+                        m.d.sync += [busy.bit_select(p.half, 1).eq(1), scaling.eq(~p.own)]
                         m.next = "K-Scales"
                         with m.If(p.own):
                             m.next = "Own-Scales"
@@ -317,28 +292,28 @@ class Loader(wiring.Component):
                 m.next = "Idle"
             for i, name in enumerate(("K-Scales", "V-Scales")):
                 with m.State(name):
-                    m.d.comb += incoming.eq(1)
                     with m.If(self.beats.valid):
                         m.d.sync += [
                             to_scales.eq(1 << i),
                             row.eq(Cat(beat[: clog2(c.scale_beats)], p.half)),
                             beat.eq(beat + 1),
                         ]
-                        with m.If(beat + 1 == scale_beats):
+                        with m.If(beat == last_scale):
                             m.d.sync += beat.eq(0)
                             m.next = "V-Scales"
                             with m.If(self.head_mode | (i == 1)):
                                 m.d.comb += complete.eq(1 << p.half)
+                                m.d.sync += [scaling.eq(0), storing.eq(1)]
                                 m.next = "Data"
             with m.State("Data"):
-                m.d.comb += incoming.eq(accepted != self.depth)
                 with m.If(incoming & self.beats.valid):
                     m.d.comb += accept.eq(1)
                     m.d.sync += beat.eq(beat + 1)
-                    with m.If(beat + 1 == p.beats):
+                    with m.If(beat == p.last_beat):
                         m.d.sync += [beat.eq(0), cell.eq(cell + 1)]
-                        with m.If(cell + 1 == self.cells):
+                        with m.If(cell == last_cell):
                             m.d.comb += self.phases.ready.eq(1)
+                            m.d.sync += storing.eq(0)
                             m.next = "Idle"
         m.d.comb += self.waiting.eq(incoming & ~self.beats.valid)
         return m
@@ -355,6 +330,7 @@ class Player(wiring.Component):
     --------------------
     tag : what is issued, one cycle before the data of store, own RAM and weight RAM.
     weights_ready : pulse, the weights of the next unit are complete. scored : pulse, the softmax has read a K phase.
+    stored, free, free_beats : see Loader.
     dumped : pulse, a half of the weighted sums is free. queries_ready : operands wait; `swap` takes them.
     """
 
@@ -369,7 +345,7 @@ class Player(wiring.Component):
                 "cells": In(16),
                 "kv_heads": In(8),
                 "phases": In(stream.Signature(sizes.phase)),
-                "level": In(clog2(depth + 1)),
+                "stored": In(pointer_bits(depth)),
                 "free": Out(1),
                 "free_beats": Out(sizes.beat_bits),
                 "store_address": Out(log2(depth)),
@@ -392,17 +368,16 @@ class Player(wiring.Component):
         z = self.sizes
         c = z.config
         depth = z.depth
+        group_bits = log2(depth)
         active = Signal()
         p = Signal(z.phase)
         cell = Signal(16)
         run_set = Signal(z.set_bits)
         o = Signal(z.beat_bits)
-        ahead = Signal(z.beat_bits + 1)  # o + depth
         last_o = Signal(z.beat_bits)
         word = Signal(z.word_bits)
         row = Signal(16)
         half = Signal()
-        oldest = Signal(log2(self.depth))
         v_rows = Signal(16)
         final_cell = Signal(16)
         m.d.sync += [v_rows.eq(self.kv_heads * self.cells), final_cell.eq(self.cells - 1)]
@@ -417,35 +392,63 @@ class Player(wiring.Component):
             credits.eq(credits - use_credit + self.dumped),
         ]
 
+        # ---- where the run is: flags that move with o ----------------------------------------------
         run_start = Signal()
         part_start = Signal()
+        first_cell = Signal()
         last_beat = Signal()
-        last_set = Signal()
-        last_cell = Signal()
-        real = Signal()
+        real = Signal()  # o < p.beats
         group_start = Signal()
         last_group = Signal()
-        m.d.comb += [
-            run_start.eq(o == 0),
-            part_start.eq(run_start & (cell == 0) & (run_set == 0)),
-            last_beat.eq(o == last_o),
+        # A run takes SCORE_SPACING cycles or more, so what does not change in a run may come a cycle late.
+        before_last = Signal(z.beat_bits)
+        before_last_group = Signal(z.beat_bits - group_bits)
+        one_group = Signal()
+        last_set = Signal()
+        last_cell = Signal()
+        assert SCORE_SPACING >= 4 and depth >= 4
+        m.d.sync += [
+            before_last.eq(last_o - 1),
+            before_last_group.eq(last_o[group_bits:] - 1),
+            one_group.eq(last_o[group_bits:] == 0),
             last_set.eq(run_set == p.sets),
             last_cell.eq(cell == final_cell),
-            real.eq(o < p.beats),
-            group_start.eq(o[: log2(depth)] == 0),
-            last_group.eq(o[log2(depth) :] == last_o[log2(depth) :]),
         ]
+
+        # ---- where its beats are: pointers into all beats ever, modulo four rings -------------------
+        bits = pointer_bits(self.depth)
+        oldest = Signal(bits)
+        at = Signal(bits)  # oldest + o
+        following = Signal(bits)  # behind the cell's beats; a cycle late
+        fresh = Signal()  # first cycle of a cell: following is not known yet
+        own_beat = Signal(z.beat_bits)
+        own_first = wire(m, p.lane_lo >> log2(c.keys_per_beat), "own_first")
+        m.d.sync += following.eq(oldest + Mux(p.own, 0, p.beats))
+        # Of a weighted sum: the beats of a group are there, and those of the first group behind the cell. Both a cycle
+        # late, so they ask for a beat more than is needed, or for all of the cell.
+        ahead = Signal(bits)
+        beyond = Signal(bits)
+        group_ready = Signal()
+        next_ready = Signal()
+        m.d.comb += [ahead.eq(self.stored + ~at), beyond.eq(self.stored - following)]
+        m.d.sync += [
+            group_ready.eq((~ahead[-1] & ahead[group_bits:-1].any()) | (~fresh & ~beyond[-1])),
+            next_ready.eq(~fresh & ~beyond[-1] & beyond[group_bits:-1].any()),
+        ]
+
         enough = Signal()
         clear = Signal()
+        weighted = Signal()
         go = Signal()
+        m.d.comb += weighted.eq(~(part_start & p.first) | (weights != 0))
         with m.If(p.v):
             m.d.comb += [
-                enough.eq(p.own | ~group_start | (self.level >= ahead) | (self.level >= p.beats)),
-                clear.eq((~(part_start & p.first) | (weights != 0)) & (~(group_start & last_group) | (credits != 0))),
+                enough.eq(p.own | ~group_start | group_ready),
+                clear.eq(weighted & (~(group_start & last_group) | (credits != 0))),
             ]
         with m.Else():
             m.d.comb += [
-                enough.eq(p.own | ~real | (self.level > o)),
+                enough.eq(p.own | ~real | (self.stored[:-1] != at[:-1])),
                 clear.eq(~run_start | (self.queries_ready & (~part_start | (scores_out != 2)))),
             ]
         m.d.comb += [
@@ -459,12 +462,12 @@ class Player(wiring.Component):
         ]
 
         t = self.tag
-        own_beat = Signal(z.beat_bits + 1)  # own beats are a power of two, and no own key lies beyond them
         m.d.comb += [
-            self.store_address.eq(oldest + o),
+            self.store_address.eq(at),
+            # Own beats are a power of two, and no own key lies beyond them.
             self.own_addr.eq(Cat(own_beat[: log2(self.own_beats)], row)),
-            own_beat.eq((p.lane_lo >> log2(c.keys_per_beat)) + o),
-            self.own_en.eq(go & p.own & real),
+            # Also while the run waits for a moment: who shares the RAM should not have to wait for `go`.
+            self.own_en.eq(active & p.own & real & Mux(p.v, weighted, ~run_start | self.queries_ready)),
             self.weight_address.eq(word + o),
             t.own.eq(p.own),
             t.dot.eq(go & ~p.v & real),
@@ -473,7 +476,7 @@ class Player(wiring.Component):
             t.real.eq(real),
             t.address.eq(Cat(o[: log2(c.key_tile)], run_set)),
             t.half.eq(Mux(p.v, half, p.half)),
-            t.first.eq(Mux(p.v, o[log2(depth) :] == 0, cell == 0)),
+            t.first.eq(Mux(p.v, o[group_bits:] == 0, first_cell)),
             t.last.eq(Mux(p.v, last_group, last_beat & last_set & last_cell)),
             t.end.eq(go & ~p.v & last_beat & last_set & last_cell),
             t.step.eq(o),
@@ -481,52 +484,89 @@ class Player(wiring.Component):
 
         n = self.phases.payload
         load = Signal()
+        m.d.sync += [self.free.eq(0), self.free_beats.eq(p.beats), fresh.eq(0)]
         with m.If(go):
-            m.d.sync += [o.eq(o + 1), ahead.eq(ahead + 1)]
+            m.d.sync += [
+                o.eq(o + 1),
+                at.eq(at + 1),
+                own_beat.eq(own_beat + 1),
+                run_start.eq(0),
+                part_start.eq(0),
+                last_beat.eq(o == before_last),
+                group_start.eq(o[:group_bits].all()),
+            ]
+            with m.If(o == p.last_beat):
+                m.d.sync += real.eq(0)
+            with m.If(o[:group_bits].all()):
+                m.d.sync += last_group.eq(o[group_bits:] == before_last_group)
             with m.If(last_beat):
                 m.d.sync += [
                     o.eq(0),
-                    ahead.eq(depth),
+                    at.eq(oldest),
+                    own_beat.eq(own_first),
+                    run_start.eq(1),
+                    last_beat.eq(0),
+                    real.eq(1),
+                    group_start.eq(1),
+                    group_ready.eq(1),
+                    last_group.eq(one_group),
                     run_set.eq(run_set + 1),
                     word.eq(word + p.unit_words),
                     half.eq(half ^ p.v),
                 ]
                 with m.If(last_set):
-                    m.d.comb += self.free.eq(~p.own)
                     m.d.sync += [
+                        self.free.eq(~p.own),
+                        oldest.eq(following),
+                        at.eq(following),
+                        fresh.eq(1),
+                        group_ready.eq(next_ready),
                         run_set.eq(0),
                         cell.eq(cell + 1),
+                        first_cell.eq(0),
                         row.eq(row + 1),
                         word.eq(Cat(p.base, p.parity)),
                     ]
-                    with m.If(~p.own):
-                        m.d.sync += oldest.eq(oldest + p.beats)
                     with m.If(last_cell):
                         m.d.comb += load.eq(1)
         with m.If(~active):
             m.d.comb += load.eq(1)
-        m.d.comb += [self.free_beats.eq(p.beats), self.phases.ready.eq(load)]
+        m.d.comb += self.phases.ready.eq(load)
         with m.If(load):
-            before_last = wire(m, n.beats - 1, "before_last")
             m.d.sync += [
                 active.eq(self.phases.valid),
                 p.eq(n),
                 cell.eq(0),
                 run_set.eq(0),
                 o.eq(0),
-                ahead.eq(depth),
+                at.eq(Mux(active, following, oldest)),
+                fresh.eq(1),
+                own_beat.eq(n.lane_lo >> log2(c.keys_per_beat)),
+                run_start.eq(1),
+                part_start.eq(1),
+                first_cell.eq(1),
+                last_beat.eq(0),
+                real.eq(1),
+                group_start.eq(1),
+                group_ready.eq(active & next_ready),
+                last_group.eq(n.last_beat[group_bits:] == 0),
                 # Whole groups of values; of keys at least SCORE_SPACING cycles.
                 last_o.eq(
                     Mux(
                         n.v,
-                        before_last | (depth - 1),
-                        Mux(n.beats < SCORE_SPACING, SCORE_SPACING - 1, before_last),
+                        n.last_beat | (depth - 1),
+                        Mux(n.last_beat < SCORE_SPACING - 1, SCORE_SPACING - 1, n.last_beat),
                     )
                 ),
                 word.eq(Cat(n.base, n.parity)),
                 row.eq(n.kv_cell + Mux(n.v, v_rows, 0)),
             ]
         return m
+
+
+def pointer_bits(depth: int) -> int:
+    """Of a count of beats into a ring of `depth`: differences from -depth to depth are told apart."""
+    return log2(depth) + 2
 
 
 def own_bits(z: Sizes) -> int:

@@ -6,13 +6,13 @@ import struct
 
 from amaranth import Array, Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from golden.attention import RATIO_MAX, SCORE_FRAC
 from golden.config import clog2
 from hw.attention.block import SCORE_BITS, Sizes, log2
+from hw.attention.queue import ShortQueue
 from hw.attention.scores import DotAccumulator
 from hw.fp import Exp2Mantissa, FloatToFixed, IntToFloat, Multiplier, Reciprocal, delay_line
 
@@ -23,9 +23,16 @@ def float_const(x: float) -> Const:
 
 
 def unit_layout(z: Sizes) -> data.StructLayout:
-    """What the second pass needs of a unit. groups: of `pipes` queries, less one."""
+    """What the second pass needs of a unit. groups: of `pipes` queries, less one. last_word: words, at least `pipes`,
+    less one."""
     return data.StructLayout(
-        {"parity": 1, "groups": clog2(-(-z.max_queries // z.pipes)), "queries": z.query_bits + 1, "words": z.word_bits}
+        {
+            "parity": 1,
+            "groups": clog2(-(-z.max_queries // z.pipes)),
+            "queries": z.query_bits + 1,
+            "words": z.word_bits,
+            "last_word": z.word_bits,
+        }
     )
 
 
@@ -50,7 +57,7 @@ class ScorePass(wiring.Component):
     --------------------
     phases : K phases. phase_end : pulse, a phase's dot products are complete. scales_ready, scale_free : see Loader.
     scored : pulse, dot products and scales of the phase are read. read_* : port of the DotAccumulator.
-    score_* : write port of the score RAM: word address, a query's part each. value_scale_*: of the V scale RAM.
+    score_* : write port of the score RAM: word address, enables of `pipes` queries each. value_scale_*: of the V scale RAM.
     statistic_write, statistic_read_* -> statistic : maxima, P queries a word at {parity, group}; the second pass reads.
     inverse : 65535 / vmax of the same queries, with `statistic`.
     unit, unit_ready : stream of units whose scores are complete, valid once everything of them can be read.
@@ -87,7 +94,7 @@ class ScorePass(wiring.Component):
                 "qscale_lane": Out(lane),
                 "qscale_head": Out(8),
                 "qscale_data": In(32),
-                "score_en": Out(c.attention_lanes),
+                "score_en": Out(c.attention_lanes // sizes.pipes),
                 "score_address": Out(sizes.word_bits),
                 "score_data": Out(data.ArrayLayout(score_layout(sizes), c.attention_lanes)),
                 "value_scale_en": Out(1),
@@ -128,12 +135,14 @@ class ScorePass(wiring.Component):
         walking = Signal()
         lane = Signal(lane_bits)
         g = Signal(8)
+        last_g = Signal(8)
+        m.d.sync += last_g.eq(self.group - 1)
         query = Signal(z.query_bits + 1)
         slot = Signal(range(max(2, pipes)))
         end_query = Signal()
         m.d.comb += [
             slot.eq(query & (pipes - 1)) if pipes & (pipes - 1) == 0 else slot.eq(query % pipes),
-            end_query.eq(query + 1 == p.queries),
+            end_query.eq(query == p.last_query),
             self.qscale_lane.eq(lane),
             self.qscale_head.eq(p.first_head + g),
         ]
@@ -164,7 +173,7 @@ class ScorePass(wiring.Component):
         cur_active = Signal(pipes)
         cur_end = Signal()
         o = Signal(z.beat_bits)
-        length = Signal(z.beat_bits)
+        last_o = Signal(z.beat_bits)
         sub = Signal(range(max(2, subs)))
         run_set = Signal(z.set_bits)
         group = Signal(self.group_bits)
@@ -176,7 +185,7 @@ class ScorePass(wiring.Component):
         last_turn = Signal()
         group_first = Signal()
         m.d.comb += [
-            last_beat.eq(o == length - 1),
+            last_beat.eq(o == last_o),
             last_turn.eq(~self.head_mode | (turn == pipes - 1) | ~(cur_active >> (turn + 1))[0]),
             go.eq(active & (~self.head_mode | ~self.write_logits | (o[: log2(z.depth)] != 0) | self.credit)),
             self.spend.eq(go & self.head_mode & self.write_logits & (o[: log2(z.depth)] == 0)),
@@ -193,7 +202,7 @@ class ScorePass(wiring.Component):
                     run_set.eq(0),
                     group.eq(0),
                     word.eq(Cat(p.base, p.parity)),
-                    length.eq(Mux(p.beats < pipes, pipes, p.beats)),
+                    last_o.eq(Mux(p.last_beat < pipes - 1, pipes - 1, p.last_beat)),
                     group_first.eq(1),
                 ]
                 with m.If(self.phases.valid & (complete != 0) & self.scales_ready.bit_select(p.half, 1)):
@@ -201,7 +210,7 @@ class ScorePass(wiring.Component):
             with m.State("Walk"):
                 m.d.comb += walking.eq(1)
                 m.d.sync += [query.eq(query + 1), g.eq(g + 1)]
-                with m.If(g + 1 == self.group):
+                with m.If(g == last_g):
                     m.d.sync += [g.eq(0), lane.eq(lane + 1)]
                 with m.If((slot == pipes - 1) | end_query):
                     m.next = "Wait"
@@ -294,7 +303,6 @@ class ScorePass(wiring.Component):
         real_d = late(real & ~self.head_mode, d, "real", True)
         word_d = late((word + o)[: z.word_bits], d, "word")
         sub_d = late(sub, d, "sub")
-        active_d = late(cur_active, d, "active")
         m.d.comb += self.score_address.eq(word_d)
         statistics = Signal(statistic_layout(z), reset_less=True)
         m.submodules.statistics = memory = Memory(shape=statistic_layout(z), depth=2 << self.group_bits, init=[])
@@ -354,8 +362,9 @@ class ScorePass(wiring.Component):
                     statistics[i].m.eq(Mux(largest > before_m, largest, before_m)),
                     statistics[i].vmax.eq(Mux(vlargest > before_v, vlargest, before_v)),
                 ]
-            for a in range(subs):
-                m.d.comb += self.score_en[a * pipes + i].eq(real_d & active_d[i] & (sub_d == a))
+        # Of queries that the group does not have, too: nothing reads those.
+        for a in range(subs):
+            m.d.comb += self.score_en[a].eq(real_d & (sub_d == a))
 
         # ---- 65535 / vmax, one query after the other -----------------------------------------------
         turn_left = Signal(pipes)
@@ -393,8 +402,10 @@ class ScorePass(wiring.Component):
             ]
 
         # ---- units ---------------------------------------------------------------------------------
-        m.submodules.units = units = SyncFIFOBuffered(width=unit_layout(z).size, depth=4)
+        m.submodules.units = units = ShortQueue(unit_layout(z), 4)
         unit = Signal(unit_layout(z))
+        last_unit_word = Signal(z.word_bits)
+        m.d.sync += last_unit_word.eq(Mux(p.unit_words < pipes, pipes - 1, p.unit_words - 1))
         ready_units = Signal(3)
         unit_end = end & p.last & ~self.head_mode
         settled = late(unit_end, compared + spread + pipes + 4, "settled", True)
@@ -403,11 +414,12 @@ class ScorePass(wiring.Component):
             unit.groups.eq(group),
             unit.queries.eq(p.queries),
             unit.words.eq(p.unit_words),
-            units.w_data.eq(unit),
-            units.w_en.eq(unit_end),
-            self.unit.payload.eq(units.r_data),
-            self.unit.valid.eq(units.r_rdy & (ready_units != 0)),
-            units.r_en.eq(self.unit.valid & self.unit.ready),
+            unit.last_word.eq(last_unit_word),
+            units.payload.eq(unit),
+            units.write.eq(unit_end),
+            self.unit.payload.eq(units.out.payload),
+            self.unit.valid.eq(units.out.valid & (ready_units != 0)),
+            units.out.ready.eq((ready_units != 0) & self.unit.ready),
         ]
         m.d.sync += ready_units.eq(ready_units + settled - (self.unit.valid & self.unit.ready))
 
@@ -432,7 +444,7 @@ class ScorePass(wiring.Component):
 class WeightPass(wiring.Component):
     """Second pass, over the scores of a unit: integer weights Pq, their sum, and the factor of the unit's results.
 
-    `pipes` queries x keys_per_beat keys a cycle; a unit takes groups * max(words, pipes) cycles, then `settle` until
+    `pipes` queries x keys_per_beat keys a cycle; a unit takes groups * max(words, pipes) cycles and one more, then `settle` until
     its
     weights and factors can be read.
 
@@ -485,7 +497,6 @@ class WeightPass(wiring.Component):
         active = Signal()
         unit = Signal(unit_layout(z))
         o = Signal(z.word_bits)
-        length = Signal(z.word_bits)
         set_word = Signal(z.word_bits)
         sub = Signal(range(max(2, subs)))
         group = Signal(self.group_bits)
@@ -493,10 +504,10 @@ class WeightPass(wiring.Component):
         first_query = Signal(z.query_bits + 1)
         left = Signal(z.query_bits + 1)
         m.d.comb += [
-            last_word.eq(o == length - 1),
+            last_word.eq(o == unit.last_word),
             last_group.eq(group == unit.groups),
             first_query.eq(group * pipes),
-            self.unit.ready.eq(~self.hold & (~active | (last_word & last_group))),
+            self.unit.ready.eq(~self.hold & ~active),
             self.begun.eq(self.unit.valid & self.unit.ready),
             self.score_address.eq(set_word + o),
             self.value_address.eq(Cat(o[:-1], unit.parity)),
@@ -519,7 +530,6 @@ class WeightPass(wiring.Component):
                 group.eq(0),
                 sub.eq(0),
                 left.eq(n.queries),
-                length.eq(Mux(n.words < pipes, pipes, n.words)),
                 set_word.eq(Cat(Const(0, z.word_bits - 1), n.parity)),
             ]
         real = active & (o < unit.words)

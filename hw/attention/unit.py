@@ -161,7 +161,7 @@ class AttentionUnit(wiring.Component):
         # ---- store, own RAM and weight RAM to the array --------------------------------------------
         m.d.comb += [
             loader.read_address.eq(player.store_address),
-            player.level.eq(loader.level),
+            player.stored.eq(loader.stored),
             loader.free.eq(player.free),
             loader.free_beats.eq(player.free_beats),
         ]
@@ -199,16 +199,21 @@ class AttentionUnit(wiring.Component):
             m.d.comb += getattr(array, name).eq(getattr(queries, name))
 
         # ---- scores --------------------------------------------------------------------------------
-        for a in range(c.attention_lanes):
-            memory = Memory(shape=score_layout(z), depth=2 * c.score_words, init=[], attrs=deep_ram(platform))
-            m.submodules[f"scores_{a}"] = memory
-            put, get = memory.write_port(), memory.read_port()
+        # One memory of whole bytes, so that byte enables tell the groups apart and no column is filled in part: 6
+        # UltraRAM instead of 8 for 8 queries of 50 bits.
+        together = data.ArrayLayout(score_layout(z), z.pipes)
+        padded = -(-together.size // 8) * 8
+        groups = c.attention_lanes // z.pipes
+        m.submodules.scores = memory = Memory(
+            shape=data.ArrayLayout(padded, groups), depth=2 * c.score_words, init=[], attrs=deep_ram(platform)
+        )
+        put, get = memory.write_port(granularity=1), memory.read_port()
+        m.d.comb += [put.addr.eq(score.score_address), put.en.eq(score.score_en), get.addr.eq(weight.score_address)]
+        for a in range(groups):
+            part = score.score_data.as_value().word_select(a, together.size)
             m.d.comb += [
-                put.addr.eq(score.score_address),
-                put.data.eq(score.score_data[a]),
-                put.en.eq(score.score_en[a]),
-                get.addr.eq(weight.score_address),
-                weight.scores[a].eq(get.data),
+                put.data[a].eq(part),
+                weight.scores.as_value().word_select(a, together.size).eq(get.data[a]),
             ]
         m.submodules.value_scales = memory = Memory(
             shape=data.ArrayLayout(32, c.keys_per_beat),
