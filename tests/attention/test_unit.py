@@ -116,6 +116,11 @@ def test_full_context() -> None:
     run("tiny", [case(32, [252, 253, 254, 255], heads=2, kv_heads=1), case(64, [255], heads=1, kv_heads=1)])
 
 
+def test_values_that_come_slower_than_they_are_used() -> None:
+    """More beats than the tile store holds: every run of the V part waits for its beats."""
+    run("tiny", [case(128, [n], heads=2, kv_heads=2) for n in (67, 200)], stall=0.6)
+
+
 @pytest.mark.parametrize("stall", STALLS)
 def test_head(stall: float) -> None:
     cases = [
