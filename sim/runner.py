@@ -220,8 +220,9 @@ def sources_of(component: Elaboratable, form: str = "rtl", name: str = "dut") ->
     if form == "netlist":
         from hw.synth.mapped import mapped_verilog, models
 
-        # Of DSP48E2 Yosys has no model.
-        return mapped_verilog(component, name), (*(p for p in PRIMITIVES if p.stem == "DSP48E2"), *models())
+        # Of these two Yosys has no model.
+        own = (p for p in PRIMITIVES if p.stem in ("DSP48E2", "URAM288"))
+        return mapped_verilog(component, name), (*own, *models())
     raise ValueError(f"form must be rtl, primitives or netlist, not {form!r}")
 
 

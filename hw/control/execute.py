@@ -81,14 +81,15 @@ class Executor(wiring.Component):
         lanes_left = Signal(clog2(c.lanes) + 1)
         p = self.head_phases.payload
         last_block = Signal()
+        final_block = Signal(16)
+        m.d.sync += final_block.eq(field(d, Opcode.HEAD, "blocks") - 1)
         m.d.comb += [
-            last_block.eq(block + 1 == field(d, Opcode.HEAD, "blocks")),
+            last_block.eq(block == final_block),
             p.block.eq(block),
             p.keys.eq(c.key_block),
             p.first.eq(block == 0),
             p.last.eq(last_block),
             p.final.eq(last_block),
-            self.sweep_count.eq(Mux(lanes_left > c.attention_lanes, c.attention_lanes, lanes_left)),
         ]
 
         def run(name: str, unit: str, then: str) -> None:
@@ -200,7 +201,10 @@ class Executor(wiring.Component):
                 m.d.comb += self.waiting_elementwise.eq(1)
                 with m.If(~self.quantise_busy):
                     m.d.sync += [self.route.eq(Route.ATTENTION), self.head_mode.eq(1)]
-                    m.next = "Head"
+                    m.next = "Head-Sweep"
+            with m.State("Head-Sweep"):
+                m.d.sync += self.sweep_count.eq(Mux(lanes_left > c.attention_lanes, c.attention_lanes, lanes_left))
+                m.next = "Head"
             with m.State("Head"):
                 m.d.comb += self.start_attention.eq(1)
                 m.d.sync += block.eq(0)
@@ -217,7 +221,7 @@ class Executor(wiring.Component):
                         self.sweep_first.eq(self.sweep_first + self.sweep_count),
                         lanes_left.eq(lanes_left - self.sweep_count),
                     ]
-                    m.next = "Head"
+                    m.next = "Head-Sweep"
                     with m.If(lanes_left == self.sweep_count):
                         m.d.sync += self.head_mode.eq(0)
                         m.next = "Read"

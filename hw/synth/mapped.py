@@ -18,7 +18,7 @@ from hw.synth.synthesis import CACHE, MAP, digest, write
 def mapped_verilog(component: Elaboratable, name: str = "dut", cache: Path = CACHE) -> str:
     """A component mapped to UltraScale+ cells by the commands of `tellme synth`, kept by the hash of its RTLIL.
 
-    But memories become distributed RAM: Yosys has no models of UltraScale+ block RAM.
+    But what would be block RAM becomes distributed RAM: Yosys has no models of UltraScale+ block RAM.
 
     Raises
     ------
