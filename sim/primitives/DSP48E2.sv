@@ -1,5 +1,6 @@
 // Behaviour of the AMD primitive as its user guide (UG579) describes it: pre-adder, 27 x 18 multiplier, 48-bit adder,
 // registers and cascades. What is not modelled (SIMD, pattern detector, logic unit) stops the simulation.
+/* verilator lint_off WIDTHEXPAND */ // text parameters of different lengths are compared
 module DSP48E2 #(
   parameter ACASCREG = 1, ADREG = 1, ALUMODEREG = 1, AREG = 1, BCASCREG = 1, BREG = 1, CARRYINREG = 1, CARRYINSELREG = 1,
             CREG = 1, DREG = 1, INMODEREG = 1, MREG = 1, OPMODEREG = 1, PREG = 1,
@@ -19,16 +20,16 @@ module DSP48E2 #(
   logic [29:0] a_r, a1_r; logic [17:0] b_r, b1_r; logic [47:0] c_r, p_r; logic [26:0] d_r, ad_r; logic [44:0] m_r; logic [4:0] inmode_r;
   wire [29:0] a = A_INPUT == "CASCADE" ? ACIN : A;
   wire [17:0] b = B_INPUT == "CASCADE" ? BCIN : B;
-  wire [29:0] a2 = AREG ? a_r : a;
-  wire [17:0] b2 = BREG ? b_r : b;
-  wire [47:0] c2 = CREG ? c_r : C;
-  wire [26:0] d2 = DREG ? d_r : D;
-  wire [4:0] inmode = INMODEREG ? inmode_r : INMODE;
+  wire [29:0] a2 = AREG != 0 ? a_r : a;
+  wire [17:0] b2 = BREG != 0 ? b_r : b;
+  wire [47:0] c2 = CREG != 0 ? c_r : C;
+  wire [26:0] d2 = DREG != 0 ? d_r : D;
+  wire [4:0] inmode = INMODEREG != 0 ? inmode_r : INMODE;
   wire [26:0] pre = (inmode[2] ? d2 : 27'b0) + (inmode[1] ? 27'b0 : a2[26:0]);
-  wire [26:0] ad = ADREG ? ad_r : pre;
+  wire [26:0] ad = ADREG != 0 ? ad_r : pre;
   wire signed [26:0] factor = AMULTSEL == "AD" ? ad : a2[26:0];
   wire signed [44:0] product = factor * $signed(b2);
-  wire signed [44:0] mul = MREG ? m_r : product;
+  wire signed [44:0] mul = MREG != 0 ? m_r : product;
   wire [47:0] xy = OPMODE[3:0] == 4'b0101 ? {{3{mul[44]}}, mul} : 48'b0;
   logic [47:0] z;
   always_comb case (OPMODE[6:4])
@@ -58,9 +59,10 @@ module DSP48E2 #(
         || {RSTA, RSTB, RSTC, RSTD, RSTM, RSTP, RSTCTRL, RSTINMODE, RSTALUMODE, RSTALLCARRYIN} != 0)
       $fatal(1, "DSP48E2: a mode that is not modelled");
   end
-  assign P = PREG ? p_r : sum;
+  assign P = PREG != 0 ? p_r : sum;
   assign PCOUT = P;
   assign ACOUT = a2;
   assign BCOUT = b2;
   assign CARRYOUT = 0;
 endmodule
+/* verilator lint_on WIDTHEXPAND */

@@ -16,11 +16,6 @@ from golden.config import PRESETS
 from host.cli import app
 from sim.runner import PRIMITIVES, verilator_environment
 
-# Amaranth's Verilog is wide of style in these classes; everything else is an error here.
-STYLE = ("CASEINCOMPLETE", "CASEOVERLAP", "DECLFILENAME", "UNOPTFLAT", "WIDTHEXPAND")
-STYLE += ("WIDTHTRUNC",)
-
-
 DISTINCT = {replace(c, name=""): name for name, c in reversed(PRESETS.items()) if name != "ultra96v2"}
 """Of presets that differ in name alone, one. The Ultra96-V2's, between the others, is built in bench/test_boards.py."""
 
@@ -39,7 +34,6 @@ def test_verilog_passes_verilator_lint(board: str, tmp_path: Path) -> None:
         [
             "verilator",
             "--lint-only",
-            *(f"-Wno-{w}" for w in STYLE),
             "--top-module",
             MODULE if board in BOARDS else "tellme",
             *map(str, files),
