@@ -123,7 +123,7 @@ class Chat:
         print(text, file=sys.stderr, flush=True)
 
     def run(self) -> None:
-        """Until /exit, the end of the input, or a second Ctrl-C."""
+        """Until /exit or the end of the input; Ctrl-C where there is no terminal."""
         if self.interactive:
             import readline  # noqa: F401 - line editing for input()
 

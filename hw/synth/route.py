@@ -24,6 +24,7 @@ from amaranth.lib.wiring import In
 
 from golden.config import TINY, AcceleratorConfig
 from hw.elementwise import Elementwise
+from hw.platform import Inferred
 from hw.synth import yosys
 from hw.synth.synthesis import CACHE, digest, write
 from hw.tlmm.engine import TlmmEngine
@@ -101,7 +102,8 @@ def route(
     """
     progress("elaboration")
     harness = Harness(BLOCKS[block](config))
-    text = rtlil.convert(harness, name="top", ports=[harness.serial_in, harness.serial_out], emit_src=False)
+    ports = [harness.serial_in, harness.serial_out]
+    text = rtlil.convert(harness, name="top", platform=Inferred(ultra_ram=False), ports=ports, emit_src=False)
     script = ["read_rtlil block.il", "synth_ecp5 -top \\top -json netlist.json"]
     arguments = f"--85k --speed 8 --package CABGA756 --freq {TARGET_MHZ} --seed 1 --timing-allow-fail".split()
     arguments += "--lpf-allow-unconstrained --json netlist.json --report report.json".split()
