@@ -4,7 +4,7 @@ them must be. From a model's shape, a configuration and a board's memory timing;
 A pass is a list of steps: in each, the engines take some beats in at least so many cycles. The memory fills the FIFO at
 its sustained rate whatever the engines do. So a step without beats (a quantiser's lead, a drain) fills the FIFO, and a step
 that takes a beat a cycle empties it by what the memory lacks. What a step waits for beats is a memory stall; the cycles of a
-step beyond its beats are stalls of the engine named as its cause.
+step beyond its beats are stalls of the engine named as its cause. Writes are left out: the cache is written behind matmuls.
 """
 
 from __future__ import annotations

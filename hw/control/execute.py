@@ -7,7 +7,7 @@ from amaranth.lib import enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from golden.config import AcceleratorConfig, clog2
-from golden.program import DESCRIPTOR_BYTES, Opcode
+from golden.program import DESCRIPTOR_BYTES, Kind, Opcode
 from hw.control.descriptor import field
 from hw.control.sequence import phase_layout
 
@@ -76,6 +76,10 @@ class Executor(wiring.Component):
         d = self.descriptor
         opcode = field(d, Opcode.LOAD, "opcode")
         has_gain = field(d, Opcode.LOAD, "gain_beats") != 0
+        # The cache is written behind the matmuls that follow attention: they do not change own K and V.
+        hold = Signal()
+        in_the_way = (opcode != Opcode.LINEAR) | (field(d, Opcode.LINEAR, "kind") == Kind.QKV)
+        m.d.comb += hold.eq(self.kv_writer_busy & in_the_way)
         remaining = Signal(24)
         block = Signal(16)
         lanes_left = Signal(clog2(c.lanes) + 1)
@@ -128,7 +132,7 @@ class Executor(wiring.Component):
                     m.d.sync += [d.eq(self.read_descriptor), self.index.eq(self.index + 1)]
                     m.next = "Decode"
             with m.State("Decode"):
-                with m.Switch(opcode):
+                with m.If(~hold), m.Switch(opcode):
                     with m.Case(Opcode.END):
                         m.next = "Finish"
                     with m.Case(Opcode.LOAD):
@@ -189,7 +193,7 @@ class Executor(wiring.Component):
             with m.State("Attention-Stream"):
                 m.next = "Attention-Wait"
             with m.State("Attention-Wait"):
-                with m.If(~self.attention_busy & ~self.collect_busy & ~self.kv_writer_busy):
+                with m.If(~self.attention_busy & ~self.collect_busy):
                     m.next = "Read"
 
             with m.State("Head-Quantise"):

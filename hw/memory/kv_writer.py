@@ -16,8 +16,8 @@ LANE_NUMBER_BITS = 16
 class KvWriter(wiring.Component):
     """Copies K, V and their scales of every lane from on-chip storage into the lane's cache block.
 
-    Order: lane, K then V, KV head, cell; behind a head's cells its scale. A write every two cycles when nothing
-    waits; before each lane one cycle for every significant bit of its slot and block number, and three more.
+    Order: lane, K then V, KV head, cell; behind a head's cells its scale. A write every three cycles when nothing
+    waits; before each lane one cycle for every significant bit of its slot and block number, and two more.
 
     Parameters
     ----------
@@ -25,12 +25,11 @@ class KvWriter(wiring.Component):
 
     Interface attributes
     --------------------
-    start : pulse; the job inputs hold from here to `done`.
-    lanes : lanes of the pass, 1..L.
+    start : pulse; the other job inputs are taken with it.
+    lanes : lanes of the pass, 1..L. position, slot : of each lane. These hold from `start` to `done`.
     cells : D / C, cells of a head.
     kv_heads : KV heads, at least 1.
     kv_address, slot_stride, head_stride : beats, of the layer's cache.
-    position, slot : of each lane.
     busy, done : a job runs; pulse when the last write was taken (BeatWriter.idle tells when it is in memory).
     clear : soft reset, drops the job.
     own_addr, own_en, own_grant, own_data : read port of the own-K/V RAM; a read happens in cycles with en and grant,
@@ -75,9 +74,9 @@ class KvWriter(wiring.Component):
         """Cycles from `start` to `done` for these lanes, when no read and no write waits."""
         c = self._config
         multiply = sum(
-            s.bit_length() + (p // c.key_block).bit_length() + 3 for p, s in zip(positions, slots, strict=True)
+            s.bit_length() + (p // c.key_block).bit_length() + 2 for p, s in zip(positions, slots, strict=True)
         )
-        return multiply + len(positions) * 4 * kv_heads * (cells + 1) + 2
+        return multiply + len(positions) * 6 * kv_heads * (cells + 1) + 2
 
     def elaborate(self, platform: object) -> Elaboratable:
         cfg = self._config
@@ -88,6 +87,10 @@ class KvWriter(wiring.Component):
         float_bits = (floats - 1).bit_length()
         own_beats = max(1, cfg.lanes // kpb)
 
+        # Taken with `start`: other descriptors run while the cache is written.
+        job = {
+            n: Signal.like(getattr(self, n)) for n in ("cells", "kv_heads", "kv_address", "slot_stride", "head_stride")
+        }
         lane = Signal(clog2(cfg.lanes))
         key = Signal(key_bits)
         address = Signal(32)  # being built: the lane's block; then the cache head's
@@ -104,13 +107,11 @@ class KvWriter(wiring.Component):
 
         full = Signal()
         out = Signal(write_layout(cfg))
-        free = Signal()
         m.d.comb += [
             self.writes.valid.eq(full),
             self.writes.payload.eq(out),
-            free.eq(~full | self.writes.ready),
-            last_cell.eq(cell + 1 == self.cells),
-            last_head.eq(head + 1 == self.kv_heads),
+            last_cell.eq(cell + 1 == job["cells"]),
+            last_head.eq(head + 1 == job["kv_heads"]),
             self.own_addr.eq(row * own_beats + (lane >> part_bits if own_beats > 1 else 0)),
             self.own_scale_v.eq(value),
             self.own_scale_head.eq(head),
@@ -129,6 +130,7 @@ class KvWriter(wiring.Component):
             with m.State("Idle"):
                 m.d.sync += lane.eq(0)
                 with m.If(self.start):
+                    m.d.sync += [signal.eq(getattr(self, n)) for n, signal in job.items()]
                     m.next = "Lane"
             with m.State("Lane"):
                 # address = kv_address + slot * slot_stride + block * block_stride, a bit of a factor a cycle
@@ -136,9 +138,9 @@ class KvWriter(wiring.Component):
                     key.eq(self.position[lane][:key_bits]),
                     factor.eq(self.slot[lane]),
                     factor2.eq(self.position[lane] >> key_bits),
-                    stride.eq(self.slot_stride),
+                    stride.eq(job["slot_stride"]),
                     second.eq(0),
-                    address.eq(self.kv_address),
+                    address.eq(job["kv_address"]),
                 ]
                 m.next = "Multiply"
             with m.State("Multiply"):
@@ -150,7 +152,7 @@ class KvWriter(wiring.Component):
                     m.d.sync += [
                         second.eq(1),
                         factor.eq(factor2),
-                        stride.eq((self.cells * (2 * cfg.key_tile))[:32] + 2 * cfg.scale_beats),
+                        stride.eq((job["cells"] * (2 * cfg.key_tile))[:32] + 2 * cfg.scale_beats),
                     ]
                 with m.Else():
                     m.d.sync += [
@@ -164,8 +166,9 @@ class KvWriter(wiring.Component):
                     ]
                     m.next = "Read"
             with m.State("Read"):
-                # Only with room for the result: the RAM's output is not held.
-                m.d.comb += [self.own_en.eq(free & ~scale), self.own_scale_en.eq(free & scale)]
+                # Only with room for the result: the RAM's output is not held. (`~full | writes.ready` would save a cycle
+                # that nothing waits for, and be a path through the writer, the RAM's grant and the states here.)
+                m.d.comb += [self.own_en.eq(~full & ~scale), self.own_scale_en.eq(~full & scale)]
                 with m.If((self.own_en & self.own_grant) | (self.own_scale_en & self.own_scale_grant)):
                     m.next = "Take"
             with m.State("Take"):
@@ -192,16 +195,16 @@ class KvWriter(wiring.Component):
                         scale.eq(0),
                         cell.eq(0),
                         head.eq(head + 1),
-                        address.eq(address + self.head_stride),
+                        address.eq(address + job["head_stride"]),
                         # back to the first cell of K, or of V
-                        offset.eq(Mux(value, offset_v(cfg, self.cells), 2 * cfg.scale_beats)),
+                        offset.eq(Mux(value, offset_v(cfg, job["cells"]), 2 * cfg.scale_beats)),
                     ]
                     with m.If(last_head):
                         m.d.sync += [
                             value.eq(1),
                             head.eq(0),
                             address.eq(block_base),
-                            offset.eq(offset_v(cfg, self.cells)),
+                            offset.eq(offset_v(cfg, job["cells"])),
                         ]
                         with m.If(value):
                             m.d.sync += lane.eq(lane + 1)

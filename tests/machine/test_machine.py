@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,13 +16,16 @@ from golden.config import TINY
 from golden.model import GoldenModel
 from golden.registers import STALLS
 from host.backends import CheckedBackend, GoldenBackend
+from host.checkpoint import Checkpoint
 from host.cli import app
 from host.errors import DeviceError, UserError
-from host.model import Model
+from host.model import Model, convert, demo_folder
 from host.passes import PassResult
 from host.simulation import SimulatedAccelerator
+from host.tokenizer import Files
 from sim.timing import timing
 from tests.machine.conftest import SLOTS
+from tests.models import random_weights, small_spec
 
 pytestmark = pytest.mark.xdist_group("machine")
 
@@ -114,6 +118,25 @@ def test_stress_changes_no_bit(demo: Model) -> None:
                 part = ids[i : i + n]
                 result = both.run_pass(part, range(i, i + len(part)), head_lanes=(0, len(part)), write_logits=True)
             assert result.cycles is not None and result.stalls["memory"] > 0
+
+
+def test_own_keys_are_kept_until_they_are_written(tmp_path: Path) -> None:
+    """Memory that answers so late that a layer's matmuls end first: the next layer waits, and results stay the same."""
+    spec = small_spec(layers=3, kv_heads=4, ffn=32)
+    weights, path, n = random_weights(spec, 3), tmp_path / "small.tlm", TINY.lanes
+    tokenizer = Files.read(demo_folder())
+    convert(Checkpoint(name="small", weights=weights, tokenizer=tokenizer, eos_ids=()), path, TINY)
+    waited = []
+    for latency in (10, 600):
+        with (
+            Model.open(path, TINY) as model,
+            SimulatedAccelerator(model, TINY, timing=timing("ideal", latency=latency)) as slow,
+            CheckedBackend(slow, GoldenBackend(weights, TINY)) as both,
+        ):
+            result = both.run_pass(range(n), range(n), head_lanes=(0, n), write_logits=True)
+            both.run_pass([n], [n], head_lanes=(0, 1), write_logits=True)  # reads what was written
+        waited.append(result.stalls["control"])
+    assert waited[1] > 10 * waited[0]
 
 
 def test_cycles_are_beats_and_stalls_and_beats_are_what_the_program_reads(
