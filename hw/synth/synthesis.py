@@ -121,7 +121,8 @@ def synthesise(
             known = ", ".join([GLUE, *_children(modules, TOP)])
             raise UnknownBlock(f"block {name!r} is unknown; there are {known}, and parts inside them (block.part)")
     with ThreadPoolExecutor(jobs) as pool:
-        files = dict(zip(chosen, pool.map(lambda b: _map(modules, b, target, progress, cache), chosen), strict=True))
+        mapped = pool.map(lambda b: _map(modules, b, config.name, target, progress, cache), chosen)
+        files = dict(zip(chosen, mapped, strict=True))
     whole = not blocks
     progress(TOP, "levels")
     if whole:
@@ -189,8 +190,10 @@ def _black_box(name: str, text: str) -> str:
     return "\n".join(["attribute \\blackbox 1", f"module \\{name}", *ports, "end", ""])
 
 
-def _map(modules: dict[str, str], block: str, target: dict[str, str], progress: Progress, cache: Path) -> Path:
-    """The JSON netlist of a block, from the cache or from Yosys."""
+def _map(
+    modules: dict[str, str], block: str, board: str, target: dict[str, str], progress: Progress, cache: Path
+) -> Path:
+    """The JSON netlist of a block, from the cache or from Yosys. The cache keeps the latest of each block of each board."""
     if block == GLUE:
         top = TOP
         text = modules[TOP] + "".join(_black_box(f"{TOP}.{b}", modules[f"{TOP}.{b}"]) for b in _children(modules, TOP))
@@ -199,7 +202,7 @@ def _map(modules: dict[str, str], block: str, target: dict[str, str], progress: 
         text = "".join(t for m, t in modules.items() if m == top or m.startswith(f"{top}."))
     mapping = [command.format(top=f"\\{top}", **target) for command in MAP]
     script = ["read_rtlil block.il", *mapping, "write_json netlist.json"]
-    kept = cache / f"{block}-{digest(yosys.version(), text, *script)}.json"
+    kept = cache / f"{board}-{block}-{digest(yosys.version(), text, *script)}.json"
     if kept.exists():
         progress(block, "cached")
         return kept
@@ -208,7 +211,7 @@ def _map(modules: dict[str, str], block: str, target: dict[str, str], progress: 
     try:
         (folder / "block.il").write_text(text)
         yosys.run(script, folder, progress=lambda step: progress(block, step))
-        for old in cache.glob(f"{block}-*.json"):
+        for old in cache.glob(f"{board}-{block}-*.json"):
             old.unlink(missing_ok=True)
         os.replace(folder / "netlist.json", kept)
     except yosys.SynthesisError:
