@@ -15,6 +15,7 @@ import signal
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,7 +139,7 @@ def mutate_json(text: bytes, rng: random.Random) -> bytes:
         container, key = rng.choice(places)
         old, kind = container[key], rng.randrange(6)
         if kind <= 1:
-            container[key] = rng.choice(_VALUES)
+            container[key] = deepcopy(rng.choice(_VALUES))  # later changes must not reach the next case
         elif kind == 2:
             del container[key]
         elif kind == 3 and type(old) in (int, float):
@@ -150,7 +151,7 @@ def mutate_json(text: bytes, rng: random.Random) -> bytes:
         elif isinstance(container, dict):
             container[rng.choice(("x", "", str(key) + "_", "shape"))] = container.pop(key)
         else:
-            container.insert(key, rng.choice(_VALUES))
+            container.insert(key, deepcopy(rng.choice(_VALUES)))
     return json.dumps(tree).encode()
 
 
