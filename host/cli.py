@@ -94,6 +94,17 @@ def board(name: str) -> AcceleratorConfig:
     return PRESETS[name]
 
 
+def _check_new_file(path: Path) -> None:
+    """Refuses a place where no file can be written, before long work is done for it."""
+    folder = path.resolve().parent
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file")
+    if not folder.is_dir():
+        raise UserError(f"{path}: its folder does not exist")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{path}: its folder cannot be written")
+
+
 def _preset(name: str | None, backend: str, bitstream: Path | None) -> AcceleratorConfig:
     """The preset of `--board`; without it the one the bitstream was built as, kv260 on a board, tiny elsewhere."""
     if name is None and backend == "board":
@@ -277,8 +288,8 @@ def run(
         for option, value in (("--stress", stress), ("--timing", timing), ("--waves", waves)):
             if value is not None:
                 raise UserError(f"{option} needs --backend sim")
-    if waves is not None and not waves.resolve().parent.is_dir():
-        raise UserError(f"{waves}: its folder does not exist")
+    if waves is not None:
+        _check_new_file(waves)
     memory = memory_timing(timing, stress) if backend == "sim" else None
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     config = _preset(board_name, backend, bitstream)
@@ -471,10 +482,7 @@ def convert_command(
         raise UserError(f"{path}: is not a checkpoint folder or .gguf file; images are made from checkpoints only")
     if out.suffix != ".tlm":
         raise UserError(f"{out}: an image's name ends in .tlm")
-    if out.is_dir():
-        raise UserError(f"{out}: is a folder; give the name of a file")
-    if not out.resolve().parent.is_dir():
-        raise UserError(f"{out}: its folder does not exist")
+    _check_new_file(out)
     with Console(stderr=True).status(f"reading {path}"):
         checkpoint = open_checkpoint(path, latent=latent)
     convert(checkpoint, out, config, show=True)
@@ -537,10 +545,12 @@ def bench_command(
     """Measure a model's real shape on the simulated accelerator, with synthetic weights."""
     config = board(board_name)
     memory = memory_timing(timing, None)
-    if trace is not None and not trace.resolve().parent.is_dir():
-        raise UserError(f"{trace}: its folder does not exist")
-    if pictures is not None and pictures.exists() and not pictures.is_dir():
-        raise UserError(f"{pictures}: is a file; give a folder")
+    if trace is not None:
+        _check_new_file(trace)
+    if pictures is not None:
+        from host.pictures import draw, prepare
+
+        prepare(pictures)
     errors = Console(stderr=True)
     with errors.status("starting") as status:
         measured = measure(
@@ -553,20 +563,22 @@ def bench_command(
             trace=trace is not None or pictures is not None,
             say=status.update if errors.is_terminal else lambda text: errors.print(text, highlight=False),
         )
+    # Figures first: they are there even if a file cannot be written.
+    if as_json:
+        print(json.dumps(measured.report()), flush=True)
+    else:
+        _bench_tables(measured, Console())
     if trace is not None:
         from sim.trace import write_chrome
 
         assert measured.trace is not None
         title = f"{model}, two layers, {context} keys, simulated {config.name}"
-        write_chrome(measured.trace, trace, clock_hz=config.clock_hz, title=title)
+        try:
+            write_chrome(measured.trace, trace, clock_hz=config.clock_hz, title=title)
+        except OSError as e:
+            raise UserError(f"{trace}: cannot be written ({e.strerror})") from e
     if pictures is not None:
-        from host.pictures import draw
-
         draw(measured, pictures)
-    if as_json:
-        print(json.dumps(measured.report()))
-        return
-    _bench_tables(measured, Console())
 
 
 @app.command("plan")

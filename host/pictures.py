@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,17 +149,35 @@ def _level(ax: Axes, measured: Measurement) -> None:
     ax.set_title(f"Level of the weight buffer: two layers, decode, {measured.context} keys", pad=48)
 
 
-def draw(measured: Measurement, folder: Path) -> list[Path]:
-    """Writes `<model>-roofline.svg`, `<model>-breakdown.svg`, `<model>-fifo.svg`; the measurement must hold a trace.
+def prepare(folder: Path) -> None:
+    """Makes the folder of the pictures, so that a long measurement is not begun in vain.
 
     Raises
     ------
     UserError : matplotlib is not installed, or the folder cannot be written.
     """
+    _pyplot()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; give a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"{folder}: cannot be written ({e.strerror})") from e
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{folder}: cannot be written")
+
+
+def draw(measured: Measurement, folder: Path) -> list[Path]:
+    """Writes `<model>-roofline.svg`, `<model>-breakdown.svg`, `<model>-fifo.svg`; the measurement must hold a trace.
+
+    Raises
+    ------
+    UserError : as `prepare`.
+    """
+    prepare(folder)
     plt = _pyplot()
     out = []
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, paint in (("roofline", _roofline), ("breakdown", _breakdown), ("fifo", _level)):
             figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
             paint(ax, measured)
