@@ -226,11 +226,15 @@ def sources_of(component: Elaboratable, form: str = "rtl", name: str = "dut") ->
     raise ValueError(f"form must be rtl, primitives or netlist, not {form!r}")
 
 
+# One C++ function with all of a netlist's cells takes the compiler 12 GB; split, 1 GB.
+_SPLIT = ("--output-split-cfuncs", "500")
+
+
 def simulate(component: Elaboratable, module: str, *, waves: bool = False, form: str = "rtl", **kwargs: Any) -> None:
     """Converts, builds (cached) and runs the cocotb tests of `module` on a component. `form`: see `sources_of`; other
     keywords as in `run`."""
     text, sources = sources_of(component, form)
-    folder = build(text, sources=sources, waves=waves)
+    folder = build(text, sources=sources, args=_SPLIT if form == "netlist" else (), waves=waves)
     run(folder, module, waves=waves, **kwargs)
 
 
