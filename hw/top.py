@@ -27,8 +27,8 @@ from hw.memory.kv_writer import KvWriter
 from hw.memory.logit_writer import LogitWriter
 from hw.memory.reader import StreamReader
 from hw.memory.writer import BeatWriter
-from hw.platform import Inferred
 from hw.platforms import platform_of
+from hw.primitives import Inferred
 from hw.tlmm.engine import TlmmEngine
 
 

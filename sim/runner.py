@@ -18,7 +18,7 @@ from amaranth.hdl import Elaboratable
 from cocotb_tools.check_results import get_results
 from cocotb_tools.runner import Verilator, VerilatorControlFile
 
-from hw.platform import UltraScalePlus
+from hw.primitives import UltraScalePlus
 
 PARAMETERS = "TELLME_TEST_PARAMETERS"
 """Environment variable that carries a test's parameters (JSON) into the simulation process."""

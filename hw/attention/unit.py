@@ -17,7 +17,7 @@ from hw.attention.runs import Loader, PhaseQueue, Player, own_bits
 from hw.attention.scores import DotAccumulator
 from hw.attention.softmax import ScorePass, WeightPass, score_layout
 from hw.fp import delay_line
-from hw.memory.style import deep_ram
+from hw.primitives import deep_ram
 
 
 class AttentionUnit(wiring.Component):

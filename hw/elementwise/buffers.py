@@ -7,7 +7,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from golden.config import CHUNK, clog2
-from hw.memory.style import deep_ram
+from hw.primitives import deep_ram
 
 
 class BankedBuffer(wiring.Component):

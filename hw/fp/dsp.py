@@ -10,7 +10,7 @@ from typing import Any
 from amaranth.hdl import C, Cat, ClockSignal, Instance, Module, Mux, Signal, Value, signed
 
 from hw.fp.pipeline import delay_line
-from hw.platform import UltraScalePlus
+from hw.primitives import UltraScalePlus
 
 CASCADE_BITS = 48
 """Of P, PCIN and PCOUT."""

@@ -16,7 +16,7 @@ from amaranth_boards.rfsoc4x2 import RFSoC4x2Platform as AmaranthRFSoC4x2Platfor
 from golden import boards
 from golden.boards import Board
 from golden.config import AcceleratorConfig
-from hw.platform import UltraScalePlus
+from hw.primitives import UltraScalePlus
 
 
 class ZynqPlatform(XilinxPlatform):

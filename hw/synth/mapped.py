@@ -10,7 +10,7 @@ from pathlib import Path
 from amaranth.back import rtlil
 from amaranth.hdl import Elaboratable
 
-from hw.platform import UltraScalePlus
+from hw.primitives import UltraScalePlus
 from hw.synth import yosys
 from hw.synth.synthesis import CACHE, MAP, digest, write
 

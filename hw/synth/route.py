@@ -24,7 +24,7 @@ from amaranth.lib.wiring import In
 
 from golden.config import TINY, AcceleratorConfig
 from hw.elementwise import Elementwise
-from hw.platform import Inferred
+from hw.primitives import Inferred
 from hw.synth import yosys
 from hw.synth.synthesis import CACHE, digest, write
 from hw.tlmm.engine import TlmmEngine

@@ -24,8 +24,8 @@ from amaranth.back import rtlil
 
 from golden.boards import BOARDS, ZYNQMP, Board
 from golden.config import AcceleratorConfig
-from hw.platform import UltraScalePlus
 from hw.platforms import platform_of
+from hw.primitives import UltraScalePlus
 from hw.synth import yosys
 from hw.synth.levels import Levels
 from hw.synth.levels import Path as LogicPath

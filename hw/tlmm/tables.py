@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from golden.config import AcceleratorConfig
-from hw.platform import UltraScalePlus
+from hw.primitives import UltraScalePlus
 from hw.tlmm.unpack import entries, grouping, index_bits, index_of
 
 

@@ -28,3 +28,13 @@ class UltraScalePlus:
     def ultra_ram(self) -> bool:
         """Deep memories may ask for UltraRAM."""
         return True
+
+
+def deep_ram(platform: object) -> dict[str, str]:
+    """Attributes of a memory of several thousand words: UltraRAM, or block RAM on a platform that says it has none.
+
+    Parameters
+    ----------
+    platform : what `elaborate` was given; its attribute `ultra_ram` counts, and None stands for a chip that has it.
+    """
+    return {"ram_style": "ultra" if getattr(platform, "ultra_ram", True) else "block"}
