@@ -35,9 +35,8 @@ class MultiplierArray(wiring.Component):
     tag, beat, weights : what the player issued, all in one cycle; weights: [query][key].
     load_* : query operands, a word of E dims of one lane; they replace those in use from the beat tagged `swap` on.
     dots : [query][key], `dot_delay` cycles behind the beat.
-    sums : dims 4 * sum_step .. + 3 of lane `sum_lane`, half `sum_half`, 1 cycle behind the address. `summed`: pulse,
-    a run's sums can be
-    read from the next cycle on.
+    sums : [query * 4 + dim], dims 4 * sum_step .. + 3 of the queries of pair `sum_pair` (`Sizes.pair`), half
+    `sum_half`, 1 cycle behind the address. `summed`: pulse, a run's sums can be read from the next cycle on.
     """
 
     def __init__(self, sizes: Sizes):
@@ -56,9 +55,9 @@ class MultiplierArray(wiring.Component):
                 "load_data": In(8 * c.word),
                 "dots": Out(data.ArrayLayout(signed(16 + log2(c.cell)), c.attention_lanes * c.keys_per_beat)),
                 "sum_half": In(1),
-                "sum_lane": In(clog2(c.attention_lanes)),
+                "sum_pair": In(clog2(c.attention_lanes // sizes.pair)),
                 "sum_step": In(log2(sizes.depth)),
-                "sums": Out(data.ArrayLayout(signed(sizes.run_bits), 4)),
+                "sums": Out(data.ArrayLayout(signed(sizes.run_bits), 4 * sizes.pair)),
                 "summed": Out(1),
             }
         )
@@ -152,13 +151,14 @@ class MultiplierArray(wiring.Component):
             write_at[-1].eq(step_half),
             self.summed.eq(write_en & write_at[: log2(depth)].all()),
         ]
-        lane_layout = data.ArrayLayout(signed(z.run_bits), 4)
-        m.submodules.sums = memory = Memory(shape=data.ArrayLayout(lane_layout, lanes), depth=2 * depth, init=[])
+        pair_layout = data.ArrayLayout(signed(z.run_bits), 4 * z.pair)
+        shape = data.ArrayLayout(pair_layout, lanes // z.pair)
+        m.submodules.sums = memory = Memory(shape=shape, depth=2 * depth, init=[])
         write = memory.write_port()
         read = memory.read_port(domain="comb")
         m.d.comb += [write.en.eq(write_en), write.addr.eq(write_at)]
         for n, value in enumerate(write_data):
-            m.d.comb += write.data[n // 4][n % 4].eq(value)
+            m.d.comb += write.data[n // (4 * z.pair)][n % (4 * z.pair)].eq(value)
         m.d.comb += [read.addr[: log2(depth)].eq(self.sum_step), read.addr[-1].eq(self.sum_half)]
-        m.d.sync += self.sums.eq(read.data[self.sum_lane])
+        m.d.sync += self.sums.eq(read.data[self.sum_pair])
         return m

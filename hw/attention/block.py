@@ -76,6 +76,11 @@ class Sizes:
         return self.config.cell // 4
 
     @cached_property
+    def pair(self) -> int:
+        """Queries whose weighted sums are read from the array together, and share a word of the sums."""
+        return min(2, self.config.attention_lanes)
+
+    @cached_property
     def max_queries(self) -> int:
         """Queries of a unit: (lane, head) pairs that share a KV head."""
         return self.config.lanes * MAX_GROUP

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth import Cat, Module, Mux, Signal, signed
+from amaranth import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -16,16 +16,15 @@ class SumAccumulator(wiring.Component):
     """Adds the array's weighted sums to those of the unit's earlier blocks; after the last block turns them into
     results.
 
-    4 dims a cycle. A run takes active queries * `Sizes.depth` cycles, a unit's results queries * head_dim / 4 and
-    `delay`
-    more, in cycles in which no run is added; two
-    units' sums are kept (by parity), so that the next unit's runs go on. Results: lane by lane, heads of a lane
-    ascending, dims ascending.
+    A run is added in ceil(active queries / `Sizes.pair`) * `Sizes.depth` cycles, 4 dims of two queries at a time; a
+    unit's results take queries * head_dim / 4 cycles and `delay` more. Two units' sums are kept (by parity): while a unit's results are read, the runs of the next unit's
+    first block, to which nothing is added, are written; later blocks hold the results up. Results: lane by lane, heads
+    of a lane ascending, dims ascending.
 
     Interface attributes
     --------------------
     phases : V phases. summed : pulse, a run's sums can be read. dumped : pulse, they are read.
-    sum_half, sum_lane, sum_step -> sums : of the array, 1 cycle.
+    sum_half, sum_pair, sum_step -> sums : of the array, 1 cycle.
     factor_address -> factor : {parity, query}, 1 cycle.
     emitted : pulse, the factors of a unit are no longer needed. finished : pulse, the job's last result is out.
     att_* : chunks of 4 results: lane, chunk of the lane's features, 4 binary32.
@@ -45,9 +44,9 @@ class SumAccumulator(wiring.Component):
                 "summed": In(1),
                 "dumped": Out(1),
                 "sum_half": Out(1),
-                "sum_lane": Out(clog2(c.attention_lanes)),
+                "sum_pair": Out(clog2(c.attention_lanes // sizes.pair)),
                 "sum_step": Out(log2(sizes.depth)),
-                "sums": In(data.ArrayLayout(signed(sizes.run_bits), 4)),
+                "sums": In(data.ArrayLayout(signed(sizes.run_bits), 4 * sizes.pair)),
                 "factor_address": Out(1 + sizes.query_bits),
                 "factor": In(32),
                 "emitted": Out(1),
@@ -66,35 +65,37 @@ class SumAccumulator(wiring.Component):
         depth = log2(z.depth)
         p = self.phases.payload
         index_bits = clog2(c.max_head_dim // 4)
+        pairs = c.attention_lanes // z.pair
+        low = log2(z.pair)
 
         runs = Signal(2)
         m.d.sync += runs.eq(runs + self.summed - self.dumped)
         half = Signal()
         step = Signal(depth)
-        query = Signal(z.query_bits + 1)
+        pair = Signal(z.query_bits + 1 - low)
         cell = Signal(16)
         lane = Signal(clog2(c.lanes))
         g = Signal(8)
         head_cell = Signal(16)
         reading = Signal()
+        adding = Signal()
         emitting = Signal()
         end_query, end_set, end_cell = Signal(), Signal(), Signal()
-        a = Signal(clog2(c.attention_lanes))
         last_cell = Signal(16)
         last_g = Signal(8)
         m.d.sync += [
             last_cell.eq(self.cells - 1),
             last_g.eq(self.group - 1),
-            # Asked for in the last of a query's `depth` steps: they may come a cycle late.
-            end_query.eq(query == p.last_query),
-            end_set.eq((a == c.attention_lanes - 1) | (query == p.last_query)),
+            # Asked for in the last of a pair's `depth` steps: they may come a cycle late.
+            end_query.eq(pair == p.last_query >> low),
+            end_set.eq((self.sum_pair == pairs - 1) | (pair == p.last_query >> low)),
             end_cell.eq(cell == last_cell),
         ]
         m.d.comb += [
-            a.eq(query & (c.attention_lanes - 1)),
             self.sum_half.eq(half),
-            self.sum_lane.eq(a),
+            self.sum_pair.eq(pair & (pairs - 1)),
             self.sum_step.eq(step),
+            adding.eq(reading & ~p.first),
         ]
 
         # ---- runs are added as they come -----------------------------------------------------------
@@ -103,7 +104,7 @@ class SumAccumulator(wiring.Component):
         emit_busy = Signal()
         with m.FSM():
             with m.State("Idle"):
-                m.d.sync += [query.eq(0), cell.eq(0), step.eq(0)]
+                m.d.sync += [pair.eq(0), cell.eq(0), step.eq(0)]
                 with m.If(self.phases.valid):
                     m.next = "Add"
             with m.State("Add"):
@@ -111,12 +112,12 @@ class SumAccumulator(wiring.Component):
                     m.d.comb += reading.eq(1)
                     m.d.sync += step.eq(step + 1)
                     with m.If(step.all()):
-                        m.d.sync += query.eq(query + 1)
+                        m.d.sync += pair.eq(pair + 1)
                         with m.If(end_set):
                             m.d.comb += self.dumped.eq(1)
                             m.d.sync += half.eq(~half)
                             with m.If(end_query):
-                                m.d.sync += [query.eq(0), cell.eq(cell + 1)]
+                                m.d.sync += [pair.eq(0), cell.eq(cell + 1)]
                                 with m.If(end_cell):
                                     m.d.sync += cell.eq(0)
                                     with m.If(p.last):
@@ -130,12 +131,12 @@ class SumAccumulator(wiring.Component):
                     m.d.sync += [unit.eq(p), wait.eq(2), emit_busy.eq(1)]
                     m.next = "Idle"
 
-        # ---- results are given out in the cycles between -------------------------------------------
+        # ---- results are given out while nothing is added --------------------------------------------
         # The last sums are on their way to the memory for 2 cycles.
         out_query = Signal(z.query_bits + 1)
         out_cell = Signal(16)
         out_step = Signal(depth)
-        m.d.comb += emitting.eq(emit_busy & (wait == 0) & ~reading)
+        m.d.comb += emitting.eq(emit_busy & (wait == 0) & ~adding)
         with m.If(wait != 0):
             m.d.sync += [
                 wait.eq(wait - 1),
@@ -164,32 +165,33 @@ class SumAccumulator(wiring.Component):
                         m.d.sync += emit_busy.eq(0)
 
         # ---- sums ----------------------------------------------------------------------------------
-        layout = data.ArrayLayout(signed(z.sum_bits), 4)
-        m.submodules.memory = memory = Memory(shape=layout, depth=2 << (z.query_bits + index_bits), init=[])
+        layout = data.ArrayLayout(signed(z.sum_bits), 4 * z.pair)
+        m.submodules.memory = memory = Memory(shape=layout, depth=2 << (z.query_bits - low + index_bits), init=[])
         write, read = memory.write_port(), memory.read_port()
-        address = Signal(1 + z.query_bits + index_bits)
+        address = Signal(1 + z.query_bits - low + index_bits)
         out_address = Signal.like(address)
         m.d.comb += [
-            address.eq(Cat(Cat(step, cell)[:index_bits], query[: z.query_bits], p.parity)),
-            out_address.eq(Cat(Cat(out_step, out_cell)[:index_bits], out_query[: z.query_bits], unit.parity)),
+            address.eq(Cat(Cat(step, cell)[:index_bits], pair[: z.query_bits - low], p.parity)),
+            out_address.eq(Cat(Cat(out_step, out_cell)[:index_bits], out_query[low : z.query_bits], unit.parity)),
             self.factor_address.eq(Cat(out_query[: z.query_bits], unit.parity)),
-            read.addr.eq(Mux(reading, address, out_address)),
+            read.addr.eq(Mux(adding, address, out_address)),
             write.addr.eq(delay_line(m, address, 2, "address")),
-            write.en.eq(delay_line(m, reading, 2, "adding", reset_less=False)),
+            write.en.eq(delay_line(m, reading, 2, "write_en", reset_less=False)),
         ]
         first = delay_line(m, p.first, 1, "first")
         total = Signal(layout, reset_less=True)
-        for i in range(4):
+        for i in range(4 * z.pair):
             m.d.sync += total[i].eq(self.sums[i] + Mux(first, 0, read.data[i]))
         m.d.comb += write.data.eq(total)
 
         # ---- results -------------------------------------------------------------------------------
         factor = delay_line(m, self.factor, self.to_float[0].delay, "factor")
+        second = delay_line(m, out_query[0] if low else Const(0), 1, "second")
         for i in range(4):
             m.submodules[f"to_float_{i}"] = to_float = self.to_float[i]
             m.submodules[f"multiply_{i}"] = multiply = Multiplier()
             m.d.comb += [
-                to_float.i.eq(read.data[i]),
+                to_float.i.eq(Mux(second, read.data[4 * (z.pair - 1) + i], read.data[i])),
                 multiply.a.eq(to_float.o),
                 multiply.b.eq(factor),
                 self.att_data[i].eq(multiply.o),

@@ -254,7 +254,7 @@ class AttentionUnit(wiring.Component):
             sums.summed.eq(array.summed),
             player.dumped.eq(sums.dumped),
             array.sum_half.eq(sums.sum_half),
-            array.sum_lane.eq(sums.sum_lane),
+            array.sum_pair.eq(sums.sum_pair),
             array.sum_step.eq(sums.sum_step),
             sums.sums.eq(array.sums),
             weight.factor_address.eq(sums.factor_address),

@@ -170,11 +170,12 @@ def _rtlil(config: AcceleratorConfig, cache: Path) -> str:
 
 def _modules(text: str) -> dict[str, str]:
     """Texts of the modules by name, without the numbers that Amaranth adds to module names (they change with others)."""
-    text = re.sub(rf"(\\{TOP}(?:\.[\w.]*\w)?)\$\d+(?=[.\s])", r"\1", text)
+    text = re.sub(rf"\\{TOP}\b[\w.$]*", lambda name: re.sub(r"\$\d+(?=\.|$)", "", name[0]), text)
     found: dict[str, str] = {}
     for part in re.split(r"(?m)^(?=(?:attribute [^\n]*\n)*module )", text):
         match = re.search(r"(?m)^module \\(\S+)", part)
         if match:
+            assert match[1] not in found, f"two modules are called {match[1]}"
             found[match[1]] = part
     return found
 
