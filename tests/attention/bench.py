@@ -76,6 +76,7 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
     rng = np.random.default_rng(case.get("seed", 1))
     heads, kv_heads, dim = case["heads"], case["kv_heads"], case["dim"]
     positions, slots = case["positions"], case["slots"]
+    assert kv_heads * dim <= c.max_kv_dim and heads * dim <= c.query_offset, "more than the configuration holds"
     kind = case.get("kind", "normal")
     lanes = len(positions)
     cells = dim // c.cell
