@@ -206,7 +206,7 @@ HEADER = [
     "# Conversion of checkpoints: time and memory",
     "",
     "`python -m bench.convert --dir DIR` (bench/convert.py): synthetic checkpoints of the exact published shapes and types, for the `kv260` beat geometry. "
-    "Seconds of processor time (and of wall clock, on 2 shared x86 cores that other work kept busy); the peak is the largest resident set of the process, mapped pages "
+    "Seconds of processor time (and of wall clock, on 2 shared x86 cores); the peak is the largest resident set of the process, mapped pages "
     "included. A conversion of 2B-4T that takes 2 GiB or more fails the bench.",
     "",
     "| checkpoint | matrices | bytes | convert, s (wall) | peak, MiB | image, bytes | `info --verify` of the image, s (wall) | peak, MiB |",
