@@ -124,10 +124,10 @@ class _Job:
                         late = max(start + last_group, last_beat, dumps[-2] if len(dumps) > 1 else 0)
                         play = late + depth
                         begin = max(play - 1 + depth + 9, dump)
-                        length = -(-active[s] // z.pair) * depth
-                        dump = begin + length
+                        summing = -(-active[s] // z.pair) * depth
+                        dump = begin + summing
                         if emitted and begin < emitted[-1] and not p.first:  # results wait while a run is added
-                            emitted[-1] += length
+                            emitted[-1] += summing
                         dumps.append(dump)
                     else:
                         ready = (

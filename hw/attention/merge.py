@@ -16,10 +16,10 @@ class SumAccumulator(wiring.Component):
     """Adds the array's weighted sums to those of the unit's earlier blocks; after the last block turns them into
     results.
 
-    A run is added in ceil(active queries / `Sizes.pair`) * `Sizes.depth` cycles, 4 dims of two queries at a time; a
-    unit's results take queries * head_dim / 4 cycles and `delay` more. Two units' sums are kept (by parity): while a unit's results are read, the runs of the next unit's
-    first block, to which nothing is added, are written; later blocks hold the results up. Results: lane by lane, heads
-    of a lane ascending, dims ascending.
+    A run is added in ceil(active queries / `Sizes.pair`) * `Sizes.depth` cycles, 4 dims of a pair at a time; a unit's
+    results take queries * head_dim / 4 cycles and `delay` more. Two units' sums are kept (by parity): a unit's results
+    are read while the runs of the next unit's first block, which are added to nothing, are written; later blocks hold
+    the results up. Results: lane by lane, heads of a lane ascending, dims ascending.
 
     Interface attributes
     --------------------
@@ -131,7 +131,7 @@ class SumAccumulator(wiring.Component):
                     m.d.sync += [unit.eq(p), wait.eq(2), emit_busy.eq(1)]
                     m.next = "Idle"
 
-        # ---- results are given out while nothing is added --------------------------------------------
+        # ---- results are given out while nothing is added ------------------------------------------
         # The last sums are on their way to the memory for 2 cycles.
         out_query = Signal(z.query_bits + 1)
         out_cell = Signal(16)

@@ -43,9 +43,9 @@ def test_a_beat_a_cycle_over_1024_keys() -> None:
     cases = [
         dict(heads=20, kv_heads=5, dim=128, **one),
         dict(heads=16, kv_heads=16, dim=96, **one),
-        # As many queries as attention lanes: the softmax (2 at a time) and the reading of sums are just as fast
-        # as the stream, and what the first and the last unit cannot hide shows.
-        dict(heads=32, kv_heads=4, dim=128, **{**one, "rate": 0.92}),
+        # As many queries as attention lanes: the softmax (2 at a time) is just as fast as the stream, and what the
+        # first and the last unit cannot hide shows.
+        dict(heads=32, kv_heads=4, dim=128, **{**one, "rate": 0.93}),
         dict(heads=10, kv_heads=5, dim=128, positions=[64 + i for i in range(16)], slots=[0] * 16, rate=0),
     ]
     simulate(AttentionUnit(CONFIGS["kv260"]), __name__, testcase="check_rate", parameters={"cases": cases})

@@ -137,7 +137,7 @@ def test_head(stall: float) -> None:
 
 @pytest.mark.parametrize("stall", STALLS)
 def test_results_are_given_out_while_the_next_head_is_summed(stall: float) -> None:
-    """Several KV heads with more queries than attention lanes, an odd number among them, with and without a cache."""
+    """Several KV heads of one set of queries and of three, even and odd numbers of them, with and without a cache."""
     lanes = [[0, 1, 2, 3], [0, 1, 2], [30, 31, 32], [62, 63, 64, 65]]
     cases = [case(64, x, heads=n * group, kv_heads=n) for x in lanes for n, group in ((3, 1), (2, 3))]
     run("wide", [*cases, case(128, [5, 6, 0, 1], slots=[0, 0, 1, 1], heads=4, kv_heads=2)], stall=stall)
