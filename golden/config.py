@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,6 +17,14 @@ PARTIALS = 8
 
 MAX_GROUP = 8
 """Query heads that may share a KV head (width of the attention unit's counters)."""
+
+MAX_HEADS = 255
+"""Query heads of a descriptor (8 bits, golden/program.py)."""
+
+CLOCK_HZ = (1_000_000, 1_000_000_000)
+"""Clocks that a preset may name, Hz: no chip that this is for runs outside them."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class ConfigError(ValueError):
@@ -85,11 +94,30 @@ class AcceleratorConfig:
     clock_hz: int = 250_000_000
 
     def __post_init__(self) -> None:
+        _require(
+            isinstance(self.name, str) and _NAME.fullmatch(self.name) is not None,
+            f"name must be letters, digits, '_', '-' and '.', beginning with a letter or digit (it becomes part of file "
+            f"names), not {self.name!r}",
+        )
+
+        def integer(field: str, low: int, high: int) -> None:
+            v = getattr(self, field)
+            _require(
+                type(v) is int and low <= v <= high, f"{field} must be a whole number from {low:,} to {high:,}, not {v!r}"
+            )
+
         def power_of_two(field: str, low: int, high: int) -> None:
             v = getattr(self, field)
             _require(
-                isinstance(v, int) and low <= v <= high and v & (v - 1) == 0,
+                type(v) is int and low <= v <= high and v & (v - 1) == 0,
                 f"{field} must be a power of two from {low} to {high}, not {v!r}",
+            )
+
+        def dimensions(field: str, high: int) -> None:
+            v = getattr(self, field)
+            _require(
+                type(v) is int and 0 < v <= high and v % 32 == 0,
+                f"{field} must be a positive multiple of 32 up to {high:,}, not {v!r}",
             )
 
         power_of_two("ports", 1, 8)
@@ -105,13 +133,16 @@ class AcceleratorConfig:
         power_of_two("outstanding", 1, 64)
         power_of_two("max_descriptors", 16, 4096)
         _require(self.beat_bytes in (16, 32, 64), f"ports * port_bytes must be 16, 32 or 64, not {self.beat_bytes}")
-        _require(2 <= self.group_size <= 5, f"group_size must be from 2 to 5, not {self.group_size}")
+        integer("group_size", 2, 5)
+        integer("max_heads", 1, MAX_HEADS)
+        integer("max_context", 1, 65536)
+        integer("clock_hz", *CLOCK_HZ)
         _require(
             self.port_bytes * self.burst_beats <= 4096,
             f"burst_beats * port_bytes must be at most 4096 (AXI4), not {self.port_bytes * self.burst_beats}",
         )
         _require(
-            self.max_context % self.key_block == 0 and 0 < self.max_context <= 65536,
+            self.max_context % self.key_block == 0,
             f"max_context must be a multiple of {self.key_block} (key_block) up to 65536, not {self.max_context}",
         )
         _require(
@@ -119,9 +150,13 @@ class AcceleratorConfig:
             f"score_words ({self.score_words}) must hold max_context + lanes keys of one set of queries, "
             f"{self.keys_per_beat} a word: at least {-(-(self.max_context + self.lanes) // self.keys_per_beat)}",
         )
-        for field in ("max_hidden", "max_head_dim", "max_kv_dim"):
-            v = getattr(self, field)
-            _require(v > 0 and v % 32 == 0, f"{field} must be a positive multiple of 32, not {v}")
+        dimensions("max_hidden", 65536)
+        dimensions("max_kv_dim", 65536)
+        dimensions("max_head_dim", 65536)
+        _require(
+            self.max_kv_dim >= self.max_head_dim,
+            f"max_kv_dim ({self.max_kv_dim}) must hold one head: at least max_head_dim ({self.max_head_dim})",
+        )
         _require(
             2 * self.max_hidden <= self.max_features,
             f"max_features ({self.max_features}) must be at least twice max_hidden ({self.max_hidden})",
