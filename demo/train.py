@@ -20,6 +20,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from demo.network import Network, Shape, ternary_codes
 from demo.stories import stories
+from golden.config import TINY
+from host.evaluate import evaluate
 
 TRAINING_SEED, VALIDATION_SEED = 1, 2
 VALIDATION_STORIES = 200
@@ -196,7 +198,8 @@ norms and embedding binary32, embedding rows on int8 grids; {size:,} bytes |
 | Validation loss | {validation:.4f} nats a token, {validation_rows} rows of {tokens} tokens of stories \
 not trained on |
 | Held-out loss | {heldout:.4f} nats a token over the {heldout_tokens:,} tokens of \
-[`demo/heldout.txt`](../heldout.txt), each story alone |
+[`demo/heldout.txt`](../heldout.txt), each story alone (PyTorch, float32); {golden:.4f} nats a token on the \
+accelerator's arithmetic: `tellme eval demo --text demo/heldout.txt --documents` |
 
 Made with `python -m demo.train --out demo/model` (extra `oracle`); the losses are those of the written, packed weights.
 
@@ -260,6 +263,8 @@ def main() -> None:
         },
     )
 
+    golden = evaluate(str(options.out), HELD_OUT, TINY, documents=True, show=False)["nll"]
+
     def tell(prompt: str, temperature: float) -> str:
         ids = [BEGIN, *tokenizer.encode(prompt).ids]
         return tokenizer.decode(network.generate(ids, temperature=temperature, seed=options.seed, stop=END)).strip()
@@ -286,6 +291,7 @@ def main() -> None:
         validation_rows=len(validation.starts) // options.batch * options.batch,
         heldout=heldout,
         heldout_tokens=heldout_tokens,
+        golden=golden,
         prompt=PROMPTS[0],
         sample=tell(PROMPTS[0], 0.0),
         warm=tell(PROMPTS[0], 0.7),

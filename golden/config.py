@@ -103,7 +103,8 @@ class AcceleratorConfig:
         def integer(field: str, low: int, high: int) -> None:
             v = getattr(self, field)
             _require(
-                type(v) is int and low <= v <= high, f"{field} must be a whole number from {low:,} to {high:,}, not {v!r}"
+                type(v) is int and low <= v <= high,
+                f"{field} must be a whole number from {low:,} to {high:,}, not {v!r}",
             )
 
         def power_of_two(field: str, low: int, high: int) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from golden.boards import BOARDS, MIB, Board, build_name
 from golden.layout import KvLayout
@@ -17,6 +15,8 @@ from golden.shapes import BITNET_07B, BITNET_2B
 from host.errors import UserError
 from host.model import section_shapes
 from host.program import check_fits, usable_context
+from host.provenance import json_line
+from host.tables import grid, show
 
 EFFICIENCY = 0.85
 """Share of the memory's peak rate that long reads get (measured on the KV260 by bitnet-kv260: 16.0 of 19.2 GB/s)."""
@@ -105,33 +105,32 @@ def show_boards(*, as_json: bool, console: Console) -> None:
     """Prints the boards."""
     facts = described()
     if as_json:
-        print(json.dumps(facts))
+        print(json_line(facts))
         return
-    chips = Table(title="boards", title_justify="left")
-    for name in ("board", "", "part", "LUT", "BRAM36", "URAM", "DSP", "memory", "ports"):
-        chips.add_column(name, justify="right" if name in ("LUT", "BRAM36", "URAM", "DSP") else "left")
-    fits = Table(title="what fits (estimated from the beats a token reads; no board has run)", title_justify="left")
-    for name in ("board", "preset", "model", "context", "buffer", "contiguous memory", "tokens/s"):
-        fits.add_column(name, justify="right" if name in ("context", "buffer", "tokens/s") else "left")
+    chips: list[tuple[object, ...]] = []
+    fits: list[tuple[object, ...]] = []
     reasons: list[str] = []
     for b in BOARDS.values():
         c = b.config
         memory = f"{b.ddr_bytes // MIB:,} MiB {b.ddr}"
         ports = f"{len(b.memory_ports)} x {b.port_bits} bit"
-        chips.add_row(
-            b.name, b.title, b.part, f"{b.luts:,}", f"{b.bram36:,}", str(b.urams), f"{b.dsps:,}", memory, ports
-        )
+        chips.append((b.name, b.title, b.part, b.luts, b.bram36, b.urams, b.dsps, memory, ports))
         preset = f"{c.beat_bytes}-byte beat, {c.lanes} lanes, {c.clock_hz / 1e6:.0f} MHz"
         for name, f in facts[b.name]["models"].items():
             if f["fits"]:
                 cma = "as it is" if f["cma"] else f"cma={-(-f['buffer_bytes'] // (64 * MIB)) * 64 + 64}M"
-                row = [f"{f['context']:,}", f"{f['buffer_bytes'] // MIB:,} MiB", cma, f"{f['tokens_per_second']:.1f}"]
+                row = (f["context"], f"{f['buffer_bytes'] // MIB:,} MiB", cma, f"{f['tokens_per_second']:.1f}")
             else:
-                row = ["does not fit", "-", "-", "-"]
+                row = ("does not fit", "-", "-", "-")
                 reasons.append(f["reason"])
-            fits.add_row(b.name, preset, name, *row)
-    chips.add_row("ulx3s", "Radiona ULX3S-85F", "LFE5U-85F-6BG381", "83,640", "-", "-", "-", "-", "TLMM self-test only")
-    console.print(chips)
-    console.print(fits)
+            fits.append((b.name, preset, name, *row))
+    chips.append(
+        ("ulx3s", "Radiona ULX3S-85F", "LFE5U-85F-6BG381", "83,640", "-", "-", "-", "-", "TLMM self-test only")
+    )
+    columns = ("board", "name", "part", "LUT", "BRAM36", "URAM", "DSP", "memory", "ports")
+    show(grid("boards", columns, chips, left=("name", "part", "memory", "ports")), console)
+    header = ("board", "preset", "model", "context", "buffer", "contiguous memory", "tokens/s")
+    title = "what fits (estimated from the beats a token reads; no board has run)"
+    show(grid(title, header, fits, left=("preset", "model", "contiguous memory")), console)
     for reason in reasons:
-        console.print(f"does not fit: {reason}", highlight=False)
+        console.print(f"does not fit: {reason}", highlight=False, soft_wrap=True, markup=False)

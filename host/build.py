@@ -20,6 +20,7 @@ from rich.console import Console
 from golden.boards import BOARDS, build_name
 from golden.config import ConfigError
 from host.errors import DeviceError, UserError
+from host.provenance import json_line
 
 MARKER = "tellme-build.json"
 """File by which a folder is known as a build of ours (`hw.platforms.vivado.MARKER`)."""
@@ -58,7 +59,7 @@ class Built:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def json(self) -> str:
-        return json.dumps(
+        return json_line(
             {
                 "board": self.board,
                 "name": self.name,

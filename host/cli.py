@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
@@ -30,14 +28,16 @@ from host.doctor import Examination
 from host.errors import CheckError, TellmeError, UserError
 from host.evaluate import evaluate, tables
 from host.generate import Generation, Report
-from host.info import print_info, try_program
-from host.model import Model, convert, find_model
+from host.info import examine, print_info, try_program
+from host.model import Model, convert, find_model, preset_of
 from host.passes import Backend, chunks
 from host.program import check_fits, compile_program, usable_context
+from host.provenance import commit, json_line, version
 from host.sampling import Sampling
 from host.session import Session
 from host.simulation import SimulatedAccelerator, memory_timing
 from host.synth import synth
+from host.tables import grid, pairs, show
 from host.terminal import Chat
 from host.tokenizer import Tokenizer
 
@@ -81,10 +81,24 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group,
     help="Ternary language models on a generated accelerator.",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"tellme {version()}" + (f" ({commit()})" if commit() else ""))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    shown: Annotated[
+        bool, typer.Option("--version", help="Print version and commit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
 
 
 def board(name: str) -> AcceleratorConfig:
@@ -105,12 +119,15 @@ def _check_new_file(path: Path) -> None:
         raise UserError(f"{path}: its folder cannot be written")
 
 
-def _preset(name: str | None, backend: str, bitstream: Path | None) -> AcceleratorConfig:
-    """The preset of `--board`; without it the one the bitstream was built as, kv260 on a board, tiny elsewhere."""
-    if name is None and backend == "board":
-        parts = (bitstream.stem if bitstream is not None else "").split("-")
-        name = parts[1] if len(parts) == 3 and parts[0] == "tellme" else "kv260"
-    return board(name or "tiny")
+def _preset(name: str | None, backend: str, bitstream: Path | None, model: Path | None = None) -> AcceleratorConfig:
+    """The preset of `--board`; without it the one that the bitstream was built as or that the image was made for; with
+    neither kv260 on a board and tiny elsewhere."""
+    if name is None and bitstream is not None:
+        parts = bitstream.stem.split("-")
+        name = parts[1] if len(parts) == 3 and parts[0] == "tellme" else None
+    if name is None and model is not None:
+        name = preset_of(model)
+    return board(name or ("kv260" if backend == "board" else "tiny"))
 
 
 Board = Annotated[str, typer.Option("--board", help=f"Preset of the accelerator: {', '.join(sorted(PRESETS))}.")]
@@ -123,7 +140,9 @@ MODEL_HELP = "demo, a Hugging Face folder, a .gguf file, or a .tlm image."
 AnyBoard = Annotated[
     str | None,
     typer.Option(
-        "--board", help=f"Preset: {', '.join(sorted(PRESETS))}. Default: tiny; on a board what the bitstream is for."
+        "--board",
+        help=f"Preset: {', '.join(sorted(PRESETS))}. Default: what bitstream or image is for; else kv260 on a board, "
+        "tiny elsewhere.",
     ),
 ]
 BackendName = Annotated[
@@ -140,9 +159,9 @@ Bitstream = Annotated[
 # ---- run -------------------------------------------------------------------------------------------------------------
 
 
-def _json(report: Report, config: AcceleratorConfig, bit_exact: bool | None) -> str:
+def _json(report: Report, config: AcceleratorConfig, bit_exact: bool | None, *, model: str, backend: str) -> str:
     """The result of a run as one JSON object. The golden back end counts no cycles: null, [] and {}."""
-    return json.dumps(
+    return json_line(
         {
             "prompt_ids": report.prompt_ids,
             "new_ids": report.new_ids,
@@ -153,8 +172,12 @@ def _json(report: Report, config: AcceleratorConfig, bit_exact: bool | None) -> 
             "cycles_decode": report.cycles_decode,
             "stalls": report.stalls,
             "bit_exact": bit_exact,
-        },
-        ensure_ascii=False,
+            "model": model,
+            "backend": backend,
+            "board": config.name,
+            "clock_hz": config.clock_hz,
+            "seconds": report.seconds,
+        }
     )
 
 
@@ -168,20 +191,19 @@ def _statistics(report: Report, config: AcceleratorConfig, console: Console, bac
         )
         return
     kind = "simulated" if backend == "sim" else "accelerator alone"
-    table = Table(
-        title=f"{'simulated ' if backend == 'sim' else ''}{config.name}: {config.lanes} lanes, "
-        f"{config.beat_bytes}-byte beat, {config.clock_hz / 1e6:g} MHz",
-        title_justify="left",
+    title = (
+        f"{'simulated ' if backend == 'sim' else ''}{config.name}: {config.lanes} lanes, {config.beat_bytes}-byte beat, "
+        f"{config.clock_hz / 1e6:g} MHz"
     )
-    for name in ("", "tokens", "cycles", "cycles/token", f"tokens/s ({kind})"):
-        table.add_column(name, justify="left" if not name else "right")
-    rows = [("prefill", n, report.cycles_prefill)]
-    if report.cycles_decode:
-        rows.append(("decode", len(report.cycles_decode), sum(report.cycles_decode)))
-    for name, tokens, cycles in rows:
-        rate = f"{config.clock_hz * tokens / cycles:,.1f}" if cycles else "-"
-        table.add_row(name, f"{tokens:,}", f"{cycles:,}", f"{cycles / tokens:,.0f}", rate)
-    console.print(table)
+    rows = []
+    for name, tokens, cycles in (
+        ("prefill", n, report.cycles_prefill),
+        ("decode", len(report.cycles_decode), sum(report.cycles_decode)),
+    ):
+        if tokens:
+            rate = f"{config.clock_hz * tokens / cycles:,.1f}" if cycles else "-"
+            rows.append((name, tokens, cycles, f"{cycles / tokens:,.0f}", rate))
+    show(grid(title, ("", "tokens", "cycles", "cycles/token", f"tokens/s ({kind})"), rows), console)
     total = report.cycles_prefill + sum(report.cycles_decode)
     causes = ", ".join(f"{cause} {cycles:,} ({cycles / max(total, 1):.1%})" for cause, cycles in report.stalls.items())
     console.print(f"cycles without a beat: {causes}", highlight=False)
@@ -292,8 +314,8 @@ def run(
         _check_new_file(waves)
     memory = memory_timing(timing, stress) if backend == "sim" else None
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    config = _preset(board_name, backend, bitstream)
     path = find_model(model)
+    config = _preset(board_name, backend, bitstream, path)
     errors = Console(stderr=True)
     with Model.open(path, config, latent=latent, show=True) as opened:
         tokenizer: Tokenizer = opened.tokenizer
@@ -340,10 +362,10 @@ def run(
                     if not as_json:
                         print(piece, end="", flush=True)
             except CheckError:
-                print(_json(report, config, False) if as_json else "", flush=True)
+                print(_json(report, config, False, model=opened.name, backend=backend) if as_json else "", flush=True)
                 raise
     if as_json:
-        print(_json(report, config, True if check else None), flush=True)
+        print(_json(report, config, True if check else None, model=opened.name, backend=backend), flush=True)
     else:
         print(flush=True)
         _statistics(report, config, errors, backend)
@@ -368,7 +390,10 @@ def eval_command(
     reference_backend: Annotated[
         str, typer.Option("--reference-backend", help="golden, or torch: the checkpoint in float32.")
     ] = "golden",
-    board_name: Board = "tiny",
+    board_name: AnyBoard = None,
+    documents: Annotated[
+        bool, typer.Option("--documents", help="Each line is a text of its own, between document start and end.")
+    ] = False,
     context: Annotated[int | None, typer.Option("--context", help="Tokens of a window; default: all.")] = None,
     stride: Annotated[int | None, typer.Option("--stride", help="From window to window; default: half.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Take so many tokens of the text.")] = None,
@@ -379,22 +404,23 @@ def eval_command(
     result = evaluate(
         model,
         text,
-        board(board_name),
+        _preset(board_name, backend, None, find_model(model)),
         backend=backend,
         reference_name=reference,
         reference_backend=reference_backend,
         context=context,
         stride=stride,
         max_tokens=max_tokens,
+        documents=documents,
         latent=latent,
         show=not as_json,
     )
     if as_json:
-        print(json.dumps(result, ensure_ascii=False))
+        print(json_line(result))
         return
     console = Console()
     for table in tables(result):
-        console.print(table)
+        show(table, console)
 
 
 # ---- chat, doctor ----------------------------------------------------------------------------------------------------
@@ -419,8 +445,8 @@ def chat(
     """Talk to a model, a message a line; /help lists commands. Reads a pipe as well as a terminal."""
     _check_backend(backend, bitstream)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    config = _preset(board_name, backend, bitstream)
     path = find_model(model)
+    config = _preset(board_name, backend, bitstream, path)
     memory = memory_timing(None, None) if backend == "sim" else None
     with Model.open(path, config) as opened:
         tokenizer = opened.tokenizer
@@ -460,7 +486,7 @@ def doctor(
     examination = Examination(config, bitstream=bitstream, tell=tell)
     ok = examination.run()
     if as_json:
-        print(json.dumps({"ok": ok, "board": config.name, "checks": [c.record() for c in examination.checks]}))
+        print(json_line({"ok": ok, "board": config.name, "checks": [c.record() for c in examination.checks]}))
     if not ok:
         raise SystemExit(1)
 
@@ -472,10 +498,11 @@ def doctor(
 def convert_command(
     source: Annotated[Path, typer.Argument(help="Hugging Face folder, .gguf file, or demo.")],
     out: Annotated[Path, typer.Argument(help="The .tlm image to write.")],
-    board_name: Board = "tiny",
+    board_name: Board = "kv260",
     latent: Latent = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
 ) -> None:
-    """Convert a checkpoint into an image for one board."""
+    """Convert a checkpoint into an image for one board (and those with the same beats)."""
     config = board(board_name)
     path = find_model(str(source))
     if not is_checkpoint(path):
@@ -485,22 +512,23 @@ def convert_command(
     _check_new_file(out)
     with Console(stderr=True).status(f"reading {path}"):
         checkpoint = open_checkpoint(path, latent=latent)
-    convert(checkpoint, out, config, show=True)
-    print(f"{out}: {checkpoint.name} for {config.name}, {out.stat().st_size:,} bytes")
-    if isinstance(refusal := try_program(checkpoint.name, checkpoint.weights.spec, config), UserError):
-        print(
-            f"tellme: note: {refusal}; the image is right for an accelerator with these beats and larger limits",
-            file=sys.stderr,
-        )
-
-
-def _rows(title: str, rows: Sequence[tuple[str, object]]) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value in rows:
-        table.add_row(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
-    return table
+    begun = time.monotonic()
+    convert(checkpoint, out, config, show=not as_json)
+    seconds = time.monotonic() - begun
+    refusal = try_program(checkpoint.name, checkpoint.weights.spec, config)
+    note = (
+        f"{refusal}; the image is right for an accelerator with these beats and larger limits"
+        if isinstance(refusal, UserError)
+        else None
+    )
+    size = out.stat().st_size
+    if as_json:
+        facts = {"image": str(out), "bytes": size, "model": checkpoint.name, "board": config.name}
+        print(json_line({**facts, "seconds": seconds, "note": note}))
+        return
+    print(f"{out}: {checkpoint.name} for {config.name}, {size:,} bytes")
+    if note is not None:
+        print(f"tellme: note: {note}", file=sys.stderr)
 
 
 @app.command()
@@ -511,18 +539,24 @@ def info(
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check an image against its checksums.")] = False,
     latent: Latent = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Show a board's parameters, or a model's shape, parts and statistics and which presets run it."""
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=200)  # a pipe has no width that tables should break at
     if model is None:
         config = board(board_name or "tiny")
-        fields = [(f, getattr(config, f)) for f in config.__dataclass_fields__]
-        console.print(_rows(f"board {config.name}", [*fields, ("beat_bytes", config.beat_bytes)]))
+        fields = {f: getattr(config, f) for f in config.__dataclass_fields__} | {"beat_bytes": config.beat_bytes}
+        if as_json:
+            print(json_line({"board": config.name, "parameters": fields}))
+        else:
+            show(pairs(f"board {config.name}", list(fields.items())), console)
         return
     only = None if board_name is None else board(board_name)
-    print_info(find_model(model), only, verify=verify, latent=latent, console=console)
+    facts = examine(find_model(model), only, verify=verify, latent=latent)
+    if as_json:
+        print(json_line(facts))
+    else:
+        print_info(facts, console)
 
 
 # ---- bench -----------------------------------------------------------------------------------------------------------
@@ -565,7 +599,7 @@ def bench_command(
         )
     # Figures first: they are there even if a file cannot be written.
     if as_json:
-        print(json.dumps(measured.report()), flush=True)
+        print(json_line(measured.report()), flush=True)
     else:
         _bench_tables(measured, Console())
     if trace is not None:
@@ -590,7 +624,7 @@ def plan_command(
     timing: Annotated[str, typer.Option("--timing", help="Timing of the memory.")] = "kv260",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """Analyse the weight buffer: FIFO depth, URAM, predicted stalls and tokens/s. Estimated, nothing is simulated."""
+    """Analyse the weight buffer: FIFO depth, its memory, predicted stalls and tokens/s. Estimated, nothing is simulated."""
     config = board(board_name)
     spec = shape(model)
     check_fits(spec, config, model)
@@ -599,16 +633,18 @@ def plan_command(
     for what, value in (("context", context), ("prompt", prompt)):
         if not 0 <= value < usable:
             raise UserError(f"{what} must be from 0 to {usable - 1} for {model} on {config.name!r}, not {value}")
-    from sim.plan import plan, uram_count
+    from sim.plan import fifo_memory, plan
 
     passes = chunks(config, spec.heads // spec.kv_heads, prompt)
     result = plan(spec, config, memory, context=context, prompt=passes)
     if as_json:
+        uram, ramb36 = fifo_memory(config)
         print(
-            json.dumps(
+            json_line(
                 {
                     "model": model,
                     "board": config.name,
+                    "clock_hz": config.clock_hz,
                     "timing": memory.name,
                     "estimated": True,
                     "context": context,
@@ -622,8 +658,11 @@ def plan_command(
                     "memory_rate": result.rate,
                     "fifo_beats": config.fifo_beats,
                     "fifo_beats_needed": result.depth,
-                    "uram": uram_count(config),
-                    "depths": [{"beats": d, "uram": u, "cycles_per_pass": c} for d, u, c in result.depths],
+                    "uram": uram,
+                    "ramb36": ramb36,
+                    "depths": [
+                        {"beats": d, "uram": u, "ramb36": b, "cycles_per_pass": c} for d, (u, b), c in result.depths
+                    ],
                 }
             )
         )
@@ -640,13 +679,9 @@ def plan_command(
     if result.ttft_s is not None:
         rows.append((f"TTFT of {prompt} tokens, s", f"{result.ttft_s:.4f}"))
     rows += [("FIFO built, beats", config.fifo_beats), ("FIFO needed (within 0.1 %), beats", result.depth)]
-    console.print(_rows(f"{model} on {config.name}, estimated, timing {memory.name}: {context} keys", rows))
-    table = Table(title="FIFO depth", title_justify="left")
-    for name in ("beats", "URAM288", "cycles a token"):
-        table.add_column(name, justify="right")
-    for depth, urams, cycles in result.depths:
-        table.add_row(f"{depth:,}", str(urams), f"{cycles:,}")
-    console.print(table)
+    show(pairs(f"{model} on {config.name}, estimated, timing {memory.name}: {context} keys", rows), console)
+    depths = [(f"{d:,}", f"{u} URAM288" if u else f"{b} RAMB36", c) for d, (u, b), c in result.depths]
+    show(grid("FIFO depth", ("beats", "memory", "cycles a token"), depths), console)
 
 
 def _bench_tables(measured: Measurement, console: Console) -> None:
@@ -665,16 +700,14 @@ def _bench_tables(measured: Measurement, console: Console) -> None:
         rows.append(("cycles with every layer run", r["complete_cycles_per_pass"]))
         rows.append(("error of multiplying layers", f"{r['complete_error']:+.3%}"))
     title = f"{measured.model} on {r['board']}, simulated, timing {r['timing']}"
-    console.print(_rows(f"{title}: decode with {r['context']} keys", rows))
+    show(pairs(f"{title}: decode with {r['context']} keys", rows), console)
     if r["ttft_s"] is not None:
-        table = Table(title=f"prefill of {r['prompt']} tokens", title_justify="left")
-        for name in ("position", "lanes", "cycles", "share of the beat rate", "stalls"):
-            table.add_column(name, justify="left" if name == "stalls" else "right")
+        passes = []
         for p in r["prefill"]:
             stalls = ", ".join(f"{k} {v:,}" for k, v in p["stalls"].items() if v)
-            share = f"{p['share_of_beat_rate']:.1%}"
-            table.add_row(str(p["position"]), str(p["lanes"]), f"{p['cycles']:,}", share, stalls)
-        console.print(table)
+            passes.append((p["position"], p["lanes"], p["cycles"], f"{p['share_of_beat_rate']:.1%}", stalls))
+        header = ("position", "lanes", "cycles", "share of the beat rate", "stalls")
+        show(grid(f"prefill of {r['prompt']} tokens", header, passes, left=("stalls",)), console)
         console.print(f"TTFT {r['ttft_s']:.4f} s, {r['prefill_tokens_per_s']:.1f} tokens/s", highlight=False)
     console.print("every pass equals the golden model's, bit for bit", highlight=False)
 

@@ -1,6 +1,6 @@
 """`tellme eval`: how well a model predicts a text, and where it parts from a reference.
 
-A text is one sequence of tokens. It is scored in windows of `context` tokens that start `stride` tokens apart; every
+A text is one sequence of tokens, or, with `documents`, each line is one, between the document's start and end. It is scored in windows of `context` tokens that start `stride` tokens apart; every
 token but the first is scored once, by the first window that predicts it, so that behind the first window each has at
 least context - stride + 1 tokens before it. Probabilities are float64 log-softmax of the logits.
 """
@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
-from rich.text import Text
 
 from golden.config import AcceleratorConfig
 from golden.model import PREFILL_LANES
@@ -32,6 +31,7 @@ from host.model import Model, find_model
 from host.passes import Backend
 from host.progress import progress
 from host.simulation import SimulatedAccelerator, memory_timing
+from host.tables import grid
 from host.tensors import read_json
 from host.tokenizer import Files, Tokenizer
 
@@ -304,19 +304,41 @@ def places(mine: Scores, other: Comparison) -> list[tuple[str, int]]:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def _check_tokenizers(model: Scorer, reference: Scorer, text: str, ids: Sequence[int]) -> None:
+def _lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line]
+
+
+def _sequences(tokenizer: Tokenizer, text: str, documents: bool) -> list[list[int]]:
+    """Token ids of the text, or of each of its lines."""
+    return [tokenizer.encode_document(line) for line in _lines(text)] if documents else [tokenizer.encode(text)]
+
+
+def _cut(sequences: Sequence[list[int]], most: int | None) -> list[list[int]]:
+    """The first `most` tokens; sequences with nothing to score are left out."""
+    out, left = [], sum(map(len, sequences)) if most is None else most
+    for ids in sequences:
+        out.append(ids[:left])
+        left -= len(out[-1])
+    return [ids for ids in out if len(ids) > 1]
+
+
+def _check_tokenizers(
+    model: Scorer, reference: Scorer, texts: Sequence[list[int]], theirs: Sequence[list[int]]
+) -> None:
     if reference.vocab != model.vocab:
         raise UserError(
             f"the reference {reference.name} has a vocabulary of {reference.vocab} tokens, {model.name} of "
             f"{model.vocab}; a reference needs the model's tokenizer"
         )
-    theirs = reference.tokenizer.encode(text)
-    if theirs[: len(ids)] != list(ids):
-        i = next((i for i, (a, b) in enumerate(zip(ids, theirs, strict=False)) if a != b), min(len(ids), len(theirs)))
-        raise UserError(
-            f"the tokenizers of {model.name} and its reference {reference.name} part at token {i} of the text; "
-            "a reference needs the model's tokenizer"
-        )
+    place = 0
+    for ids, other in zip(texts, theirs, strict=False):
+        if other[: len(ids)] != ids:
+            i = next((i for i, (a, b) in enumerate(zip(ids, other, strict=False)) if a != b), min(len(ids), len(other)))
+            raise UserError(
+                f"the tokenizers of {model.name} and its reference {reference.name} part at token {place + i} of the "
+                "text; a reference needs the model's tokenizer"
+            )
+        place += len(ids)
 
 
 def _finite(x: float) -> float | None:
@@ -342,10 +364,14 @@ def evaluate(
     context: int | None = None,
     stride: int | None = None,
     max_tokens: int | None = None,
+    documents: bool = False,
     latent: bool = False,
     show: bool = True,
 ) -> dict[str, Any]:
     """Scores a text and returns what `tellme eval --json` prints (`show`: a progress bar on a terminal).
+
+    documents : every line that is not empty is a text of its own, framed by the model's document-start and end tokens, as
+    trainers frame them; the end is scored, the start is not.
 
     Raises
     ------
@@ -366,39 +392,54 @@ def evaluate(
     with ExitStack() as stack:
         model = open_scorer(model_name, backend, config, latent=latent)
         stack.callback(model.close)
-        every = model.tokenizer.encode(text)
-        ids = every[:max_tokens]
-        if len(ids) < 2:
-            raise UserError(f"{text_path}: is {len(ids)} token; two are needed, as the first is not scored")
+        every = _sequences(model.tokenizer, text, documents)
+        texts = _cut(every, max_tokens)
+        if not texts:
+            n = sum(map(len, every))
+            raise UserError(f"{text_path}: is {n} token{'s' * (n != 1)}; two are needed, as the first is not scored")
         reference = None
         if reference_name is not None:
             reference = open_scorer(reference_name, reference_backend, config, latent=latent)
             stack.callback(reference.close)
-            _check_tokenizers(model, reference, text, ids)
+            theirs = _sequences(reference.tokenizer, text, documents) if reference.vocab == model.vocab else []
+            _check_tokenizers(model, reference, texts, theirs)
         limit = min(s.context for s in (model, reference) if s is not None)
         size = _number("context", context, 1, limit, limit)
         step = _number("stride", stride, 1, size, max(1, size // 2))
-        parts = windows(len(ids), size, step)
+        parts = [windows(len(ids), size, step) for ids in texts]
         begun = time.monotonic()
-        positions = sum(w.inputs for w in parts)
-        with progress(f"scoring {len(ids) - 1:,} tokens", positions, show=show) as advance:
-            mine, other = score(ids, model, reference, parts, advance)
+        positions = sum(w.inputs for ws in parts for w in ws)
+        tokens = sum(map(len, texts))
+        with progress(f"scoring {tokens - len(texts):,} tokens", positions, show=show) as advance:
+            scored = [score(ids, model, reference, ws, advance) for ids, ws in zip(texts, parts, strict=True)]
+        mine = Scores(*(np.concatenate([getattr(a, f) for a, _ in scored]) for f in ("nll", "best")))
+        other = None
+        compared = [b for _, b in scored if b is not None]
+        if compared:
+            theirs_scores = Scores(*(np.concatenate([getattr(b.scores, f) for b in compared]) for f in ("nll", "best")))
+            other = Comparison(theirs_scores, np.concatenate([b.kl for b in compared]))
         seconds = time.monotonic() - begun
     decode = model.tokenizer.decode
-    whole = len(text.encode()) if len(ids) == len(every) else len(decode(ids).encode())
-    scored_bytes = whole - len(decode(ids[:1]).encode())
+    if texts == every:
+        whole = sum(len(t.encode()) for t in (_lines(text) if documents else [text]))
+    else:
+        whole = sum(len(decode(ids).encode()) for ids in texts)
+    scored_bytes = whole - sum(len(decode(ids[:1]).encode()) for ids in texts)
+    # Sequence and place in it of each scored token's predecessor.
+    where = [(ids, i) for ids in texts for i in range(len(ids) - 1)]
     nll = float(mine.nll.mean())
     result: dict[str, Any] = {
         "model": model.name,
         "backend": backend,
         "board": config.name,
         "text": str(text_path),
-        "tokens": len(ids),
+        "tokens": tokens,
         "scored_tokens": len(mine.nll),
         "scored_bytes": scored_bytes,
+        "documents": len(texts) if documents else None,
         "context": size,
         "stride": step,
-        "windows": len(parts),
+        "windows": sum(map(len, parts)),
         "nll": nll,
         "perplexity": _finite(float(np.exp(nll))),
         "bits_per_byte": float(mine.nll.sum() / np.log(2)) / scored_bytes if scored_bytes else None,
@@ -427,13 +468,14 @@ def evaluate(
                 {
                     "why": why,
                     "token": i + 1,
-                    "context": decode(ids[max(0, i + 1 - CONTEXT_TOKENS) : i + 1]),
-                    "target": token(ids[i + 1]),
+                    "context": decode(ids[max(0, k + 1 - CONTEXT_TOKENS) : k + 1]),
+                    "target": token(ids[k + 1]),
                     "model": token(mine.best[i]),
                     "reference": token(other.scores.best[i]),
                     "kl": float(other.kl[i]),
                 }
                 for why, i in places(mine, other)
+                for ids, k in (where[i],)
             ],
         }
     return result
@@ -446,16 +488,14 @@ def tables(result: dict[str, Any]) -> list[Table]:
         return "beyond float64" if x is None else f"{x:,.{digits}f}"
 
     r = result["reference"]
-    table = Table(title=f"{result['model']} on {result['text']}", title_justify="left")
-    table.add_column("")
-    table.add_column(f"model ({result['backend']})", justify="right")
-    if r:
-        table.add_column(f"reference {r['model']} ({r['backend']})", justify="right")
+    rows: list[tuple[str, ...]] = []
 
     def row(name: str, mine: str, other: str = "") -> None:
-        table.add_row(name, mine, *([other] if r else []))
+        rows.append((name, mine, *([other] if r else [])))
 
     row("tokens scored", f"{result['scored_tokens']:,}")
+    if result["documents"] is not None:
+        row("documents, a line each", f"{result['documents']:,}")
     row("windows", f"{result['windows']:,} of {result['context']}, stride {result['stride']}")
     row("negative log-likelihood, nats/token", number(result["nll"]), number(r["nll"]) if r else "")
     row("perplexity", number(result["perplexity"]), number(r["perplexity"]) if r else "")
@@ -464,20 +504,19 @@ def tables(result: dict[str, Any]) -> list[Table]:
     rate = result["positions"] / max(result["seconds"], 1e-9)
     row("time", f"{result['seconds']:,.1f} s, {rate:,.1f} positions/s")
     row("peak memory", f"{result['peak_memory_bytes'] / 2**30:,.2f} GiB")
-    if not r:
-        return [table]
-    change = "-" if r["nll_change"] is None else f"{r['nll_change']:+.3%}"
-    row("change of the negative log-likelihood", change)
-    row("same likeliest token", f"{r['agreement']:.2%} ({r['differing']:,} differ)")
-    row("KL(reference || model), nats, mean", f"{r['kl_mean']:.3e}")
-    row("KL(reference || model), nats, largest", f"{r['kl_max']:.3e}")
-    if not r["places"]:
-        return [table]
-    parting = Table(title="where they part", title_justify="left")
-    for name in ("", "token", "behind", "the text has", "model", "reference", "KL"):
-        parting.add_column(name, justify="right" if name in ("token", "KL") else "left")
-    for p in r["places"]:
-        texts = (repr(p[k]["text"]) for k in ("target", "model", "reference"))
-        cells = (p["why"], str(p["token"]), repr(p["context"]), *texts, f"{p['kl']:.2e}")
-        parting.add_row(*(Text(c) for c in cells))  # Text: brackets are no markup
-    return [table, parting]
+    if r:
+        change = "-" if r["nll_change"] is None else f"{r['nll_change']:+.3%}"
+        row("change of the negative log-likelihood", change)
+        row("same likeliest token", f"{r['agreement']:.2%} ({r['differing']:,} differ)")
+        row("KL(reference || model), nats, mean", f"{r['kl_mean']:.3e}")
+        row("KL(reference || model), nats, largest", f"{r['kl_max']:.3e}")
+    names = [f"model ({result['backend']})"] + ([f"reference {r['model']} ({r['backend']})"] if r else [])
+    out = [grid(f"{result['model']} on {result['text']}", ("", *names), rows)]
+    if r and r["places"]:
+        header = ("", "token", "behind", "the text has", "model", "reference", "KL")
+        parting = []
+        for p in r["places"]:
+            texts = (repr(p[k]["text"]) for k in ("target", "model", "reference"))
+            parting.append((p["why"], str(p["token"]), repr(p["context"]), *texts, f"{p['kl']:.2e}"))
+        out.append(grid("where they part", header, parting, left=header[2:6]))
+    return out

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 from golden import layout
 from golden.config import PRESETS, AcceleratorConfig
@@ -21,6 +20,7 @@ from host.image import Image, geometry_of
 from host.model import Model
 from host.program import Program, compile_sections, planned_sections
 from host.progress import progress
+from host.tables import grid, pairs, show
 
 KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -76,20 +76,8 @@ def try_program(name: str, spec: ModelSpec, config: AcceleratorConfig) -> Progra
         return e
 
 
-def _print(console: Console, title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table below its title."""
-    table = Table(show_header=bool(header))
-    for i in range(len(rows[0])):
-        table.add_column(header[i] if header else "", justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        cells = (f"{c:,}" if isinstance(c, int) and not isinstance(c, bool) else str(c) for c in row)
-        table.add_row(*cells)
-    console.print(title, highlight=False, soft_wrap=True, markup=False)
-    console.print(table)
-
-
-def _parts(spec: ModelSpec, config: AcceleratorConfig, shares: dict[str, Shares], files: int) -> list[list[object]]:
-    """Rows of the table of parts."""
+def _parts(spec: ModelSpec, config: AcceleratorConfig, shares: dict[str, Shares], files: int) -> list[dict[str, Any]]:
+    """Every part of an image: name, shape, element type, bytes; of ternary ones how many weights are -1, 0 and +1."""
     s, width = spec, config.beat_bytes
     shapes = {
         "q": (s.q_dim, s.hidden),
@@ -100,53 +88,47 @@ def _parts(spec: ModelSpec, config: AcceleratorConfig, shares: dict[str, Shares]
         "up": (s.ffn, s.hidden),
         "down": (s.hidden, s.ffn),
     }
-    out: list[list[object]] = []
+    out: list[dict[str, Any]] = []
+
+    def part(name: str, shape: str, kind: str, size: int, share: Shares | None = None) -> None:
+        counts = None if share is None else asdict(share)
+        out.append({"part": name, "shape": shape, "as": kind, "bytes": size, "weights": counts})
+
     for kind, (rows, inputs) in shapes.items():
-        share = shares[kind]
-        counts = [f"{n / share.total:.1%}" for n in (share.minus, share.zero, share.plus)]
         size = s.layers * rows * layout.tiles(inputs, config) * width
-        out.append([kind, f"{s.layers} x {rows} x {inputs}", "ternary", size, *counts])
+        part(kind, f"{s.layers} x {rows} x {inputs}", "ternary", size, shares[kind])
     gains = [s.hidden, s.hidden] + [s.q_dim] * s.attn_sub_norm + [s.ffn] * s.ffn_sub_norm
     beats = s.layers * sum(layout.float_beats(n, config) for n in gains) + layout.float_beats(s.hidden, config)
-    out.append(["norms", f"{s.layers} x {len(gains)} + 1", "float32", beats * width, "", "", ""])
+    part("norms", f"{s.layers} x {len(gains)} + 1", "float32", beats * width)
     blocks = -(-s.vocab // config.key_block)
-    name = "head = embedding" if s.tied else "head"
     size = blocks * layout.head_block_beats(s.hidden, config) * width
-    out.append([name, f"{s.vocab} x {s.hidden}", "int8", size, "", "", ""])
+    part("head = embedding" if s.tied else "head", f"{s.vocab} x {s.hidden}", "int8", size)
     if not s.tied:
-        out.append(["embedding (host)", f"{s.vocab} x {s.hidden}", "int8", s.vocab * (s.hidden + 4), "", "", ""])
-    return [*out, ["tokenizer (host)", "", "JSON", files, "", "", ""]]
+        part("embedding (host)", f"{s.vocab} x {s.hidden}", "int8", s.vocab * (s.hidden + 4))
+    part("tokenizer (host)", "", "JSON", files)
+    return out
 
 
-def _boards(name: str, spec: ModelSpec, configs: Sequence[AcceleratorConfig]) -> tuple[list[list[object]], list[str]]:
-    """A row for every accelerator that runs the model, and why the others do not."""
-    rows: list[list[object]] = []
-    reasons: list[str] = []
-    for c in configs:
-        p = try_program(name, spec, c)
-        if isinstance(p, UserError):
-            reasons.append(f"does not fit {c.name}: {p}")
-            continue
-        width = c.beat_bytes
-        beats = decode_beats(p, p.context - 1)
-        rows.append(
-            [
-                c.name,
-                p.context,
-                p.length,
-                (p.logits_address - p.image_address) * width,
-                (p.kv_address - p.logits_address) * width,
-                (p.window_beats - p.kv_address) * width,
-                p.window_beats * width,
-                beats,
-                f"{c.clock_hz / beats:,.1f}",
-            ]
-        )
-    return rows, reasons
+def _board(program: Program) -> dict[str, Any]:
+    """What a preset makes of a model."""
+    p, c = program, program.config
+    width = c.beat_bytes
+    beats = decode_beats(p, p.context - 1)
+    return {
+        "board": c.name,
+        "positions": p.context,
+        "descriptors": p.length,
+        "image_bytes": (p.logits_address - p.image_address) * width,
+        "logits_bytes": (p.kv_address - p.logits_address) * width,
+        "kv_cache_bytes": (p.window_beats - p.kv_address) * width,
+        "buffer_bytes": p.window_beats * width,
+        "last_pass_beats": beats,
+        "tokens_per_s_at_most": c.clock_hz / beats,
+    }
 
 
-def print_info(path: Path, config: AcceleratorConfig | None, *, verify: bool, latent: bool, console: Console) -> None:
-    """Prints what a checkpoint or an image holds, and what the presets (or the one given) make of it.
+def examine(path: Path, config: AcceleratorConfig | None, *, verify: bool, latent: bool) -> dict[str, Any]:
+    """What a checkpoint or an image holds, and what the presets (or the one given) make of it, as `tellme info --json` says it.
 
     Parameters
     ----------
@@ -157,6 +139,7 @@ def print_info(path: Path, config: AcceleratorConfig | None, *, verify: bool, la
     ------
     UserError : it cannot be read, or no preset has an image's beat geometry.
     """
+    verified = None
     if is_checkpoint(path):
         with Console(stderr=True).status(f"reading {path}"):
             checkpoint = open_checkpoint(path, latent=latent)
@@ -164,13 +147,14 @@ def print_info(path: Path, config: AcceleratorConfig | None, *, verify: bool, la
         kind = "GGUF checkpoint" if path.is_file() else "Hugging Face checkpoint"
         configs = list(PRESETS.values()) if config is None else [config]
         text = len(files.tokenizer) + len(files.config)
-        verified = ""
     else:
         image = Image(path, verify=False)
         if verify:
             with progress("checksums", image.bytes) as advance:
                 image.verify(advance)
-        verified = f"checksums: {len(image.sections)} sections and {len(image.blobs)} parts are as they were written"
+            verified = (
+                f"checksums: {len(image.sections)} sections and {len(image.blobs)} parts are as they were written"
+            )
         configs = [c for c in PRESETS.values() if geometry_of(c) == image.geometry]
         if config is not None:
             image.require(config)
@@ -182,20 +166,40 @@ def print_info(path: Path, config: AcceleratorConfig | None, *, verify: bool, la
         kind = f".tlm image, {image.bytes:,} bytes, beats of {configs[0].ports} x {configs[0].port_bytes} bytes"
         text = image.blob_bytes("tokenizer.json") + image.blob_bytes("tokenizer_config.json")
     spec = weights.spec
-    shape = [[field, getattr(spec, field)] for field in spec.__dataclass_fields__]
-    total = spec.layers * spec.layer_weights
-    shares = ternary_statistics(weights, show=True)
-    _print(console, f"model {name}: {kind}", (), [*shape, ["ternary weights", total]])
-    header = ("part", "shape", "as", "bytes in an image", "-1", "0", "+1")
-    _print(console, f"parts, laid out for {configs[0].name}", header, _parts(spec, configs[0], shares, text))
-    rows, reasons = _boards(name, spec, configs)
-    if rows:
-        columns = (
+    programs = {c.name: try_program(name, spec, c) for c in configs}
+    return {
+        "model": name,
+        "kind": kind,
+        "spec": asdict(spec),
+        "ternary_weights": spec.layers * spec.layer_weights,
+        "laid_out_for": configs[0].name,
+        "parts": _parts(spec, configs[0], ternary_statistics(weights, show=True), text),
+        "presets": [_board(p) for p in programs.values() if not isinstance(p, UserError)],
+        "refused": {c: str(p) for c, p in programs.items() if isinstance(p, UserError)},
+        "verified": verified,
+    }
+
+
+def print_info(facts: dict[str, Any], console: Console) -> None:
+    """Prints what `examine` found, as tables."""
+    shape = [*facts["spec"].items(), ("ternary weights", facts["ternary_weights"])]
+    show(pairs(f"model {facts['model']}: {facts['kind']}", shape), console)
+    parts = []
+    for p in facts["parts"]:
+        counts = p["weights"] or {}
+        total = sum(counts.values())
+        shares = [f"{counts[k] / total:.1%}" if counts else "" for k in ("minus", "zero", "plus")]
+        parts.append((p["part"], p["shape"], p["as"], p["bytes"], *shares))
+    header: tuple[str, ...] = ("part", "shape", "as", "bytes in an image", "-1", "0", "+1")
+    show(grid(f"parts, laid out for {facts['laid_out_for']}", header, parts), console)
+    if facts["presets"]:
+        header = (
             "board", "positions", "descriptors", "image, bytes", "logits, bytes", "KV cache, bytes",
             "buffer, bytes", "beats of a last decode pass", "tokens/s at most, at a beat a cycle",
         )  # fmt: skip
-        _print(console, "presets that run it", columns, rows)
-    for reason in reasons:
-        console.print(reason, highlight=False, soft_wrap=True, markup=False)
-    if verify and verified:
-        console.print(verified, highlight=False, soft_wrap=True)
+        rows = [(*list(p.values())[:-1], f"{p['tokens_per_s_at_most']:,.1f}") for p in facts["presets"]]
+        show(grid("presets that run it", header, rows), console)
+    for preset, reason in facts["refused"].items():
+        console.print(f"does not fit {preset}: {reason}", highlight=False, soft_wrap=True, markup=False)
+    if facts["verified"]:
+        console.print(facts["verified"], highlight=False, soft_wrap=True)

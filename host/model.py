@@ -19,6 +19,7 @@ embedding rows from the head. The header's `model` holds {name, spec, eos_ids}; 
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -29,11 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden import elementwise, layout
-from golden.config import AcceleratorConfig
+from golden.config import PRESETS, AcceleratorConfig
 from golden.model import LayerWeights, ModelSpec, ModelWeights, RopeScaling
 from host.checkpoint import Checkpoint, LazyLayers, golden_errors, is_checkpoint, open_checkpoint
 from host.errors import UserError
-from host.image import Image, Plan, write_image, write_stream
+from host.image import Image, Plan, geometry_of, write_image, write_stream
 from host.progress import progress
 from host.tokenizer import Files, Tokenizer
 
@@ -435,6 +436,34 @@ def find_model(name: str) -> Path:
     if name == DEMO:
         return demo_folder()
     path = Path(name)
-    if not path.exists():
-        raise UserError(f"model {name!r} not found; give 'demo', a checkpoint folder, a .gguf file or a .tlm image")
-    return path
+    if path.exists():
+        return path
+    hint = ""
+    if _HUB_NAME.fullmatch(name):
+        folder = name.split("/")[1]
+        hint = (
+            f"; a model of the Hugging Face hub is fetched first: hf download {name} --local-dir {folder} (hf comes with "
+            f"pip install huggingface_hub), then --model {folder}"
+        )
+    raise UserError(f"model {name!r} not found; give 'demo', a checkpoint folder, a .gguf file or a .tlm image{hint}")
+
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.tlm)(?<!\.gguf)")
+"""What may be a model on the hub: owner/name."""
+
+
+def preset_of(path: Path) -> str | None:
+    """Preset that a `.tlm` image was made for: the one it names, or the first of its beat geometry. None for a checkpoint.
+
+    Raises
+    ------
+    UserError : the image cannot be read, or no preset has its geometry.
+    """
+    if is_checkpoint(path):
+        return None
+    image = Image(path, verify=False)
+    named = image.build.removeprefix("tellme-").rpartition("-")[0]
+    fits = [name for name, c in PRESETS.items() if geometry_of(c) == image.geometry]
+    if not fits:
+        raise UserError(f"{path}: was made for beats of {image.geometry}, which none of {', '.join(PRESETS)} has")
+    return named if named in fits else fits[0]

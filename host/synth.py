@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,6 +12,8 @@ from rich.table import Table
 
 from golden.config import AcceleratorConfig
 from host.errors import CheckError, UserError
+from host.provenance import json_line
+from host.tables import show
 
 if TYPE_CHECKING:
     from hw.synth.route import Routed
@@ -72,11 +73,9 @@ def synth(
             raise CheckError(f"synthesis failed: {e}") from None
     if as_json:
         ecp5 = {"ecp5": {block: r.record() for block, r in routes.items()}} if routed else {}
-        print(json.dumps(report.record() | ecp5, indent=2))
+        print(json_line(report.record() | ecp5))
         return
-    wide = Console()
-    wide.width = max(wide.width, 110)
-    wide.print(table(report))
+    show(table(report), Console())
     for block, found in report.paths.items():
         for path in found:
             print(f"{block}: {path.levels:g} levels from {path.source}: {' '.join(path.nets)}")

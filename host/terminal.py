@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 from golden.config import AcceleratorConfig
 from host.errors import UserError
+from host.provenance import json_line
 from host.session import Session, Totals, Turn
 
 HELP = """/reset  start a new conversation
@@ -189,7 +189,7 @@ class Chat:
     def _json(self, turn: Turn) -> str:
         report = turn.report
         seconds = report.seconds - report.seconds_prefill
-        return json.dumps(
+        return json_line(
             {
                 "text": report.text,
                 "new_ids": report.new_ids,
@@ -201,6 +201,8 @@ class Chat:
                 "cycles_prefill": report.cycles_prefill,
                 "cycles_decode": report.cycles_decode,
                 "joules": turn.joules,
-            },
-            ensure_ascii=False,
+                "board": self.session.backend.config.name,
+                "clock_hz": self.session.backend.config.clock_hz,
+                "seconds": round(report.seconds, 6),
+            }
         )

@@ -169,6 +169,18 @@ class Tokenizer:
             raise UserError("the prompt is empty, and this model has no document-start token; give it some text")
         return self._check(ids)
 
+    def encode_document(self, text: str) -> list[int]:
+        """Token ids of a whole document: its text between the model's document-start and end tokens, where it has them.
+
+        Raises
+        ------
+        UserError : a token is beyond the vocabulary.
+        """
+        ids = self._encode(text, add_special_tokens=False)
+        begin = [] if self.bos_id is None else [self.bos_id]
+        end = [] if self.eos_id is None else [self.eos_id]
+        return self._check([*begin, *ids, *end])
+
     @property
     def has_chat_template(self) -> bool:
         """Whether the checkpoint came with a chat template."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from golden import layout
+from golden.boards import BOARDS
 from golden.config import AcceleratorConfig
 from golden.model import ModelSpec
 from golden.program import DESCRIPTOR_BYTES, Kind
@@ -23,11 +24,12 @@ from hw.elementwise.elementwise import Elementwise
 from hw.elementwise.quantiser import Quantiser
 from hw.elementwise.scales import ScaleUnit
 from hw.elementwise.statistics import Statistics
+from hw.memory.fifo import COLUMN_BITS, ULTRA_DEPTH
 from hw.tlmm import engine
 from sim.timing import MemoryTiming
 
-URAM_DEPTH, URAM_BITS = 4096, 72
-"""Geometry of a URAM288 (UG573)."""
+URAM_DEPTH, BRAM_DEPTH = 4096, 512
+"""Words of 72 bits in a URAM288 and in a RAMB36 (UG573); a column of the FIFO (hw/memory/fifo.py) takes one word."""
 ROUND_TRIP = 12
 """Cycles from a read's request to its first beat besides the memory's latency: registers of reader and memory."""
 TURNAROUND = 19
@@ -85,9 +87,13 @@ def sustained_rate(timing: MemoryTiming, config: AcceleratorConfig, burst: float
     return rate * (1 - timing.pause / timing.period if timing.pause else 1)
 
 
-def uram_count(config: AcceleratorConfig) -> int:
-    """URAM288 of the stream FIFOs."""
-    return config.ports * -(-config.port_bytes * 8 // URAM_BITS) * -(-config.fifo_beats // URAM_DEPTH)
+def fifo_memory(config: AcceleratorConfig) -> tuple[int, int]:
+    """(URAM288, RAMB36) of the stream FIFOs. UltraRAM only where the FIFO is deep enough for it, and not on boards whose
+    chip has none."""
+    columns = config.ports * config.port_bytes * 8 // COLUMN_BITS
+    ultra = config.fifo_beats >= ULTRA_DEPTH and (config.name not in BOARDS or BOARDS[config.name].urams > 0)
+    words = columns * -(-config.fifo_beats // (URAM_DEPTH if ultra else BRAM_DEPTH))
+    return (words, 0) if ultra else (0, words)
 
 
 # ---- steps -----------------------------------------------------------------------------------------------------------
@@ -210,7 +216,7 @@ class Plan:
     ----------
     decode : a token with `context` cached keys. prefill : the passes of a prompt, empty if none was asked for.
     depth : least FIFO depth, a power of two, whose cycles (decode and prefill) are within 0.1 % of the deepest's.
-    depths : (depth, URAM288, cycles of decode) of each depth that was looked at.
+    depths : (depth, (URAM288, RAMB36), cycles of decode) of each depth that was looked at.
     """
 
     config: AcceleratorConfig
@@ -219,7 +225,7 @@ class Plan:
     prefill: tuple[Prediction, ...]
     rate: float
     depth: int
-    depths: tuple[tuple[int, int, int], ...]
+    depths: tuple[tuple[int, tuple[int, int], int], ...]
 
     @property
     def tokens_per_s(self) -> float:
@@ -257,7 +263,7 @@ def plan(
         c = replace(config, fifo_beats=depth)
         return predict(one, c, timing).cycles, sum(predict(m, c, timing).cycles for m in many)
 
-    table = [(d, uram_count(replace(config, fifo_beats=d)), *cycles(d)) for d in DEPTHS]
+    table = [(d, fifo_memory(replace(config, fifo_beats=d)), *cycles(d)) for d in DEPTHS]
     best = table[-1]
     depth = next(d for d, _, a, b in table if a <= 1.001 * best[2] and b <= 1.001 * best[3])
     return Plan(

@@ -171,7 +171,7 @@ def test_a_failing_tool_of_the_ulx3s_is_named(monkeypatch: pytest.MonkeyPatch, t
 
 def test_boards_lists_every_board_with_what_fits() -> None:
     facts = json.loads(tellme("boards", "--json").stdout)
-    assert list(facts) == [*BOARDS, "ulx3s"]
+    assert list(facts) == [*BOARDS, "ulx3s", "version", "commit"]
     for name in BOARDS:
         models = facts[name]["models"]
         assert set(models) == set(REFERENCE_MODELS)

@@ -14,13 +14,14 @@ import pytest
 from typer.testing import CliRunner
 
 import host.cli
-from golden.config import TINY
+from golden.config import PRESETS, TINY
 from host.backends import GoldenBackend
 from host.checkpoint import read_checkpoint
 from host.driver import Accelerator
 from host.model import Model
 from host.passes import PassResult
 from host.program import compile_program
+from host.provenance import commit, version
 from host.tokenizer import Files, Tokenizer
 from tests.host.reference_machine import ReferenceMachine, Stop
 from tests.host.support import DEMO, config_json, tensors_of, write_checkpoint, write_folder
@@ -28,6 +29,7 @@ from tests.models import random_weights, small_spec
 
 KEYS = [
     "prompt_ids", "new_ids", "text", "lanes", "beat_bytes", "cycles_prefill", "cycles_decode", "stalls", "bit_exact",
+    "model", "backend", "board", "clock_hz", "seconds", "version", "commit",
 ]  # fmt: skip
 
 
@@ -80,7 +82,10 @@ def test_chat_gives_the_prompt_to_the_models_template(tmp_path: Path):
     assert json.loads(r.stdout)["prompt_ids"] == tokenizer.encode("Once user: Hi")
     tellme("convert", str(folder), str(tmp_path / "m.tlm"))
     again = tellme(*[str(tmp_path / "m.tlm") if a == str(folder) else a for a in chat], "--json")
-    assert again.stdout == r.stdout
+    first, second = json.loads(r.stdout), json.loads(again.stdout)
+    assert {k: first[k] for k in ("prompt_ids", "new_ids", "text")} == {
+        k: second[k] for k in ("prompt_ids", "new_ids", "text")
+    }
 
 
 def test_json_of_golden_and_of_a_machine(machine: list[ReferenceMachine]):
@@ -227,7 +232,7 @@ def test_help_is_shown_when_nothing_is_asked_for():
 
 def test_convert_then_run_says_the_same_as_the_checkpoint(tmp_path: Path, machine: list[ReferenceMachine]):
     out = tmp_path / "demo.tlm"
-    r = tellme("convert", "demo", str(out))
+    r = tellme("convert", "demo", str(out), "--board", "tiny")
     assert r.exit_code == 0 and r.stdout == f"{out}: model for tiny, {out.stat().st_size:,} bytes\n"
     expected = json.loads(tellme(*RUN, "--json", "--backend", "golden").stdout)
     for backend in ("golden", "sim"):
@@ -240,6 +245,101 @@ def test_convert_then_run_says_the_same_as_the_checkpoint(tmp_path: Path, machin
     damaged[len(damaged) // 2] ^= 8
     out.write_bytes(damaged)
     refused("is damaged (checksum); convert the checkpoint again", *RUN, "--model", str(out), "--backend", "golden")
+
+
+@pytest.mark.parametrize("made_for", ["kv260", "zcu104", "pynq_z2", "tiny"])
+def test_the_board_is_taken_from_the_image(tmp_path: Path, machine: list[ReferenceMachine], made_for: str):
+    out = str(tmp_path / "m.tlm")
+    assert tellme("convert", "demo", out, "--board", made_for).exit_code == 0
+    golden = json.loads(tellme(*RUN, "--json", "--backend", "golden", "--model", out).stdout)
+    assert (golden["board"], golden["beat_bytes"]) == (made_for, PRESETS[made_for].beat_bytes)
+    assert json.loads(tellme(*RUN, "--json", "--model", out).stdout)["board"] == made_for
+    text = tmp_path / "t.txt"
+    text.write_text("Once upon a time")
+    assert json.loads(tellme("eval", out, "--text", str(text), "--json").stdout)["board"] == made_for
+    said = CliRunner().invoke(host.cli.app, ["chat", "--backend", "golden", "--model", out, "--json"], input="Once\n")
+    assert json.loads(said.stdout)["board"] == made_for
+    same = json.loads(tellme(*RUN, "--json", "--backend", "golden", "--model", out, "--board", "kr260").stdout or "{}")
+    assert same.get("board") == ("kr260" if PRESETS[made_for].beat_bytes == 64 else None)
+
+
+def test_convert_is_for_the_kv260_unless_told(tmp_path: Path):
+    out = tmp_path / "m.tlm"
+    r = tellme("convert", "demo", str(out), "--json")
+    assert r.exit_code == 0 and r.stderr == ""
+    said = json.loads(r.stdout)
+    assert (said["image"], said["board"], said["bytes"]) == (str(out), "kv260", out.stat().st_size)
+    assert said["seconds"] > 0 and said["note"] is None and {"version", "commit", "model"} <= set(said)
+
+
+def test_a_name_of_the_hub_is_told_how_to_fetch_it():
+    name = "microsoft/bitnet-b1.58-2B-4T"
+    for arguments in (
+        (*RUN, "--model", name),
+        ("chat", "--model", name),
+        ("info", name),
+        ("eval", name, "--text", "x"),
+        ("convert", name, "x.tlm"),
+    ):
+        refused(f"model {name!r} not found", *arguments)
+        refused(f"hf download {name} --local-dir bitnet-b1.58-2B-4T", *arguments)
+    for other in ("bitnet", "./a/b", "a/b/c", "a/b.tlm", "a/b.gguf", "/a/b"):
+        assert "hf download" not in tellme(*RUN, "--model", other).stderr
+
+
+def test_version_and_commit_are_told():
+    r = tellme("--version")
+    assert r.exit_code == 0 and r.stdout.startswith(f"tellme {version()}")
+    assert (commit() or "") in r.stdout and version() != "unknown"
+
+
+def test_a_shell_completes_commands():
+    assert "--install-completion" in tellme("--help").stdout
+    r = CliRunner().invoke(
+        host.cli.app,
+        [],
+        prog_name="tellme",
+        env={"_TELLME_COMPLETE": "complete_bash", "COMP_WORDS": "tellme co", "COMP_CWORD": "1"},
+    )
+    assert r.stdout.split() == ["convert"]
+
+
+def test_info_is_one_json_object(tmp_path: Path):
+    out = tmp_path / "m.tlm"
+    tellme("convert", "demo", str(out), "--board", "tiny")
+    for path, kind in (("demo", "Hugging Face checkpoint"), (str(out), ".tlm image")):
+        r = tellme("info", path, "--json")
+        assert r.exit_code == 0 and r.stdout.count("\n") == 1
+        facts = json.loads(r.stdout)
+        assert facts["kind"].startswith(kind) and facts["spec"]["hidden"] == 128 and facts["ternary_weights"] == 983_040
+        ternary = [p["weights"] for p in facts["parts"] if p["as"] == "ternary"]
+        assert sum(n for w in ternary for n in w.values()) == 983_040
+        assert "tiny" in [p["board"] for p in facts["presets"]] and facts["refused"] == {}
+        assert {"version", "commit"} <= set(facts)
+    board = json.loads(tellme("info", "--board", "kv260", "--json").stdout)
+    assert board["board"] == "kv260" and board["parameters"]["lanes"] == 16 and board["parameters"]["beat_bytes"] == 64
+
+
+@pytest.mark.parametrize("columns", [None, "40", "80", "132", "400"])
+@pytest.mark.parametrize("arguments", [("boards",), ("info", "demo"), ("info",), ("plan", "--model", "bitnet-0.7b")])
+def test_tables_lose_nothing_however_narrow(
+    arguments: tuple[str, ...], columns: str | None, monkeypatch: pytest.MonkeyPatch
+):
+    if columns is None:
+        monkeypatch.delenv("COLUMNS", raising=False)
+    else:
+        monkeypatch.setenv("COLUMNS", columns)
+    r = tellme(*arguments)
+    assert r.exit_code == 0 and "…" not in r.stdout
+    words = {
+        "boards": ("117,120", "1,248", "xck26-sfvc784-2LV-c", "tokens/s", "BRAM36"),
+        "info": ("beats", "descriptors") if len(arguments) == 2 else ("attention_lanes", "beat_bytes"),
+        "plan": ("32,768", "URAM288", "RAMB36", "TTFT"),
+    }[arguments[0]]
+    for word in words:
+        assert word in r.stdout
+    if columns is not None:
+        assert max(len(line) for line in r.stdout.splitlines() if line[:1] in "┃│┏└├┡╇") <= int(columns)
 
 
 def test_convert_writes_nothing_when_it_is_refused(tmp_path: Path):
@@ -266,7 +366,7 @@ def test_info():
 def test_info_of_checkpoints_and_images_counts_what_they_hold(tmp_path: Path):
     spec = small_spec(attn_sub_norm=False, ffn_sub_norm=False, tied=False)
     folder, out = write_checkpoint(tmp_path / "m", spec), tmp_path / "m.tlm"
-    assert tellme("convert", str(folder), str(out)).exit_code == 0
+    assert tellme("convert", str(folder), str(out), "--board", "tiny").exit_code == 0
     weights = list(read_checkpoint(folder).weights.layers)
     for path, options in ((folder, ()), (out, ("--verify",)), (out, ("--board", "tiny"))):
         r = tellme("info", str(path), *options)
@@ -295,7 +395,7 @@ def test_a_model_beyond_a_board_is_converted_with_a_note_and_not_run(tmp_path: P
         str(tmp_path / "m.tlm"),
     )
     reason = "query heads of a KV head is 9, but accelerator 'tiny' holds at most 8"
-    r = tellme("convert", folder, out)
+    r = tellme("convert", folder, out, "--board", "tiny")
     assert r.exit_code == 0 and r.stderr.startswith("tellme: note: m: ") and reason in r.stderr
     assert f"does not fit tiny: m: {reason}" in tellme("info", out).stdout
     for model in (folder, out):

@@ -184,7 +184,7 @@ def test_images_and_machines_score_as_the_checkpoint(
 
     monkeypatch.setattr(host.evaluate, "SimulatedAccelerator", simulated)
     image = tmp_path / "demo.tlm"
-    assert CliRunner().invoke(app, ["convert", "demo", str(image)]).exit_code == 0
+    assert CliRunner().invoke(app, ["convert", "demo", str(image), "--board", "tiny"]).exit_code == 0
     options = ("--text", text, "--context", 9, "--stride", 4, "--max-tokens", 25)
     want = result("demo", *options)
     for model, backend in ((image, "golden"), (image, "sim"), ("demo", "sim")):
@@ -192,6 +192,35 @@ def test_images_and_machines_score_as_the_checkpoint(
         assert got["nll"] == want["nll"] and got["backend"] == backend and got["reference"]["kl_max"] == 0.0
     assert len(made) == 2 and all(m.closed for m in made)
     refused("was made for ports 1, but board 'kv260' has 4", image, "--text", text, "--board", "kv260")
+
+
+def test_each_line_is_a_document_when_asked(tmp_path: Path) -> None:
+    lines = ["Once upon a time there was a kind girl named Mia.", "", "One day, a small fox", "The end."]
+    text = tmp_path / "t.txt"
+    text.write_text("\n".join(lines))
+    weights = read_checkpoint(DEMO).weights
+    tokenizer = Tokenizer(Files.read(DEMO), weights.spec.vocab)
+    nll: list[float] = []
+    for line in filter(None, lines):
+        ids = [0, *tokenizer.encode_document(line)[1:-1], 1]
+        assert tokenizer.encode_document(line) == ids
+        logits = GoldenModel(weights, TINY, 1).prefill(ids[:-1], 0, all_logits=True).logits
+        p = log_softmax(logits)
+        nll += [-p[i, t] for i, t in enumerate(ids[1:])]
+    got = result("demo", "--text", text, "--documents", "--reference", "demo")
+    assert got["documents"] == 3 and got["scored_tokens"] == len(nll) and got["windows"] == 3
+    assert got["nll"] == pytest.approx(np.mean(nll), rel=1e-9) and got["reference"]["kl_max"] == 0.0
+    assert got["scored_bytes"] == sum(map(len, lines))
+    cut = result("demo", "--text", text, "--documents", "--max-tokens", 5)
+    assert (cut["documents"], cut["tokens"], cut["scored_tokens"]) == (1, 5, 4)
+    assert result("demo", "--text", text)["documents"] is None
+
+
+def test_the_demos_figures_are_what_its_readme_says() -> None:
+    got = result("demo", "--text", DEMO.parent / "heldout.txt", "--documents")
+    readme = (DEMO / "README.md").read_text()
+    assert f"{got['nll']:.4f} nats a token on the accelerator's arithmetic" in readme
+    assert f"{got['scored_tokens']:,} tokens" in readme
 
 
 def test_tables_show_texts_as_they_are(tmp_path: Path, text: Path) -> None:
