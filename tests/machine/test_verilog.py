@@ -16,7 +16,7 @@ from golden.config import PRESETS
 from host.cli import app
 from sim.runner import PRIMITIVES, verilator_environment
 
-DISTINCT = {replace(c, name=""): name for name, c in reversed(PRESETS.items()) if name != "ultra96v2"}
+DISTINCT = {replace(c, name="any"): name for name, c in reversed(PRESETS.items()) if name != "ultra96v2"}
 """Of presets that differ in name alone, one. The Ultra96-V2's, between the others, is built in bench/test_boards.py."""
 
 
