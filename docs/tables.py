@@ -1,4 +1,4 @@
-"""Writes the tables of docs/architecture.md and docs/boards.md, and the image format, from the code: `python -m docs.tables` (or `--check`)."""
+"""Writes the tables of docs/architecture.md, docs/boards.md and docs/token.md, and the image format, from the code: `python -m docs.tables` (or `--check`)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import host.image
 import host.model
+from docs.journey import journey
 from golden.boards import BOARDS, MIB
 from golden.config import PRESETS, AcceleratorConfig
 from golden.program import FIELDS, Opcode
@@ -21,7 +22,7 @@ from hw import fp
 from hw.elementwise.elementwise import Elementwise
 from hw.tlmm.engine import expected_cycles as tlmm_cycles
 
-PAGES = tuple(Path(__file__).parent / name for name in ("architecture.md", "boards.md"))
+PAGES = tuple(Path(__file__).parent / name for name in ("architecture.md", "boards.md", "token.md"))
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
@@ -56,7 +57,7 @@ def presets() -> str:
     """Parameters and derived sizes of the presets; presets that differ in name alone share a column."""
     columns: dict[AcceleratorConfig, list[str]] = {}
     for name, c in PRESETS.items():
-        columns.setdefault(replace(c, name=""), []).append(name)
+        columns.setdefault(replace(c, name="any"), []).append(name)
     names = [f.name for f in fields(AcceleratorConfig) if f.name != "name"]
     derived = ["beat_bytes", "beat_weights", "groups", "word", "cell", "keys_per_beat", "key_block", "scale_beats"]
     rows = [(f"`{n}`", *(getattr(c, n) for c in columns)) for n in names + derived + ["row_width"]]
@@ -154,6 +155,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "image": image,
     "boards": boards,
     "fits": fits,
+    "journey": journey,
 }
 
 
