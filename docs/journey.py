@@ -85,9 +85,8 @@ def journey() -> str:
         f"{_few(taps['0.query'][lane, 0], 6)}, ...; {taps['0.query_scale'][lane, 0]:.5g}",
     )  # fmt: skip
 
-    attention = attend(
-        taps["0.query"], taps["0.query_scale"], *(a[:, :n] for a in model.cache(0, 0)), 0
-    )  # fmt: skip
+    k, k_scales, v, v_scales = model.cache(0, 0)  # what this pass wrote: its own n positions
+    attention = attend(taps["0.query"], taps["0.query_scale"], k, k_scales, v, v_scales, 0)
     query = lane * (s.heads // s.kv_heads)
     scores, weight = attention.scores[0, query, :n], attention.weights[0, query, :n]
     step(
