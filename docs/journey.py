@@ -40,7 +40,7 @@ def journey() -> str:
     n, lane = len(ids), len(ids) - 1
     model = GoldenModel(weights, KV260)
     result = model.run_pass(ids, range(n), [0] * n, (lane, 1), taps=True)
-    taps = result.taps
+    taps: dict[str, Any] = result.taps
     rows: list[tuple[str, str, str]] = []
 
     def step(where: str, what: str, numbers: str) -> None:
