@@ -48,6 +48,7 @@ $(VENV)/.oracle: $(VENV)/.installed
 oracle: $(VENV)/.oracle
 	$(BIN)/python -m tests.oracle.make_vectors
 	$(BIN)/python -m tests.oracle.make_chat_vectors
+	$(BIN)/python -m tests.oracle.make_tokenizer_vectors
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from demo.network import Network, Shape, ternary_codes
 from demo.stories import stories
@@ -33,7 +33,7 @@ PROMPTS = ("Once upon a time there was a kind girl named Mia.", "One day, a smal
 
 
 def train_tokenizer(text: list[str], vocabulary: int) -> Tokenizer:
-    """Byte-level BPE learned from `text`; ``<s>`` is 0 and ``</s>`` is 1."""
+    """Byte-level BPE learned from `text`; ``<s>`` is 0, and is put before a text, and ``</s>`` is 1."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -44,12 +44,14 @@ def train_tokenizer(text: list[str], vocabulary: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(text, trainer)
+    begin = SPECIAL_TOKENS[BEGIN]
+    tokenizer.post_processor = processors.TemplateProcessing([begin, "$A"], [begin, "$A", "$B"], [(begin, BEGIN)])
     return tokenizer
 
 
 def encode(tokenizer: Tokenizer, text: list[str]) -> list[list[int]]:
     """Token ids of every story, between ``<s>`` and ``</s>``."""
-    return [[BEGIN, *encoding.ids, END] for encoding in tokenizer.encode_batch(text)]
+    return [[BEGIN, *encoding.ids, END] for encoding in tokenizer.encode_batch(text, add_special_tokens=False)]
 
 
 class Rows:
@@ -266,7 +268,7 @@ def main() -> None:
     golden = evaluate(str(options.out), HELD_OUT, TINY, documents=True, show=False)["nll"]
 
     def tell(prompt: str, temperature: float) -> str:
-        ids = [BEGIN, *tokenizer.encode(prompt).ids]
+        ids = tokenizer.encode(prompt).ids
         return tokenizer.decode(network.generate(ids, temperature=temperature, seed=options.seed, stop=END)).strip()
 
     codes = torch.cat([ternary_codes(p).flatten() for name, p in network.named_parameters() if "_proj" in name])

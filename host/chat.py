@@ -217,7 +217,7 @@ class ChatTemplate:
             if "default" not in named:
                 names = ", ".join(map(str, named)) or "none"
                 raise UserError(
-                    f"the model has no chat template named 'default' (there are: {names}); give --prompt alone"
+                    f"the model has no chat template named 'default' (there are: {names}); continue text with tellme run, without --chat"
                 )
             source = named["default"]
         if source is None:

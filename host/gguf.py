@@ -43,7 +43,16 @@ from golden.model import LayerWeights, ModelSpec, ModelWeights, RopeScaling
 from host.checkpoint import Checkpoint, LazyLayers, golden_errors
 from host.errors import UserError
 from host.tokenizer import Files, Tokenizer
-from host.vocabulary import MAX_PIECES, SPLITS, Kind, Piece, SentencePiece, byte_level_json, sentencepiece_json
+from host.vocabulary import (
+    MAX_PIECES,
+    SPLITS,
+    TURN_ENDS,
+    Kind,
+    Piece,
+    SentencePiece,
+    byte_level_json,
+    sentencepiece_json,
+)
 
 MAGIC = b"GGUF"
 MAX_HEADER = 1 << 26
@@ -79,8 +88,6 @@ _ACTIVATIONS = {"silu": "silu", "swish": "silu", "swiglu": "silu", "relu2": "rel
 _ARCHITECTURES = {"bitnet": "silu", "bitnet-b1.58": "relu2", "bitnet-25": "relu2", "llama": "silu"}
 _SHAPE_2B_4T = (2560, 30, 6912, 128256)
 """hidden, layers, ffn, vocabulary of microsoft/bitnet-b1.58-2B-4T."""
-_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<|end_of_text|>", "<|endoftext|>")
-"""Control tokens that end a text whatever a file's metadata says, as in llama.cpp."""
 
 
 # ---- blocks ----------------------------------------------------------------------------------------------------------
@@ -725,8 +732,8 @@ def _tokenizer(g: Gguf, vocab: int) -> tuple[Files, tuple[int, ...]]:
             unknown=-1 if unknown is None else unknown,
         )
 
-        def make() -> bytes:
-            return sentencepiece_json(source, str(g.path))
+        def make(begin: int) -> bytes:
+            return sentencepiece_json(source, str(g.path), begin=begin)
 
     elif model == "gpt2":
         # Early files of bitnet-b1.58-2B-4T do not say how words are cut; its vocabulary is Llama 3's.
@@ -734,17 +741,18 @@ def _tokenizer(g: Gguf, vocab: int) -> tuple[Files, tuple[int, ...]]:
         split = g.text("tokenizer.ggml.pre", default)
         add_bos = split in SPLITS and SPLITS[split].bos
 
-        def make() -> bytes:
-            return byte_level_json(pieces, g.texts("tokenizer.ggml.merges"), split, str(g.path))
+        def make(begin: int) -> bytes:
+            return byte_level_json(pieces, g.texts("tokenizer.ggml.merges"), split, str(g.path), begin=begin)
 
     else:
         raise UserError(f"{g.path}: tokenizer.ggml.model is {model!r}; supported are 'llama' and 'gpt2'")
+    add_bos = g.flag("tokenizer.ggml.add_bos_token", add_bos)
     if "tokenizer.huggingface.json" in g.fields:
         data = g.text("tokenizer.huggingface.json").encode()
     else:
-        data = make()
+        data = make(bos if add_bos and bos is not None else -1)
     config: dict[str, Any] = {
-        "add_bos_token": g.flag("tokenizer.ggml.add_bos_token", add_bos),
+        "add_bos_token": add_bos,
         "add_eos_token": g.flag("tokenizer.ggml.add_eos_token", False),
     }
     for name, i in (("bos", bos), ("eos", eos), ("unk", unknown), ("pad", token("padding"))):
@@ -756,7 +764,7 @@ def _tokenizer(g: Gguf, vocab: int) -> tuple[Files, tuple[int, ...]]:
     files = Files(data, json.dumps(config, ensure_ascii=False).encode())
     Tokenizer(files, vocab)  # raises if it cannot be used
     ends = [eos, token("eot"), token("eom")]
-    ends += [i for i, p in enumerate(pieces) if p.kind == Kind.CONTROL and p.text in _ENDS]
+    ends += [i for i, p in enumerate(pieces) if p.text in TURN_ENDS]
     return files, tuple(dict.fromkeys(i for i in ends if i is not None))
 
 

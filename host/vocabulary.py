@@ -6,6 +6,8 @@ it normalises, and its message classes need the protobuf package. The tests hold
 
 Differences that a tokenizer.json cannot avoid: special tokens in a text are read as such (sentencepiece reads them as characters), and what
 follows one begins with the space that begins a text, as in llama.cpp and in transformers' `legacy` tokenizers.
+
+Whether a prompt begins with the document-start token is said in one place, tokenizer.json's post-processor, whatever a model came as.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from host.errors import UserError
 
@@ -28,6 +30,17 @@ _MAX_PIECE = 1 << 8
 """Characters of a piece that is made by merges; longer ones cannot be (a merge rule for each way to cut it would take too long to find)."""
 _IMPOSSIBLE = -1e6
 """Score of a piece that text must not be split into."""
+TURN_ENDS = frozenset(
+    (
+        "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_turn|>", "<|endoftext|>", "<|end_of_text|>",
+        "<|return|>", "<|call|>", "<|calls|>", "<|flush|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|EOT|>", "<|eot|>", "<end_of_utterance>",
+        "<｜end▁of▁sentence｜>", "<|END_OF_TURN_TOKEN|>", "<turn|>",
+    )
+)  # fmt: skip
+"""Tokens that end a turn or a text by their names, whatever a file's metadata says of them: what llama.cpp takes for such, and the ends of
+published chat formats that it finds in metadata."""
+TEXT_END = "</s>"
+"""Ends a text where it is a special token; elsewhere it may be HTML."""
 
 
 class Kind(IntEnum):
@@ -43,11 +56,19 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Piece:
-    """An entry of a vocabulary; its index is the token."""
+    """An entry of a vocabulary; its index is the token.
+
+    `lstrip`, `rstrip`: white space before or behind it goes when it is found in a text; `single_word`: it is not found inside of a word;
+    `normalized`: it is looked for in normalised text. These say something of tokens that are found before a text is split.
+    """
 
     text: str
     score: float = 0.0
     kind: Kind = Kind.NORMAL
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,18 +241,33 @@ def _merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
 
 
 def _added(pieces: Sequence[Piece]) -> list[AddedToken]:
-    """Tokens that are found in a text before it is split; special ones are left out of decoded text."""
+    """Tokens that are found in a text before it is split; special ones are left out of decoded text. An end of turn is one, whatever its kind:
+    converters have filed `<|eot_id|>` as USER_DEFINED and NORMAL."""
     kinds = (Kind.CONTROL, Kind.UNKNOWN, Kind.USER_DEFINED)
     return [
-        AddedToken(p.text, normalized=False, special=p.kind != Kind.USER_DEFINED) for p in pieces if p.kind in kinds
+        AddedToken(
+            p.text,
+            lstrip=p.lstrip,
+            rstrip=p.rstrip,
+            single_word=p.single_word,
+            normalized=p.normalized,
+            special=p.kind != Kind.USER_DEFINED or p.text in TURN_ENDS,
+        )
+        for p in pieces
+        if p.kind in kinds or p.text in TURN_ENDS
     ]
 
 
-def _text(tokenizer: Tokenizer) -> bytes:
+def _text(tokenizer: Tokenizer, pieces: Sequence[Piece], begin: int) -> bytes:
+    if begin >= 0:
+        start = pieces[begin].text
+        tokenizer.post_processor = processors.TemplateProcessing([start, "$A"], [start, "$A", "$B"], [(start, begin)])
     return str(tokenizer.to_str()).encode()
 
 
-def sentencepiece_json(model: SentencePiece, where: str, *, legacy: bool = True) -> bytes:
+def sentencepiece_json(
+    model: SentencePiece, where: str, *, legacy: bool = True, llama: bool = False, begin: int = -1
+) -> bytes:
     """A sentencepiece model as tokenizer.json.
 
     Parameters
@@ -240,6 +276,8 @@ def sentencepiece_json(model: SentencePiece, where: str, *, legacy: bool = True)
     where : names the file in messages.
     legacy : what follows a special token begins with a space, as a text does; else only a text does, and not one that begins with a
         space itself, as with `"legacy": false` in tokenizer_config.json.
+    llama : with `legacy`, what begins with a space is given no second one, as the class LlamaTokenizer does it.
+    begin : token that the post-processor puts before a text; -1: none.
 
     Raises
     ------
@@ -261,18 +299,18 @@ def sentencepiece_json(model: SentencePiece, where: str, *, legacy: bool = True)
                 normalizers.Replace(Regex(rf"\A +|[ {SPACE}]+\z"), ""),
                 normalizers.Replace(Regex(" {2,}"), " "),
             ]
-        if legacy:
+        if not llama and (legacy or not model.prefix):
             steps += [normalizers.Prepend(SPACE)] if model.prefix else []
             steps += [normalizers.Replace(" ", SPACE)]
         else:
-            scheme = "first" if model.prefix else "never"
+            scheme = "never" if not model.prefix else "always" if legacy else "first"
             tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme=scheme, split=False)
         if steps:
             tokenizer.normalizer = normalizers.Sequence(steps)
         decode: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
         tokenizer.decoder = decoders.Sequence(decode + ([decoders.Strip(" ", 1, 0)] if model.prefix else []))
         tokenizer.add_tokens(_added(model.pieces))
-        return _text(tokenizer)
+        return _text(tokenizer, model.pieces, begin)
     except Exception as e:  # the library raises bare Exception
         raise _library_error(where, e) from e
 
@@ -324,7 +362,9 @@ SPLITS = {
 """Names of `tokenizer.ggml.pre`, and the expressions of llama.cpp for them."""
 
 
-def byte_level_json(pieces: Sequence[Piece], merges: Sequence[str], split: str, where: str) -> bytes:
+def byte_level_json(
+    pieces: Sequence[Piece], merges: Sequence[str], split: str, where: str, *, begin: int = -1
+) -> bytes:
     """A byte-level BPE vocabulary (GPT-2's way: bytes as printable characters) as tokenizer.json.
 
     Parameters
@@ -333,6 +373,7 @@ def byte_level_json(pieces: Sequence[Piece], merges: Sequence[str], split: str, 
     merges : rules "left right", best first.
     split : a name of SPLITS.
     where : names the file in messages.
+    begin : token that the post-processor puts before a text; -1: none.
 
     Raises
     ------
@@ -355,6 +396,6 @@ def byte_level_json(pieces: Sequence[Piece], merges: Sequence[str], split: str, 
         )
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.add_tokens(_added(pieces))
-        return _text(tokenizer)
+        return _text(tokenizer, pieces, begin)
     except Exception as e:
         raise _library_error(where, e) from e

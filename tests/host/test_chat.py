@@ -61,14 +61,18 @@ def test_a_post_processor_adds_no_second_document_start():
     library.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
     config = json.dumps({"bos_token": BOS, "chat_template": "{{ bos_token }}{{ messages[0].content }}"}).encode()
     t = Tokenizer(Files(library.to_str().encode(), config), 1024)
-    assert t.encode("Hi") == [0, *t.encode_chat(USER)[1:], 1]
+    # Nor does what it puts behind a text belong behind a prompt, which is continued.
+    assert t.encode("Hi") == [0, *t.encode_chat(USER)[1:]] == t.encode_chat(USER)
+    assert t.encode("<s>Hi") == t.encode("Hi") and t.encode("") == [0]
     assert t.encode_chat(USER).count(0) == 1 and 1 not in t.encode_chat(USER)
 
 
 def test_named_templates_give_the_default():
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
     assert with_template(named).chat_template.render(USER) == "plain"
-    with pytest.raises(UserError, match=r"no chat template named 'default' \(there are: tool_use\)"):
+    with pytest.raises(
+        UserError, match=r"no chat template named 'default' \(there are: tool_use\); continue text with tellme run"
+    ):
         with_template(named[:1]).encode_chat(USER)
 
 

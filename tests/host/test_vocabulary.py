@@ -22,6 +22,8 @@ from host.errors import UserError
 from host.tokenizer import Detokenizer, Files, Tokenizer
 from host.vocabulary import SPACE, Kind, Piece, SentencePiece, byte_level_json, read_sentencepiece, sentencepiece_json
 from tests.host.support import DEMO
+from tests.oracle.tokenizer_cases import TEXTS as TEXTS_OF_FOLDERS
+from tests.oracle.tokenizer_cases import VECTORS, cases, write
 
 STORIES = [line for line in (DEMO.parent / "heldout.txt").read_text(encoding="utf-8").splitlines() if line][:400]
 TEXTS = [
@@ -181,6 +183,77 @@ def test_tokenizer_config_wins_and_added_tokens_follow(tmp_path: Path):
     assert plain.decode(plain.encode(" a")) == " a"
 
 
+VECTORS_OF = json.loads(VECTORS.read_text(encoding="utf-8"))
+
+
+def test_vectors_cover_every_folder_and_text():
+    assert list(VECTORS_OF["ids"]) == list(cases()) and VECTORS_OF["texts"] == TEXTS_OF_FOLDERS
+
+
+@pytest.mark.parametrize("kind", ["prefix", "plain", "bytes"])
+def test_folders_encode_as_transformers(tmp_path: Path, kind: str):
+    """Document starts, white space around added tokens, saved truncation and padding. What a template puts behind a text is left out."""
+    seen = 0
+    for name, files in cases().items():
+        if not name.startswith(f"{kind}-"):
+            continue
+        t = Tokenizer(Files.read(write(tmp_path / name, files)), 2000)
+        ending = name.endswith("-eos")
+        for text, ids in zip(TEXTS_OF_FOLDERS, VECTORS_OF["ids"][name], strict=True):
+            if ending:
+                assert ids.pop() == t.eos_id
+            assert t.encode(text) == ids, (name, text)
+        seen += 1
+    assert seen >= 30
+
+
+def test_a_sentencepiece_model_without_a_word_on_it_begins_with_the_document_start(tmp_path: Path):
+    said: dict[str, Any] = {}
+    for name, config in {"none": said, "true": {"add_bos_token": True}, "false": {"add_bos_token": False}}.items():
+        t = Tokenizer(
+            Files.read(folder(tmp_path / name, tokenizer_config={"tokenizer_class": "LlamaTokenizer"} | config)), 1000
+        )
+        assert (t.encode("One")[0] == 1) is (name != "false")
+        assert t.encode("<s>One").count(1) == 1
+
+
+def test_flags_of_a_tokenizer_json_are_kept_where_no_file_says_others(tmp_path: Path):
+    saved = json.loads((DEMO / "tokenizer.json").read_text(encoding="utf-8"))
+    saved["added_tokens"][1]["rstrip"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"</s>": 1}))
+    assert Files.read(tmp_path).tokenizer == (tmp_path / "tokenizer.json").read_bytes()
+    assert Tokenizer(Files.read(tmp_path), 1024).encode("One</s> day")[-2:] == [69, 302]
+
+
+def test_an_added_token_that_belongs_nowhere_is_refused(tmp_path: Path):
+    shutil.copyfile(DEMO / "tokenizer.json", tmp_path / "tokenizer.json")
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<x>": 2000}))
+    with pytest.raises(
+        UserError, match=r"added token 2000 \('<x>'\) does not follow the 1,024 tokens of tokenizer.json"
+    ):
+        Files.read(tmp_path)
+    (tmp_path / "added_tokens.json").unlink()
+    said = {"added_tokens_decoder": {"1": {"content": "<s>", "special": True}}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match=r"added token 1 \('<s>'\) does not follow"):
+        Files.read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [Kind.NORMAL, Kind.USER_DEFINED, Kind.CONTROL])
+@pytest.mark.parametrize("end", ["<|eot_id|>", "<end_of_turn>", "<|im_end|>"])
+def test_an_end_of_turn_is_a_special_token_whatever_its_kind(kind: Kind, end: str):
+    pieces, rules, _ = demo_pieces()
+    pieces.append(Piece(end, 0.0, kind))
+    t = Tokenizer(Files(byte_level_json(pieces, rules, "gpt-2", "m")), 2000)
+    assert t.encode(f"One{end}")[-1] == 1024 and t.decode([899, 1024]) == t.decode([899])
+    assert t.end_ids == {1, 1024}
+    model = read_sentencepiece(train("bpe", "identity", False, True, True), "m")
+    n = len(model.pieces)
+    t = Tokenizer(Files(sentencepiece_json(replace(model, pieces=[*model.pieces, Piece(end, 0.0, kind)]), "m")), 2000)
+    assert t.encode(f"One{end}")[-1] == n and t.end_ids == {2, n}
+
+
 def test_tokenizer_json_is_preferred(tmp_path: Path):
     path = folder(tmp_path / "m")
     shutil.copyfile(DEMO / "tokenizer.json", path / "tokenizer.json")
@@ -292,8 +365,9 @@ def test_byte_level_vocabularies_split_as_the_tokenizer_they_came_from():
     pieces, rules, reference = demo_pieces()
     converted = Library.from_str(byte_level_json(pieces, rules, "gpt-2", "m").decode())
     for text in (*TEXTS, *random_texts(200), "<s>a</s>"):
-        assert converted.encode(text).ids == reference.encode(text).ids, repr(text)
-        assert converted.decode(converted.encode(text).ids) == reference.decode(reference.encode(text).ids)
+        ids = reference.encode(text, add_special_tokens=False).ids
+        assert converted.encode(text).ids == ids, repr(text)
+        assert converted.decode(ids) == reference.decode(ids)
 
 
 @pytest.mark.parametrize(

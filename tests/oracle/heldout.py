@@ -24,7 +24,7 @@ def stories() -> list[NDArray[np.int64]]:
     tokenizer = Tokenizer.from_file(str(DEMO / "tokenizer.json"))
     begin, end = tokenizer.token_to_id(BEGIN), tokenizer.token_to_id(END)
     lines = [line for line in TEXT.read_text(encoding="utf-8").splitlines() if line]
-    return [np.array([begin, *tokenizer.encode(line).ids, end]) for line in lines]
+    return [np.array([begin, *tokenizer.encode(line, add_special_tokens=False).ids, end]) for line in lines]
 
 
 def fingerprint() -> str:
