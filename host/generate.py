@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from host.errors import UserError
 from host.passes import Backend, PassResult
 from host.sampling import Sampler, Sampling
+from host.text import checked
 from host.tokenizer import Detokenizer, Tokenizer
 
 
@@ -57,35 +58,42 @@ class Report:
 
 
 class StopStrings:
-    """Passes text on, but keeps back what may yet become a stop string."""
+    """Passes text on, but keeps back what may yet become a stop string. Special tokens are not part of the text, but may be of a stop string:
+    they are pushed as hidden."""
 
     def __init__(self, stops: Sequence[str]):
         if "" in stops:
             raise UserError("a stop string must not be empty")
-        self._stops = tuple(stops)
+        self._stops = tuple(checked(stop, "a stop string") for stop in stops)
         self._held = ""
+        self._shown: list[bool] = []  # of each held character
         self.found = False
 
-    def push(self, text: str) -> str:
+    def _take(self, n: int) -> str:
+        """Lets go of the first `n` characters: those of the text."""
+        out = "".join(c for c, shown in zip(self._held[:n], self._shown[:n], strict=True) if shown)
+        self._held, self._shown = self._held[n:], self._shown[n:]
+        return out
+
+    def push(self, text: str, *, hidden: bool = False) -> str:
         """Text that is certain to be outside a stop string; sets `found` when one came."""
         self._held += text
+        self._shown += [not hidden] * len(text)
         hits = [i for i in (self._held.find(s) for s in self._stops) if i >= 0]
         if hits:
             self.found = True
-            out, self._held = self._held[: min(hits)], ""
+            out = self._take(min(hits))
+            self._held, self._shown = "", []
             return out
         keep = max(
             (n for s in self._stops for n in range(1, min(len(s), len(self._held) + 1)) if self._held.endswith(s[:n])),
             default=0,
         )
-        cut = len(self._held) - keep
-        out, self._held = self._held[:cut], self._held[cut:]
-        return out
+        return self._take(len(self._held) - keep)
 
     def finish(self) -> str:
         """What was kept back when no text will follow."""
-        out, self._held = self._held, ""
-        return out
+        return self._take(len(self._held))
 
 
 class Generation:
@@ -98,8 +106,8 @@ class Generation:
     prompt_ids : tokens of the prompt, `tokenizer.encode(text)`.
     max_new_tokens : most tokens to make, at least 1.
     sampling : how they are chosen. Greedy takes the back end's arg-max and fetches no logits.
-    eos_ids : tokens that end the text.
-    stops : strings that end it; they are not part of the text.
+    eos_ids : tokens that end the text, beside the tokenizer's `end_ids`.
+    stops : strings that end it; they are not part of the text. They may name special tokens.
     all_logits : compute the head for every token of the prompt too (checking does).
     slot : cache slot to use.
     cached : first tokens of the prompt whose keys and values the slot already holds; fewer than the prompt has.
@@ -130,7 +138,8 @@ class Generation:
         self._max = max_new_tokens
         self._sampling = sampling or Sampling()
         self._sampler = Sampler(self._sampling)
-        self._eos = frozenset(eos_ids)
+        self._eos = frozenset(eos_ids) | tokenizer.end_ids
+        self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, prompt_ids)
         self._stops = StopStrings(stops)
         self._all = all_logits
@@ -169,8 +178,13 @@ class Generation:
             report.new_ids.append(token)
             if token in self._eos:
                 report.stop = "end"
+                yield self._stops.push(self._detokenizer.finish())
+                if not self._stops.found:
+                    yield self._stops.push(self._tokenizer.name(token), hidden=True)
                 break
             yield self._stops.push(self._detokenizer.push(token))
+            if not self._stops.found and (hidden := self._tokenizer.hidden_text(token)):
+                yield self._stops.push(hidden, hidden=True)
             if self._stops.found:
                 report.stop = "stop"
                 return
@@ -183,7 +197,8 @@ class Generation:
             result = self._backend.decode(token, position, slot=self._slot, logits=wanted)
             report.decode.append(result)
             position += 1
-        tail = self._stops.push(self._detokenizer.finish())
+        if not self._stops.found:
+            yield self._stops.push(self._detokenizer.finish())
         if self._stops.found:
             report.stop = "stop"
-        yield tail + self._stops.finish()
+        yield self._stops.finish()

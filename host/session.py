@@ -92,7 +92,7 @@ class Session:
     tokenizer : of the model.
     max_new_tokens : most tokens of an answer.
     sampling : how they are chosen; every answer continues with another seed.
-    eos_ids, stops : what ends an answer.
+    eos_ids, stops : what ends an answer, beside the tokenizer's `end_ids`.
     system : a system message; needs a chat template.
 
     With a chat template a message is a user's turn. Without one it is text that the model continues.
@@ -118,7 +118,7 @@ class Session:
         self.backend, self.tokenizer = backend, tokenizer
         self.max_new_tokens = max_new_tokens
         self.sampling = sampling or Sampling()
-        self.eos_ids, self.stops = frozenset(eos_ids), tuple(stops)
+        self.eos_ids, self.stops = frozenset(eos_ids) | tokenizer.end_ids, tuple(stops)
         self.meter = Meter()
         self.totals = Totals()
         self._system: Messages = [] if system is None else [{"role": "system", "content": system}]
@@ -182,9 +182,7 @@ class Session:
 
     def _append(self, text: str, room: int) -> tuple[list[int], int]:
         """Tokens of the text so far and `text`; the oldest tokens go until it fits."""
-        new = self.tokenizer.encode(text)
-        if self._ids and new[:1] == [self.tokenizer.bos_id]:
-            new = new[1:]
+        new = self.tokenizer.encode_more(text) if self._ids else self.tokenizer.encode(text)
         if len(new) > room:
             raise self._too_long(len(new), room)
         ids = [*self._ids, *new]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Library
 
 from golden.config import TINY
 from host.backends import GoldenBackend
@@ -89,6 +90,58 @@ def test_length_ends_generation():
 def test_stop_strings_cut_the_text_across_tokens(stops: list[str], text: str, stop: str):
     pieces, g, _ = say(" there was a girl. She", stops=stops)
     assert ("".join(pieces), g.report.stop) == (text, stop)
+
+
+def special_tokenizer() -> Tokenizer:
+    """The demo's with special tokens of a chat: `<|user|>` and `<|sep|>` end nothing, `<end_of_turn>` is known by its name."""
+    library = Library.from_file(str(DEMO / "tokenizer.json"))
+    library.add_special_tokens(["<|user|>", "<|sep|>", "<end_of_turn>"])
+    return Tokenizer(Files(library.to_str().encode()), 1027)
+
+
+@pytest.mark.parametrize(
+    ("said", "stops", "text", "stop"),
+    [
+        (" there<|user|> was", [], " there was", "end"),
+        (" there<|user|> was", ["<|user|>"], " there", "stop"),
+        (" there<|user|> was", ["there<|user|>"], " ", "stop"),
+        (" there<|user|> was", ["<|user|> w"], " there", "stop"),
+        (" there<|user|> was", ["<|user|> x"], " there was", "end"),
+        (" there<|user|> was", ["user|> wa"], " there", "stop"),
+        (" there<|user|><|sep|> was", ["<|user|><|sep|>"], " there", "stop"),
+        (" there<|user|><|sep|> was", ["re<|user|><|sep|> wa"], " the", "stop"),
+        (" there<|user|><|sep|> was", ["<|sep|><|user|>"], " there was", "end"),
+        (" there was<end_of_turn> a girl", [], " there was", "end"),
+        (" there was<end_of_turn> a girl", ["<end_of_turn>"], " there was", "stop"),
+        (" there was<end_of_turn> a girl", ["was<end_of_turn>"], " there ", "stop"),
+        (" there was", ["was</s>"], " there ", "stop"),
+        (" there was", ["</s>"], " there was", "stop"),
+    ],
+)
+def test_stop_strings_may_name_special_tokens_which_are_no_part_of_the_text(
+    said: str, stops: list[str], text: str, stop: str
+):
+    t = special_tokenizer()
+    script = Script([*t.encode(said)[1:], 1])
+    script.vocab = t.vocab
+    g = Generation(script, t, PROMPT, max_new_tokens=200, stops=stops)
+    assert ("".join(g), g.report.stop, g.report.text) == (text, stop, text)
+
+
+def test_a_character_that_is_cut_by_the_end_stands_before_it():
+    t = special_tokenizer()
+    half = t.encode("🙂")[1:3]
+    g = Generation(Script([*half, 1]), t, PROMPT, max_new_tokens=9, stops=["\ufffd</s>"])
+    assert ("".join(g), g.report.stop) == ("", "stop")
+    g = Generation(Script([*half, 1]), t, PROMPT, max_new_tokens=9)
+    assert ("".join(g), g.report.stop) == ("\ufffd", "end")
+
+
+def test_a_stop_string_that_is_no_text_is_refused_and_bytes_of_a_c_locale_are_read():
+    with pytest.raises(UserError, match=r"^a stop string: is not UTF-8 text \(invalid start byte at byte 1\)"):
+        StopStrings(["a\udcff"])
+    s = StopStrings(["\udcc3\udca9"])
+    assert s.push("caf") + s.push("é!") == "caf" and s.found
 
 
 def test_stop_strings_hold_back_no_more_than_needed():
