@@ -39,6 +39,7 @@ from host.simulation import SimulatedAccelerator, memory_timing
 from host.synth import synth
 from host.tables import grid, pairs, show
 from host.terminal import Chat
+from host.text import checked, drop_output, finish_output, output_failed, prepare_streams
 from host.tokenizer import Tokenizer
 
 BACKENDS = ("sim", "golden", "board")
@@ -54,8 +55,10 @@ class _Group(TyperGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
+        prepare_streams()
         try:
             code = super().main(*args, **kwargs)
+            finish_output()
         except TellmeError as e:
             _fail(e, e.exit_code)
         except TyperException as e:
@@ -65,9 +68,13 @@ class _Group(TyperGroup):
         except (KeyboardInterrupt, typer.Abort):
             _fail("interrupted", 130)
         except BrokenPipeError:
-            # Whoever read our output has gone; nothing may be flushed to it at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            drop_output()  # whoever read it has gone
             raise SystemExit(1) from None
+        except OSError as e:
+            if not output_failed(e):
+                raise
+            drop_output()
+            _fail(f"standard output cannot be written ({e.strerror})", 1)
         except RuntimeError as e:
             runner = sys.modules.get("sim.runner")
             if runner is None or not isinstance(e, runner.SimulationError):
@@ -231,11 +238,6 @@ def _terminate(number: int, frame: Any) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _eos_ids(opened: Model, tokenizer: Tokenizer) -> set[int]:
-    """Tokens that end a text."""
-    return set(opened.eos_ids) | ({tokenizer.eos_id} if tokenizer.eos_id is not None else set())
-
-
 def _machine(
     backend: str,
     opened: Model,
@@ -299,6 +301,8 @@ def run(
     bitstream: Bitstream = None,
 ) -> None:
     """Continue a prompt, printing the text as it comes."""
+    prompt = checked(prompt, "--prompt")
+    stop = [checked(s, "--stop") for s in stop or ()]
     _check_backend(backend, bitstream)
     if stress is not None and timing is not None:
         raise UserError("--stress brings its own memory timing; leave --timing out")
@@ -351,8 +355,8 @@ def run(
                 prompt_ids,
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
-                eos_ids=_eos_ids(opened, tokenizer),
-                stops=stop or (),
+                eos_ids=opened.eos_ids,
+                stops=stop,
             )
             report = generation.report
             if not as_json and not as_chat:
@@ -440,15 +444,20 @@ def chat(
     seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.")] = 0,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends an answer; repeatable.")] = None,
     context: Annotated[int | None, typer.Option("--context", help="Positions of the cache; default: all.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each answer.")] = False,
+    latent: Latent = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON object for each answer; for what is refused, its error.")
+    ] = False,
 ) -> None:
     """Talk to a model, a message a line; /help lists commands. Reads a pipe as well as a terminal."""
+    system = None if system is None else checked(system, "--system")
+    stop = [checked(s, "--stop") for s in stop or ()]
     _check_backend(backend, bitstream)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     path = find_model(model)
     config = _preset(board_name, backend, bitstream, path)
     memory = memory_timing(None, None) if backend == "sim" else None
-    with Model.open(path, config) as opened:
+    with Model.open(path, config, latent=latent) as opened:
         tokenizer = opened.tokenizer
         compile_program(opened, config, context=context)
         with _machine(
@@ -460,17 +469,20 @@ def chat(
             memory=memory,
             bitstream=bitstream,
             context=context,
+            latent=latent,
         ) as machine:
             session = Session(
                 machine,
                 tokenizer,
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
-                eos_ids=_eos_ids(opened, tokenizer),
-                stops=stop or (),
+                eos_ids=opened.eos_ids,
+                stops=stop,
                 system=system,
             )
-            Chat(session, backend, as_json=as_json).run()
+            refused = Chat(session, backend, as_json=as_json).run()
+    if refused:
+        raise SystemExit(2)
 
 
 @app.command()

@@ -33,6 +33,7 @@ from host.progress import progress
 from host.simulation import SimulatedAccelerator, memory_timing
 from host.tables import grid
 from host.tensors import read_json
+from host.text import decoded
 from host.tokenizer import Files, Tokenizer
 
 F32 = NDArray[np.float32]
@@ -63,10 +64,7 @@ def read_text(path: Path) -> str:
         data = path.read_bytes()
     except OSError as e:
         raise UserError(f"{path}: cannot be read ({e.strerror})") from e
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path}: is not UTF-8 text ({e.reason} at byte {e.start}); convert it first") from e
+    text = decoded(data, path)
     if not text:
         raise UserError(f"{path}: is empty; give a text of at least two tokens")
     return text
@@ -154,7 +152,7 @@ class TorchScorer(Scorer):
         except ImportError as e:
             raise UserError(
                 f"--reference-backend torch needs PyTorch and transformers ({e}); install them: "
-                "pip install 'tellme[oracle]', or take golden"
+                "pip install 'tellme-fpga[oracle]', or take golden"
             ) from e
         if not folder.is_dir():
             raise UserError(f"{folder}: --reference-backend torch runs Hugging Face checkpoint folders; take golden")

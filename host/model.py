@@ -36,6 +36,7 @@ from host.checkpoint import Checkpoint, LazyLayers, golden_errors, is_checkpoint
 from host.errors import UserError
 from host.image import Image, Plan, geometry_of, write_image, write_stream
 from host.progress import progress
+from host.text import readable
 from host.tokenizer import Files, Tokenizer
 
 Beats = NDArray[np.uint8]
@@ -146,7 +147,7 @@ def _image_parts(checkpoint: Checkpoint, config: AcceleratorConfig) -> dict[str,
     spec = {name: value for name, value in asdict(weights.spec).items() if value is not None}
     return {
         "config": config,
-        "model": {"name": checkpoint.name, "spec": spec, "eos_ids": list(checkpoint.eos_ids)},
+        "model": {"name": readable(checkpoint.name), "spec": spec, "eos_ids": list(checkpoint.eos_ids)},
         "sections": plan_sections(weights, config),
         "blobs": blobs,
     }

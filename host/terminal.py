@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -9,9 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from golden.config import AcceleratorConfig
-from host.errors import UserError
+from host.errors import TellmeError, UserError
 from host.provenance import json_line
 from host.session import Session, Totals, Turn
+from host.text import checked, decoded
 
 HELP = """/reset  start a new conversation
 /stats  what this session did so far
@@ -99,7 +101,7 @@ class Chat:
     ----------
     session : the conversation.
     backend : 'sim', 'golden' or 'board'.
-    as_json : one JSON object an answer instead of its text.
+    as_json : one JSON object an answer instead of its text, {"error": why} for a message that is refused.
     read : gives the next line, raises EOFError at the end. From the terminal or standard input if None.
     """
 
@@ -107,23 +109,61 @@ class Chat:
         self.session = session
         self.backend = backend
         self.as_json = as_json
+        if read is None and sys.stdin is None:
+            raise UserError("standard input is closed; chat reads its messages from it, one a line")
         self.interactive = read is None and sys.stdin.isatty()
+        self.refused = 0
         self._read = read or (self._ask if self.interactive else self._line)
+        self._lines = 0
 
     def _ask(self) -> str:
-        return input("> ")
+        try:
+            return checked(input("> "), "the message")
+        except UnicodeDecodeError as e:
+            raise UserError(
+                f"the message: is not {e.encoding} text (byte 0x{e.object[e.start]:02x}); write it again"
+            ) from e
 
     def _line(self) -> str:
-        line = sys.stdin.readline()
-        if not line:
+        """The next line of standard input, in the locale's encoding; in UTF-8 where that is ASCII, as what is piped mostly is."""
+        self._lines += 1
+        what = f"line {self._lines} of the input"
+        source = getattr(sys.stdin, "buffer", None)
+        try:
+            data = sys.stdin.readline() if source is None else source.readline()
+        except OSError as e:
+            raise TellmeError(f"standard input cannot be read ({e.strerror})") from e
+        if not data:
             raise EOFError
-        return line
+        if isinstance(data, str):
+            return checked(data, what)
+        encoding = codecs.lookup(sys.stdin.encoding or "utf-8").name
+        return decoded(data, what, "utf-8" if encoding == "ascii" else encoding)
 
     def _say(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    def run(self) -> None:
-        """Until /exit or the end of the input; Ctrl-C where there is no terminal."""
+    def _refuse(self, error: UserError) -> None:
+        self.refused += 1
+        self._say(f"tellme: {error}")
+        self._record(error)
+
+    def _record(self, error: TellmeError) -> None:
+        """An object in the place of an answer's."""
+        if self.as_json:
+            print(json_line({"error": str(error)}), flush=True)
+
+    def run(self) -> int:
+        """Until /exit or the end of the input; Ctrl-C where there is no terminal.
+
+        Returns
+        -------
+        int : messages and commands that were refused, 0 at a terminal, where somebody has seen it.
+
+        Raises
+        ------
+        TellmeError : an answer failed; or there is no standard input.
+        """
         if self.interactive:
             import readline  # noqa: F401 - line editing for input()
 
@@ -133,7 +173,10 @@ class Chat:
             try:
                 line = self._read().strip()
             except EOFError:
-                return
+                break
+            except UserError as e:
+                self._refuse(e)
+                continue
             except KeyboardInterrupt:
                 if not self.interactive:
                     raise
@@ -141,9 +184,10 @@ class Chat:
                 continue
             if line.startswith("/") and not line.startswith("//"):
                 if not self._command(line):
-                    return
+                    break
             elif line:
                 self._answer(line[1:] if line.startswith("//") else line)
+        return 0 if self.interactive else self.refused
 
     def _command(self, line: str) -> bool:
         if line == "/exit":
@@ -156,14 +200,14 @@ class Chat:
         elif line == "/help":
             self._say(HELP)
         else:
-            self._say(f"tellme: there is no command {line.split()[0]}; there are /reset, /stats, /exit, /help")
+            self._refuse(UserError(f"there is no command {line.split()[0]}; there are /reset, /stats, /exit, /help"))
         return True
 
     def _answer(self, text: str) -> None:
         try:
             turn = self.session.ask(text)
         except UserError as e:
-            self._say(f"tellme: {e}")
+            self._refuse(e)
             return
         if turn.dropped:
             what = "messages" if self.session.templated else "tokens"
@@ -173,6 +217,9 @@ class Chat:
                 for piece in turn:
                     if not self.as_json:
                         print(piece, end="", flush=True)
+            except TellmeError as e:
+                self._record(e)
+                raise
             finally:
                 if not self.as_json:
                     print(flush=True)

@@ -252,7 +252,8 @@ def test_texts_that_cannot_be_scored(tmp_path: Path) -> None:
     path.write_bytes(b"Once \xff upon")
     refused("t.txt: is not UTF-8 text (invalid start byte at byte 5)", "demo", "--text", path)
     folder = write_checkpoint(tmp_path / "m", small_spec(vocab=1024))
-    (folder / "tokenizer_config.json").write_text("{}")
+    saved = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer.json").write_text(json.dumps(saved | {"post_processor": None}))
     path.write_text("a")
     refused("t.txt: is 1 token; two are needed, as the first is not scored", folder, "--text", path)
 
@@ -298,7 +299,7 @@ def test_a_reference_of_another_vocabulary_or_tokenizer_is_refused(tmp_path: Pat
 def test_without_pytorch_the_message_says_how_to_get_it(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     options = ("--reference", "demo", "--reference-backend", "torch")
-    refused("pip install 'tellme[oracle]', or take golden", "demo", "--text", text, *options)
+    refused("pip install 'tellme-fpga[oracle]', or take golden", "demo", "--text", text, *options)
 
 
 def test_a_broken_model_is_an_error_and_not_a_number() -> None:
