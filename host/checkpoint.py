@@ -578,7 +578,7 @@ class _Source:
             if bad.any():
                 row, column = (int(v) for v in np.argwhere(bad)[0])
                 if group := ternary.scale_group(piece):
-                    raise several_scales(where, group, float(scale), float(magnitude[row, column]), i + row, column)
+                    raise several_scales(where, group, magnitude, i, scale)
                 raise UserError(
                     f"{where} is not ternary: {self.tensors.dtype(name)} values like "
                     f"{piece[row, column]:.6g} at row {i + row}, column {column} beside {scale:.6g}; convert a 1.58-bit "
@@ -599,11 +599,22 @@ class _Source:
         return sound_floats(self.tensors.where(name), out), scales
 
 
-def several_scales(where: str, group: int, one: float, other: float, row: int, column: int) -> UserError:
-    """What is said of a matrix whose weights are ternary, each group of inputs by a scale of its own."""
+def several_scales(
+    where: str, group: int, magnitude: NDArray[np.float32], first: int, before: float | np.floating[Any]
+) -> UserError:
+    """What is said of a matrix whose weights are ternary, each group of inputs by a scale of its own.
+
+    Parameters
+    ----------
+    group : inputs that share a scale.
+    magnitude : of a piece of the matrix in which the scale changes, or has changed since the piece before.
+    first : row at which the piece begins. before : scale of the pieces before it.
+    """
+    one = np.float32(before) if first else magnitude[magnitude != 0][0]
+    row, column = (int(v) for v in np.argwhere((magnitude != 0) & (magnitude != one))[0])
     return UserError(
-        f"{where}: is ternary with several scales, one for every {group:,} inputs of a row ({one:g}, and {other:g} at row {row}, "
-        f"column {column}); one scale a matrix is supported, several are not yet"
+        f"{where}: is ternary with several scales, one for every {group:,} inputs of a row ({one:g}, and {magnitude[row, column]:g} "
+        f"at row {row + first}, column {column}); one scale a matrix is supported, several are not yet"
     )
 
 

@@ -399,7 +399,13 @@ class Gguf:
     def shape(self, name: str) -> tuple[int, ...]:
         """Rows first. Raises UserError if there is no such tensor."""
         if name not in self._entries:
-            raise UserError(f"{self.path}: tensor {name} is missing")
+            part = _SPLIT.search(self.path.name)
+            hint = (
+                f"; by its name the file is one of {int(part[2])}, join them with llama-gguf-split --merge"
+                if part
+                else ""
+            )
+            raise UserError(f"{self.path}: tensor {name} is missing{hint}")
         return self._entries[name].shape
 
     def require(self, name: str, shape: tuple[int, ...]) -> _Entry:
@@ -548,7 +554,7 @@ class Gguf:
             if bad.any():
                 row, column = (int(v) for v in np.argwhere(bad)[0])
                 if group := ternary.scale_group(x):
-                    raise several_scales(self.where(name), group, scale, float(magnitude[row, column]), row + i, column)
+                    raise several_scales(self.where(name), group, magnitude, i, scale)
                 raise UserError(
                     f"{self.where(name)}: its weights are not ternary: magnitudes {scale:g} and {magnitude[row, column]:g} (row {row + i}, "
                     f"column {column}); convert a model that was trained with ternary weights, or quantise these by their mean magnitude with --latent"
@@ -700,17 +706,12 @@ def _halves(w: NDArray[np.int8], heads: int) -> NDArray[np.int8]:
 
 def _refuse_parts(g: Gguf) -> None:
     """Refuses files that are only a part of a model, or something beside one."""
-    name = _SPLIT.search(g.path.name)
-    count = g.fields.get("split.count", 0)
-    if (
-        not isinstance(count, int)
-        or count not in (0, 1)
-        or (name and int(name[2]) > 1 and "split.count" not in g.fields)
-    ):
-        n = str(count)[:20] if count else int(name[2]) if name else "several"
+    name, count = _SPLIT.search(g.path.name), g.fields.get("split.count", 1)
+    if type(count) is not int or count not in (0, 1):
         first = f"{g.path.name[: name.start()]}-00001-of-{name[2]}.gguf" if name else "FIRST.gguf"
         raise UserError(
-            f"{g.path}: is one of {n} files of a model; join them with llama-gguf-split --merge {first} WHOLE.gguf and give that"
+            f"{g.path}: is one of {str(count)[:20]} files of a model; join them with llama-gguf-split --merge {first} WHOLE.gguf "
+            "and give that"
         )
     kind = g.fields.get("general.type", "model")
     if kind == "adapter":

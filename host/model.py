@@ -91,6 +91,7 @@ def section_shapes(spec: ModelSpec, config: AcceleratorConfig) -> Iterator[Secti
     yield SectionShape("head", blocks * layout.head_block_beats(s.hidden, config), {})
 
 
+_MOST = float(np.finfo(np.float32).max)
 _HEAD_BLOCKS = 64
 _ROWS = 1 << 12
 """Blocks of the head that are laid out, and rows of an embedding that are checked, at a time."""
@@ -271,7 +272,7 @@ class Model:
                 if (
                     not isinstance(scales, list)
                     or len(scales) != shape.scales
-                    or not all(type(v) in (int, float) and 0 < v < 3.5e38 for v in scales)
+                    or not all(type(v) in (int, float) and 0 < v <= _MOST for v in scales)
                     or "block_rows" not in have.info
                 ):
                     raise ValueError(f"section {shape.name!r} must have {shape.scales} positive scales and block_rows")
