@@ -411,6 +411,7 @@ class Model:
             blob = self.image.blob("embedding").reshape(s.vocab, s.hidden)
             flags = [blob[i : i + _ROWS].any(axis=1) for i in range(0, s.vocab, _ROWS)]
             self._sound_rows("embedding", np.concatenate(flags), self.image.blob("embedding_scales").view("<f4"))
+        self.image.release()
 
     def _head_pieces(self) -> Iterator[tuple[NDArray[np.int8], NDArray[np.float32]]]:
         """Rows and scales of the head, some blocks at a time, the last ones filled up with zeros."""
