@@ -663,6 +663,10 @@ def read_checkpoint(folder: Path, *, latent: bool = False) -> Checkpoint:
     spec = _read_spec(path, config, family, notes)
     tensors = Tensors(folder)
     notes += tensors.notes
+    if adapter(folder):
+        notes.append(
+            f"{folder}: holds an adapter (LoRA) beside the model, which is not applied; merge the two (peft: merge_and_unload)"
+        )
     source = _Source(tensors, spec, family, latent=latent)
     files, eos = Files.read(folder), _eos(folder, config)
     embedding, embedding_scales = source.rows(_EMBEDDING)

@@ -732,6 +732,10 @@ def test_an_adapter_names_its_base_model(tmp_path: Path):
         tmp_path, r"holds only an adapter .* into its base model microsoft/bitnet-b1.58-2B-4T \(peft: merge_and_unload"
     )
     folder = write_checkpoint(tmp_path / "m", small_spec())
+    assert read_checkpoint(folder).notes == ()
+    (folder / "adapter_config.json").write_text("{}")
+    (note,) = read_checkpoint(folder).notes
+    assert note.startswith(f"{folder}: holds an adapter (LoRA) beside the model, which is not applied; merge the two")
     lora = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": np.ones((4, 64), np.float32)}
     save_file(lora, folder / "model.safetensors")
     refused(folder, "lora_A.weight: is part of an adapter .LoRA.; merge it into its base model")
