@@ -6,13 +6,14 @@ beats over the ports.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from golden import ternary
-from golden.config import AcceleratorConfig
+from golden.config import TRITS_PER_BYTE, AcceleratorConfig
 
 Beats = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -125,16 +126,33 @@ def pack_linear(weights: ArrayLike, config: AcceleratorConfig, block_rows: int |
     return np.concatenate(parts)
 
 
-def unpack_linear(beats: Beats, rows: int, inputs: int, config: AcceleratorConfig, block_rows: int | None = None) -> I8:
-    """Inverse of `pack_linear`. Raises WeightError on a byte above 242."""
+def _row_blocks(
+    beats: Beats, rows: int, inputs: int, config: AcceleratorConfig, block_rows: int | None
+) -> Iterator[tuple[int, Beats]]:
+    """(first row, packed bytes uint8[rows, tiles * beat_bytes]) of each row block of a matrix."""
     block = config.block_rows if block_rows is None else block_rows
     t = tiles(inputs, config)
     _require(len(beats) == rows * t, f"{rows} rows of {t} tiles are {rows * t} beats, not {len(beats)}")
-    out = np.empty((rows, inputs), np.int8)
     for i in range(0, rows, block):
         n = min(block, rows - i)
-        part = beats[i * t : (i + n) * t].reshape(t, n, -1).swapaxes(0, 1).reshape(n, -1)
-        out[i : i + n] = ternary.unpack(part, inputs)
+        yield i, beats[i * t : (i + n) * t].reshape(t, n, -1).swapaxes(0, 1).reshape(n, -1)
+
+
+def unpack_linear(beats: Beats, rows: int, inputs: int, config: AcceleratorConfig, block_rows: int | None = None) -> I8:
+    """Inverse of `pack_linear`. Raises WeightError on a byte above 242."""
+    out = np.empty((rows, inputs), np.int8)
+    for i, part in _row_blocks(beats, rows, inputs, config, block_rows):
+        out[i : i + len(part)] = ternary.unpack(part, inputs)
+    return out
+
+
+def packed_rows(
+    beats: Beats, rows: int, inputs: int, config: AcceleratorConfig, block_rows: int | None = None
+) -> Beats:
+    """The bytes of `pack_linear` by rows, uint8[rows, inputs // 5]: those that hold five weights."""
+    out = np.empty((rows, inputs // TRITS_PER_BYTE), np.uint8)
+    for i, part in _row_blocks(beats, rows, inputs, config, block_rows):
+        out[i : i + len(part)] = part[:, : out.shape[1]]
     return out
 
 

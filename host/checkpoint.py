@@ -21,7 +21,8 @@ they are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -32,11 +33,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden import head, ternary
-from golden.config import ConfigError
+from golden.config import TRITS_PER_BYTE, ConfigError
 from golden.layout import LayoutError
 from golden.model import LayerWeights, ModelError, ModelSpec, ModelWeights, PassError, RopeScaling
 from host.errors import UserError
-from host.tensors import FLOATS, Tensors, read_json
+from host.tensors import FLOATS, Tensors, adapter, listing, peek, read_json
 from host.tokenizer import Files
 
 _MATRICES = {
@@ -60,6 +61,54 @@ _EMBEDDING, _HEAD, _NORM = "model.embed_tokens.weight", "lm_head.weight", "model
 _FLOATING = ("lm_head", "embed_tokens")
 _LINEAR_CLASSES = ("bitlinear", "autobitlinear")
 _GGUF_MAGIC = b"GGUF"
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Says on stderr what was assumed of a checkpoint. Called when its weights have been read, so that a refusal stays one line."""
+    for note in notes:
+        print(f"tellme: note: {UserError(note)}", file=sys.stderr)
+
+
+def sound(where: str, weights: NDArray[Any], *, packed: bool = False) -> NDArray[Any]:
+    """Ternary weights [rows, inputs], or their packed bytes, unless they are damaged (see `golden.ternary.damage`): UserError then."""
+    codes = (ternary.PACKED, TRITS_PER_BYTE) if packed else ()
+    return _sound(where, weights, ternary.damage(weights, *codes))
+
+
+def sound_floats(where: str, values: NDArray[Any]) -> NDArray[Any]:
+    """As `sound`, of gains, or of the rows of an embedding or head."""
+    return _sound(where, values, ternary.damage_of_floats(values))
+
+
+def _sound(where: str, values: NDArray[Any], damage: str | None) -> NDArray[Any]:
+    if damage is not None:
+        raise UserError(f"{where} {damage}; the checkpoint is broken (damaged): download it, or convert it, again")
+    return values
+
+
+def activation(found: dict[str, Any], known: dict[str, str], path: object) -> str | None:
+    """The gate that a checkpoint names; None if it names none.
+
+    Parameters
+    ----------
+    found : values by the names under which they were found; None counts as not there.
+    known : gates by the names they may have.
+
+    Raises
+    ------
+    UserError : an unknown one, or two that differ.
+    """
+    gates: dict[str, str] = {}
+    for name, value in found.items():
+        if value is None:
+            continue
+        if not isinstance(value, str) or value not in known:
+            raise UserError(f"{path}: {name} is {value!r}; supported are {', '.join(known)}")
+        gates[name] = known[value]
+    if len(set(gates.values())) > 1:
+        said = " and ".join(f"{name} is {found[name]!r}" for name in gates)
+        raise UserError(f"{path}: {said}; correct the wrong one")
+    return next(iter(gates.values()), None)
 
 
 @contextmanager
@@ -105,12 +154,14 @@ class Checkpoint:
     weights : shapes and weights; layers are read when they are asked for.
     tokenizer : files of the tokenizer.
     eos_ids : tokens that end a text.
+    notes : what the files do not say and had to be assumed, a line each.
     """
 
     name: str
     weights: ModelWeights
     tokenizer: Files
     eos_ids: tuple[int, ...]
+    notes: tuple[str, ...] = ()
 
 
 # ---- config.json -----------------------------------------------------------------------------------------------------
@@ -199,35 +250,92 @@ def _read_family(path: Path, config: dict[str, Any]) -> _Family:
     return _Family(bitnet, declared, linear_class == "bitlinear")
 
 
-def _read_rope(path: Path, config: dict[str, Any], context: int) -> tuple[dict[str, Any], RopeScaling | None]:
-    """The object that may hold rope_theta, and the scaling of the frequencies."""
-    rope = _object(config, "rope_parameters", path) or _object(config, "rope_scaling", path)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0)) != 1.0:
-        raise UserError(f"{path}: partial_rotary_factor is set; heads must be rotated whole")
-    if kind == "default":
-        return rope, None
-    if kind == "linear":
-        return rope, RopeScaling(kind="linear", factor=_number(rope, "factor", path))
-    if kind != "llama3":
+def _rope_kind(path: Path, name: str, rope: dict[str, Any]) -> str:
+    """Kind of scaling, which older configurations call `type`."""
+    kinds = [rope[key] for key in ("rope_type", "type") if rope.get(key) is not None] or ["default"]
+    if kinds[0] != kinds[-1]:
+        raise UserError(f"{path}: {name} has rope_type {kinds[0]!r} and type {kinds[1]!r}; correct the wrong one")
+    kind = kinds[0]
+    if not isinstance(kind, str) or kind not in ("default", "linear", "llama3"):
         raise UserError(f"{path}: rope_type is {kind!r}; supported are default, linear and llama3")
-    return rope, RopeScaling(
+    return kind
+
+
+def _read_rope(path: Path, config: dict[str, Any], context: int, default: float) -> tuple[float, RopeScaling | None]:
+    """Base of the rotary frequencies, and their scaling.
+
+    As transformers 5 reads it: `rope_scaling`, the older name, takes the place of `rope_parameters` where both are given; `rope_theta`
+    is looked for in it, then in the configuration.
+    """
+    scaling, parameters = _object(config, "rope_scaling", path), _object(config, "rope_parameters", path)
+    name, rope = ("rope_scaling", scaling) if scaling else ("rope_parameters", parameters)
+    for key, value in rope.items():
+        if isinstance(value, dict):
+            raise UserError(f"{path}: {name} has parameters for {key!r} alone; those of all layers must be the same")
+    for where in (scaling, parameters, config):
+        if where.get("partial_rotary_factor") not in (None, 1):
+            raise UserError(f"{path}: partial_rotary_factor is set; heads must be rotated whole")
+    for where in (scaling, parameters):
+        if where and _rope_kind(path, name, where) == "default" and where.get("factor") not in (None, 1):
+            raise UserError(
+                f"{path}: {name} has a factor of {where['factor']!r} but no rope_type; say linear or llama3"
+            )
+    theta = _number({"rope_theta": rope.get("rope_theta", config.get("rope_theta", default))}, "rope_theta", path)
+    if scaling and parameters:
+        # transformers forgets what rope_parameters says; if that differs nobody knows which one is meant.
+        if parameters.get("rope_theta", theta) != theta:
+            raise UserError(
+                f"{path}: rope_parameters has rope_theta {parameters['rope_theta']!r}, but rope_scaling beside it, which takes its "
+                f"place, makes it {theta:g}; put rope_theta into rope_scaling, or take one of the two away"
+            )
+        kinds = [_rope_kind(path, n, r) for n, r in (("rope_scaling", scaling), ("rope_parameters", parameters))]
+        same = kinds[0] == kinds[1] and all(scaling.get(k, v) == v for k, v in parameters.items())
+        if kinds[1] != "default" and not same:
+            raise UserError(
+                f"{path}: rope_scaling ({kinds[0]}) and rope_parameters ({kinds[1]}) scale the rotary frequencies in two ways; "
+                "take one of them away"
+            )
+    kind = _rope_kind(path, name, rope)
+    if kind == "default":
+        return theta, None
+    if kind == "linear":
+        return theta, RopeScaling(kind="linear", factor=_number(rope, "factor", path))
+    original = "original_max_position_embeddings"
+    contexts = {where[original] for where in (config, rope) if type(where.get(original)) is int}
+    if len(contexts) > 1:
+        raise UserError(
+            f"{path}: {original} is {config[original]} and, in {name}, {rope[original]}; correct the wrong one"
+        )
+    return theta, RopeScaling(
         kind="llama3",
         factor=_number(rope, "factor", path),
         low_freq_factor=_number(rope, "low_freq_factor", path),
         high_freq_factor=_number(rope, "high_freq_factor", path),
-        original_context=_integer(rope, "original_max_position_embeddings", path, context),
+        original_context=_integer(rope, original, path, _integer(config, original, path, context)),
     )
 
 
-def _read_spec(path: Path, config: dict[str, Any], family: _Family) -> ModelSpec:
+def _read_activation(path: Path, config: dict[str, Any], family: _Family) -> tuple[str, list[str]]:
+    """The gate, and what was assumed of it."""
+    said = activation({n: config.get(n) for n in ("hidden_act", "hidden_activation")}, _ACTIVATIONS, path)
+    if said is not None:
+        return said, []
+    # Defaults are those of transformers' configuration classes.
+    assumed = "relu2" if config.get("model_type") == "bitnet" else "silu"
+    if not family.bitnet:
+        return assumed, []  # every LLaMA has it
+    return assumed, [
+        f"{path}: hidden_act is missing; {assumed} is assumed, the default of transformers for model_type "
+        f"{config.get('model_type')!r}. If the model was trained otherwise, write hidden_act into the file"
+    ]
+
+
+def _read_spec(path: Path, config: dict[str, Any], family: _Family, notes: list[str]) -> ModelSpec:
     for name in ("attention_bias", "mlp_bias"):
         if config.get(name):
             raise UserError(f"{path}: {name} is set; linear layers with a bias are not supported")
-    # Defaults are those of transformers' configuration classes.
-    activation = config.get("hidden_act", "relu2" if config.get("model_type") == "bitnet" else "silu")
-    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        raise UserError(f"{path}: hidden_act is {activation!r}; supported are {', '.join(_ACTIVATIONS)}")
+    gate, assumed = _read_activation(path, config, family)
+    notes += assumed
     hidden, heads = _integer(config, "hidden_size", path), _integer(config, "num_attention_heads", path)
     if config.get("head_dim") is None and hidden % heads:
         raise UserError(f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}; give head_dim")
@@ -235,9 +343,8 @@ def _read_spec(path: Path, config: dict[str, Any], family: _Family) -> ModelSpec
     kv_heads = heads if config.get("num_key_value_heads") is None else _integer(config, "num_key_value_heads", path)
     context = _integer(config, "max_position_embeddings", path, 2048)
     with golden_errors(path):
-        rope, scaling = _read_rope(path, config, context)
         default = 500000.0 if config.get("model_type") == "bitnet" else 10000.0
-        theta = {"rope_theta": rope.get("rope_theta", config.get("rope_theta", default))}
+        theta, scaling = _read_rope(path, config, context, default)
         return ModelSpec(
             hidden=hidden,
             layers=_integer(config, "num_hidden_layers", path),
@@ -246,10 +353,10 @@ def _read_spec(path: Path, config: dict[str, Any], family: _Family) -> ModelSpec
             head_dim=head_dim,
             ffn=_integer(config, "intermediate_size", path),
             vocab=_integer(config, "vocab_size", path),
-            activation=_ACTIVATIONS[activation],  # type: ignore[arg-type]
+            activation=gate,  # type: ignore[arg-type]
             attn_sub_norm=family.bitnet,
             ffn_sub_norm=family.bitnet,
-            rope_theta=_number(theta, "rope_theta", path),
+            rope_theta=theta,
             norm_eps=_number(config, "rms_norm_eps", path, 1e-5 if config.get("model_type") == "bitnet" else 1e-6),
             max_context=context,
             tied=_flag(config, "tie_word_embeddings", path),
@@ -285,6 +392,8 @@ class _Source:
             "up": (s.ffn, s.hidden),
             "down": (s.hidden, s.ffn),
         }
+        if _EMBEDDING not in tensors:
+            self._refuse_other_names()
         self._floats(_EMBEDDING, (s.vocab, s.hidden))
         self._floats(_NORM, (s.hidden,))
         for i in range(s.layers):
@@ -298,6 +407,30 @@ class _Source:
             more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
             raise UserError(
                 f"{tensors.where(extra[0])}{more}: no place in this model; it may not be of the supported kind"
+            )
+
+    def _refuse_other_names(self) -> None:
+        """Says what names a checkpoint has that are not those of transformers' whole model."""
+        t = self.tensors
+        lora = next((n for n in t if "lora_" in n), None)
+        if lora is not None:
+            raise UserError(
+                f"{t.where(lora)}: is part of an adapter (LoRA); merge it into its base model (peft: merge_and_unload, "
+                "save_pretrained) and give that folder"
+            )
+        last = _EMBEDDING.removeprefix("model.")
+        name = next((n for n in t if n.endswith(last)), None)
+        if name is not None:
+            prefix = name.removesuffix(last)
+            begin = f"begin with {prefix!r}" if prefix else "have no prefix"
+            raise UserError(
+                f"{t.where(name)}: the names of its tensors {begin}, where 'model.' is needed (model.embed_tokens.weight): the inner "
+                "model or a wrapper of it was saved; save the whole one (AutoModelForCausalLM), or rename the tensors"
+            )
+        if "tok_embeddings.weight" in t:
+            raise UserError(
+                f"{t.where('tok_embeddings.weight')}: the tensors have the names of Meta's own format; convert it to a Hugging Face "
+                "folder (transformers' convert_llama_weights_to_hf.py)"
             )
 
     @staticmethod
@@ -362,7 +495,9 @@ class _Source:
         """Reads the weight_scale of a matrix."""
         t, scale = self.tensors, f"{name}_scale"
         if t.shape(scale) not in ((), (1,)):
-            raise UserError(f"{t.where(scale)} has shape {list(t.shape(scale))}, one scale a matrix is supported")
+            raise UserError(
+                f"{t.where(scale)} has shape {list(t.shape(scale))}, one scale a matrix is supported, several are not yet"
+            )
         s = t.float32(scale, t.shape(scale)).reshape(-1)[0]
         if s <= 0:
             raise UserError(f"{t.where(scale)} is {s}; a scale must be positive")
@@ -381,17 +516,29 @@ class _Source:
         for part, shape in self.shapes.items():
             parts[part], parts[f"{part}_scale"] = self.matrix(self._name(i, part), shape)
         for part, (name, size) in self._gains(i).items():
-            parts[part] = self.tensors.float32(name, (size,))
+            parts[part] = self.gain(name, size)
         return LayerWeights(**parts)
+
+    def gain(self, name: str, size: int) -> NDArray[np.float32]:
+        """The gain of a norm."""
+        return sound_floats(self.tensors.where(name), self.tensors.float32(name, (size,)))
 
     def matrix(self, name: str, shape: tuple[int, int]) -> tuple[NDArray[np.int8], float]:
         """A ternary matrix [rows, inputs] and the scale that multiplies its outputs."""
+        where = self.tensors.where(name)
         if self.tensors.dtype(name) == "U8":
-            return self._packed(name, shape), self.scales[name]
-        if name in self.scales:
+            weights, scale = self._packed(name, shape), self.scales[name]
+        elif name in self.scales:
             weights, unit = self._exact(name, shape)
-            return weights, float(np.float32(unit) * np.float32(self.scales[name]))
-        return self._latent(name, shape) if self.latent else self._exact(name, shape)
+            with np.errstate(all="ignore"):
+                scale = float(np.float32(unit) * np.float32(self.scales[name]))
+            if not 0 < scale < np.inf:
+                raise UserError(
+                    f"{where}: its values of {unit:g} times weight_scale {self.scales[name]:g} are no float32; the file is damaged"
+                )
+        else:
+            weights, scale = self._latent(name, shape) if self.latent else self._exact(name, shape)
+        return sound(where, weights), scale
 
     def _packed(self, name: str, shape: tuple[int, int]) -> NDArray[np.int8]:
         out = np.empty(shape, np.int8)
@@ -423,20 +570,23 @@ class _Source:
         """Floating-point weights that are -s, 0 and s."""
         out = np.empty(shape, np.int8)
         scale = np.float32(0)
+        where = self.tensors.where(name)
         for i, piece in self.tensors.float_pieces(name):
             magnitude = np.abs(piece)
             scale = scale or magnitude.max()
             bad = (magnitude != 0) & (magnitude != scale)
             if bad.any():
                 row, column = (int(v) for v in np.argwhere(bad)[0])
+                if group := ternary.scale_group(piece):
+                    raise several_scales(where, group, magnitude, i, scale)
                 raise UserError(
-                    f"{self.tensors.where(name)} is not ternary: {self.tensors.dtype(name)} values like "
+                    f"{where} is not ternary: {self.tensors.dtype(name)} values like "
                     f"{piece[row, column]:.6g} at row {i + row}, column {column} beside {scale:.6g}; convert a 1.58-bit "
                     "checkpoint, or quantise these weights by their mean magnitude with --latent"
                 )
             out[i : i + len(piece)] = np.sign(piece)
         if not scale:
-            raise UserError(f"{self.tensors.where(name)} holds only zeros; the checkpoint is broken")
+            sound(where, out)
         return out, float(scale)
 
     def rows(self, name: str) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -446,7 +596,47 @@ class _Source:
         for i, piece in self.tensors.float_pieces(name):
             part = slice(i, i + len(piece))
             out[part], scales[part] = head.quantise_rows(piece)
-        return out, scales
+        return sound_floats(self.tensors.where(name), out), scales
+
+
+def several_scales(
+    where: str, group: int, magnitude: NDArray[np.float32], first: int, before: float | np.floating[Any]
+) -> UserError:
+    """What is said of a matrix whose weights are ternary, each group of inputs by a scale of its own.
+
+    Parameters
+    ----------
+    group : inputs that share a scale.
+    magnitude : of a piece of the matrix in which the scale changes, or has changed since the piece before.
+    first : row at which the piece begins. before : scale of the pieces before it.
+    """
+    one = np.float32(before) if first else magnitude[magnitude != 0][0]
+    row, column = (int(v) for v in np.argwhere((magnitude != 0) & (magnitude != one))[0])
+    return UserError(
+        f"{where}: is ternary with several scales, one for every {group:,} inputs of a row ({one:g}, and {magnitude[row, column]:g} "
+        f"at row {row + first}, column {column}); one scale a matrix is supported, several are not yet"
+    )
+
+
+_PARTS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+"""Files of a folder that may be something else; tensors look for themselves."""
+
+
+def _no_config(folder: Path) -> str:
+    """Why a folder is no checkpoint, and what to do."""
+    names = listing(folder)
+    if hint := adapter(folder):
+        return f"{folder}: {hint}"
+    for suffix in (".gguf", ".tlm"):
+        if found := [n for n in names if n.endswith(suffix)]:
+            return f"{folder}: has no config.json, but {found[0]}; give that file"
+    if inside := sorted(p.parent for p in [*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")]):
+        return f"{folder}: has no config.json, but {inside[0]} does; give that folder"
+    if "params.json" in names:
+        return f"{folder}: is in Meta's own format; convert it (transformers' convert_llama_weights_to_hf.py)"
+    if found := [n for n in names if n.endswith((".safetensors", ".bin", ".pt", ".pth"))]:
+        return f"{folder}: has no config.json beside {found[0]}; download the model's config.json and tokenizer, too"
+    return f"{folder}: has no config.json; give a Hugging Face checkpoint folder, a .gguf file or a .tlm image"
 
 
 def read_checkpoint(folder: Path, *, latent: bool = False) -> Checkpoint:
@@ -463,13 +653,20 @@ def read_checkpoint(folder: Path, *, latent: bool = False) -> Checkpoint:
     """
     path = folder / "config.json"
     if not path.exists():
-        raise UserError(
-            f"{folder}: has no config.json; give a Hugging Face checkpoint folder, a .gguf file or a .tlm image"
-        )
+        raise UserError(_no_config(folder))
+    for part in _PARTS:
+        if kind := peek(folder / part):
+            raise UserError(f"{folder / part}: {kind}")
     config = read_json(path)
+    notes: list[str] = []
     family = _read_family(path, config)
-    spec = _read_spec(path, config, family)
+    spec = _read_spec(path, config, family, notes)
     tensors = Tensors(folder)
+    notes += tensors.notes
+    if adapter(folder):
+        notes.append(
+            f"{folder}: holds an adapter (LoRA) beside the model, which is not applied; merge the two (peft: merge_and_unload)"
+        )
     source = _Source(tensors, spec, family, latent=latent)
     files, eos = Files.read(folder), _eos(folder, config)
     embedding, embedding_scales = source.rows(_EMBEDDING)
@@ -478,13 +675,13 @@ def read_checkpoint(folder: Path, *, latent: bool = False) -> Checkpoint:
         weights = ModelWeights(
             spec=spec,
             layers=LazyLayers(spec, source.layer),
-            norm=tensors.float32(_NORM, (spec.hidden,)),
+            norm=source.gain(_NORM, spec.hidden),
             embedding=embedding,
             embedding_scales=embedding_scales,
             head=head_rows,
             head_scales=head_scales,
         )
-    return Checkpoint(folder.resolve().name, weights, files, eos)
+    return Checkpoint(folder.resolve().name, weights, files, eos, tuple(notes))
 
 
 def _eos(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:

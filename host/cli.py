@@ -38,6 +38,7 @@ from host.session import Session
 from host.simulation import SimulatedAccelerator, memory_timing
 from host.synth import synth
 from host.tables import grid, pairs, show
+from host.tensors import peek
 from host.terminal import Chat
 from host.text import checked, drop_output, finish_output, output_failed, prepare_streams
 from host.tokenizer import Tokenizer
@@ -518,7 +519,8 @@ def convert_command(
     config = board(board_name)
     path = find_model(str(source))
     if not is_checkpoint(path):
-        raise UserError(f"{path}: is not a checkpoint folder or .gguf file; images are made from checkpoints only")
+        what = f": it {kind}" if (kind := peek(path)) else "; images are made from checkpoints only"
+        raise UserError(f"{path}: is not a checkpoint folder or .gguf file{what}")
     if out.suffix != ".tlm":
         raise UserError(f"{out}: an image's name ends in .tlm")
     _check_new_file(out)

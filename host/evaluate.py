@@ -24,7 +24,7 @@ from rich.table import Table
 from golden.config import AcceleratorConfig
 from golden.model import PREFILL_LANES
 from host.backends import GoldenBackend
-from host.checkpoint import is_checkpoint, open_checkpoint
+from host.checkpoint import is_checkpoint, open_checkpoint, tell
 from host.errors import CheckError, UserError
 from host.image import Image
 from host.model import Model, find_model
@@ -196,7 +196,9 @@ def open_scorer(name: str, backend: str, config: AcceleratorConfig, *, latent: b
     if backend == "golden" and is_checkpoint(path):
         checkpoint = open_checkpoint(path, latent=latent)
         tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.weights.spec.vocab)
-        return BackendScorer(checkpoint.name, tokenizer, GoldenBackend(checkpoint.weights, config))
+        scorer = BackendScorer(checkpoint.name, tokenizer, GoldenBackend(checkpoint.weights, config))
+        tell(checkpoint.notes)
+        return scorer
     if backend == "golden":
         model = Model(Image(path), config)
         return BackendScorer(model.name, model.tokenizer, GoldenBackend(model.weights(), config))

@@ -8,11 +8,15 @@
 
 A scale of its own (`blk.N.attn_q.scale`) multiplies that of the blocks. Norms, embedding and head may be of any type that the `gguf` package decodes.
 
-| `general.architecture` | gate | rotary pairs | from |
+| `general.architecture` | gate, if the file does not say | rotary pairs | from |
 |---|---|---|---|
-| `bitnet` | what `bitnet.hidden_activation` says, else SiLU; squared ReLU for the shape of 2B-4T, which early converters did not say | halves | llama.cpp; 1bitLLM's models |
-| `bitnet-b1.58`, `bitnet-25` | squared ReLU | halves | bitnet.cpp; microsoft/bitnet-b1.58-2B-4T |
+| `bitnet` | SiLU | halves | llama.cpp; 1bitLLM's models |
+| `bitnet-b1.58` | squared ReLU; SiLU with the heads and rotary base of the first generation, see `_gate` | halves | bitnet.cpp; microsoft/bitnet-b1.58-2B-4T, since 2026 1bitLLM's models, too |
+| `bitnet-25` | squared ReLU | halves | bitnet.cpp; microsoft/bitnet-b1.58-2B-4T |
 | `llama` | SiLU | neighbours: rows of Q and K are put back in the order of halves | Falcon3, Llama3-8B |
+
+`hidden_activation` of the metadata says which gate it is; most files do not have it. What is assumed then is in `Checkpoint.notes`, unless the shape is that of a
+published model. Special tokens of id -1, in whatever integer type, are left out, as if the file did not name them.
 
 The header is parsed here and not with the package's reader, which knows neither type 36 nor a file that lies: it makes arrays of whatever length is written, and Python
 objects of every element. Here a length, count or offset is compared with the file's size before it is used. Tensors are mapped piece by piece, so what the
@@ -27,6 +31,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,8 +45,17 @@ from numpy.typing import NDArray
 
 from golden import head, ternary
 from golden.model import LayerWeights, ModelSpec, ModelWeights, RopeScaling
-from host.checkpoint import Checkpoint, LazyLayers, golden_errors
+from host.checkpoint import (
+    Checkpoint,
+    LazyLayers,
+    activation,
+    golden_errors,
+    several_scales,
+    sound,
+    sound_floats,
+)
 from host.errors import UserError
+from host.tensors import what_it_is
 from host.tokenizer import Files, Tokenizer
 from host.vocabulary import (
     MAX_PIECES,
@@ -65,9 +79,18 @@ FREQUENCIES = "rope_freqs.weight"
 I2_S = 36
 _INTEGERS = (24, 25, 26, 27)  # I8, I16, I32, I64
 _BITNET_CPP = {36: "I2_S", 37: "I8_S", 38: "TL1", 39: "TL2 or MXFP4"}
+_NOT_YET = {
+    41: "Q1_0: binary sign weights, -1 and +1 in one bit each, no ternary ones; a binary model is not supported",
+    42: "Q2_0: ternary with a scale for every 64 (or 128) inputs; one scale a matrix is supported, several are not yet",
+    142: "PQ2_0: ternary with a scale for every 128 inputs; one scale a matrix is supported, several are not yet",
+    143: "PTQ1_0: ternary with a scale for every 128 inputs; one scale a matrix is supported, several are not yet",
+}
+"""Types of llama.cpp (and, from 142 on, of Prism's branch) that are known but cannot be run."""
 _I2_S_BLOCK = 128
 _TQ_BLOCK = 256
 _TQ = {GGMLQuantizationType.TQ1_0, GGMLQuantizationType.TQ2_0}
+_SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+"""How llama.cpp names the parts of a model."""
 _HALF_STEP = 1 + 2.0**-10
 """Scales of one matrix may differ by one step of float16."""
 
@@ -84,10 +107,19 @@ _MATRICES = {
     "up": "ffn_up",
     "down": "ffn_down",
 }
-_ACTIVATIONS = {"silu": "silu", "swish": "silu", "swiglu": "silu", "relu2": "relu2"}
+_ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "swiglu": "silu",
+    "relu2": "relu2", "relu_sqr": "relu2", "relu_squared": "relu2", "squared_relu": "relu2",
+}  # fmt: skip
+_ACTIVATION_KEYS = ("hidden_activation", "hidden_act", "activation_function", "feed_forward_activation")
+"""Last parts of the metadata that name the gate: llama.cpp's, then what configurations call it."""
 _ARCHITECTURES = {"bitnet": "silu", "bitnet-b1.58": "relu2", "bitnet-25": "relu2", "llama": "silu"}
 _SHAPE_2B_4T = (2560, 30, 6912, 128256)
-"""hidden, layers, ffn, vocabulary of microsoft/bitnet-b1.58-2B-4T."""
+_SHAPE_LARGE = (1536, 24, 4096, 32002)
+"""hidden, layers, ffn, vocabulary of microsoft/bitnet-b1.58-2B-4T and of 1bitLLM/bitnet_b1_58-large (the others of the first
+generation have features that are no multiples of 32)."""
+_NO_TOKEN = (-1, 0xFF, 0xFFFF, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF)
+"""-1 in an integer of any kind; only beyond the vocabulary does it mean that there is no such token."""
 
 
 # ---- blocks ----------------------------------------------------------------------------------------------------------
@@ -226,6 +258,8 @@ class Gguf:
             if not path.is_file():
                 raise UserError(f"{path}: is not a file; give a GGUF file")
             self._size = path.stat().st_size
+            if kind := self._other():
+                raise UserError(f"{path}: is not a GGUF file: it {kind}")
             if self._size < 24:
                 raise UserError(f"{path}: has {self._size} bytes; it is no GGUF file, or truncated")
             with (
@@ -235,6 +269,12 @@ class Gguf:
                 self._parse(_Cursor(m, self._size, path))
         except OSError as e:
             raise UserError(f"{path}: cannot be read ({e.strerror})") from e
+
+    def _other(self) -> str | None:
+        """What a file without the magic number is, if that can be seen."""
+        with open(self.path, "rb") as f:
+            head = f.read(512)
+        return None if head.startswith(MAGIC) else what_it_is(head)
 
     def _parse(self, c: _Cursor) -> None:
         path = self.path
@@ -278,6 +318,8 @@ class Gguf:
 
     def _place(self, name: str, shape: tuple[int, ...], kind: int, data: int, offset: int, alignment: int) -> _Entry:
         where = self.where(name)
+        if kind in _NOT_YET:
+            raise UserError(f"{where}: is {_NOT_YET[kind]}. Take the model in I2_S, TQ1_0 or TQ2_0, if there is one")
         if not all(0 < n < 1 << 40 for n in shape):
             raise UserError(f"{where}: has the shape {list(shape)}; every dimension must be positive and below 2**40")
         if kind == I2_S:
@@ -364,7 +406,13 @@ class Gguf:
     def shape(self, name: str) -> tuple[int, ...]:
         """Rows first. Raises UserError if there is no such tensor."""
         if name not in self._entries:
-            raise UserError(f"{self.path}: tensor {name} is missing")
+            part = _SPLIT.search(self.path.name)
+            hint = (
+                f"; by its name the file is one of {int(part[2])}, join them with llama-gguf-split --merge"
+                if part
+                else ""
+            )
+            raise UserError(f"{self.path}: tensor {name} is missing{hint}")
         return self._entries[name].shape
 
     def require(self, name: str, shape: tuple[int, ...]) -> _Entry:
@@ -421,6 +469,10 @@ class Gguf:
         """A whole small tensor. Raises UserError as `float_pieces`."""
         return np.concatenate([piece for _, piece in self.float_pieces(name, shape)]).reshape(shape)
 
+    def gain(self, name: str, features: int) -> NDArray[np.float32]:
+        """The gain of a norm. Raises UserError as `float_pieces`, and if it is damaged."""
+        return sound_floats(self.where(name), self.floats(name, (features,)))
+
     def rows(self, name: str, shape: tuple[int, int]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
         """int8 rows and their scales of an embedding or a head. Raises UserError as `float_pieces`."""
         self.require(name, shape)  # before memory of that shape is taken
@@ -428,6 +480,7 @@ class Gguf:
         for i, piece in self.float_pieces(name, shape):
             part = slice(i, i + len(piece))
             codes[part], scales[part] = head.quantise_rows(piece)
+        sound_floats(self.where(name), codes)
         return codes, scales
 
     def matrix(self, name: str, shape: tuple[int, int], *, latent: bool = False) -> tuple[NDArray[np.int8], float]:
@@ -435,7 +488,7 @@ class Gguf:
 
         Raises
         ------
-        UserError : missing, another shape, weights that are not ternary, scales that differ or are broken.
+        UserError : missing, another shape, weights that are not ternary or are damaged, scales that differ or are broken.
         """
         e = self.require(name, shape)
         out = np.empty(shape, np.int8)
@@ -454,9 +507,9 @@ class Gguf:
         extra = name.removesuffix(".weight") + ".scale"
         if extra in self:
             scale *= float(self.floats(extra, (1,))[0])
-        if scale == 0 and not out.any():
-            scale = 1.0  # an empty matrix has no magnitude to tell
-        scale = float(np.float32(scale))
+        sound(self.where(name), out)
+        with np.errstate(over="ignore"):
+            scale = float(np.float32(scale))
         if not 0 < scale < math.inf:
             raise UserError(f"{self.where(name)}: its scale is {scale}; a scale must be positive and finite")
         return out, scale
@@ -478,7 +531,7 @@ class Gguf:
 
     def _tq(self, name: str, e: _Entry, out: NDArray[np.int8]) -> float:
         kind = GGMLQuantizationType(e.type)
-        low, high = math.inf, 0.0
+        low, high, several = math.inf, 0.0, set[float]()
         for i, raw in self._pieces(e):
             codes, scales = _UNPACK[kind](np.ascontiguousarray(raw).reshape(-1, GGML_QUANT_SIZES[kind][1]))
             if not np.isfinite(scales).all() or (scales < 0).any():
@@ -490,10 +543,11 @@ class Gguf:
             self._codes(name, codes, i, out)
             if scales.any():
                 low, high = min(low, float(scales[scales > 0].min())), max(high, float(scales.max()))
+                several.update(float(s) for s in np.unique(scales[scales > 0]))
         if high > low * _HALF_STEP:
             raise UserError(
-                f"{self.where(name)}: its blocks have scales from {low:g} to {high:g}, so its weights are not ternary; "
-                "convert a model that was trained with ternary weights"
+                f"{self.where(name)}: its blocks have scales from {low:g} to {high:g}, {len(several):,} different ones: one scale a matrix is "
+                "supported, several are not yet. If the model was not trained with ternary weights, take one that was"
             )
         return high
 
@@ -506,6 +560,8 @@ class Gguf:
             bad = (magnitude != scale) & (x != 0)
             if bad.any():
                 row, column = (int(v) for v in np.argwhere(bad)[0])
+                if group := ternary.scale_group(x):
+                    raise several_scales(self.where(name), group, magnitude, i, scale)
                 raise UserError(
                     f"{self.where(name)}: its weights are not ternary: magnitudes {scale:g} and {magnitude[row, column]:g} (row {row + i}, "
                     f"column {column}); convert a model that was trained with ternary weights, or quantise these by their mean magnitude with --latent"
@@ -517,7 +573,42 @@ class Gguf:
 # ---- the model -------------------------------------------------------------------------------------------------------
 
 
-def _read_spec(g: Gguf, architecture: str) -> ModelSpec:
+def _gate(
+    g: Gguf, architecture: str, shape: tuple[int, int, int, int], heads: tuple[int, int], theta: float
+) -> tuple[str, list[str]]:
+    """The gate, and what was assumed of it.
+
+    Parameters
+    ----------
+    shape : hidden, layers, ffn, vocabulary. heads : of queries and of keys. theta : base of the rotary frequencies.
+
+    A file says it in `<architecture>.hidden_activation`, of which a key that was left behind under another architecture is as good.
+    Without it the shape of a published model tells. Of other `bitnet-b1.58` files the first generation has as many KV heads as heads
+    and a base of 10,000, while 2B-4T and its kin share KV heads and have 500,000.
+    """
+    said = activation(
+        {k: v for k, v in g.fields.items() if k.rpartition(".")[2] in _ACTIVATION_KEYS}, _ACTIVATIONS, g.path
+    )
+    if said is not None:
+        return said, []
+    if shape == _SHAPE_2B_4T and architecture != "llama":
+        return "relu2", []
+    if shape == _SHAPE_LARGE:
+        return "silu", []
+    gate, why = _ARCHITECTURES[architecture], f"as usual for architecture {architecture}"
+    if architecture == "bitnet-b1.58" and heads[0] == heads[1] and theta == 10000:
+        gate = "silu"
+        why = f"its {heads[0]} KV heads for {heads[0]} heads and rope.freq_base of 10,000 are those of the first generation (1bitLLM)"
+    elif architecture == "llama" and "blk.0.ffn_sub_norm.weight" not in g and "blk.0.attn_sub_norm.weight" not in g:
+        return gate, []  # every LLaMA has it
+    name = {"silu": "SiLU", "relu2": "squared ReLU (relu2)"}[gate]
+    return gate, [
+        f"{g.path}: does not say its activation ({architecture}.hidden_activation is missing); {name} is assumed, {why}. If that is wrong, "
+        "give the model's Hugging Face folder, or a file that says it"
+    ]
+
+
+def _read_spec(g: Gguf, architecture: str, notes: list[str]) -> ModelSpec:
     def key(name: str) -> str:
         return f"{architecture}.{name}"
 
@@ -540,25 +631,22 @@ def _read_spec(g: Gguf, architecture: str) -> ModelSpec:
     layers, ffn = g.integer(key("block_count")), g.integer(key("feed_forward_length"))
     if layers > len(list(g)):
         refuse("block_count", layers, f"but the file has {len(list(g))} tensors")
-    activation = _ARCHITECTURES[architecture]
-    if architecture == "bitnet":
-        says = g.text(key("hidden_activation"), "relu2" if (hidden, layers, ffn, vocab) == _SHAPE_2B_4T else "silu")
-        if says not in _ACTIVATIONS:
-            refuse("hidden_activation", says, f"supported are {', '.join(_ACTIVATIONS)}")
-        activation = _ACTIVATIONS[says]
+    kv_heads, theta = g.integer(key("attention.head_count_kv"), heads), g.number(key("rope.freq_base"), 10000.0)
+    gate, assumed = _gate(g, architecture, (hidden, layers, ffn, vocab), (heads, kv_heads), theta)
+    notes += assumed
     with golden_errors(g.path):
         return ModelSpec(
             hidden=hidden,
             layers=layers,
             heads=heads,
-            kv_heads=g.integer(key("attention.head_count_kv"), heads),
+            kv_heads=kv_heads,
             head_dim=head_dim,
             ffn=ffn,
             vocab=vocab,
-            activation=activation,  # type: ignore[arg-type]
+            activation=gate,  # type: ignore[arg-type]
             attn_sub_norm="blk.0.attn_sub_norm.weight" in g,
             ffn_sub_norm="blk.0.ffn_sub_norm.weight" in g,
-            rope_theta=g.number(key("rope.freq_base"), 10000.0),
+            rope_theta=theta,
             norm_eps=g.number(key("attention.layer_norm_rms_epsilon")),
             max_context=g.integer(key("context_length")),
             tied="output.weight" not in g,
@@ -567,16 +655,37 @@ def _read_spec(g: Gguf, architecture: str) -> ModelSpec:
 
 
 def _rope_scaling(g: Gguf, architecture: str, head_dim: int) -> RopeScaling | None:
-    """How the rotary frequencies are scaled: linearly by metadata, or as Llama 3.1 does by a tensor of divisors."""
-    kind, factor = f"{architecture}.rope.scaling.type", f"{architecture}.rope.scaling.factor"
-    scaling, by = g.text(kind, "none"), g.number(factor, 1.0)
+    """How the rotary frequencies are scaled: linearly by metadata, or as Llama 3.1 does by a tensor of divisors.
+
+    As in llama.cpp: a factor without a type is linear, 0 is none, and `rope.scale_linear` is its older name.
+    """
+    kind = f"{architecture}.rope.scaling.type"
+    factors = {}
+    for key in (f"{architecture}.rope.scaling.factor", f"{architecture}.rope.scale_linear"):
+        if key in g.fields and g.fields[key] != 0:
+            factors[key] = g.number(key)
+    if len(set(factors.values())) > 1:
+        said = " and ".join(f"{k} is {v:g}" for k, v in factors.items())
+        raise UserError(f"{g.path}: {said}; correct the wrong one")
+    by = next(iter(factors.values()), 1.0)
+    scaling = g.text(kind, "linear")
     if scaling not in ("none", "linear"):
         raise UserError(f"{g.path}: {kind} is {scaling!r}; supported are 'none' and 'linear'")
+    if scaling == "none":
+        by = 1.0
+    for name in ("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"):
+        key = f"{architecture}.{name}"
+        if key in g.fields and g.fields[key] != 0 and g.number(key) != 1:
+            raise UserError(f"{g.path}: {key} is {g.fields[key]:g}; a factor of the rotary magnitudes is not supported")
+    if f"{architecture}.rope.dimension_sections" in g.fields:
+        raise UserError(
+            f"{g.path}: {architecture}.rope.dimension_sections is set; heads must be rotated by one position"
+        )
     if FREQUENCIES not in g:
-        return RopeScaling(kind="linear", factor=by) if scaling == "linear" and by != 1 else None
+        return RopeScaling(kind="linear", factor=by) if by != 1 else None
     divisors = g.floats(FREQUENCIES, (head_dim // 2,))
     if (divisors == 1).all():
-        return None
+        return RopeScaling(kind="linear", factor=by) if by != 1 else None
     theta = g.number(f"{architecture}.rope.freq_base", 10000.0)
     inverse = (theta ** -(np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
     # A file has the divisors and not the four numbers they were made from; published models differ only in the factor.
@@ -602,6 +711,26 @@ def _halves(w: NDArray[np.int8], heads: int) -> NDArray[np.int8]:
     return np.ascontiguousarray(w.reshape(heads, rows // heads // 2, 2, inputs).swapaxes(1, 2)).reshape(rows, inputs)
 
 
+def _refuse_parts(g: Gguf) -> None:
+    """Refuses files that are only a part of a model, or something beside one."""
+    name, count = _SPLIT.search(g.path.name), g.fields.get("split.count", 1)
+    if type(count) is not int or count not in (0, 1):
+        first = f"{g.path.name[: name.start()]}-00001-of-{name[2]}.gguf" if name else "FIRST.gguf"
+        raise UserError(
+            f"{g.path}: is one of {str(count)[:20]} files of a model; join them with llama-gguf-split --merge {first} WHOLE.gguf "
+            "and give that"
+        )
+    kind = g.fields.get("general.type", "model")
+    if kind == "adapter":
+        raise UserError(
+            f"{g.path}: holds only an adapter (LoRA), no model; merge it into its base model (llama-export-lora) and give that file"
+        )
+    if kind != "model":
+        raise UserError(f"{g.path}: its general.type is {str(kind)[:50]!r}; give the file of the model itself")
+    if not list(g):
+        raise UserError(f"{g.path}: holds no tensors, only metadata (a vocabulary?); give the file of the model itself")
+
+
 def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
     """Reads and checks a GGUF file.
 
@@ -616,14 +745,12 @@ def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
         that are not ternary are found when their layer is read.
     """
     g = Gguf(path)
-    if g.fields.get("split.count", 1) not in (0, 1):
-        raise UserError(
-            f"{path}: is one of {g.fields['split.count']} files of a model; join them with llama-gguf-split --merge"
-        )
+    _refuse_parts(g)
     architecture = g.text("general.architecture")
     if architecture not in _ARCHITECTURES:
         raise UserError(f"{path}: its architecture is {architecture!r}; supported are {', '.join(_ARCHITECTURES)}")
-    spec = _read_spec(g, architecture)
+    notes: list[str] = []
+    spec = _read_spec(g, architecture, notes)
     extra = sorted(set(g) - _names(spec))
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
@@ -657,7 +784,7 @@ def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
                 w = _halves(w, spec.heads if part == "q" else spec.kv_heads)
             parts[part], parts[f"{part}_scale"] = w, scale
         for part, (tensor, features) in norms.items():
-            parts[part] = g.floats(f"blk.{i}.{tensor}.weight", (features,))
+            parts[part] = g.gain(f"blk.{i}.{tensor}.weight", features)
         return LayerWeights(**parts)
 
     tokenizer, eos = _tokenizer(g, spec.vocab)
@@ -669,13 +796,13 @@ def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
         weights = ModelWeights(
             spec=spec,
             layers=LazyLayers(spec, layer),
-            norm=g.floats("output_norm.weight", (spec.hidden,)),
+            norm=g.gain("output_norm.weight", spec.hidden),
             embedding=embedding,
             embedding_scales=scales,
             head=head_rows,
             head_scales=head_scales,
         )
-    return Checkpoint(path.stem, weights, tokenizer, eos)
+    return Checkpoint(path.stem, weights, tokenizer, eos, tuple(notes))
 
 
 # ---- the tokenizer ---------------------------------------------------------------------------------------------------
@@ -711,6 +838,8 @@ def _tokenizer(g: Gguf, vocab: int) -> tuple[Files, tuple[int, ...]]:
         if key not in g.fields:
             return None
         i = g.fields[key]
+        if type(i) is int and i in _NO_TOKEN and not 0 <= i < len(pieces):
+            return None
         if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < len(pieces):
             raise UserError(f"{g.path}: {key} is {str(i)[:50]!r}; the vocabulary has {len(pieces):,} tokens")
         return i

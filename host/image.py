@@ -50,7 +50,7 @@ from golden.boards import build_name
 from golden.config import AcceleratorConfig
 from golden.registers import VERSION
 from host.errors import UserError
-from host.tensors import parse_json
+from host.tensors import parse_json, what_it_is
 
 MAGIC = b"TELLMETM"
 FORMAT_VERSION = 2
@@ -268,7 +268,9 @@ class Image:
                 f.seek(0)
                 prefix = f.read(_PREFIX.size)
                 if len(prefix) < _PREFIX.size or prefix[:8] != MAGIC:
-                    raise UserError(f"{path}: is not a .tlm image; make one with `tellme convert`")
+                    kind = what_it_is(prefix + f.read(512))
+                    what = f": it {kind}" if kind else "; make one with `tellme convert`"
+                    raise UserError(f"{path}: is not a .tlm image{what}")
                 _, version, length, crc, _ = _PREFIX.unpack(prefix)
                 if version != FORMAT_VERSION:
                     raise UserError(

@@ -140,10 +140,11 @@ def examine(path: Path, config: AcceleratorConfig | None, *, verify: bool, laten
     UserError : it cannot be read, or no preset has an image's beat geometry.
     """
     verified = None
+    notes: tuple[str, ...] = ()
     if is_checkpoint(path):
         with Console(stderr=True).status(f"reading {path}"):
             checkpoint = open_checkpoint(path, latent=latent)
-        name, weights, files = checkpoint.name, checkpoint.weights, checkpoint.tokenizer
+        name, weights, files, notes = checkpoint.name, checkpoint.weights, checkpoint.tokenizer, checkpoint.notes
         kind = "GGUF checkpoint" if path.is_file() else "Hugging Face checkpoint"
         configs = list(PRESETS.values()) if config is None else [config]
         text = len(files.tokenizer) + len(files.config)
@@ -171,6 +172,7 @@ def examine(path: Path, config: AcceleratorConfig | None, *, verify: bool, laten
         "model": name,
         "kind": kind,
         "spec": asdict(spec),
+        "assumed": list(map(str, map(UserError, notes))),
         "ternary_weights": spec.layers * spec.layer_weights,
         "laid_out_for": configs[0].name,
         "parts": _parts(spec, configs[0], ternary_statistics(weights, show=True), text),
@@ -184,6 +186,8 @@ def print_info(facts: dict[str, Any], console: Console) -> None:
     """Prints what `examine` found, as tables."""
     shape = [*facts["spec"].items(), ("ternary weights", facts["ternary_weights"])]
     show(pairs(f"model {facts['model']}: {facts['kind']}", shape), console)
+    for note in facts["assumed"]:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
     parts = []
     for p in facts["parts"]:
         counts = p["weights"] or {}

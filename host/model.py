@@ -29,10 +29,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from golden import elementwise, layout
+from golden import elementwise, layout, ternary
 from golden.config import PRESETS, AcceleratorConfig
 from golden.model import LayerWeights, ModelSpec, ModelWeights, RopeScaling
-from host.checkpoint import Checkpoint, LazyLayers, golden_errors, is_checkpoint, open_checkpoint
+from host.checkpoint import (
+    Checkpoint,
+    LazyLayers,
+    golden_errors,
+    is_checkpoint,
+    open_checkpoint,
+    sound,
+    sound_floats,
+    tell,
+)
 from host.errors import UserError
 from host.image import Image, Plan, geometry_of, write_image, write_stream
 from host.progress import progress
@@ -83,8 +92,10 @@ def section_shapes(spec: ModelSpec, config: AcceleratorConfig) -> Iterator[Secti
     yield SectionShape("head", blocks * layout.head_block_beats(s.hidden, config), {})
 
 
+_MOST = float(np.finfo(np.float32).max)
 _HEAD_BLOCKS = 64
-"""Blocks of the head that are laid out at a time."""
+_ROWS = 1 << 12
+"""Blocks of the head that are laid out, and rows of an embedding that are checked, at a time."""
 
 
 def plan_sections(weights: ModelWeights, config: AcceleratorConfig) -> list[Plan]:
@@ -154,7 +165,7 @@ def _image_parts(checkpoint: Checkpoint, config: AcceleratorConfig) -> dict[str,
 
 
 def convert(checkpoint: Checkpoint, path: Path, config: AcceleratorConfig, *, show: bool = False) -> None:
-    """Writes the image of a checkpoint for one board.
+    """Writes the image of a checkpoint for one board, and says on stderr what had to be assumed of it.
 
     Parameters
     ----------
@@ -169,6 +180,7 @@ def convert(checkpoint: Checkpoint, path: Path, config: AcceleratorConfig, *, sh
         beats = sum(p.beats for p in parts["sections"])
         with progress(f"converting {checkpoint.name}", beats, show=show) as advance:
             write_image(path, **parts, advance=advance)
+    tell(checkpoint.notes)
 
 
 def read_spec(values: Any) -> ModelSpec:
@@ -261,7 +273,7 @@ class Model:
                 if (
                     not isinstance(scales, list)
                     or len(scales) != shape.scales
-                    or not all(type(v) in (int, float) and 0 < v < 3.5e38 for v in scales)
+                    or not all(type(v) in (int, float) and 0 < v <= _MOST for v in scales)
                     or "block_rows" not in have.info
                 ):
                     raise ValueError(f"section {shape.name!r} must have {shape.scales} positive scales and block_rows")
@@ -282,7 +294,7 @@ class Model:
 
         Parameters
         ----------
-        verify : check an image against its checksums.
+        verify : check an image against its checksums, and that its weights are not damaged.
         latent : as in `host.checkpoint.read_checkpoint`.
         show : a progress bar.
 
@@ -291,7 +303,10 @@ class Model:
         UserError : there is no such file, or it cannot be used.
         """
         if not is_checkpoint(path):
-            return Model(Image(path, verify=verify), config)
+            model = Model(Image(path, verify=verify), config)
+            if verify:
+                model.check_weights()
+            return model
         checkpoint = open_checkpoint(path, latent=latent)
         with golden_errors(checkpoint.name):
             parts = _image_parts(checkpoint, config)
@@ -301,6 +316,7 @@ class Model:
                     with progress(f"converting {checkpoint.name}", beats, show=show) as advance:
                         write_stream(f, **parts, advance=advance)
                     f.flush()
+                    tell(checkpoint.notes)
                     return Model(Image(path, verify=False, file=f), config)
             except OSError as e:
                 raise UserError(
@@ -351,8 +367,81 @@ class Model:
 
     # ---- weights -----------------------------------------------------------------------------------------------------
 
+    def check_weights(self) -> None:
+        """Looks for damage that was there when the image was made, and which its checksums therefore do not show: in the packed bytes of
+        every matrix, the gains and the rows of head and embedding.
+
+        Raises
+        ------
+        UserError : naming the first part that is damaged.
+        """
+        s, c = self.spec, self.config
+        features = {"attention": s.q_dim, "gate": s.ffn}
+        for shape in section_shapes(s, c):
+            if shape.name == "head":
+                continue
+            info, beats = self.image.sections[shape.name].info, self.image.section(shape.name)
+            part = shape.name.split(".")[-1]
+            gain, matrix = beats[: info["gain_beats"]], beats[info["gain_beats"] :]
+            if len(gain):
+                self._sound_floats(
+                    f"gain of section {shape.name!r}", layout.unpack_floats(gain, features.get(part, s.hidden), c)
+                )
+            if not shape.scales:
+                continue
+            rows = layout.packed_rows(matrix, info["rows"], info["inputs"], c, info["block_rows"])
+            if rows.max() > ternary.MAX_CODE:
+                row, byte = (int(i) for i in np.argwhere(rows > ternary.MAX_CODE)[0])
+                raise UserError(
+                    f"{self.image.path}: section {shape.name!r}: a byte of packed weights must be at most {ternary.MAX_CODE}; found "
+                    f"{rows[row, byte]} at row {row}, byte {byte}; convert the checkpoint again"
+                )
+            matrices: dict[str, Beats] = {part: rows}
+            if part == "qkv":
+                matrices = dict(zip("qkv", np.split(rows, [s.q_dim, s.q_dim + s.kv_dim]), strict=True))
+            elif part == "gate":
+                matrices = {"gate": rows[0::2], "up": rows[1::2]}
+            for name, packed in matrices.items():
+                sound(f"{self.image.path}: {name} of section {shape.name!r}", packed, packed=True)
+        alive, scales = [], []
+        for head, row_scales in self._head_pieces():
+            alive.append(head.any(axis=1))
+            scales.append(row_scales)
+        self._sound_rows("head", np.concatenate(alive)[: s.vocab], np.concatenate(scales)[: s.vocab])
+        if not s.tied:
+            blob = self.image.blob("embedding").reshape(s.vocab, s.hidden)
+            flags = [blob[i : i + _ROWS].any(axis=1) for i in range(0, s.vocab, _ROWS)]
+            self._sound_rows("embedding", np.concatenate(flags), self.image.blob("embedding_scales").view("<f4"))
+        self.image.release()
+
+    def _head_pieces(self) -> Iterator[tuple[NDArray[np.int8], NDArray[np.float32]]]:
+        """Rows and scales of the head, some blocks at a time, the last ones filled up with zeros."""
+        section, c = self.image.sections["head"], self.config
+        block = layout.head_block_beats(self.spec.hidden, c)
+        for i in range(0, section.beats, _HEAD_BLOCKS * block):
+            n = min(_HEAD_BLOCKS * block, section.beats - i)
+            beats = layout.unstripe(self.image.data[:, section.address + i : section.address + i + n])
+            yield layout.unpack_head(beats, n // block * c.key_block, self.spec.hidden, c)
+
+    def _sound_rows(self, what: str, alive: NDArray[np.bool_], scales: NDArray[np.float32]) -> None:
+        self._sound_floats(f"scales of the {what}", scales)
+        if (scales < 0).any():
+            raise UserError(f"{self.image.path}: a scale of the {what} is negative; convert the checkpoint again")
+        sound_floats(f"{self.image.path}: {what}, by rows,", alive)
+
+    def _sound_floats(self, what: str, values: NDArray[np.float32]) -> None:
+        if not np.isfinite(values).all():
+            raise UserError(f"{self.image.path}: {what} holds NaN or infinity; convert the checkpoint again")
+        sound_floats(f"{self.image.path}: {what}", values.reshape(-1))
+
     def weights(self) -> ModelWeights:
-        """The weights, unpacked from the image."""
+        """The weights, unpacked from the image.
+
+        Raises
+        ------
+        UserError : they are damaged, as `check_weights` finds.
+        """
+        self.check_weights()
         s = self.spec
         rows, row_scales = layout.unpack_head(self.image.section("head"), s.vocab, s.hidden, self.config)
         embedding, embedding_scales = rows, row_scales

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,71 @@ _MAX_JSON = 1 << 26
 """Bytes of any other JSON file of a checkpoint."""
 
 
+_KINDS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "is a Git LFS pointer and not the file itself; run `git lfs pull` there, or download it again"),
+    (b"GGUF", "is a GGUF file; give it as it is, with a name that ends in .gguf"),
+    (b"TELLMETM", "is a .tlm image; give it as it is, with a name that ends in .tlm"),
+    (b"PK\x03\x04", "is a PyTorch file (.bin, .pt, .pth) or another zip archive; convert it to safetensors, or unpack it"),
+    (b"\x80\x02", "is a PyTorch file (.bin, .pt, .pth); convert it to safetensors"),
+    (b"\x80\x03", "is a Python pickle; convert it to safetensors"),
+    (b"\x80\x04", "is a Python pickle; convert it to safetensors"),
+    (b"\x80\x05", "is a Python pickle; convert it to safetensors"),
+    (b"\x1f\x8b", "is compressed (gzip); unpack it"),
+    (b"BZh", "is compressed (bzip2); unpack it"),
+    (b"\xfd7zXZ", "is compressed (xz); unpack it"),
+    (b"\x28\xb5\x2f\xfd", "is compressed (zstd); unpack it"),
+    (b"7z\xbc\xaf", "is a 7z archive; unpack it"),
+    (b"Rar!", "is a rar archive; unpack it"),
+    (b"\x89HDF", "is an HDF5 file (Keras, TensorFlow); convert it to safetensors"),
+    (b"\x93NUMPY", "is a NumPy array; convert it to safetensors"),
+    (b"lmgg", "is a GGML file from before GGUF; convert the original checkpoint again"),
+    (b"tjgg", "is a GGML file from before GGUF; convert the original checkpoint again"),
+    (b"fmgg", "is a GGML file from before GGUF; convert the original checkpoint again"),
+)  # fmt: skip
+"""How files begin that are taken for something else, and what they are."""
+
+_PAGES = (b"<!doctype", b"<html", b"<head", b"<?xml")
+_ANSWERS = (b"entry not found", b"repository not found", b"invalid username", b"invalid credentials", b"access to model",
+            b"access denied", b"unauthorized", b"not found", b'{"error')  # fmt: skip
+_PEEK = 512
+
+
+def what_it_is(head: bytes) -> str | None:
+    """What a file is that is not of the kind it was taken for, and what to do; None if its beginning does not tell.
+
+    Parameters
+    ----------
+    head : the first bytes of it, at least 300 of a file that has them.
+    """
+    for magic, kind in _KINDS:
+        if head.startswith(magic):
+            return kind
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(_PAGES):
+        return "is a web page and not the file itself; download it by its own link (on Hugging Face .../resolve/..., not .../blob/...)"
+    if text.startswith(_ANSWERS):
+        answer = " ".join(head.decode(errors="replace").split())[:60]
+        return f"is a server's answer ({answer!r}) and not the file itself; download it again, logged in if it is gated"
+    if head[257:262] == b"ustar":
+        return "is a tar archive; unpack it"
+    if head[8:10] in (b'{"', b"{ ", b"{}") and 1 < int.from_bytes(head[:8], "little") <= _MAX_HEADER:
+        return "is a safetensors file; give the folder that holds it beside its config.json and tokenizer"
+    if len(head) >= 24 and not any(head):
+        return "begins with zeros only; its download was not completed, fetch it again"
+    return None
+
+
+def peek(path: Path) -> str | None:
+    """`what_it_is` of a file, which may be missing or unreadable: None then."""
+    try:
+        if not path.is_file():
+            return None
+        with open(path, "rb") as f:
+            return what_it_is(f.read(_PEEK))
+    except OSError:
+        return None
+
+
 def parse_json(text: bytes | str, where: object) -> dict[str, Any]:
     """A JSON object.
 
@@ -48,7 +115,8 @@ def parse_json(text: bytes | str, where: object) -> dict[str, Any]:
         value = json.loads(text)
         json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but is no text
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{where}: is not JSON ({e})") from e
+        kind = what_it_is(text[:_PEEK] if isinstance(text, bytes) else text[:_PEEK].encode(errors="replace"))
+        raise UserError(f"{where}: {kind or f'is not JSON ({e})'}") from e
     if not isinstance(value, dict):
         raise UserError(f"{where}: is not a JSON object")
     return value
@@ -87,8 +155,81 @@ def _integers(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_TORCH = (".bin", ".pt", ".pth", ".ckpt")
+_TO_SAFETENSORS = (
+    'python -c "import glob, torch; from safetensors.torch import save_file; save_file({k: v.clone().contiguous() for f in '
+    "glob.glob('%s') for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}, 'model.safetensors')\""
+)
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    value = read_json(index).get("weight_map")
+    if not isinstance(value, dict) or not value:
+        raise UserError(f"{index}: has no weight_map")
+    for name, shard in value.items():
+        if not isinstance(shard, str) or not shard or Path(shard).name != shard or "\0" in shard:
+            raise UserError(f"{index}: the shard of tensor {name} must be a file in the same folder, not {shard!r}")
+    return value
+
+
+def _other_model(index: Path) -> bool:
+    """Whether an index is of other files than the whole one beside it."""
+    return WHOLE not in _weight_map(index).values()
+
+
+def listing(folder: Path) -> list[str]:
+    """Names of what is in a folder, sorted; none if it cannot be read."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
+
+
+def adapter(folder: Path) -> str | None:
+    """What to do with a folder of an adapter (LoRA), None if it is none."""
+    if not any(name in _ADAPTERS for name in listing(folder)):
+        return None
+    base = ""
+    with suppress(UserError):
+        base = f" {read_json(folder / _ADAPTERS[0]).get('base_model_name_or_path', '')}".rstrip()
+    return (
+        f"holds only an adapter (LoRA), no model; merge it into its base model{base} (peft: merge_and_unload, save_pretrained) "
+        "and give that folder"
+    )
+
+
+def _no_weights(folder: Path) -> str:
+    """Why a folder has no weights that can be read, and what to do."""
+    names = listing(folder)
+    has = f"{folder}: has no {WHOLE} and no {INDEX}; "
+    if hint := adapter(folder):
+        return f"{folder}: {hint}"
+    if found := [n for n in names if n.endswith(".safetensors")]:
+        if len(found) > 1 or "-of-" in found[0]:
+            return f"{has}it holds {found[0]}: download the index of its shards, too"
+        return f"{has}it holds {found[0]}: rename it to {WHOLE}"
+    if found := [n for n in names if n.endswith(".gguf")]:
+        return f"{has}it holds {found[0]}: give that file"
+    if found := [
+        n
+        for n in names
+        if n.endswith(_TORCH) and not n.startswith(("training_args", "optimizer", "scheduler", "rng_state"))
+    ]:
+        some = found[0] if len(found) == 1 else f"{os.path.commonprefix(found)}*{Path(found[0]).suffix}"
+        return f"{has}it holds {found[0]}: convert it there with {_TO_SAFETENSORS % some}"
+    if found := [n for n in names if n.endswith((".h5", ".msgpack", ".onnx", ".npz", ".index.json"))]:
+        return f"{has}it holds {found[0]}: download the model's .safetensors files"
+    return f"{has}give a Hugging Face checkpoint folder"
+
+
 class Tensors:
     """The tensors of a checkpoint folder by name.
+
+    Attributes
+    ----------
+    notes : what had to be assumed of the folder, a line each.
 
     Raises
     ------
@@ -97,33 +238,35 @@ class Tensors:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.notes: tuple[str, ...] = ()
         self._entries: dict[str, _Entry] = {}
-        index = folder / "model.safetensors.index.json"
-        single = folder / "model.safetensors"
+        index, single = folder / INDEX, folder / WHOLE
         weight_map: dict[str, Any] = {}
-        if index.exists():
-            value = read_json(index).get("weight_map")
-            if not isinstance(value, dict) or not value:
-                raise UserError(f"{index}: has no weight_map")
-            weight_map = value
-            for name, shard in weight_map.items():
-                if not isinstance(shard, str) or not shard or Path(shard).name != shard or "\0" in shard:
-                    raise UserError(
-                        f"{index}: the shard of tensor {name} must be a file in the same folder, not {shard!r}"
-                    )
+        if index.exists() and not (single.exists() and _other_model(index)):
+            weight_map = _weight_map(index)
             shards = [folder / name for name in sorted(set(weight_map.values()))]
+            missing = [s for s in shards if not os.path.lexists(s)]
+            if missing:
+                raise UserError(
+                    f"{missing[0]}: cannot be read, it is missing; {index.name} names {len(shards)} shards and {len(shards) - len(missing)} of "
+                    "them are there. Download the others, or take the index away if it belongs to other weights"
+                )
         elif single.exists():
+            # As transformers chooses: the whole file, even beside an index of shards.
             shards = [single]
+            if index.exists():
+                self.notes = (f"{index}: names other files than {single.name}, which lies beside it and is taken; take the "
+                              "stale one of the two away",)  # fmt: skip
         else:
-            raise UserError(
-                f"{folder}: has no model.safetensors and no model.safetensors.index.json; "
-                "give a Hugging Face checkpoint folder"
-            )
+            raise UserError(_no_weights(folder))
         for shard in shards:
             self._add(shard)
         for name, file in weight_map.items():
             if name not in self._entries or self._entries[name].path.name != file:
-                raise UserError(f"{index}: names {name}, but {folder / file} does not hold it")
+                raise UserError(
+                    f"{index}: names {name}, but {folder / file} does not hold it; index and shards are of different "
+                    "downloads, fetch both again"
+                )
 
     def _add(self, path: Path) -> None:
         try:
@@ -131,9 +274,14 @@ class Tensors:
                 raise UserError(f"{path}: is not a file")
             size = path.stat().st_size
             with open(path, "rb") as f:
-                length = int.from_bytes(f.read(8), "little")
+                beginning = f.read(_PEEK)
+                length = int.from_bytes(beginning[:8], "little")
                 if size < 8 or length > size - 8:
-                    raise UserError(f"{path}: is truncated or is not a safetensors file")
+                    kind = what_it_is(beginning)
+                    if kind is None or kind.startswith("is a safetensors"):
+                        kind = "is truncated or is not a safetensors file" + ("; it is empty" if not size else "")
+                    raise UserError(f"{path}: {kind}")
+                f.seek(8)
                 if length > _MAX_HEADER:
                     raise UserError(f"{path}: its header has {length:,} bytes, at most {_MAX_HEADER:,} are read")
                 text = f.read(length)
@@ -142,7 +290,10 @@ class Tensors:
         try:
             header = json.loads(text)
         except (ValueError, RecursionError) as e:
-            raise UserError(f"{path}: is not a safetensors file (its header is not JSON)") from e
+            kind = what_it_is(beginning)
+            if kind is None or kind.startswith("is a safetensors"):
+                kind = "is not a safetensors file (its header is not JSON)"
+            raise UserError(f"{path}: {kind}") from e
         if not isinstance(header, dict):
             raise UserError(f"{path}: is not a safetensors file (its header is not a JSON object)")
         spans = []

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from golden import layout
+from golden import layout, ternary
 from golden.config import KV260, TINY, AcceleratorConfig
 from golden.layout import KvLayout, LayoutError
 
@@ -39,6 +39,8 @@ def test_a_matrix_is_streamed_by_block_tile_and_row(
                 n += 1
     assert n == len(beats)
     assert (layout.unpack_linear(beats, rows, inputs, config, block) == w).all()
+    whole = inputs // 5 * 5
+    assert (ternary.unpack(layout.packed_rows(beats, rows, inputs, config, block), whole) == w[:, :whole]).all()
 
 
 def test_padding_of_a_matrix_is_zero_weights() -> None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
 from golden import ternary
 from golden.ternary import WeightError
@@ -154,3 +155,83 @@ def test_tables_hold_every_signed_sum_and_are_symmetric(size: int) -> None:
         assert table[i] == sum(d * int(a) for d, a in zip(digits, q, strict=True))
         assert table[3**size - 1 - i] == -table[i]
     assert ternary.indices(np.zeros(size, np.int8), size)[0] == (3**size - 1) // 2
+
+
+# ---- damage ----------------------------------------------------------------------------------------------------------
+
+
+def both(w: NDArray[np.int8]) -> tuple[str | None, str | None]:
+    """What is said of a matrix, and of its packed bytes."""
+    packed = ternary.pack(w)[:, : w.shape[1] // 5]
+    return ternary.damage(w), ternary.damage(packed, ternary.PACKED, 5)
+
+
+@pytest.mark.parametrize("k", [32, 64, 96, 200, 256, 1000, 2560])
+@pytest.mark.parametrize("p", [[0.25, 0.5, 0.25], [0.05, 0.9, 0.05], [0.5, 0, 0.5], [0.6, 0.4, 0], [0, 0.3, 0.7]])
+def test_no_random_matrix_is_called_damaged(k: int, p: list[float]) -> None:
+    w = np.random.default_rng(k).choice(np.array([-1, 0, 1], np.int8), (96, k), p=p)
+    assert both(w) == (None, None)
+
+
+def test_odd_but_possible_matrices_are_not_called_damaged() -> None:
+    rng = np.random.default_rng(1)
+    w = rng.integers(-1, 2, (256, 512), np.int8)
+    w[:127] = 0  # features that died: nearly half of them
+    assert both(w) == (None, None)
+    w[:, :300] = 0  # inputs that are not used
+    assert both(w) == (None, None)
+    assert both(np.where(rng.random((64, 1000)) < 0.01, 1, 0).astype(np.int8)) == (None, None)
+    w = np.tile(np.array([[1, -1], [-1, 1]], np.int8), (16, 64))  # a checkerboard
+    assert both(w) == (None, None)
+    w = rng.integers(-1, 2, (64, 512), np.int8)
+    w[3, 5:130] = -1  # a long run, but no block of 128
+    assert both(w) == (None, None)
+
+
+@pytest.mark.parametrize("k", [32, 96, 128, 256, 1000])
+@pytest.mark.parametrize(("value", "name"), [(-1, "-1"), (0, "zeros"), (1, r"\+1")])
+def test_constant_matrices_and_holes_in_them_are_damaged(k: int, value: int, name: str) -> None:
+    w = np.full((64, k), value, np.int8)
+    for said in both(w):
+        assert re.fullmatch(f"holds only {name}", said or "")
+    rng = np.random.default_rng(2)
+    w = rng.integers(-1, 2, (64, k), np.int8)
+    w[32:] = value
+    for said in both(w):
+        assert re.match(
+            "has 32 rows of zeros among its 64" if value == 0 else rf"holds .* weights of {name} at row 32", said or ""
+        )
+    if value and k > 128:
+        w = rng.integers(-1, 2, (64, k), np.int8)
+        w[7, 128:256] = value
+        assert re.fullmatch(rf"holds 128 neighbouring weights of {name} at row 7, column 128", ternary.damage(w) or "")
+
+
+def test_nearly_only_zeros_is_damaged() -> None:
+    w = np.zeros((128, 128), np.int8)
+    w[np.arange(128), np.arange(128)] = np.where(np.arange(128) < 16, 1, 0)
+    assert ternary.damage(w) == "has 112 rows of zeros among its 128"
+    w = np.zeros((64, 4096), np.int8)
+    w[np.arange(64), np.arange(64)] = 1
+    assert ternary.damage(w) == "has 262,080 zeros among its 262,144 weights"
+
+
+def test_damage_of_gains_and_rows() -> None:
+    x = np.random.default_rng(3).normal(0, 1, (64, 32)).astype(np.float32)
+    assert ternary.damage_of_floats(x) is ternary.damage_of_floats(x[0]) is ternary.damage_of_floats(np.ones(8)) is None
+    assert ternary.damage_of_floats(np.zeros(8)) == ternary.damage_of_floats(0 * x) == "holds only zeros"
+    assert ternary.damage_of_floats(np.full((4, 4), 0.5)) == "holds only 0.5, everywhere"
+    x[:31] = 0
+    assert ternary.damage_of_floats(x) is None
+    x[31] = 0
+    assert ternary.damage_of_floats(x) == "has 32 rows of zeros among its 64"
+    assert ternary.damage_of_floats(np.float32([0, 0, 0, 1])) == "has 3 zeros among its 4"
+
+
+@pytest.mark.parametrize("group", [32, 128, 256, 1024])
+def test_groups_of_one_scale_are_seen(group: int) -> None:
+    rng = np.random.default_rng(4)
+    w = rng.integers(-1, 2, (16, 1024)).astype(np.float32)
+    scales = rng.uniform(0.1, 1, (16, 1024 // group)).astype(np.float32)
+    assert ternary.scale_group(w * np.repeat(scales, group, axis=1)) == group
+    assert ternary.scale_group(rng.normal(0, 1, (16, 1024)).astype(np.float32)) is None

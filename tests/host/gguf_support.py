@@ -120,7 +120,7 @@ def write_gguf(
         if isinstance(v, bool):
             w.add_bool(key, v)
         elif isinstance(v, int):
-            w.add_uint32(key, v)
+            (w.add_uint32 if v >= 0 else w.add_int32)(key, v)
         elif isinstance(v, float):
             w.add_float32(key, v)
         elif isinstance(v, list):

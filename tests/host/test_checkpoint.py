@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 import host.tensors
@@ -24,7 +25,7 @@ from host.image import Image
 from host.model import Model, convert
 from host.program import check_fits
 from host.tensors import Tensors
-from tests.host.support import DEMO, config_json, tensors_of, write_checkpoint, write_folder
+from tests.host.support import DEMO, config_json, pack, tensors_of, write_checkpoint, write_folder
 from tests.models import PARTS, load_demo, random_weights, small_spec
 
 NORMS = ("input_norm", "post_norm", "attn_norm", "ffn_norm")
@@ -317,6 +318,113 @@ def test_a_matrix_of_zeros_is_refused(tmp_path: Path):
     refused(folder, "up_proj.weight holds only zeros; the checkpoint is broken")
 
 
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+def folder_of(tmp_path: Path, form: str, w: NDArray[np.int8], scale: float = 0.25) -> Path:
+    """A checkpoint whose up projection [128, 128] is `w`: packed, latent, or ternary in floating-point."""
+    spec = small_spec(hidden=128, heads=4, layers=1, ffn=128, attn_sub_norm=form != "F16", ffn_sub_norm=form != "F16")
+    tensors = tensors_of(random_weights(spec, 1), latent=form != "U8")
+    tensors[UP] = pack(w) if form == "U8" else (w * scale).astype({"F16": np.float16, "latent": np.float32}[form])
+    config = config_json(spec)
+    if form == "F16":
+        del config["quantization_config"]
+    return write_folder(tmp_path / "m", config, tensors)
+
+
+@pytest.mark.parametrize("form", ["U8", "latent", "F16"])
+@pytest.mark.parametrize(
+    ("rows", "value", "message"),
+    [
+        (slice(None), -1, "holds only -1; the checkpoint is broken .damaged.: download it"),
+        (slice(None), 0, "holds only zeros; the checkpoint is broken"),
+        (slice(None), 1, r"holds only \+1; the checkpoint is broken"),
+        (slice(64, None), -1, "holds 128 neighbouring weights of -1 at row 64, column 0"),
+        (slice(40, 41), 1, r"holds 128 neighbouring weights of \+1 at row 40, column 0"),
+        (slice(64, None), 0, "has 64 rows of zeros among its 128"),
+    ],
+)
+def test_damaged_matrices_are_refused_in_every_form(tmp_path: Path, form: str, rows: slice, value: int, message: str):
+    w = np.random.default_rng(6).integers(-1, 2, (128, 128), np.int8)
+    list(read_checkpoint(folder_of(tmp_path, form, w)).weights.layers)
+    w[rows] = value
+    refused(folder_of(tmp_path, form, w), f"{UP} {message}")
+
+
+@pytest.mark.parametrize("form", ["U8", "latent", "F16"])
+def test_a_matrix_with_some_dead_rows_is_read(tmp_path: Path, form: str):
+    w = np.random.default_rng(6).integers(-1, 2, (128, 128), np.int8)
+    w[10:60] = 0
+    np.testing.assert_array_equal(read_checkpoint(folder_of(tmp_path, form, w)).weights.layers[0].up, w)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "message"),
+    [
+        (UP, lambda x: np.zeros_like(x), "holds only -1; the checkpoint is broken .damaged."),
+        ("model.embed_tokens.weight", lambda x: x * 0, "embed_tokens.weight holds only zeros; the checkpoint is broken"),
+        ("model.embed_tokens.weight", lambda x: x * 0 + 1, "embed_tokens.weight holds only 127, everywhere"),
+        ("model.embed_tokens.weight", lambda x: x * (np.arange(50) < 25)[:, None], "has 25 rows of zeros among its 50"),
+        ("model.norm.weight", lambda x: x * 0, "model.norm.weight holds only zeros"),
+        ("model.norm.weight", lambda x: x * np.nan, r"model.norm.weight holds NaN or infinity at \[0\]"),
+        ("model.layers.1.mlp.ffn_sub_norm.weight", lambda x: x * 0, "ffn_sub_norm.weight holds only zeros"),
+        ("model.layers.0.input_layernorm.weight", lambda x: x * 0, "input_layernorm.weight holds only zeros"),
+        ("model.layers.1.post_attention_layernorm.weight", lambda x: x * (np.arange(64) < 32), "has 32 zeros among its 64"),
+        (UP + "_scale", lambda x: x * 0, "weight_scale is 0.0; a scale must be positive"),
+        (UP + "_scale", lambda x: x * np.inf, "weight_scale holds NaN or infinity"),
+    ],
+)  # fmt: skip
+def test_damaged_embeddings_norms_and_scales_are_refused(tmp_path: Path, name: str, spoil: Any, message: str):
+    spec = small_spec()
+    tensors = tensors_of(random_weights(spec, 1))
+    tensors[name] = np.asarray(spoil(tensors[name]), tensors[name].dtype)
+    refused(write_folder(tmp_path / "m", config_json(spec), tensors), message)
+
+
+def test_a_latent_outlier_that_makes_all_others_zero_is_refused(tmp_path: Path):
+    spec = small_spec()
+    tensors = tensors_of(random_weights(spec, 1), latent=True)
+    tensors[UP][3, 5] = 1e30
+    refused(
+        write_folder(tmp_path / "m", config_json(spec), tensors), "up_proj.weight has 95 rows of zeros among its 96"
+    )
+
+
+@pytest.mark.parametrize("group", [32, 64])
+def test_several_scales_are_named_for_what_they_are(tmp_path: Path, group: int):
+    """A scale for every group of inputs, or for a row; then for two blocks of rows."""
+
+    def change(tensors: dict[str, Any]) -> None:
+        w = tensors[UP]
+        scales = np.float16(2.0) ** np.random.default_rng(1).integers(-3, 3, (96, 64 // group)).astype(np.float16)
+        tensors[UP] = (np.sign(w) * np.repeat(scales, group, axis=1)).astype(np.float16)
+
+    refused(
+        plain_llama(tmp_path, change)[0],
+        f"up_proj.weight: is ternary with several scales, one for every {group} inputs of a row .* at row \\d+, column .*; one scale a "
+        "matrix is supported, several are not yet",
+    )
+
+    def halves(tensors: dict[str, Any]) -> None:
+        tensors[UP][48:] *= 2
+
+    refused(
+        plain_llama(tmp_path, halves)[0],
+        r"is ternary with several scales, one for every 64 inputs .* at row 48, column \d",
+    )
+
+
+def test_a_scale_that_overflows_beside_floating_point_weights_is_refused(tmp_path: Path):
+    spec = small_spec()
+    tensors = tensors_of(random_weights(spec, 1))
+    w = random_weights(spec, 1).layers[0].up
+    tensors |= {UP: w * np.float32(1e30), UP + "_scale": np.float32([1e30])}
+    refused(
+        write_folder(tmp_path / "m", config_json(spec), tensors),
+        r"values of 1e\+30 times weight_scale 1e\+30 are no float32",
+    )
+
+
 def test_nan_in_latent_weights_is_found_with_its_place(tmp_path: Path):
     spec = small_spec()
     tensors = tensors_of(random_weights(spec, 1), latent=True)
@@ -355,6 +463,78 @@ def test_reading_in_pieces_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
     assert_same(replace(part, layers=list(part.layers)), replace(whole, layers=layers), scales=not latent)
     for a, b in zip(part.layers, layers, strict=True):
         assert a.up_scale == pytest.approx(b.up_scale, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rope", "expected"),
+    [
+        # As transformers 5.24 reads them: AutoConfig.from_pretrained(...).rope_parameters.
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "rope_scaling": {"type": "linear", "factor": 2.0},
+          "rope_theta": 1e4}, (1e4, 2.0)),
+        ({"rope_parameters": {"rope_theta": 500.0}, "rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}},
+         (500.0, 2.0)),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}, "rope_scaling": None, "rope_theta": 3e4}, (3e4, 2.0)),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}, "rope_scaling": {}}, (5e5, 2.0)),
+        ({"rope_parameters": {"rope_theta": 3e4}, "rope_theta": 500.0}, (3e4, None)),
+        ({"rope_parameters": {"rope_theta": 3e4, "partial_rotary_factor": 1.0}, "partial_rotary_factor": None}, (3e4, None)),
+        ({"rope_parameters": None, "rope_scaling": None}, (5e5, None)),
+        ({"rope_scaling": {"type": "linear", "rope_type": "linear", "factor": 3.0}, "rope_theta": 500.0}, (500.0, 3.0)),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2}, "rope_scaling": {"type": "linear", "factor": 2}}, (5e5, 2.0)),
+        ({"rope_scaling": {"rope_type": None, "type": "linear", "factor": 2}}, (5e5, 2.0)),
+        # And what no one can mean.
+        ({"rope_parameters": {"rope_theta": 3e4}, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_parameters has rope_theta "
+         "30000.0, but rope_scaling beside it, which takes its place, makes it 500000"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0}, "rope_scaling": {"type": "linear", "factor": 2.0}},
+         r"rope_scaling \(linear\) and rope_parameters \(linear\) scale the rotary frequencies in two ways"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 4.0}, "rope_scaling": {"type": "default"}}, "in two ways"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling has a factor of 2.0 but no rope_type; say linear or llama3"),
+        ({"rope_scaling": {"rope_type": "default", "type": "linear"}}, "has rope_type 'default' and type 'linear'; correct the wrong one"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}}, "has parameters for 'full_attention' alone"),
+        ({"rope_parameters": {"rope_theta": 3e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is set"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is set"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 32}, "original_max_position_embeddings": 16}, "is 16 and, in rope_scaling, 32"),
+    ],
+)  # fmt: skip
+def test_rope_of_every_spelling_is_read_or_refused(tmp_path: Path, rope: dict[str, Any], expected: Any):
+    config = {k: v for k, v in config_json(small_spec()).items() if k != "rope_theta"} | rope
+    folder = write_folder(tmp_path / "m", config, tensors_of(random_weights(small_spec(), 1)))
+    if isinstance(expected, str):
+        refused(folder, expected)
+        return
+    spec = read_checkpoint(folder).weights.spec
+    assert (spec.rope_theta, spec.rope_scaling.factor if spec.rope_scaling else None) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "activation", "assumed"),
+    [
+        ({"hidden_act": "silu"}, "silu", None),
+        ({"hidden_act": None, "hidden_activation": "silu"}, "silu", None),
+        ({"hidden_act": "swish", "hidden_activation": "silu"}, "silu", None),
+        ({"hidden_act": None}, "relu2", "hidden_act is missing; relu2 is assumed, the default of transformers for model_type 'bitnet'"),
+        ({"hidden_act": None, "model_type": "llama", "architectures": ["BitnetForCausalLM"]}, "silu", "silu is assumed"),
+        ({"hidden_act": "relu2", "hidden_activation": "silu"}, "hidden_act is 'relu2' and hidden_activation is 'silu'; correct", None),
+        ({"hidden_act": "silu", "hidden_activation": "gelu"}, "hidden_activation is 'gelu'; supported are relu2, silu, swish", None),
+        ({"hidden_act": "SiLU"}, "hidden_act is 'SiLU'; supported are", None),
+        ({"hidden_act": 5}, "hidden_act is 5; supported are", None),
+    ],
+)  # fmt: skip
+def test_the_activation_under_both_names(tmp_path: Path, changes: dict[str, Any], activation: str, assumed: str | None):
+    folder = write_checkpoint(tmp_path / "m", small_spec(), **changes)
+    if activation not in ("silu", "relu2"):
+        refused(folder, activation)
+        return
+    got = read_checkpoint(folder)
+    assert got.weights.spec.activation == activation
+    assert len(got.notes) == (assumed is not None) and all(str(assumed) in n for n in got.notes)
+
+
+def test_a_llama_s_activation_is_no_assumption(tmp_path: Path):
+    spec = small_spec(attn_sub_norm=False, ffn_sub_norm=False, activation="silu")
+    got = read_checkpoint(write_checkpoint(tmp_path / "m", spec, hidden_act=None))
+    assert (got.weights.spec.activation, got.notes) == ("silu", ())
 
 
 @pytest.mark.parametrize(
@@ -473,6 +653,150 @@ def test_broken_headers(tmp_path: Path, entries: dict[str, Any], size: int, mess
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(size))
     with pytest.raises(UserError, match=message):
         Tensors(tmp_path)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1178628727\n"
+PAGE = b"\n<!DOCTYPE html><html><head><title>Not here</title></head></html>"
+ZIP = b"PK\x03\x04" + bytes(60)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LFS, "is a Git LFS pointer and not the file itself; run `git lfs pull` there, or download it again"),
+        (PAGE, "is a web page and not the file itself; download it by its own link"),
+        (b"Entry not found", "is a server's answer .'Entry not found'. and not the file itself; download it again"),
+        (b'{"error":"Repository not found"}', "is a server's answer"),
+        (ZIP, r"is a PyTorch file \(.bin, .pt, .pth\) or another zip archive; convert it to safetensors"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j", r"is a PyTorch file \(.bin, .pt, .pth\); convert it to safetensors"),
+        (b"\x1f\x8b\x08" + bytes(30), r"is compressed \(gzip\); unpack it"),
+        (b"GGUF\x03" + bytes(30), "is a GGUF file; give it as it is"),
+        (bytes(4096), "begins with zeros only; its download was not completed"),
+    ],
+)  # fmt: skip
+def test_files_of_another_kind_are_named_for_what_they_are(tmp_path: Path, name: str, content: bytes, message: str):
+    folder = write_checkpoint(tmp_path / "m", small_spec())
+    (folder / name).write_bytes(content)
+    refused(folder, f"m/{re.escape(name)}: {message}")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["pytorch_model.bin"], "it holds pytorch_model.bin: convert it there with python -c .*torch.load.*'model.safetensors'"),
+        (["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "training_args.bin"],
+         r"it holds pytorch_model-00001-of-00002.bin: convert it there with .*glob\('pytorch_model-0000\*.bin'\)"),
+        (["consolidated.00.pth"], "it holds consolidated.00.pth: convert it"),
+        (["ggml-model-i2_s.gguf"], "it holds ggml-model-i2_s.gguf: give that file"),
+        (["bitnet.safetensors"], "it holds bitnet.safetensors: rename it to model.safetensors"),
+        (["model-00001-of-00002.safetensors"], "it holds model-00001-of-00002.safetensors: download the index of its shards, too"),
+        (["tf_model.h5"], "it holds tf_model.h5: download the model's .safetensors files"),
+        (["pytorch_model.bin.index.json"], "it holds pytorch_model.bin.index.json: download the model's .safetensors files"),
+        (["adapter_model.safetensors"], r"holds only an adapter \(LoRA\), no model; merge it into its base model \(peft"),
+        ([], "has no model.safetensors and no model.safetensors.index.json; give a Hugging Face checkpoint folder"),
+    ],
+)  # fmt: skip
+def test_a_folder_without_weights_says_what_it_has(tmp_path: Path, files: list[str], message: str):
+    folder = write_checkpoint(tmp_path / "m", small_spec())
+    (folder / "model.safetensors").unlink()
+    for name in files:
+        (folder / name).write_bytes(b"x")
+    refused(folder, message)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["x.gguf"], "has no config.json, but x.gguf; give that file"),
+        (["x.tlm"], "has no config.json, but x.tlm; give that file"),
+        (["snapshots/4d7a/config.json"], "has no config.json, but .*/snapshots/4d7a does; give that folder"),
+        (["inner/config.json"], "has no config.json, but .*/inner does; give that folder"),
+        (["params.json", "consolidated.00.pth"], "is in Meta's own format; convert it"),
+        (
+            ["pytorch_model.bin"],
+            "has no config.json beside pytorch_model.bin; download the model's config.json and tokenizer, too",
+        ),
+    ],
+)
+def test_a_folder_without_a_configuration_says_what_it_has(tmp_path: Path, files: list[str], message: str):
+    for name in files:
+        (tmp_path / "m" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "m" / name).write_bytes(b"x")
+    refused(tmp_path / "m", message)
+
+
+def test_an_adapter_names_its_base_model(tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "microsoft/bitnet-b1.58-2B-4T"}')
+    refused(
+        tmp_path, r"holds only an adapter .* into its base model microsoft/bitnet-b1.58-2B-4T \(peft: merge_and_unload"
+    )
+    folder = write_checkpoint(tmp_path / "m", small_spec())
+    assert read_checkpoint(folder).notes == ()
+    (folder / "adapter_config.json").write_text("{}")
+    (note,) = read_checkpoint(folder).notes
+    assert note.startswith(f"{folder}: holds an adapter (LoRA) beside the model, which is not applied; merge the two")
+    lora = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": np.ones((4, 64), np.float32)}
+    save_file(lora, folder / "model.safetensors")
+    refused(folder, "lora_A.weight: is part of an adapter .LoRA.; merge it into its base model")
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        (
+            "",
+            "embed_tokens.weight: the names of its tensors have no prefix, where 'model.' is needed .*; save the whole one",
+        ),
+        ("module.model.", "begin with 'module.model.', where 'model.' is needed"),
+        ("_orig_mod.model.", "begin with '_orig_mod.model.'"),
+    ],
+)
+def test_names_with_another_prefix_are_said(tmp_path: Path, prefix: str, message: str):
+    spec = small_spec()
+    tensors = {prefix + n.removeprefix("model."): v for n, v in tensors_of(random_weights(spec, 1)).items()}
+    refused(write_folder(tmp_path / "m", config_json(spec), tensors), message)
+
+
+def test_names_of_metas_own_format_are_said(tmp_path: Path):
+    tensors = {"tok_embeddings.weight": np.ones((50, 64), np.float32)}
+    refused(
+        write_folder(tmp_path / "m", config_json(small_spec()), tensors), "the names of Meta's own format; convert it"
+    )
+
+
+def test_an_index_of_other_shards_beside_a_whole_file(tmp_path: Path):
+    """The whole file is taken, as transformers does, with a word; an index of the whole file itself is nothing special."""
+    spec = small_spec()
+    folder = write_checkpoint(tmp_path / "m", spec)
+    want = read_checkpoint(folder)
+    assert want.notes == ()
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": "model-00001-of-00001.safetensors"}}))
+    got = read_checkpoint(folder)
+    assert_same(got.weights, want.weights)
+    assert got.notes == (
+        f"{index}: names other files than model.safetensors, which lies beside it and is taken; take the stale one of the two away",
+    )
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(Tensors(folder), "model.safetensors")}))
+    got = read_checkpoint(folder)
+    assert_same(got.weights, want.weights)
+    assert got.notes == ()
+
+
+def test_missing_shards_are_counted(tmp_path: Path):
+    folder = write_folder(tmp_path / "m", config_json(small_spec()), tensors_of(random_weights(small_spec(), 1)), 3)
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    refused(
+        folder,
+        "model-00002-of-00003.safetensors: cannot be read, it is missing; .* names 3 shards and 2 of them are there. Download",
+    )
+
+
+@pytest.mark.parametrize("value", [None, -1, [], [-1], [None], 4294967295])
+def test_end_tokens_that_are_none(tmp_path: Path, value: Any):
+    assert read_checkpoint(write_checkpoint(tmp_path / "m", small_spec(), eos_token_id=value)).eos_ids == ()
+    assert read_checkpoint(write_checkpoint(tmp_path / "m", small_spec(), eos_token_id=[value, 1])).eos_ids == (1,)
 
 
 def test_a_message_is_one_printable_line_of_bounded_length(tmp_path: Path):

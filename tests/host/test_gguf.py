@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gguf
 import numpy as np
@@ -29,9 +30,9 @@ from host.errors import UserError
 from host.gguf import Gguf, read_gguf, unpack_i2_s, unpack_tq1_0, unpack_tq2_0
 from host.model import Model, convert
 from host.tokenizer import Files, Tokenizer
-from tests.host.gguf_support import AS_IS, I2_S, half_scales, model, pack_i2_s, write_gguf
+from tests.host.gguf_support import AS_IS, I2_S, demo_vocabulary, half_scales, model, pack_i2_s, write_gguf
 from tests.host.support import DEMO, config_json, tensors_of, write_folder
-from tests.host.test_checkpoint import assert_same
+from tests.host.test_checkpoint import LFS, assert_same
 from tests.host.test_vocabulary import TEXTS, train
 from tests.models import PARTS
 
@@ -142,12 +143,55 @@ def test_blocks_and_matrices_of_zeros(tmp_path: Path, kind: int):
     q = weights.layers[0].q.copy()
     q[:5] = 0
     q[7, :128] = 0
-    layer = replace(weights.layers[0], q=q, k=np.zeros_like(weights.layers[0].k))
+    layer = replace(weights.layers[0], q=q)
     weights = replace(weights, layers=[layer])
     got = read_gguf(write_gguf(tmp_path / "m.gguf", weights, kind=kind)).weights.layers[0]
     np.testing.assert_array_equal(got.q, layer.q)
-    assert not got.k.any() and got.k_scale > 0
     assert got.q_scale == pytest.approx(layer.q_scale, rel=2**-11)
+
+
+@pytest.mark.parametrize("kind", [*TERNARY, T.F32, T.F16, T.BF16])
+@pytest.mark.parametrize(
+    ("rows", "value", "message"),
+    [
+        (slice(None), -1, "holds only -1"),
+        (slice(None), 0, "holds only zeros"),
+        (slice(None), 1, r"holds only \+1"),
+        (slice(128, None), 0, "has 128 rows of zeros among its 256"),
+        (slice(200, 201), -1, "holds 128 neighbouring weights of -1 at row 200, column 0"),
+    ],
+)
+def test_damaged_matrices_are_refused_in_every_type(tmp_path: Path, kind: int, rows: slice, value: int, message: str):
+    weights = half_scales(model(layers=1))
+    up = weights.layers[0].up.copy()
+    up[rows] = value
+    weights = replace(weights, layers=[replace(weights.layers[0], up=up)])
+    file = write_gguf(tmp_path / "m.gguf", weights, kind=kind)
+    match = f"m.gguf: tensor blk.0.ffn_up.weight {message}; the checkpoint is broken .damaged."
+    with pytest.raises(UserError, match=match):
+        list(read_gguf(file).weights.layers)
+
+
+@pytest.mark.parametrize("kind", TERNARY)
+def test_payloads_of_zero_bytes_are_refused_in_every_type(tmp_path: Path, kind: int):
+    """Codes alone, scales kept; then all of it."""
+
+    def spoiled(scales: bool) -> dict[str, Any]:
+        if kind == I2_S:
+            return {Q: (np.full((256, 256), -1, np.int8), I2_S)}
+        raw = gguf.quants.quantize(np.float32(model(layers=1).layers[0].q) * 0.5, T(kind))
+        blocks = raw.reshape(-1, gguf.GGML_QUANT_SIZES[T(kind)][1])
+        blocks[:, :-2] = 0
+        if scales:
+            blocks[:, -2:] = 0
+        return {Q: (raw, kind)}
+
+    for scales in (False, True):
+        file = write_gguf(tmp_path / "m.gguf", model(layers=1), kind=kind, tensors=spoiled(scales))
+        with pytest.raises(
+            UserError, match="tensor blk.0.attn_q.weight holds only (-1|zeros); the checkpoint is broken"
+        ):
+            list(read_gguf(file).weights.layers)
 
 
 def test_a_block_of_scale_0_is_zeros_whatever_its_codes(tmp_path: Path):
@@ -216,20 +260,65 @@ def small(**changes: Any) -> ModelWeights:
         ("bitnet", {"arch__hidden_activation": "relu2"}, "relu2"),
         ("bitnet", {"arch__hidden_activation": "swish"}, "silu"),
         ("bitnet-25", {}, "relu2"),
+        ("bitnet-25", {"arch__hidden_activation": "silu"}, "silu"),
         ("bitnet-b1.58", {}, "relu2"),
+        ("bitnet-b1.58", {"arch__hidden_activation": "silu"}, "silu"),
+        ("bitnet-b1.58", {"arch__hidden_activation": "relu_sqr"}, "relu2"),
+        ("bitnet-b1.58", {"arch__hidden_act": "silu"}, "silu"),
+        ("bitnet-b1.58", {"bitnet__hidden_activation": "silu"}, "silu"),
+        ("bitnet-b1.58", {"arch__hidden_activation": "silu", "arch__hidden_act": "swish"}, "silu"),
+        ("llama", {}, "silu"),
+        ("llama", {"arch__hidden_activation": "relu2"}, "relu2"),
     ],
 )
 def test_gate_of_each_architecture(tmp_path: Path, architecture: str, fields: dict[str, Any], activation: str):
-    assert (
-        read_gguf(write_gguf(tmp_path / "m.gguf", small(), architecture, **fields)).weights.spec.activation
-        == activation
-    )
+    skip = SUB_NORMS if architecture == "llama" else ()
+    got = read_gguf(write_gguf(tmp_path / "m.gguf", small(), architecture, skip=skip, **fields))
+    assert got.weights.spec.activation == activation
+    assert bool(got.notes) == (not fields and architecture != "llama")
+    for note in got.notes:
+        assert re.match(
+            rf"{tmp_path}/m.gguf: does not say its activation \({architecture}.hidden_activation is missing\); "
+            rf"{ {'silu': 'SiLU', 'relu2': 'squared ReLU'}[activation] }.* is assumed, as usual for architecture {architecture}. If",
+            note,
+        )
 
 
-def test_the_shape_of_2b_4t_has_its_gate_without_being_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("host.gguf._SHAPE_2B_4T", (128, 1, 128, 1024))
-    assert read_gguf(write_gguf(tmp_path / "m.gguf", small(), "bitnet")).weights.spec.activation == "relu2"
-    assert read_gguf(write_gguf(tmp_path / "n.gguf", small(layers=2), "bitnet")).weights.spec.activation == "silu"
+@pytest.mark.parametrize("architecture", ["bitnet", "bitnet-b1.58", "bitnet-25", "llama"])
+@pytest.mark.parametrize("value", ["gelu", "relu", "SiLU", " ", 3, True])
+def test_an_activation_that_is_not_known_is_refused_by_name(tmp_path: Path, architecture: str, value: Any):
+    file = write_gguf(tmp_path / "m.gguf", small(), architecture, arch__hidden_activation=value)
+    with pytest.raises(UserError, match=rf"{architecture}.hidden_activation is {value!r}; supported are silu, swish"):
+        read_gguf(file)
+    both = {"arch__hidden_activation": "silu", "arch__hidden_act": "relu2"}
+    with pytest.raises(
+        UserError, match="hidden_activation is 'silu' and .*hidden_act is 'relu2'; correct the wrong one"
+    ):
+        read_gguf(write_gguf(tmp_path / "n.gguf", small(), architecture, **both))
+
+
+def test_published_shapes_have_their_gate_without_being_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def gate(architecture: str, **changes: Any) -> tuple[str, int]:
+        got = read_gguf(write_gguf(tmp_path / "m.gguf", small(**changes), architecture))
+        return got.weights.spec.activation, len(got.notes)
+
+    for name, want in (("_SHAPE_2B_4T", "relu2"), ("_SHAPE_LARGE", "silu")):
+        with monkeypatch.context() as m:
+            m.setattr(f"host.gguf.{name}", (128, 1, 128, 1024))
+            for architecture in ("bitnet", "bitnet-b1.58", "bitnet-25"):
+                assert gate(architecture) == (want, 0)
+        assert gate("bitnet", layers=2) == ("silu", 1)
+
+
+def test_heads_and_rotary_base_of_the_first_generation_tell_its_gate(tmp_path: Path):
+    """Since July 2026 bitnet.cpp's converter files 1bitLLM's models, too, as bitnet-b1.58, and says no activation."""
+    for changes, want in (({}, "silu"), ({"rope_theta": 5e5}, "relu2"), ({"kv_heads": 2}, "relu2")):
+        got = read_gguf(write_gguf(tmp_path / "m.gguf", small(**({"kv_heads": 4} | changes)), "bitnet-b1.58"))
+        assert got.weights.spec.activation == want
+        first = (
+            "SiLU is assumed, its 4 KV heads for 4 heads and rope.freq_base of 10,000 are those of the first generation"
+        )
+        assert (first in got.notes[0]) == (want == "silu")
 
 
 def test_defaults_of_missing_metadata(tmp_path: Path):
@@ -237,7 +326,7 @@ def test_defaults_of_missing_metadata(tmp_path: Path):
     weights = small(rope_theta=1e4)
     got = read_gguf(write_gguf(tmp_path / "m.gguf", weights, skip=names)).weights.spec
     assert got == replace(weights.spec, activation="relu2")
-    weights = small(kv_heads=4)
+    weights = small(kv_heads=4, rope_theta=5e5)
     file = write_gguf(
         tmp_path / "n.gguf", weights, skip=("attention.head_count_kv",), arch__rope__scaling__type="linear"
     )
@@ -260,6 +349,14 @@ def test_scaling_of_the_rotary_frequencies(tmp_path: Path):
     )
     linear = {"arch__rope__scaling__type": "linear", "arch__rope__scaling__factor": 4.0}
     assert scaling("d", **linear) == RopeScaling(kind="linear", factor=4.0)
+    # As llama.cpp reads them: without a type it is linear, 0 is no factor, scale_linear is the older name.
+    four = RopeScaling(kind="linear", factor=4.0)
+    assert scaling("f", arch__rope__scaling__factor=4.0) == four
+    assert scaling("g", arch__rope__scale_linear=4.0) == four
+    assert scaling("h", np.ones(16, np.float32), **linear) == four
+    assert scaling("i", arch__rope__scaling__factor=0.0) is None
+    assert scaling("j", arch__rope__scaling__type="none", arch__rope__scaling__factor=4.0) is None
+    assert scaling("k", **linear, arch__rope__scaling__attn_factor=1.0) == four
     # As llama.cpp's converter computes them, in float64, from rope_scaling of Llama 3.2.
     frequency = 5e5 ** -(np.arange(0, 32, 2) / 32)
     smooth = (8192 / (2 * np.pi / frequency) - 1) / (4 - 1)
@@ -301,8 +398,13 @@ Q = "blk.0.attn_q.weight"
         ({"arch__rope__scaling__type": "yarn"}, "scaling.type is 'yarn'; supported are 'none' and 'linear'"),
         ({"arch__rope__scaling__type": "linear", "arch__rope__scaling__factor": 0.5}, "rope scaling factor must be at least 1, not 0.5"),
         ({"arch__expert_count": 8}, "expert_count is 8; mixtures of experts are not supported"),
-        ({"architecture": "bitnet", "arch__hidden_activation": "gelu"}, "hidden_activation is 'gelu'; supported are silu, swish"),
-        ({"split__count": 3}, "is one of 3 files of a model; join them with llama-gguf-split --merge"),
+        ({"arch__rope__scaling__factor": 4.0, "arch__rope__scale_linear": 2.0}, "scaling.factor is 4 and .*rope.scale_linear is 2; correct"),
+        ({"arch__rope__scaling__attn_factor": 1.5}, "attn_factor is 1.5; a factor of the rotary magnitudes is not supported"),
+        ({"arch__rope__dimension_sections": [16, 24, 24]}, "rope.dimension_sections is set; heads must be rotated by one position"),
+        ({"split__count": 3}, "is one of 3 files of a model; join them with llama-gguf-split --merge FIRST.gguf WHOLE.gguf"),
+        ({"split__count": [1, 2]}, "files of a model; join them with llama-gguf-split --merge"),
+        ({"general__type": "adapter"}, r"holds only an adapter \(LoRA\), no model; merge it into its base model \(llama-export-lora"),
+        ({"general__type": "imatrix"}, "its general.type is 'imatrix'; give the file of the model itself"),
         ({"general__alignment": 48}, "general.alignment is 48; a power of two"),
         # tensors
         ({"skip": (Q,)}, "tensor blk.0.attn_q.weight is missing"),
@@ -313,7 +415,13 @@ Q = "blk.0.attn_q.weight"
         ({"tensors": {"output_norm.weight": (np.float32([1] * 127 + [np.nan]), T.F32)}}, r"output_norm.weight: holds NaN or infinity at \[0, 127\]"),
         ({"tensors": {"output_norm.weight": (np.ones(64, np.float32), T.F32)}}, r"output_norm.weight: has the shape \[64\], the metadata ask for \[128\]"),
         ({"tensors": {"output_norm.weight": (np.ones(128, np.int32), AS_IS)}}, "output_norm.weight: is I32, a floating-point tensor is needed"),
-        ({"tensors": {Q: (np.zeros((128, 128), np.int8), I2_S)}}, None),
+        ({"tensors": {Q: (np.zeros((128, 128), np.int8), I2_S)}}, "attn_q.weight holds only zeros; the checkpoint is broken"),
+        ({"tensors": {"token_embd.weight": (np.zeros((1024, 128), np.float32), T.F32)}}, "token_embd.weight holds only zeros; the checkpoint is"),
+        ({"tensors": {"token_embd.weight": (np.ones((1024, 128), np.float32), T.F16)}}, "token_embd.weight holds only 127, everywhere"),
+        ({"tensors": {"output.weight": (np.zeros((1024, 128), np.float32), T.F32)}}, "tensor output.weight holds only zeros"),
+        ({"tensors": {"output_norm.weight": (np.zeros(128, np.float32), T.F32)}}, "output_norm.weight holds only zeros; the checkpoint is broken"),
+        ({"tensors": {"blk.0.ffn_norm.weight": (np.zeros(128, np.float32), T.F32)}}, "blk.0.ffn_norm.weight holds only zeros"),
+        ({"tensors": {"blk.0.attn_sub_norm.weight": (np.float32([0, 1] * 64), T.F32)}}, "attn_sub_norm.weight has 64 zeros among its 128"),
         ({"tensors": {Q: (np.zeros((64, 128), np.int8), I2_S)}}, r"attn_q.weight: has the shape \[64, 128\], the metadata ask for \[128, 128\]"),
         ({"tensors": {Q: (np.full((128, 128), 2, np.int8), I2_S)}}, "attn_q.weight: code 3 at row 0, column 0 is no ternary weight"),
         ({"tensors": {"blk.0.attn_q.scale": (np.zeros(1, np.float32), T.F32)}}, "attn_q.weight: its scale is 0.0; a scale must be positive"),
@@ -321,7 +429,10 @@ Q = "blk.0.attn_q.weight"
         ({"tensors": {"blk.0.attn_q.scale": (np.float32([np.inf]), T.F32)}}, "attn_q.scale: holds NaN or infinity"),
         ({"tensors": {"blk.0.attn_q.scale": (np.ones(2, np.float32), T.F32)}}, r"attn_q.scale: has the shape \[2\]"),
         ({"tensors": {Q: (np.float32([[1, -1] * 64] * 127 + [[1, 0.5] * 64]), T.F32)}}, r"not ternary: magnitudes 1 and 0.5 \(row 127, column 1\)"),
-        ({"hidden": 256, "tensors": {Q: broken(row=3, at=slice(64, 66), to=HALF[1])}}, "attn_q.weight: its blocks have scales from 0.25 to 0.5"),
+        ({"tensors": {Q: (np.float32([[1, 0, -1, 0] * 32] * 64 + [[0, 3] * 64] * 64), T.F16)}}, "attn_q.weight: is ternary with several scales, one for "
+         "every 128 inputs of a row .1, and 3 at row 64, column 1.; one scale a matrix is supported, several are not yet"),
+        ({"hidden": 256, "tensors": {Q: broken(row=3, at=slice(64, 66), to=HALF[1])}}, "attn_q.weight: its blocks have scales from 0.25 to 0.5, 2 "
+         "different ones: one scale a matrix is supported, several are not yet"),
         ({"hidden": 256, "tensors": {Q: broken(row=3, at=slice(64, 66), to=HALF[2])}}, "attn_q.weight: the scale of block 3 is nan"),
         ({"hidden": 256, "tensors": {Q: broken(row=4, at=slice(64, 66), to=HALF[3])}}, "attn_q.weight: the scale of block 4 is -1.0"),
         ({"hidden": 256, "tensors": {Q: broken(row=5, at=slice(64, 66), to=HALF[4])}}, "attn_q.weight: the scale of block 5 is inf"),
@@ -340,6 +451,7 @@ Q = "blk.0.attn_q.weight"
         ({"vocabulary": None, "tokenizer__ggml__model": "gpt2", "tokenizer__ggml__tokens": [1, 2]}, "tokens must be a list of texts"),
         ({"tokenizer__ggml__scores": [1.0]}, "tokenizer.ggml.scores must hold 1,024 numbers, one for each token"),
         ({"tokenizer__ggml__eot_token_id": 5000}, "eot_token_id is '5000'; the vocabulary has 1,024 tokens"),
+        ({"tokenizer__ggml__eos_token_id": -2}, "eos_token_id is '-2'; the vocabulary has 1,024 tokens"),
         ({"tokenizer__ggml__padding_token_id": "x"}, "padding_token_id is 'x'; the vocabulary has 1,024 tokens"),
         ({"tokenizer__huggingface__json": "{}"}, "tokenizer.json cannot be used"),
         ({"tokenizer__chat_template": 5}, "tokenizer.chat_template must be a text, not '5'"),
@@ -411,6 +523,13 @@ def test_every_type_of_metadata_is_read(tmp_path: Path):
         (b"", "has 0 bytes; it is no GGUF file, or truncated"),
         (b"GGUF\x03", "has 5 bytes; it is no GGUF file"),
         (b"PK" + bytes(40), "is not a GGUF file"),
+        (b"PK\x03\x04" + bytes(40), "is not a GGUF file: it is a PyTorch file .* or another zip archive"),
+        (LFS, "is not a GGUF file: it is a Git LFS pointer and not the file itself; run `git lfs pull`"),
+        (b"<!doctype html>", "is not a GGUF file: it is a web page"),
+        (b"Entry not found", "is not a GGUF file: it is a server's answer"),
+        (b"lmgg" + bytes(40), "is not a GGUF file: it is a GGML file from before GGUF; convert the original checkpoint again"),
+        (bytes(100), "is not a GGUF file: it begins with zeros only; its download was not completed"),
+        (struct.pack("<Q", 60) + b'{"a":' + bytes(60), "is not a GGUF file: it is a safetensors file; give the folder that holds it"),
         (raw([], [], version=1), "is GGUF version 1; supported are 2 and 3"),
         (raw([], [], version=0), "is GGUF version 0; supported are 2 and 3"),
         (raw([], [], version=3 << 24), "is a big-endian GGUF file"),
@@ -442,6 +561,10 @@ def test_every_type_of_metadata_is_read(tmp_path: Path):
         (raw([], [info("t\x1b\n", (9,)), info("u", offset=32)]), r"tensor u: lies within 't\\x1b\\n'; the file is damaged"),
         (raw([], [info("t\x1b\n", kind=38)]), r"tensor 't\\x1b\\n': is TL1"),
         (raw([], [info("t", kind=38)]), "tensor t: is TL1, which cannot be read; make the file with I2_S, TQ1_0 or TQ2_0"),
+        (raw([], [info("t", kind=41)]), "tensor t: is Q1_0: binary sign weights, -1 and .1 in one bit each, no ternary ones"),
+        (raw([], [info("t", kind=42)]), "tensor t: is Q2_0: ternary with a scale for every 64 .or 128. inputs; one scale a matrix is supported"),
+        (raw([], [info("t", kind=142)]), "tensor t: is PQ2_0: ternary with a scale for every 128 inputs; .* several are not yet"),
+        (raw([], [info("t", kind=143)]), "tensor t: is PTQ1_0: ternary with a scale for every 128 inputs; .* several are not yet"),
         (raw([], [info("t", kind=4)]), "tensor t: is of unknown type 4, which cannot be read"),
         (raw([], [info("t", kind=999999)]), "tensor t: is of unknown type 999999"),
         (raw([], [info("t", (130,), 36)]), r"tensor t: has rows of 130 weights, which are no whole blocks of 128 \(I2_S\)"),
@@ -460,6 +583,25 @@ def test_headers_that_lie_are_refused_without_taking_memory(tmp_path: Path, data
     finally:
         tracemalloc.stop()
     assert "\n" not in str(e.value) and str(e.value).startswith(f"{tmp_path}/m.gguf: ")
+
+
+def test_a_part_of_a_model_is_known_by_its_name_too(tmp_path: Path):
+    file = write_gguf(tmp_path / "m-00001-of-00002.gguf", small(), skip=("blk.0.ffn_up.weight",))
+    with pytest.raises(
+        UserError,
+        match="ffn_up.weight is missing; by its name the file is one of 2, join them with llama-gguf-split --merge",
+    ):
+        read_gguf(file)
+    assert read_gguf(write_gguf(file, small())).name == "m-00001-of-00002"  # whole, whatever its name
+    with pytest.raises(
+        UserError, match="is one of 2 files of a model; .* --merge m-00001-of-00002.gguf WHOLE.gguf and give that"
+    ):
+        read_gguf(write_gguf(file, small(), split__count=2))
+    (tmp_path / "v.gguf").write_bytes(raw([], []))
+    with pytest.raises(
+        UserError, match="holds no tensors, only metadata .a vocabulary..; give the file of the model itself"
+    ):
+        read_gguf(tmp_path / "v.gguf")
 
 
 def test_a_header_beyond_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -544,6 +686,42 @@ def test_a_byte_level_vocabulary_splits_as_the_tokenizer_it_came_from(tmp_path: 
     assert (t.bos_id, t.eos_id) == (0, 1)
 
 
+class NoToken:
+    """-1 in an integer of one GGUF type, as the package writes it."""
+
+    FORMS: ClassVar[dict[str, int]] = {
+        "uint16": 0xFFFF, "uint32": 0xFFFFFFFF, "uint64": 0xFFFFFFFFFFFFFFFF, "int8": -1, "int16": -1, "int32": -1, "int64": -1,
+    }  # fmt: skip
+
+
+IDS = ("bos", "eos", "eot", "eom", "unknown", "padding", "seperator", "cls", "mask", "fim_pre")
+
+
+@pytest.mark.parametrize("form", NoToken.FORMS)
+@pytest.mark.parametrize("name", IDS)
+def test_special_tokens_of_id_minus_one_are_left_out(tmp_path: Path, form: str, name: str):
+    def vocabulary(w: gguf.GGUFWriter) -> None:
+        demo_vocabulary(w)
+        key = f"tokenizer.ggml.{name}_token_id"
+        w.kv_data[0].pop(key, None)
+        getattr(w, f"add_{form}")(key, NoToken.FORMS[form])
+
+    got = read_gguf(write_gguf(tmp_path / "m.gguf", small(), vocabulary=vocabulary))
+    t = Tokenizer(got.tokenizer, 1024)
+    assert t.bos_id == (None if name == "bos" else 0) and got.eos_ids == (() if name == "eos" else (1,))
+    assert t.encode("One day")[-2:] == [899, 321]
+
+
+def test_a_token_of_all_ones_within_the_vocabulary_is_one(tmp_path: Path):
+    """255 in a byte may be -1, but is a token of this vocabulary."""
+
+    def vocabulary(w: gguf.GGUFWriter) -> None:
+        demo_vocabulary(w)
+        w.add_uint8("tokenizer.ggml.eot_token_id", 255)
+
+    assert read_gguf(write_gguf(tmp_path / "m.gguf", small(), vocabulary=vocabulary)).eos_ids == (1, 255)
+
+
 def test_a_tokenizer_json_in_the_file_is_taken(tmp_path: Path):
     original = (DEMO / "tokenizer.json").read_text(encoding="utf-8")
     files = read_gguf(write_gguf(tmp_path / "m.gguf", small(), tokenizer__huggingface__json=original)).tokenizer
@@ -623,3 +801,43 @@ def test_the_command_converts_and_runs_a_gguf_file(tmp_path: Path):
     refused = tellme("convert", str(latent), str(tmp_path / "o.tlm"))
     assert refused.exit_code == 2 and "with --latent" in refused.stderr and not (tmp_path / "o.tlm").exists()
     assert tellme("convert", str(latent), str(tmp_path / "o.tlm"), "--latent").exit_code == 0
+
+
+def test_an_assumption_is_said_once_by_every_command(tmp_path: Path):
+    file = write_gguf(tmp_path / "m.gguf", model(max_context=128))
+    text = tmp_path / "t.txt"
+    text.write_text("Once upon a time")
+    note = (
+        f"tellme: note: {file}: does not say its activation (bitnet-b1.58.hidden_activation is missing); squared ReLU"
+    )
+
+    def tellme(*arguments: str, **options: Any) -> Any:
+        r = CliRunner().invoke(host.cli.app, list(arguments), **options)
+        assert r.exit_code == 0, r.output
+        return r
+
+    model_, golden = ("--model", str(file)), ("--backend", "golden")
+    for r in (
+        tellme("run", *golden, *model_, "--prompt", "Once", "--max-new-tokens", "1"),
+        tellme("eval", str(file), "--text", str(text), "--json"),
+        tellme("convert", str(file), str(tmp_path / "m.tlm")),
+    ):
+        assert r.stderr.count("does not say its activation") == 1 and note in r.stderr
+        assert "activation" not in r.stdout
+    r = tellme("info", str(file), "--board", "tiny")
+    assert r.stdout.count("note: ") == 1 and note.removeprefix("tellme: ") in r.stdout
+    said = write_gguf(tmp_path / "n.gguf", model(max_context=128), arch__hidden_activation="relu2")
+    r = tellme("run", *golden, "--model", str(said), "--prompt", "Once", "--max-new-tokens", "1")
+    assert "note" not in r.stderr
+    # A refusal stays one line.
+    up = {"blk.1.ffn_up.weight": (np.full((256, 256), -1, np.int8), I2_S)}
+    bad = write_gguf(tmp_path / "o.gguf", model(max_context=128), tensors=up)
+    for command in (
+        ("run", *golden, "--prompt", "Once", "--model", str(bad)),
+        ("convert", str(bad), str(tmp_path / "o.tlm")),
+        ("info", str(bad)),
+    ):
+        r = CliRunner().invoke(host.cli.app, list(command))
+        assert r.exit_code == 2 and r.stderr.count("\n") == 1 and not r.stdout
+        assert "blk.1.ffn_up.weight holds only -1; the checkpoint is broken (damaged)" in r.stderr
+    assert not (tmp_path / "o.tlm").exists()

@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+import host.cli
 import host.model
 from golden.boards import build_name
 from golden.config import KV260, TINY, AcceleratorConfig
 from golden.layout import row_block, unpack_linear
+from golden.model import ModelWeights
 from golden.registers import VERSION
 from host.checkpoint import read_checkpoint
 from host.errors import UserError
@@ -26,7 +29,8 @@ from host.image import PAGE, Image, Plan, write_image
 from host.model import Model, convert
 from tests.fuzz.targets import image_header
 from tests.host.support import DEMO, WORD, write_checkpoint
-from tests.host.test_checkpoint import assert_same
+from tests.host.test_checkpoint import LFS, assert_same
+from tests.host.test_checkpoint import PAGE as WEB_PAGE
 from tests.models import small_spec
 
 CONFIGS = [TINY, WORD, KV260]
@@ -215,6 +219,9 @@ def swap_beats(s: Any) -> None:
         (sections(lambda s: s[1]["info"].update(block_rows=12)), "block_rows of section '0.qkv' must be a multiple of 8"),
         (sections(lambda s: s[1]["info"].update(scales=[1.0])), "section '0.qkv' must have 3 positive scales and block_rows"),
         (sections(lambda s: s[1]["info"].update(scales=[1.0, 2.0, -1])), "section '0.qkv' must have 3 positive scales"),
+        (sections(lambda s: s[1]["info"].update(scales=[1.0, 2.0, 0])), "section '0.qkv' must have 3 positive scales"),
+        (sections(lambda s: s[1]["info"].update(scales=[1.0, 2.0, 3.45e38])), "section '0.qkv' must have 3 positive scales"),
+        (sections(lambda s: s[1]["info"].update(scales=[1.0, 2.0, float("nan")])), "section '0.qkv' must have 3 positive scales"),
     ],
 )  # fmt: skip
 def test_a_header_that_says_something_else_is_refused(demo_image: Path, tmp_path: Path, change: Any, message: str):
@@ -237,6 +244,103 @@ def test_damaged_weights_of_an_unchecked_image_are_named(demo_image: Path, tmp_p
         UserError, match=r"bad.tlm: section '0.qkv': a byte of packed weights must be at most 242; found 250 at"
     ):
         list(bad.weights().layers)
+
+
+PARTS_OF = {"q": "q of section '1.qkv'", "k": "k of section '1.qkv'", "v": "v of section '1.qkv'", "o": "o of section '1.o'",
+            "gate": "gate of section '1.gate'", "up": "up of section '1.gate'", "down": "down of section '1.down'"}  # fmt: skip
+
+
+def damaged_image(tmp_path: Path, config: AcceleratorConfig, change: Any) -> Path:
+    """An image of changed weights, as a version that took everything would have written it: its checksums are right."""
+    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "m", small_spec(tied=False)))
+    convert(
+        replace(checkpoint, weights=change(replace(checkpoint.weights, layers=list(checkpoint.weights.layers)))),
+        tmp_path / "x.tlm",
+        config,
+    )
+    return tmp_path / "x.tlm"
+
+
+def with_layer(weights: ModelWeights, **changes: Any) -> ModelWeights:
+    return replace(weights, layers=[weights.layers[0], replace(weights.layers[1], **changes)])
+
+
+@pytest.mark.parametrize("config", [TINY, WORD, KV260], ids=lambda c: c.name)
+@pytest.mark.parametrize("part", PARTS_OF)
+@pytest.mark.parametrize(("value", "name"), [(-1, "-1"), (0, "zeros"), (1, r"\+1")])
+def test_damaged_matrices_of_an_image_are_named(
+    tmp_path: Path, config: AcceleratorConfig, part: str, value: int, name: str
+):
+    def change(weights: ModelWeights) -> ModelWeights:
+        return with_layer(weights, **{part: np.full_like(getattr(weights.layers[1], part), value)})
+
+    path = damaged_image(tmp_path, config, change)
+    message = f"x.tlm: {PARTS_OF[part]} holds only {name}; the checkpoint is broken .damaged."
+    Image(path).verify()
+    with pytest.raises(UserError, match=message):
+        Model.open(path, config)
+    with pytest.raises(UserError, match=message):
+        Model(Image(path), config).weights()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: with_layer(w, input_norm=w.norm * 0), "gain of section '0.down' holds only zeros"),
+        (lambda w: with_layer(w, attn_norm=np.zeros(128, np.float32)), "gain of section '1.attention' holds only zeros"),
+        (lambda w: with_layer(w, ffn_norm=np.full(96, np.nan, np.float32)), "gain of section '1.gate' holds NaN or infinity"),
+        (lambda w: replace(w, norm=w.norm * 0), "gain of section '1.down' holds only zeros"),
+        (lambda w: replace(w, head=w.head * 0), "x.tlm: head, by rows, holds only zeros"),
+        (lambda w: replace(w, head=w.head * (np.arange(50) < 25)[:, None].astype(np.int8)), "head, by rows, has 25 zeros among its 50"),
+        (lambda w: replace(w, head_scales=w.head_scales * np.float32(np.nan)), "scales of the head holds NaN or infinity"),
+        (lambda w: replace(w, embedding=w.embedding * 0), "embedding, by rows, holds only zeros"),
+        (lambda w: replace(w, embedding_scales=-w.embedding_scales), "a scale of the embedding is negative"),
+        (lambda w: w, None),
+    ],
+)  # fmt: skip
+def test_damaged_norms_heads_and_embeddings_of_an_image_are_named(tmp_path: Path, change: Any, message: str | None):
+    path = damaged_image(tmp_path, TINY, change)
+    if message is None:
+        Model.open(path, TINY).close()
+        return
+    with pytest.raises(UserError, match=message):
+        Model.open(path, TINY)
+
+
+def test_commands_refuse_an_image_of_damaged_weights(tmp_path: Path):
+    path = damaged_image(tmp_path, TINY, lambda w: with_layer(w, up=np.full((96, 64), -1, np.int8)))
+    for command in (
+        ("info", str(path)),
+        ("info", str(path), "--verify"),
+        ("run", "--backend", "golden", "--model", str(path), "--prompt", "a"),
+    ):
+        r = CliRunner().invoke(host.cli.app, list(command))
+        assert (
+            r.exit_code == 2 and "up of section '1.gate' holds only -1; the checkpoint is broken (damaged)" in r.stderr
+        )
+        assert not r.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LFS, "is not a .tlm image: it is a Git LFS pointer and not the file itself"),
+        (WEB_PAGE, "is not a .tlm image: it is a web page"),
+        (b"PK\x03\x04" + bytes(60), "is not a .tlm image: it is a PyTorch file"),
+        (b"", "is not a .tlm image; make one with `tellme convert`"),
+        (
+            struct.pack("<Q", 60) + b'{"a":' + bytes(60),
+            "is not a .tlm image: it is a safetensors file; give the folder that holds it",
+        ),
+    ],
+)
+def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path: Path, content: bytes, message: str):
+    (tmp_path / "x.tlm").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        Model.open(tmp_path / "x.tlm", TINY)
+    r = CliRunner().invoke(host.cli.app, ["convert", str(tmp_path / "x.tlm"), str(tmp_path / "y.tlm")])
+    assert r.exit_code == 2 and r.stderr.count("\n") == 1
+    assert (": it is" in message) == ("is not a checkpoint folder or .gguf file: it is" in r.stderr)
 
 
 def test_a_part_that_is_missing_is_named(tmp_path: Path):
