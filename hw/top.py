@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal
-from amaranth.back import verilog
-from amaranth.hdl._ir import PortDirection
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from golden.config import AcceleratorConfig, clog2
 from golden.program import Opcode
 from golden.registers import ADDRESS_BITS, IDENTITY, VERSION, build_hash, geometry
+from hw import emit
 from hw.attention.unit import AttentionUnit
 from hw.control.counters import Counters
 from hw.control.descriptor import ProgramMemory, field
@@ -362,11 +359,6 @@ class Accelerator(wiring.Component):
             m.d.comb += [unit.window_beats.eq(registers.window_beats), unit.timeout.eq(registers.timeout)]
 
 
-_ZEROS = re.compile(r"^  initial begin\n(?:    \S+ ?\[\d+\] = \d+'h0+;\n)+  end\n", re.M)
-"""Initial contents of a memory that are all zero. Amaranth always writes them; FPGA memories start so anyway, UltraRAM takes
-none, and a reader spends minutes on half a million words."""
-
-
 _STYLE = ("CASEINCOMPLETE", "CASEOVERLAP", "WIDTHEXPAND", "WIDTHTRUNC")
 """Lint classes that Amaranth's Verilog trips without an error in function: it extends and cuts as its own rules say."""
 
@@ -379,16 +371,7 @@ def to_verilog(config: AcceleratorConfig, name: str = "tellme", *, primitives: b
     primitives : instantiate vendor primitives (DSP48E2, RAM32M16) where the preset's board has them, for its vendor's
         tools: smaller and faster. Otherwise plain logic and inferred memory, which every tool reads.
     """
-    top = Accelerator(config)
-    ports = {
-        "_".join(str(part) for part in path): (
-            value,
-            PortDirection.Output if member.flow is Out else PortDirection.Input,
-        )
-        for path, member, value in top.signature.flatten(top)
-    }
     board = platform_of(config)
     platform = board if primitives else Inferred(ultra_ram=board is None or board.ultra_ram)
-    text = verilog.convert(top, name=name, platform=platform, ports=ports, strip_internal_attrs=True, emit_src=False)
     quiet = "".join(f"/* verilator lint_off {name} */\n" for name in _STYLE)
-    return quiet + _ZEROS.sub("", str(text))
+    return quiet + emit.to_verilog(Accelerator(config), name, platform, separator="_")

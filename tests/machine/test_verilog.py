@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from golden.boards import BOARDS, MODULE
 from golden.config import PRESETS
 from host.cli import app
-from sim.runner import PRIMITIVES, verilator_environment
+from sim.runner import PRIMITIVES, verilator
 
 DISTINCT = {replace(c, name="any"): name for name, c in reversed(PRESETS.items()) if name != "ultra96v2"}
 """Of presets that differ in name alone, one. The Ultra96-V2's, between the others, is built in bench/test_boards.py."""
@@ -22,17 +22,16 @@ DISTINCT = {replace(c, name="any"): name for name, c in reversed(PRESETS.items()
 
 @pytest.mark.parametrize("board", DISTINCT.values())
 def test_verilog_passes_verilator_lint(board: str, tmp_path: Path) -> None:
-    """A board's whole project: the accelerator inside the wrapper that the block design sees. In less than 2 minutes."""
-    start = time.process_time()
+    """A board's whole project: the accelerator inside the wrapper that the block design sees. In less than 40 seconds (17 measured of kv260)."""
+    start = sum(os.times()[:4])
     command = "build" if board in BOARDS else "verilog"
     result = CliRunner().invoke(app, [command, "--board", board, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
-    assert time.process_time() - start < 120, "seconds of this processor"
+    assert sum(os.times()[:4]) - start < 40, "seconds of processors, Yosys's among them"
     files = sorted((tmp_path / "out").rglob("*.v"))
-    verilator_environment()
     lint = subprocess.run(
         [
-            "verilator",
+            str(verilator() / "bin" / "verilator_bin"),
             "--lint-only",
             "--top-module",
             MODULE if board in BOARDS else "tellme",
@@ -41,6 +40,7 @@ def test_verilog_passes_verilator_lint(board: str, tmp_path: Path) -> None:
             *(("-Wno-PINMISSING", *map(str, PRIMITIVES)) if board in BOARDS else ()),
         ],
         cwd=tmp_path,
+        env=os.environ | {"VERILATOR_ROOT": str(verilator())},
         capture_output=True,
         text=True,
     )
