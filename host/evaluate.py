@@ -23,6 +23,7 @@ from rich.table import Table
 
 from golden.config import AcceleratorConfig
 from golden.model import PREFILL_LANES
+from golden.project import advice
 from host.backends import GoldenBackend
 from host.checkpoint import is_checkpoint, open_checkpoint, tell
 from host.errors import CheckError, UserError
@@ -152,7 +153,7 @@ class TorchScorer(Scorer):
         except ImportError as e:
             raise UserError(
                 f"--reference-backend torch needs PyTorch and transformers ({e}); install them: "
-                "pip install 'tellme-fpga[oracle]', or take golden"
+                f"{advice('oracle')}, or take golden"
             ) from e
         if not folder.is_dir():
             raise UserError(f"{folder}: --reference-backend torch runs Hugging Face checkpoint folders; take golden")

@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from golden import elementwise, layout, ternary
 from golden.config import PRESETS, AcceleratorConfig
 from golden.model import LayerWeights, ModelSpec, ModelWeights, RopeScaling
+from golden.project import DISTRIBUTION
 from host.checkpoint import (
     Checkpoint,
     LazyLayers,
@@ -501,19 +502,18 @@ DEMO = "demo"
 
 
 def demo_folder() -> Path:
-    """The demo model's checkpoint: `host/demo_model` of an installed package, or `demo/model` of the repository.
+    """The demo model's checkpoint, `demo/model` of the repository and of an installed package.
 
     Raises
     ------
-    UserError : it is in neither place.
+    UserError : it is not there.
     """
-    here = Path(__file__).resolve().parent
-    for folder in (here / "demo_model", here.parent / "demo" / "model"):
-        if (folder / "config.json").exists():
-            return folder
-    raise UserError(
-        "the demo model is not installed here; run from a clone of the repository, or give --model a checkpoint"
-    )
+    folder = Path(__file__).resolve().parent.parent / "demo" / "model"
+    if not (folder / "config.json").exists():
+        raise UserError(
+            f"{folder}: the demo model is missing; install {DISTRIBUTION} again, or give --model a checkpoint"
+        )
+    return folder
 
 
 def find_model(name: str) -> Path:

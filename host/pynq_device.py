@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from golden.boards import BOARDS, VLNV, build_name
 from golden.config import AcceleratorConfig
+from golden.project import advice
 from golden.registers import offset
 from host.errors import DeviceError, TellmeError, UserError
 
@@ -41,7 +42,7 @@ try:
 except ImportError as e:
     raise UserError(
         f"pynq cannot be loaded ({e}); on a board run in PYNQ's own environment (source /etc/profile.d/pynq_venv.sh), "
-        "elsewhere: pip install 'tellme[pynq]'"
+        f"elsewhere: {advice('pynq')}"
     ) from e
 
 MEMINFO = "/proc/meminfo"
@@ -197,7 +198,7 @@ def find_device(device: Any = None) -> Any:
                 "/etc/profile.d/pynq_venv.sh), or set PYNQ_REMOTE_DEVICES to its address"
             ) from e
     if device.has_capability("MEMORY_MAPPED") and os.geteuid() != 0:
-        raise UserError("registers and memory of the board need root; run with: sudo -E env PATH=$PATH tellme ...")
+        raise UserError('registers and memory of the board need root; run with: sudo -E env PATH="$PATH" tellme ...')
     return device
 
 
