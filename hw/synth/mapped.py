@@ -7,15 +7,17 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from amaranth.back import rtlil
 from amaranth.hdl import Elaboratable
 
+from golden.project import advice
+from hw import cache as user_cache
+from hw.emit import to_rtlil
 from hw.primitives import UltraScalePlus
 from hw.synth import yosys
-from hw.synth.synthesis import CACHE, MAP, digest, write
+from hw.synth.synthesis import MAP, digest, write
 
 
-def mapped_verilog(component: Elaboratable, name: str = "dut", cache: Path = CACHE) -> str:
+def mapped_verilog(component: Elaboratable, name: str = "dut", cache: Path | None = None) -> str:
     """A component mapped to UltraScale+ cells by the commands of `tellme synth`, kept by the hash of its RTLIL.
 
     But what would be block RAM becomes distributed RAM: Yosys has no models of UltraScale+ block RAM.
@@ -24,7 +26,8 @@ def mapped_verilog(component: Elaboratable, name: str = "dut", cache: Path = CAC
     ------
     hw.synth.yosys.SynthesisError : Yosys failed.
     """
-    text = rtlil.convert(component, name=name, platform=UltraScalePlus(), emit_src=False)
+    cache = cache or user_cache.syntheses()
+    text = to_rtlil(component, name, UltraScalePlus())
     script = [
         "read_rtlil block.il",
         *(c.format(top=f"\\{name}", family="xcup", options="-nobram") for c in MAP),
@@ -51,4 +54,6 @@ def models() -> tuple[Path, ...]:
             path = Path(spec.submodule_search_locations[0]) / "share" / "xilinx" / "cells_sim.v"
             if path.exists():
                 return (path,)
-    raise yosys.SynthesisError("Yosys's models of the cells are not found; install the project with its 'synth' extra")
+    raise yosys.SynthesisError(
+        f"Yosys's models of the cells are not found; install the synthesis extra: {advice('synth')}"
+    )

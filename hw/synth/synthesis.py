@@ -1,7 +1,7 @@
 """`tellme synth`: the accelerator through Yosys for AMD UltraScale+, block by block, joined to a whole.
 
 The top's RTLIL is cut at its blocks; each is flattened and mapped alone (`synth_xilinx -family xcup`), the top with its
-blocks as black boxes, and the netlists are joined again. Results are kept under build/synth/ by the hash of the
+blocks as black boxes, and the netlists are joined again. Results are kept in the cache (hw/cache.py) by the hash of the
 RTLIL, so that a changed block costs only its own minutes.
 """
 
@@ -13,17 +13,20 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from amaranth.back import rtlil
+from amaranth.hdl import Module
+from amaranth.hdl._xfrm import TransformedElaboratable
 
 from golden.boards import BOARDS, ZYNQMP, Board
 from golden.config import AcceleratorConfig
+from hw import cache as user_cache
+from hw.emit import to_rtlil
 from hw.platforms import platform_of
 from hw.primitives import UltraScalePlus
 from hw.synth import yosys
@@ -32,8 +35,6 @@ from hw.synth.levels import Path as LogicPath
 from hw.synth.netlist import Resources, flatten
 from hw.top import Accelerator
 
-ROOT = Path(__file__).parent.parent.parent
-CACHE = ROOT / "build" / "synth"
 TOP = "tellme"
 GLUE = "top"
 """Name of the block that is what the top itself holds: the wiring between the others."""
@@ -92,7 +93,7 @@ def synthesise(
     paths: int = 3,
     jobs: int = 1,
     progress: Progress = lambda block, step: None,
-    cache: Path = CACHE,
+    cache: Path | None = None,
 ) -> Report:
     """Resources and logic levels of an accelerator.
 
@@ -107,7 +108,10 @@ def synthesise(
     UnknownBlock : a name that is no block.
     hw.synth.yosys.SynthesisError : Yosys failed.
     """
+    check_blocks(config, blocks)
+    yosys.version()
     progress(TOP, "elaboration")
+    cache = cache or user_cache.prepare() / user_cache.syntheses().name
     modules = _modules(_rtlil(config, cache))
     board = BOARDS.get(config.name)
     target = {
@@ -118,11 +122,15 @@ def synthesise(
     chosen = list(dict.fromkeys(blocks)) or [GLUE, *_children(modules, TOP)]
     for name in chosen:
         if name != GLUE and f"{TOP}.{name}" not in modules:
-            known = ", ".join([GLUE, *_children(modules, TOP)])
-            raise UnknownBlock(f"block {name!r} is unknown; there are {known}, and parts inside them (block.part)")
+            raise UnknownBlock(f"block {name!r} is unknown; {_known(_children(modules, TOP))}")
     with ThreadPoolExecutor(jobs) as pool:
-        mapped = pool.map(lambda b: _map(modules, b, config.name, target, progress, cache), chosen)
-        files = dict(zip(chosen, mapped, strict=True))
+        try:
+            mapped = pool.map(lambda b: _map(modules, b, config.name, target, progress, cache), chosen)
+            files = dict(zip(chosen, mapped, strict=True))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            yosys.stop()
+            raise
     whole = not blocks
     progress(TOP, "levels")
     if whole:
@@ -141,6 +149,47 @@ def synthesise(
     return Report(config.name, yosys.version(), chip, total, resources, highest, longest)
 
 
+def _platform(config: AcceleratorConfig) -> object:
+    return platform_of(config) or UltraScalePlus()
+
+
+def _parts(component: object, platform: object) -> dict[str, object] | None:
+    """The named submodules of a component, none of which is elaborated; None of one that is no Amaranth module."""
+    while isinstance(component, TransformedElaboratable):
+        component = component._elaboratable_
+    module = component.elaborate(platform)
+    return {n: e for n, (e, _) in module._named_submodules.items()} if isinstance(module, Module) else None
+
+
+def check_blocks(config: AcceleratorConfig, blocks: Sequence[str]) -> None:
+    """Refuses names of blocks without elaborating the whole accelerator.
+
+    Raises
+    ------
+    UnknownBlock : a name that is no block.
+    """
+    if not set(blocks) - {GLUE}:
+        return
+    platform = _platform(config)
+    top = _parts(Accelerator(config), platform)
+    assert top is not None
+    for name in blocks:
+        parts: dict[str, object] | None = top
+        where = ""
+        for part in name.split(".") if name != GLUE else ():
+            if parts is None:
+                break  # what is inside is known when it has been elaborated
+            if part not in parts:
+                inside = f"parts of {where} are {', '.join(parts)}" if where else _known(parts)
+                raise UnknownBlock(f"block {name!r} is unknown; {inside}")
+            where = f"{where}.{part}".lstrip(".")
+            parts = _parts(parts[part], platform)
+
+
+def _known(blocks: Iterable[str]) -> str:
+    return f"there are {', '.join([GLUE, *blocks])}, and parts inside them (block.part)"
+
+
 def _chip(board: Board) -> dict[str, int]:
     return {"lut": board.luts, "ff": board.ffs, "dsp": board.dsps, "ramb36": board.bram36, "uram": board.urams}
 
@@ -154,14 +203,13 @@ def digest(*texts: str) -> str:
 
 def _rtlil(config: AcceleratorConfig, cache: Path) -> str:
     """RTLIL of the top, kept by the hash of the sources: elaboration takes a minute."""
-    files = [p for folder in ("golden", "hw") for p in sorted((ROOT / folder).rglob("*.py"))]
+    root = Path(__file__).resolve().parent.parent.parent
+    files = [p for folder in ("golden", "hw") for p in sorted((root / folder).rglob("*.py"))]
     sources = [p.read_text() for p in files if p.parent.name != "synth"]
     parameters = repr([(f.name, getattr(config, f.name)) for f in fields(config)])
     path = cache / f"{config.name}-{digest(parameters, *sources)}.il"
     if not path.exists():
-        text = rtlil.convert(
-            Accelerator(config), name=TOP, platform=platform_of(config) or UltraScalePlus(), emit_src=False
-        )
+        text = to_rtlil(Accelerator(config), TOP, _platform(config))
         for old in cache.glob(f"{config.name}-*.il"):
             old.unlink(missing_ok=True)
         write(path, text)

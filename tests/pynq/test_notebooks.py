@@ -13,7 +13,7 @@ import pytest
 from nbclient import NotebookClient
 
 from golden.config import TINY
-from sim.runner import build_root
+from hw import cache
 from tests.pynq.board import FOLDER, simulation
 from tests.pynq.files import write_build
 
@@ -27,7 +27,7 @@ def execute(name: str, before: str, parameters: dict[str, Any], folder: Path, mo
     """Runs a notebook with other parameters in a kernel of its own; what it printed."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *(p for p in sys.path if p)]))
     monkeypatch.setenv("MPLBACKEND", "agg")
-    monkeypatch.setenv("TELLME_BUILD", str(build_root()))
+    monkeypatch.setenv("TELLME_BUILD", str(cache.root()))
     notebook = nbformat.read(ROOT / "notebooks" / name, as_version=4)
     (cell,) = (c for c in notebook.cells if "parameters" in c.metadata.get("tags", ()))
     known = {line.split(" = ")[0] for line in cell.source.splitlines()}

@@ -212,7 +212,6 @@ def test_a_build_is_found_again_until_anything_it_is_made_from_changes(
     monkeypatch.setattr("hw.top.Accelerator", lambda config: config)
 
     def get(config: AcceleratorConfig = TINY, waves: bool = False) -> Path:
-        find_built.cache_clear()
         return find_built(config, waves=waves)
 
     first = get()
@@ -224,4 +223,3 @@ def test_a_build_is_found_again_until_anything_it_is_made_from_changes(
     monkeypatch.setattr(Path, "read_bytes", lambda p: original(p) + (b"#" if p.name == "tables.py" else b""))
     get()
     assert len(built) == 5
-    find_built.cache_clear()

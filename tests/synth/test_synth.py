@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -152,3 +156,54 @@ def test_json_has_what_is_promised() -> None:
     assert report["total"] is None
     keys = {"lut_logic", "lut_memory", "lut", "ff", "carry", "dsp", "ramb36", "uram", "levels"}
     assert set(report["blocks"]["counters"]) == keys
+
+
+@pytest.mark.parametrize(
+    "block,message",
+    [
+        ("nothing", "block 'nothing' is unknown; there are top, supervisor, registers, reader"),
+        ("attention.nothing", "block 'attention.nothing' is unknown; parts of attention are "),
+        ("tlmm.fifo.", "block 'tlmm.fifo.' is unknown"),
+        ("", "block '' is unknown; there are top, "),
+    ],
+)
+def test_an_unknown_block_is_refused_before_anything_is_elaborated(
+    block: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(*_: object, **__: object) -> str:
+        raise AssertionError("the accelerator was elaborated")
+
+    monkeypatch.setattr("hw.synth.synthesis.to_rtlil", work)
+    for board in ("kv260", "tiny"):
+        result = CliRunner().invoke(app, ["synth", "--board", board, "--block", "counters", "--block", block])
+        assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1, result.stderr
+
+
+_ENDLESS = """
+import sys
+from pathlib import Path
+from golden.config import TINY
+from hw.synth import synthesis, yosys
+synthesis._rtlil = lambda config, cache: ""
+synthesis._modules = lambda text: {"tellme": "", "tellme.counters": "", "tellme.executor": ""}
+yosys.run = lambda script, folder, progress: yosys.follow(
+    ["sh", "-c", "sleep 100 & echo $!; wait"], folder, "yosys.log", lambda line: print(line, end="", flush=True)
+)
+synthesis.synthesise(TINY, blocks=["counters", "executor"], jobs=2, cache=Path(sys.argv[1]))
+"""
+
+
+def test_an_interrupt_ends_every_yosys_at_once_and_leaves_nothing(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _ENDLESS, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    children = [int(process.stdout.readline()) for _ in range(2)]
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait() != 0
+    assert time.monotonic() - begun < 5
+    for child in children:
+        state = Path(f"/proc/{child}/stat")
+        assert not state.exists() or state.read_text().split()[2] == "Z"
+    assert not list(tmp_path.iterdir())
