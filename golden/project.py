@@ -1,9 +1,6 @@
-"""The project as it is installed: its name among Python's packages, its version, and what to say when a part is missing."""
+"""The project as it is installed: its name among Python's packages, and what to say when a part is missing."""
 
 from __future__ import annotations
-
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as _installed
 
 DISTRIBUTION = "tellme-fpga"
 """Name of the distribution. `tellme` on PyPI is another project; the command and the project are called `tellme`."""
@@ -12,11 +9,3 @@ DISTRIBUTION = "tellme-fpga"
 def advice(extra: str) -> str:
     """The command that installs an optional part, `extra` of pyproject.toml."""
     return f"pip install '{DISTRIBUTION}[{extra}]'"
-
-
-def version() -> str:
-    """Version of the installed distribution; "unknown" of sources that are not installed."""
-    try:
-        return _installed(DISTRIBUTION)
-    except PackageNotFoundError:
-        return "unknown"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,7 +21,9 @@ from rich.console import Console
 
 from golden.boards import BOARDS, build_name
 from golden.config import ConfigError
+from golden.project import advice
 from host.errors import DeviceError, UserError
+from host.places import alone, check_new_folder
 from host.provenance import json_line
 
 MARKER = "tellme-build.json"
@@ -143,7 +147,9 @@ def build(board: str, out: Path, *, jobs: int, console: Console) -> Built:
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {jobs}")
     out = Path(os.path.abspath(out))
-    return _ulx3s(out, console) if board == ULX3S else _vivado(board, out, jobs, console)
+    with alone(out):
+        check_new_folder(out)
+        return _ulx3s(out, console) if board == ULX3S else _vivado(board, out, jobs, console)
 
 
 # ---- Vivado ----------------------------------------------------------------------------------------------------------
@@ -165,7 +171,7 @@ def _vivado(name: str, out: Path, jobs: int, console: Console) -> Built:
         write(out, files, again=again)
     tool = shutil.which("vivado")
     if tool is None:
-        command = f"cd {out} && vivado -mode batch -source build.tcl"
+        command = f"cd {shlex.quote(str(out))} && vivado -mode batch -source build.tcl"
         return Built(name, build, out, tuple(files), command=command)
     _run_vivado(tool, out, build, console)
     bit, hwh = out / f"{build}.bit", out / f"{build}.hwh"
@@ -175,6 +181,16 @@ def _vivado(name: str, out: Path, jobs: int, console: Console) -> Built:
     return Built(name, build, out, (*files, bit.name, hwh.name), bitstream=bit)
 
 
+def _end(process: subprocess.Popen[Any]) -> None:
+    """Ends a tool and what it started, at once if it does not go by itself."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(3)
+            return
+
+
 def _run_vivado(tool: str, out: Path, build: str, console: Console) -> None:
     """Runs build.tcl, showing its steps."""
     start = time.monotonic()
@@ -182,7 +198,16 @@ def _run_vivado(tool: str, out: Path, build: str, console: Console) -> None:
     log = out / "vivado.log"
     command = [tool, "-mode", "batch", "-source", "build.tcl", "-notrace", "-nojournal", "-nolog"]
     with console.status(f"vivado: {build}") as status, open(log, "w") as record:
-        with subprocess.Popen(command, cwd=out, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        with subprocess.Popen(
+            command,
+            cwd=out,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as process:
             assert process.stdout is not None
             try:
                 for line in process.stdout:
@@ -196,7 +221,7 @@ def _run_vivado(tool: str, out: Path, build: str, console: Console) -> None:
                     if kind == "TELLME ERROR" or (line.startswith("ERROR:") and not said):
                         said = text if kind == "TELLME ERROR" else line.strip()
             except BaseException:
-                process.terminate()
+                _end(process)
                 raise
     if process.returncode:
         raise BuildError(f"vivado failed: {said or f'exit code {process.returncode}'}; its log is {log}")
@@ -220,7 +245,7 @@ def _tools() -> dict[str, str]:
         beside = Path(sys.executable).with_name(package)
         found = os.environ.get(variable) or (str(beside) if beside.is_file() else shutil.which(package))
         if found is None:
-            raise UserError(f"{package} is not installed; install the synthesis extra: pip install 'tellme[synth]'")
+            raise UserError(f"{package} is not installed; install the synthesis extra: {advice('synth')}")
         out[variable] = found
     return out
 
@@ -250,7 +275,7 @@ def _run_script(
                         break
                     time.sleep(0.2)
             except BaseException:
-                os.killpg(process.pid, signal.SIGTERM)
+                _end(process)
                 raise
     missing = [tool for tool, ending in steps if not (out / f"{name}{ending}").is_file()]
     if process.returncode or missing:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -31,11 +31,13 @@ from host.generate import Generation, Report
 from host.info import examine, print_info, try_program
 from host.model import Model, convert, find_model, preset_of
 from host.passes import Backend, chunks
+from host.places import check_new_file, check_new_folder, replacing
 from host.program import check_fits, compile_program, usable_context
+from host.progress import Status
 from host.provenance import commit, json_line, version
 from host.sampling import Sampling
 from host.session import Session
-from host.simulation import SimulatedAccelerator, memory_timing
+from host.simulation import SimulatedAccelerator, check_simulator, memory_timing
 from host.synth import synth
 from host.tables import grid, pairs, show
 from host.tensors import peek
@@ -47,8 +49,16 @@ BACKENDS = ("sim", "golden", "board")
 
 
 def _fail(message: object, code: int) -> NoReturn:
-    print(f"tellme: {message}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        print(f"tellme: {message}", file=sys.stderr, flush=True)
     raise SystemExit(code)
+
+
+_FAILURES = (
+    ("sim.runner", "SimulationError", "the simulation failed: ", 1),
+    ("hw.cache", "CacheError", "", 2),
+)
+"""Errors of packages that are not imported here: module, class, words in front, exit code."""
 
 
 class _Group(TyperGroup):
@@ -77,10 +87,10 @@ class _Group(TyperGroup):
             drop_output()
             _fail(f"standard output cannot be written ({e.strerror})", 1)
         except RuntimeError as e:
-            runner = sys.modules.get("sim.runner")
-            if runner is None or not isinstance(e, runner.SimulationError):
-                raise
-            _fail(f"the simulation failed: {e}", 1)
+            for module, name, what, exit_code in _FAILURES:
+                if isinstance(e, getattr(sys.modules.get(module), name, ())):
+                    _fail(f"{what}{e}", exit_code)
+            raise
         if code == 130:  # typer turns Ctrl-C into this code, without a word
             _fail("interrupted", 130)
         raise SystemExit(code if isinstance(code, int) else 0)
@@ -114,17 +124,6 @@ def board(name: str) -> AcceleratorConfig:
     if name not in PRESETS:
         raise UserError(f"board {name!r} is unknown; there are {', '.join(sorted(PRESETS))}")
     return PRESETS[name]
-
-
-def _check_new_file(path: Path) -> None:
-    """Refuses a place where no file can be written, before long work is done for it."""
-    folder = path.resolve().parent
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; give the name of a file")
-    if not folder.is_dir():
-        raise UserError(f"{path}: its folder does not exist")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{path}: its folder cannot be written")
 
 
 def _preset(name: str | None, backend: str, bitstream: Path | None, model: Path | None = None) -> AcceleratorConfig:
@@ -257,14 +256,14 @@ def _machine(
     if backend == "board":
         signal.signal(signal.SIGTERM, _terminate)
     what = {"golden": "opening the model", "sim": "building the simulation", "board": "loading bitstream and model"}
-    with console.status(what[backend]):
+    with Status(console, what[backend]) as status:
         if backend == "golden":
             return GoldenBackend(load_weights(path, config, latent=latent), config, context=context)
         machine: Backend
         if backend == "board":
             machine = BoardAccelerator(opened, config, bitstream=bitstream, context=context)
         else:
-            machine = SimulatedAccelerator(opened, config, timing=memory, waves=waves, context=context)
+            machine = SimulatedAccelerator(opened, config, timing=memory, waves=waves, context=context, status=status)
         if check:
             try:
                 reference = GoldenBackend(load_weights(path, config, latent=latent), config, context=machine.context)
@@ -316,12 +315,14 @@ def run(
             if value is not None:
                 raise UserError(f"{option} needs --backend sim")
     if waves is not None:
-        _check_new_file(waves)
+        check_new_file(waves)
     memory = memory_timing(timing, stress) if backend == "sim" else None
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     path = find_model(model)
     config = _preset(board_name, backend, bitstream, path)
     errors = Console(stderr=True)
+    if backend == "sim":
+        check_simulator(config, waves=waves is not None)
     with Model.open(path, config, latent=latent, show=True) as opened:
         tokenizer: Tokenizer = opened.tokenizer
         if as_chat:
@@ -406,10 +407,13 @@ def eval_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Score a text: negative log-likelihood, perplexity, and where a model parts from a reference."""
+    config = _preset(board_name, backend, None, find_model(model))
+    if backend == "sim":
+        check_simulator(config)
     result = evaluate(
         model,
         text,
-        _preset(board_name, backend, None, find_model(model)),
+        config,
         backend=backend,
         reference_name=reference,
         reference_backend=reference_backend,
@@ -458,6 +462,8 @@ def chat(
     path = find_model(model)
     config = _preset(board_name, backend, bitstream, path)
     memory = memory_timing(None, None) if backend == "sim" else None
+    if backend == "sim":
+        check_simulator(config)
     with Model.open(path, config, latent=latent) as opened:
         tokenizer = opened.tokenizer
         compile_program(opened, config, context=context)
@@ -523,7 +529,7 @@ def convert_command(
         raise UserError(f"{path}: is not a checkpoint folder or .gguf file{what}")
     if out.suffix != ".tlm":
         raise UserError(f"{out}: an image's name ends in .tlm")
-    _check_new_file(out)
+    check_new_file(out)
     with Console(stderr=True).status(f"reading {path}"):
         checkpoint = open_checkpoint(path, latent=latent)
     begun = time.monotonic()
@@ -594,13 +600,15 @@ def bench_command(
     config = board(board_name)
     memory = memory_timing(timing, None)
     if trace is not None:
-        _check_new_file(trace)
+        check_new_file(trace)
     if pictures is not None:
         from host.pictures import draw, prepare
 
         prepare(pictures)
+    shape(model)
+    check_simulator(config)
     errors = Console(stderr=True)
-    with errors.status("starting") as status:
+    with Status(errors, "starting", lines=True) as status:
         measured = measure(
             model,
             config,
@@ -609,7 +617,8 @@ def bench_command(
             prompt=prompt,
             complete=complete,
             trace=trace is not None or pictures is not None,
-            say=status.update if errors.is_terminal else lambda text: errors.print(text, highlight=False),
+            say=status,
+            status=status,
         )
     # Figures first: they are there even if a file cannot be written.
     if as_json:
@@ -621,10 +630,8 @@ def bench_command(
 
         assert measured.trace is not None
         title = f"{model}, two layers, {context} keys, simulated {config.name}"
-        try:
-            write_chrome(measured.trace, trace, clock_hz=config.clock_hz, title=title)
-        except OSError as e:
-            raise UserError(f"{trace}: cannot be written ({e.strerror})") from e
+        with replacing(trace) as whole:
+            write_chrome(measured.trace, whole, clock_hz=config.clock_hz, title=title)
     if pictures is not None:
         draw(measured, pictures)
 
@@ -733,22 +740,21 @@ def verilog_command(
 ) -> None:
     """Generate the Verilog of an accelerator."""
     config = board(board_name)
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: is a file; give a folder")
+    check_new_folder(out)
+    if out.is_dir():
+        check_new_file(out / "tellme.v")
     try:
         from hw.top import to_verilog
     except ImportError as e:
         raise UserError(f"the generator cannot be loaded ({e}); install the project with its dependencies") from e
-    text = to_verilog(config)
+    with Console(stderr=True).status(f"generating the Verilog of {config.name}"):
+        text = to_verilog(config)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix="tellme.v.", dir=out)
-        with os.fdopen(handle, "w") as f:
-            f.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, out / "tellme.v")
     except OSError as e:
         raise UserError(f"{out}: cannot be written ({e.strerror})") from e
+    with replacing(out / "tellme.v") as whole:
+        whole.write_text(text)
     print(f"{out / 'tellme.v'}: {config.name}, module tellme, {len(text):,} bytes")
 
 
@@ -804,6 +810,65 @@ def synth_command(
     synth(board(board_name), blocks=block or (), as_json=as_json, jobs=jobs, paths=paths, routed=ecp5)
 
 
+# ---- cache -----------------------------------------------------------------------------------------------------------
+
+cache_app = typer.Typer(
+    help="What is built once and kept: simulators and syntheses. Without a command: show it.",
+    invoke_without_command=True,
+)
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.callback()
+def cache_command(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Show the cache: where it is, what is in it, how large it is."""
+    if context.invoked_subcommand is not None:
+        return
+    from hw import cache
+
+    entries = cache.entries()
+    size = sum(e.bytes for e in entries)
+    if as_json:
+        listed = [
+            {"name": e.path.name, "kind": e.kind, "bytes": e.bytes, "used": e.used, "in_use": e.busy} for e in entries
+        ]
+        print(json_line({"path": str(cache.root()), "bytes": size, "entries": listed}))
+        return
+    rows = [
+        (
+            e.path.name,
+            f"{e.kind}{', in use' if e.busy else ''}",
+            f"{e.bytes / 1e6:,.1f}",
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(e.used)),
+        )
+        for e in entries
+    ]
+    if entries:
+        show(grid("kept", ("entry", "what", "MB", "last used"), rows, left=("what", "last used")), Console())
+    print(f"{cache.root()}: {len(entries)} entries, {size / 1e6:,.1f} MB (${cache.VARIABLE} names another folder)")
+
+
+@cache_app.command("clear")
+def cache_clear(
+    unused_days: Annotated[
+        float, typer.Option("--unused-days", help="Only what was not used for so many days.", min=0)
+    ] = 0.0,
+) -> None:
+    """Remove what is in the cache, but for what a process uses now."""
+    from hw import cache
+
+    gone, kept = cache.clear(unused_days)
+    still = f"; {len(kept)} in use stay" if kept else ""
+    print(f"{cache.root()}: {len(gone)} entries removed, {sum(e.bytes for e in gone) / 1e6:,.1f} MB{still}")
+
+
 def main() -> None:
     """Entry point of the `tellme` command."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from golden.config import AcceleratorConfig
 from golden.model import ModelSpec
+from golden.project import advice
 from golden.registers import STALLS
 from golden.shapes import SHAPES
 from host.bench import Measurement
 from host.errors import UserError
+from host.places import check_new_folder, replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +55,7 @@ def _pyplot() -> Any:
     try:
         import matplotlib
     except ImportError as e:
-        raise UserError(f"pictures need matplotlib ({e}); install it: pip install 'tellme[sim]'") from e
+        raise UserError(f"pictures need matplotlib ({e}); install it: {advice('sim')}") from e
     matplotlib.use("svg")
     # The same picture from the same figures.
     matplotlib.rcParams |= {
@@ -150,21 +151,14 @@ def _level(ax: Axes, measured: Measurement) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Makes the folder of the pictures, so that a long measurement is not begun in vain.
+    """Looks at the place of the pictures, so that a long measurement is not begun in vain.
 
     Raises
     ------
     UserError : matplotlib is not installed, or the folder cannot be written.
     """
     _pyplot()
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file; give a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"{folder}: cannot be written ({e.strerror})") from e
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{folder}: cannot be written")
+    check_new_folder(folder)
 
 
 def draw(measured: Measurement, folder: Path) -> list[Path]:
@@ -178,11 +172,13 @@ def draw(measured: Measurement, folder: Path) -> list[Path]:
     plt = _pyplot()
     out = []
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         for name, paint in (("roofline", _roofline), ("breakdown", _breakdown), ("fifo", _level)):
             figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
             paint(ax, measured)
             path = folder / f"{measured.model}-{name}.svg"
-            figure.savefig(path, metadata={"Date": None})
+            with replacing(path) as whole:
+                figure.savefig(whole, format="svg", metadata={"Date": None})
             plt.close(figure)
             out.append(path)
     except OSError as e:

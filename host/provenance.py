@@ -10,8 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-DISTRIBUTION = "tellme-fpga"
-"""Name of the package as it is installed; `tellme` on PyPI is another project."""
+from golden.project import DISTRIBUTION
 
 _ROOT = Path(__file__).resolve().parents[1]
 

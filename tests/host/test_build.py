@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +21,7 @@ from host.build import MARKER, BuildError, claim, write
 from host.cli import app
 from host.errors import UserError
 from host.model import section_shapes
+from host.places import alone
 
 ROOT = Path(__file__).resolve().parents[2]
 PYNQ_Z2 = build_name(BOARDS["pynq_z2"].config)
@@ -203,3 +208,49 @@ def test_the_memory_limits_the_rate_where_it_is_slower_than_the_ports() -> None:
             if f["fits"]:
                 read = sum(s.beats for s in section_shapes(REFERENCE_MODELS[model], b.config)) * b.config.beat_bytes
                 assert f["tokens_per_second"] * read <= 0.85 * b.ddr_peak
+
+
+def test_two_builds_in_one_folder(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    without_vivado(monkeypatch, tmp_path)
+    out = tmp_path / "b"
+    with alone(out):
+        r = tellme("build", "--board", "pynq_z2", "--out", str(out))
+    assert r.exit_code == 2 and f"b: is being built by process {os.getpid()} since" in r.stderr
+    assert r.stderr.count("\n") == 1 and not out.exists()
+
+
+@pytest.mark.parametrize("name", ["with space", "qu'ote", 'do"uble', "$HOME", "a;b", "é", "-rf", "new\nline", "`x`"])
+def test_the_printed_command_is_one_that_a_shell_takes(
+    name: str, quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shell = shutil.which("sh") or ""
+    without_vivado(monkeypatch, tmp_path)
+    out = tmp_path / name
+    r = tellme("build", "--board", "pynq_z2", "--out", str(out), "--json")
+    assert r.exit_code == 0, r.stderr
+    fake(tmp_path / "bin", "vivado", "pwd")
+    run = subprocess.run(
+        [shell, "-c", json.loads(r.stdout)["command"]],
+        env={"PATH": str(tmp_path / "bin")},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout == f"{out}\n", run.stderr
+
+
+def test_an_interrupted_vivado_is_ended_with_what_it_started(tmp_path: Path) -> None:
+    fake(tmp_path / "bin", "vivado", "sleep 100 & echo $! > child; echo TELLME: go; wait")
+    script = (
+        "import sys; from pathlib import Path; from rich.console import Console; from host.build import _run_vivado\n"
+    )
+    script += "_run_vivado(sys.argv[1], Path(sys.argv[2]), 'x', Console(stderr=True))"
+    command = [sys.executable, "-c", script, str(tmp_path / "bin" / "vivado"), str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None and "go" in process.stderr.readline()
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert time.monotonic() - begun < 5
+    child = int((tmp_path / "child").read_text())
+    state = Path(f"/proc/{child}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -460,3 +462,78 @@ def test_neither_amaranth_nor_the_simulator_is_loaded_without_need():
 
 def test_the_demo_model_is_found_and_its_checkpoint_read():
     assert read_checkpoint(DEMO).weights.spec.check_fits(TINY) is None
+
+
+# ---- places, output --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("verilog", "--out", "/proc/x"),
+        ("build", "--board", "kv260", "--out", "/proc/x"),
+        ("build", "--board", "ulx3s", "--out", "/proc/x"),
+        ("convert", "demo", "/proc/x.tlm"),
+        ("run", "--prompt", "Once", "--waves", "/proc/x"),
+        ("bench", "--model", "bitnet-0.7b", "--trace", "/proc/x"),
+        ("bench", "--model", "bitnet-0.7b", "--pictures", "/proc/x"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    def work(*_: Any, **__: Any) -> Any:
+        raise AssertionError("work was begun")
+
+    for name in ("convert", "measure", "SimulatedAccelerator", "open_checkpoint"):
+        monkeypatch.setattr(host.cli, name, work)
+    monkeypatch.setattr("hw.top.to_verilog", work)
+    monkeypatch.setattr("hw.platforms.vivado.project", work)
+    monkeypatch.setattr("hw.platforms.ulx3s.plan", work)
+    refused("/proc/x", *arguments)
+
+
+@pytest.mark.parametrize("arguments", [("info",), ("boards",), ("cache",), ("--help",), ("info", "demo"), ("run",)])
+def test_an_output_that_fails_is_one_line_and_no_traceback(arguments: tuple[str, ...]):
+    if arguments == ("run",):
+        arguments = (*RUN, "--backend", "golden")
+    command = [sys.executable, "-m", "host.cli", *arguments]
+    with open("/dev/full", "w") as full:
+        r = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert r.returncode == 1
+    assert r.stderr.splitlines()[-1] == "tellme: standard output cannot be written (No space left on device)"
+    assert "Traceback" not in r.stderr and "Exception" not in r.stderr
+
+
+def test_a_reader_that_has_gone_is_no_error_to_speak_of():
+    command = [sys.executable, "-m", "host.cli", "info"]
+    read, write = os.pipe()
+    os.close(read)
+    r = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert r.returncode == 1 and r.stderr == ""
+
+
+@pytest.mark.parametrize("missing", ["make", "c++", "ar"])
+def test_a_missing_tool_is_named_at_once(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for tool in {"make", "c++", "ar"} - {missing}:
+        (tmp_path / tool).symlink_to(shutil.which(tool) or "")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TELLME_BUILD", str(tmp_path / "cache"))
+    for command in (
+        RUN,
+        ("chat",),
+        ("bench", "--model", "bitnet-0.7b"),
+        ("eval", "demo", "--text", "x", "--backend", "sim"),
+    ):
+        refused(f"{missing} not found: the simulator is compiled; install gcc, g++ and make", *command)
+
+
+def test_a_compiler_that_is_too_old_is_said_in_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "c++").write_text(
+        "#!/bin/sh\necho 'c++: error: unrecognized command-line option -std=gnu++20' >&2; exit 1\n"
+    )
+    (tmp_path / "c++").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("TELLME_BUILD", str(tmp_path / "cache"))
+    refused("c++ cannot compile C++20 with coroutines (c++: error: unrecognized", *RUN)
