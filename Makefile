@@ -1,7 +1,10 @@
-# Everything here sets itself up in .venv/; it needs only Python 3.11 or newer, gcc/g++, make and perl.
+# Everything here sets itself up in .venv/; it needs only Python 3.11 or newer, gcc/g++ and make. The folder may have any name
+# that a Python environment can be in. Programs are run as modules: scripts in .venv/bin break in folders of some names.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TELLME := $(BIN)/python -m host.cli
 WORKERS ?= 2
 
 .PHONY: help setup demo test lint bench oracle verilog clean
@@ -13,36 +16,53 @@ help:
 	@echo "make oracle   reference vectors from PyTorch (installs torch)"
 	@echo "make verilog  Verilog of the kv260 preset in build/verilog/"
 
+# What would otherwise fail after a minute, in many lines.
+define CHECK
+import os, shutil, sys
+here = os.getcwd()
+missing = [tool for tool in ("c++", "ar") if not shutil.which(tool)]
+sys.exit(
+    "tellme needs Python 3.11 or newer; run make PYTHON=python3.11" if sys.version_info < (3, 11)
+    else f"{here!r}: Python makes no environment in a folder with {os.pathsep!r} in its name; move the clone" if os.pathsep in here
+    else f"{here!r}: the simulator cannot be started from a folder with ';' in its name; move the clone" if ";" in here
+    else f"{' and '.join(missing)} not found; install gcc and g++ (on Debian and Ubuntu: apt install build-essential)" if missing
+    else None
+)
+endef
+export CHECK
+
 $(VENV)/.installed: pyproject.toml requirements.lock
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tellme needs Python 3.11 or newer; run make PYTHON=python3.11")'
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; install Python 3.11 or newer, or run make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c "$$CHECK"
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv; install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --requirement requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(PIP) install --quiet --requirement requirements.lock
+	$(PIP) install --quiet --no-deps --editable .
 	@touch $@
 
 setup: $(VENV)/.installed
 
 demo: setup
-	$(BIN)/tellme run --backend sim --model demo --check --max-new-tokens 64 \
+	$(TELLME) run --backend sim --model demo --check --max-new-tokens 64 \
 		--prompt "Once upon a time there was a kind girl named Mia."
 
 lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
 
 test: lint
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 verilog: setup
-	$(BIN)/tellme verilog --board kv260 --out build/verilog
+	$(TELLME) verilog --board kv260 --out build/verilog
 
 bench: setup
 	$(BIN)/python -m pytest -q -s bench
 
 $(VENV)/.oracle: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[oracle]'
+	$(PIP) install --quiet torch==2.13.0
+	$(PIP) install --quiet --editable '.[oracle]'
 	@touch $@
 
 oracle: $(VENV)/.oracle
@@ -51,4 +71,4 @@ oracle: $(VENV)/.oracle
 	$(BIN)/python -m tests.oracle.make_tokenizer_vectors
 
 clean:
-	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build .setuptools .pytest_cache .mypy_cache .ruff_cache .hypothesis
