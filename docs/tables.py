@@ -1,4 +1,4 @@
-"""Writes the tables of docs/architecture.md, docs/boards.md and docs/token.md, and the image format, from the code: `python -m docs.tables` (or `--check`)."""
+"""Writes the marked tables of the documents, and the image format, from the code: `python -m docs.tables` (or `--check`)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,27 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from amaranth.lib.wiring import In, Out
+
 import host.image
 import host.model
 from docs.journey import journey
 from golden.boards import BOARDS, MIB
 from golden.config import PRESETS, AcceleratorConfig
-from golden.program import FIELDS, Opcode
+from golden.program import FIELDS, Kind, Opcode
 from golden.registers import BUSY, REGISTERS, STALLS, ErrorCode
 from host.boards import described
 from hw import fp
+from hw.attention.block import PIPES, Sizes
+from hw.attention.merge import SumAccumulator
 from hw.elementwise.elementwise import Elementwise
+from hw.elementwise.epilogue import Epilogue
+from hw.elementwise.statistics import Statistics
+from hw.tlmm.engine import TlmmEngine
 from hw.tlmm.engine import expected_cycles as tlmm_cycles
+from hw.tlmm.rows import RowFifo
 
-PAGES = tuple(Path(__file__).parent / name for name in ("architecture.md", "boards.md", "token.md"))
+PAGES = tuple(Path(__file__).parent / name for name in ("architecture.md", "formats.md", "numerics.md", "boards.md", "token.md"))
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
@@ -79,8 +87,24 @@ def latencies() -> str:
     rows = []
     for u in units:
         doc = (type(u).__doc__ or "").strip().split("\n")[0].split(";")[0].rstrip(".")
-        rows.append((f"`{type(u).__name__}{names.get(type(u), '').format(u)}`", u.delay, doc))
-    return _table(("unit", "cycles", "what"), rows)
+        ports = {flow: ", ".join(n for n, p in u.signature.members.items() if p.flow is flow) for flow in (In, Out)}
+        name = f"`{type(u).__name__}{names.get(type(u), '').format(u)}`"
+        rows.append((name, f"{ports[In]} -> {ports[Out]}", u.delay, doc))
+    return _table(("unit", "ports", "cycles", "what"), rows)
+
+
+def delays() -> str:
+    """Cycles through the blocks of the kv260 preset."""
+    c = PRESETS["kv260"]
+    epilogue = "from the issue of a chunk by the transposer to its features"
+    rows = [
+        ("`TlmmEngine`", "from a beat of a block's last tile to its row in the FIFO", TlmmEngine(c).delay),
+        ("`RowFifo`", "from a push into the empty FIFO to its output", RowFifo.delay),
+        *((f"`Epilogue`, {kind.name}", epilogue, Epilogue.delay(kind)) for kind in Kind),
+        ("`Statistics`", "from the finalising read of a lane to its sums", Statistics(c).read_delay),
+        ("`SumAccumulator`", "from the read of a sum to its result", SumAccumulator(Sizes(c, PIPES)).delay),
+    ]
+    return _table(("block", "from, to", "cycles"), rows)
 
 
 def cycles() -> str:
@@ -148,6 +172,7 @@ def fits() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "latencies": latencies,
+    "delays": delays,
     "cycles": cycles,
     "presets": presets,
     "registers": registers,

@@ -1,4 +1,4 @@
-"""Objects in memory: what the host writes, the hardware streams and tests feed. See docs/architecture.md, section 1.
+"""Objects in memory: what the host writes, the hardware streams and tests feed. See docs/formats.md.
 
 A packed object is `uint8[beats, beat_bytes]`, in the order in which it is streamed. `stripe` splits the columns of
 beats over the ports.

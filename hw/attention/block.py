@@ -53,7 +53,7 @@ class BlockDescriptor(data.StructLayout):
 
 @dataclass(frozen=True)
 class Sizes:
-    """Widths and depths of the unit. See docs/architecture.md for the short names.
+    """Widths and depths of the unit. See docs/formats.md for the short names.
 
     Raises
     ------

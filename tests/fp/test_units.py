@@ -88,7 +88,7 @@ def _distance(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
 
 
 def units() -> list[Unit]:
-    """Everything in table 3.1 of the architecture, with the widths that the machine uses and others beside them."""
+    """Every arithmetic unit of docs/numerics.md, with the widths that the machine uses and others beside them."""
 
     def integers(width: int) -> Unit:
         return Unit(

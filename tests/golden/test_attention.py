@@ -25,7 +25,7 @@ def operands(lanes: int, heads: int, kv_heads: int, dim: int, keys: int, seed: i
 def scalar_query(
     q: np.ndarray, qs: np.float32, k: np.ndarray, ks: np.ndarray, v: np.ndarray, vs: np.ndarray
 ) -> tuple[int, int, list[int], list[np.float32]]:
-    """One query over its valid keys as docs/architecture.md writes it: m, L, acc, out."""
+    """One query over its valid keys as docs/numerics.md writes it: m, L, acc, out."""
     scores = []
     for key in range(len(k)):
         dot = sum(int(a) * int(b) for a, b in zip(q, k[key], strict=True))

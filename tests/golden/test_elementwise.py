@@ -16,7 +16,7 @@ def features(lanes: int, n: int, seed: int = SEED) -> np.ndarray:
 
 
 def scalar_sum_of_squares(v: np.ndarray) -> np.float32:
-    """The order of docs/architecture.md, number by number, in numpy's own float32."""
+    """The order of docs/numerics.md, number by number, in numpy's own float32."""
     partials: list[np.float32] = [np.float32(0)] * 8
     for k in range(len(v) // 4):
         s = [x * x for x in v[4 * k : 4 * k + 4]]

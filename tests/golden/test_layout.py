@@ -1,4 +1,4 @@
-"""Objects in memory, against the formulas of docs/architecture.md written out element by element."""
+"""Objects in memory, against the formulas of docs/formats.md written out element by element."""
 
 import numpy as np
 import pytest
