@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TELLME := $(BIN)/python -m host.cli
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint bench oracle verilog clean
+.PHONY: help setup demo test lint bench oracle verilog docs clean
 
 help:
 	@echo "make demo     stream a story from the simulated accelerator, checked against the golden model"
@@ -15,6 +15,7 @@ help:
 	@echo "make bench    real-scale runs; results in docs/measurements/"
 	@echo "make oracle   reference vectors from PyTorch (installs torch)"
 	@echo "make verilog  Verilog of the kv260 preset in build/verilog/"
+	@echo "make docs     the documents and the API as pages, in build/docs/; a broken link is an error"
 
 # What would otherwise fail after a minute, in many lines.
 define CHECK
@@ -56,6 +57,10 @@ test: lint
 
 verilog: setup
 	$(TELLME) verilog --board kv260 --out build/verilog
+
+docs: setup
+	$(BIN)/python -m docs.tables --check || { echo "tables are out of date; run: python -m docs.tables" >&2; exit 1; }
+	$(BIN)/python -m properdocs build
 
 bench: setup
 	$(BIN)/python -m pytest -q -s bench
