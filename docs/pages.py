@@ -49,7 +49,9 @@ _ITEM = re.compile(r"^(\S.*?) : (.*(?:\n[ ]+\S.*)*)$")
 def _plain(text: str) -> str:
     """Text whose brackets, stars and angles are what they are; code stays code."""
     parts = _CODE.split(text)
-    return "".join(p if i % 2 else re.sub(r"([\\*\[\]_])", r"\\\1", p).replace("<", "&lt;") for i, p in enumerate(parts))
+    return "".join(
+        p if i % 2 else re.sub(r"([\\*\[\]_])", r"\\\1", p).replace("<", "&lt;") for i, p in enumerate(parts)
+    )
 
 
 def markdown(docstring: str) -> str:

@@ -30,7 +30,9 @@ from hw.tlmm.engine import TlmmEngine
 from hw.tlmm.engine import expected_cycles as tlmm_cycles
 from hw.tlmm.rows import RowFifo
 
-PAGES = tuple(Path(__file__).parent / name for name in ("architecture.md", "formats.md", "numerics.md", "boards.md", "token.md"))
+PAGES = tuple(
+    Path(__file__).parent / name for name in ("architecture.md", "formats.md", "numerics.md", "boards.md", "token.md")
+)
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
