@@ -127,9 +127,10 @@ class Examination:
         return opened, f"{opened.path.name} and .hwh, for {opened.device}-{opened.package}"
 
     def _find(self) -> tuple[Any, str]:
-        device = self._values["pynq"].find_device(self._device)
+        pynq_device = self._values["pynq"]
+        device = pynq_device.find_device(self._device)
         where = f" at {device.ip_addr}" if device.has_capability("REMOTE") else ""
-        return device, f"{device.name}{where} ({device.arch})"
+        return device, f"{device.name}{where} ({pynq_device.architecture(device)})"
 
     def _needed(self) -> int:
         with Model.open(demo_folder(), self.config) as model:

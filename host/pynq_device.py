@@ -6,7 +6,7 @@ not coherent with the memory ports, so `flush` and `invalidate` matter, and are 
 `PynqBuffer.flush` maintains the caches for the whole buffer, hundreds of megabytes for every token.
 
 Sources: PYNQ 3.0.1 and 4.0 (`pynq.Overlay`, `pynq.buffer`, `pynq.pl_server`), XRT's `pyxrt.bo`, UG1085 for interrupts
-and AXI ports.
+and AXI ports. Every call here is run by the tests on both versions; where they differ, the call says so.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
+import platform
+import re
 import select
 import shutil
 import struct
@@ -24,13 +27,14 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.boards import BOARDS, VLNV, build_name
+from golden.boards import BOARDS, VLNV, ZYNQ7000, ZYNQMP, build_name
 from golden.config import AcceleratorConfig
 from golden.project import advice
 from golden.registers import offset
@@ -82,8 +86,8 @@ class Bitstream:
     Attributes
     ----------
     path : the `.bit` file.
-    part : of the bitstream's header, as Vivado writes it there (`xck26-sfvc784-2LV-c`); '' if it has none.
-    device, package : of the chip in the hand-off.
+    part : of the bitstream's header, as Vivado writes it there (`xck26-sfvc784-2LV-c`, `7z020clg400`); '' if it has none.
+    device, package : of the chip in the hand-off, as `golden.boards` spells them (`xc7z020`, `clg400`); '' if not there.
     """
 
     path: Path
@@ -127,6 +131,12 @@ def bit_part(path: Path) -> str:
     return part
 
 
+def device_name(name: str) -> str:
+    """A chip's name as `golden.boards` spells it: Vivado leaves `xc` out for the 7 series (`7z020`), case varies."""
+    name = name.strip().lower()
+    return f"xc{name}" if re.match(r"7[a-z]", name) else name
+
+
 def open_bitstream(path: Path, config: AcceleratorConfig) -> Bitstream:
     """Checks the files of a bitstream: both there, of the right build, for the board's chip.
 
@@ -155,19 +165,25 @@ def open_bitstream(path: Path, config: AcceleratorConfig) -> Bitstream:
         )
     try:
         system = ElementTree.parse(hand_off).getroot().find("SYSTEMINFO")
-    except (OSError, ElementTree.ParseError) as e:
+    except (OSError, LookupError, ValueError, ElementTree.ParseError) as e:
         raise UserError(f"{hand_off}: cannot be read as a hardware hand-off ({e}); copy it again") from e
     if system is None:
         raise UserError(f"{hand_off}: is not a hardware hand-off of Vivado (it has no SYSTEMINFO)")
-    out = Bitstream(path, bit_part(path), system.get("DEVICE", ""), system.get("PACKAGE", ""))
-    if out.part and not out.part.lower().startswith(out.device.lower()):
-        raise UserError(
-            f"{path}: is for {out.part}, but {hand_off.name} is for {out.device}; copy both from the same build"
-        )
+    device, package = device_name(system.get("DEVICE", "")), system.get("PACKAGE", "").strip().lower()
+    out = Bitstream(path, bit_part(path), device, package)
     board = BOARDS.get(config.name)
-    if board is not None and (out.device, out.package) != (board.device, board.package):
+    if not (device and package) and board is not None:
         raise UserError(
-            f"{path}: is for {out.device}-{out.package}, board {config.name!r} has {board.device}-{board.package}; "
+            f"{hand_off}: does not say which chip it is for (SYSTEMINFO has DEVICE {device!r}, PACKAGE {package!r}); "
+            f"take the .hwh that tellme build --board {config.name} made"
+        )
+    if out.part and not device_name(out.part).replace("-", "").startswith(device + package):
+        raise UserError(
+            f"{path}: is for {out.part}, but {hand_off.name} is for {device}-{package}; copy both from the same build"
+        )
+    if board is not None and (device, package) != (board.device, board.package):
+        raise UserError(
+            f"{path}: is for {device}-{package}, board {config.name!r} has {board.device}-{board.package}; "
             f"build for this board (tellme build --board {config.name})"
         )
     return out
@@ -179,7 +195,7 @@ def find_device(device: Any = None) -> Any:
     Raises
     ------
     DeviceError : there is none, or a board over the network does not answer.
-    UserError : this user may not use it.
+    UserError : this user may not use it, or this PYNQ knows no boards over the network.
     """
     if device is None:
         try:
@@ -188,6 +204,11 @@ def find_device(device: Any = None) -> Any:
                 device = pynq.Device.active_device
         except Exception as e:  # pynq raises RuntimeError, gRPC its own
             remote = os.environ.get("PYNQ_REMOTE_DEVICES")
+            if remote and find_spec("pynq.pl_server.remote_device") is None:
+                raise UserError(
+                    f"PYNQ_REMOTE_DEVICES is set, but pynq {pynq.__version__} knows no boards over the network; install "
+                    f"pynq 4 ({advice('pynq')} 'pynq>=4'), or unset it on the board itself"
+                ) from e
             if remote:
                 raise DeviceError(
                     f"the board at {remote} does not answer ({_line(e)}); check PYNQ_REMOTE_DEVICES, the network, and "
@@ -200,6 +221,11 @@ def find_device(device: Any = None) -> Any:
     if device.has_capability("MEMORY_MAPPED") and os.geteuid() != 0:
         raise UserError('registers and memory of the board need root; run with: sudo -E env PATH="$PATH" tellme ...')
     return device
+
+
+def architecture(device: Any) -> str:
+    """Processor of the board, `aarch64` or `armv7l`. Devices know it since PYNQ 3.1; before, the board is this machine."""
+    return str(getattr(device, "arch", None) or platform.machine())
 
 
 def read_text(device: Any, path: str) -> str:
@@ -313,16 +339,17 @@ _ZYNQMP_SLAVES = {
 
 
 def port_widths(overlay: Any) -> dict[str, int]:
-    """Width in bits of each memory port of the processing system that the design uses, by the port's name."""
+    """Width in bits of each memory port of the processing system that the design uses, by the port's name; 0 if the
+    hand-off does not say."""
     for ip in overlay.ip_dict.values():
-        parameters = ip.get("parameters", {})
-        if ":zynq_ultra_ps_e:" in ip.get("type", ""):
+        kind, parameters = ip.get("type", ""), ip.get("parameters", {})
+        if f":{ZYNQMP}:" in kind:
             return {
-                name: int(parameters[f"PSU__SAXIGP{i}__DATA_WIDTH"])
+                name: int(parameters.get(f"PSU__SAXIGP{i}__DATA_WIDTH", 0))
                 for name, i in _ZYNQMP_SLAVES.items()
                 if parameters.get(f"PSU__USE__S_AXI_GP{i}") == "1"
             }
-        if ":processing_system7:" in ip.get("type", ""):
+        if f":{ZYNQ7000}:" in kind:
             return {
                 f"S_AXI_HP{i}": int(parameters.get(f"PCW_S_AXI_HP{i}_DATA_WIDTH", 0))
                 for i in range(4)
@@ -364,13 +391,19 @@ def set_clock(config: AcceleratorConfig) -> str:
     DeviceError : it cannot be set: the answers would be right and too slow, or the chip would run beyond its timing.
     """
     wanted = config.clock_hz / 1e6
-    before = clock_mhz()
-    if abs(before - wanted) <= CLOCK_TOLERANCE * wanted:
-        return f"{before:g} MHz"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pynq.Clocks.fclk0_mhz = wanted
-    after = clock_mhz()
+    try:
+        before = clock_mhz()
+        if abs(before - wanted) <= CLOCK_TOLERANCE * wanted:
+            return f"{before:g} MHz"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pynq.Clocks.fclk0_mhz = wanted
+        after = clock_mhz()
+    except Exception as e:  # PYNQ computes with what the registers say: ValueError, ZeroDivisionError, AttributeError
+        raise DeviceError(
+            f"the PL clock's registers make no sense ({type(e).__name__}: {_line(e)}), so {wanted:g} MHz cannot be set; "
+            "power the board off and on, load only this overlay"
+        ) from e
     if abs(after - wanted) > CLOCK_TOLERANCE * wanted:
         raise DeviceError(
             f"the PL clock is {after:g} MHz and cannot be set to the {wanted:g} MHz that the accelerator was built "
@@ -401,6 +434,23 @@ def _loading(path: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _forget(folder: Path) -> None:
+    """Removes what PYNQ keeps of bitstreams that were loaded before, where it would be wrong.
+
+    The parsed hand-off of the last bitstream, which it finds again by the .bit alone; and the state of the chip if it
+    names a bitstream that is gone: PYNQ 3.0.1 reads that file again whenever it looks at the state, and fails.
+    """
+    for path in folder.glob("_current_metadata*"):
+        path.unlink(missing_ok=True)
+    for path in folder.glob("global_pl_state*.json"):
+        try:
+            gone = not Path(json.loads(path.read_text())["bitfile_name"]).is_file()
+        except (OSError, ValueError, LookupError, TypeError):
+            gone = True
+        if gone:
+            path.unlink(missing_ok=True)
+
+
 def open_overlay(bitstream: Bitstream, device: Any) -> Any:
     """Reads the design of a bitstream; the chip is not touched.
 
@@ -409,10 +459,7 @@ def open_overlay(bitstream: Bitstream, device: Any) -> Any:
     DeviceError : PYNQ cannot.
     """
     with _loading(bitstream.path):
-        # PYNQ keeps the parsed hand-off of the last bitstream, and finds it again by the .bit alone.
-        for name in ("_current_metadata.pkl", "_current_metadata.json"):
-            with contextlib.suppress(OSError):
-                Path(pynq.pl_server.__file__).with_name(name).unlink()
+        _forget(Path(pynq.pl_server.__file__).parent)
         return pynq.Overlay(str(bitstream.path), download=False, device=device)
 
 
@@ -766,7 +813,7 @@ def open_interrupt(device: Any, overlay: Any) -> BinaryIO | None:
     try:
         from pynq import interrupt
 
-        path = interrupt.get_uio_irq(IRQ.get(device.arch, 0))
+        path = interrupt.get_uio_irq(IRQ.get(architecture(device), 0))
         return None if path is None else open(path, "r+b", buffering=0)
     except OSError:
         return None

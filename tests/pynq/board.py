@@ -3,13 +3,15 @@
 `Board` is the hardware: PS registers, contiguous memory, a chip that a bitstream configures with the RTL of its preset.
 Processor and DRAM hold separate copies of every buffer, and only a sync of the caches moves bytes between them; so a
 forgotten flush or invalidate gives wrong answers, as on the board. `LocalDevice` is PYNQ's own `EmbeddedDevice` with
-the edges to Linux and XRT replaced, `serve` answers PYNQ.remote's calls.
+the edges to Linux and XRT replaced, of PYNQ 4.0 (XRT's `pyxrt`) or 3.0.1 (XRT's C library), whichever is installed;
+`serve` answers PYNQ.remote's calls, which 4.0 has.
 
 In a process of its own: `python -c "from tests.pynq.board import plug; plug(); from host.cli import main; main()"`.
 """
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import ctypes
 import json
@@ -22,6 +24,7 @@ import threading
 import tty
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,9 +42,13 @@ from golden.registers import offset
 from tests.host.support import WORD
 from tests.pynq.files import REGISTERS
 
+OLD = pynq.__version__.startswith("3.0")
+"""PYNQ 3.0, whose devices know no architecture and whose XRT is the C library."""
 CONFIGS = {**PRESETS, WORD.name: WORD}
 FOLDER = "TELLME_TEST_ACCELERATOR"
 """Environment variable: where the built simulation is, for processes that tests start."""
+ENGINE = "TELLME_TEST_ENGINE"
+"""Environment variable: `reference` for boards with an interpreter in place of the RTL, where no simulator is installed."""
 TAG = "TELLME_TEST_TAG"
 """Environment variable: name of the board, for processes that are to share its lock."""
 BEATS = 1 << 18
@@ -50,7 +57,10 @@ LINE = 64
 """Bytes of a cache line."""
 STEP = 20_000
 """Cycles that go by between two looks at the status register."""
+LOOKS = 1
+"""Looks at the status register that a pass takes where no cycles are simulated."""
 _CONTROL, _STATUS = offset("control"), offset("status")
+_BUSY = 1
 _CRL = 0xFF5E_0000
 _PL0 = _CRL + 0xC0
 MIB = 1 << 20
@@ -154,11 +164,73 @@ PYXRT = SimpleNamespace(
 )
 
 
-class _OldBo(_XrtBo):
-    """A buffer of PYNQ 3: its handle has no methods, the device syncs ranges of it."""
+class _Function:
+    """A function of a C library as `ctypes` has it: refuses arguments that do not fit the declared types."""
 
-    sync_range = Bo.sync
-    sync = property()  # type: ignore[assignment] # there is no such attribute
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+        self.restype: Any = None
+        self.argtypes: Any = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.argtypes is not None:
+            assert len(arguments) == len(self.argtypes)
+            for kind, argument in zip(self.argtypes, arguments, strict=True):
+                kind.from_param(argument)
+        return self._function(*arguments)
+
+
+class LibXrt:
+    """XRT's C library (`libxrt_core.so`, xrt.h) as PYNQ 3.0.1 calls it, before a board. Buffers are handles."""
+
+    def __init__(self, board: Board):
+        self._board = board
+        self._buffers: dict[int, Bo] = {}
+        self._names = count(1)
+        for name in dir(self):
+            if name.startswith("_xcl"):
+                setattr(self, name[1:], _Function(getattr(self, name)))
+
+    def _xclOpen(self, index: int, log: Any, level: int) -> int:
+        return 1
+
+    def _xclClose(self, handle: Any) -> None:
+        pass
+
+    def _xclGetDeviceInfo2(self, handle: Any, info: Any) -> int:
+        info.mName = b"simulated"
+        return 0
+
+    def _xclLockDevice(self, handle: Any) -> int:
+        return 0
+
+    def _xclUnlockDevice(self, handle: Any) -> int:
+        return 0
+
+    def _xclLoadXclBin(self, handle: Any, data: bytes) -> int:
+        return 0 if data[:8] == b"xclbin2\0" else -22
+
+    def _xclAllocBO(self, handle: Any, size: int, domain: int, flags: int) -> int:
+        if self._board.allocation_fails or size > self._board.free:
+            return 0xFFFF_FFFF
+        name = next(self._names)
+        self._buffers[name] = Bo(self._board, size)
+        self._board.allocated += 1
+        return name
+
+    def _xclMapBO(self, handle: Any, name: int, write: bool) -> Any:
+        return ctypes.cast(self._buffers[name].cpu.ctypes.data, self.xclMapBO.restype)  # type: ignore[attr-defined]
+
+    def _xclGetBOProperties(self, handle: Any, name: int, properties: Any) -> int:
+        properties.size, properties.paddr = self._buffers[name].size(), self._buffers[name].address()
+        return 0
+
+    def _xclSyncBO(self, handle: Any, name: int, direction: int, size: int, offset: int) -> int:
+        self._buffers[name].sync(("to", "from")[direction], size, offset)
+        return 0
+
+    def _xclFreeBO(self, handle: Any, name: int) -> None:
+        self._buffers.pop(name).release()
 
 
 class Board:
@@ -166,12 +238,11 @@ class Board:
 
     Parameters
     ----------
-    engine : makes the accelerator of a configuration.
+    engine : makes the accelerator of a configuration; the RTL if None.
     cma, free : contiguous memory, bytes.
     mhz : what the PL clock is left at.
     clock_stuck : the clock cannot be changed.
     uio : the kernel has a UIO device for the interrupt.
-    old_buffers : buffers are PYNQ 3's.
 
     Attributes
     ----------
@@ -187,20 +258,18 @@ class Board:
     def __init__(
         self,
         *,
-        engine: Callable[[AcceleratorConfig], Any] = rtl,
+        engine: Callable[[AcceleratorConfig], Any] | None = None,
         cma: int = 512 * MIB,
         free: int | None = None,
         mhz: int = 100,
         clock_stuck: bool = False,
         uio: bool = False,
-        old_buffers: bool = False,
     ):
-        self._make = engine
+        self._make = engine or (reference if os.environ.get(ENGINE) == "reference" else rtl)
         self._engine: Any = None
         self.config: AcceleratorConfig | None = None
         self.cma, self._free = cma, cma if free is None else free
         self.clock_stuck = clock_stuck
-        self.old_buffers = old_buffers
         self.buffers: dict[int, NDArray[np.uint8]] = {}
         self.synced: list[tuple[str, int, int]] = []
         self.allocated = 0
@@ -216,6 +285,7 @@ class Board:
         self.mask_interrupt = False
         self._bases: dict[int, int] = {}
         self._running = False
+        self._looks = 0
         # I/O PLL: 33.333 MHz * 90 / 2, DIVISOR0 15 or so, DIVISOR1 1.
         self.registers = {_CRL + 0x20: 90 << 8 | 1 << 16, _PL0: 1 << 24 | 1 << 16 | round(1500 / mhz) << 8}
         self.folder = Path(tempfile.mkdtemp(prefix="tellme-board-"))
@@ -282,15 +352,21 @@ class Board:
 
     def busy(self) -> bool:
         with self.lock:
-            return self._running and self._engine is not None and bool(self._engine.read(_STATUS) & 1)
+            if not self._running or self._engine is None:
+                return False
+            return bool(self._engine.read(_STATUS) & _BUSY) or not hasattr(self._engine, "run")
 
     def advance(self, cycles: int = STEP) -> bool:
         """Lets time go by; whether the interrupt is on."""
         with self.lock:
             if not self._running or self._engine is None:
                 return False
-            done = self._engine.run(cycles) if hasattr(self._engine, "run") else True
-            if done or self._engine.read(_STATUS) & 2:
+            if hasattr(self._engine, "run"):
+                done = self._engine.run(cycles) or self._engine.read(_STATUS) & 2
+            else:  # an interpreter is done at once; as if it took a while
+                self._looks -= 1
+                done = self._looks < 0
+            if done:
                 self._running = False
                 self._move(False)
                 return True
@@ -309,6 +385,8 @@ class Board:
                 if self.on_status is not None:
                     self.on_status()
                 self.advance()
+                if self._running and not hasattr(self._engine, "run"):
+                    return _BUSY
             return int(self._engine.read(where))
 
     def write32(self, address: int, value: int) -> None:
@@ -328,6 +406,7 @@ class Board:
             if where == _CONTROL and value & 1:
                 self._move(True)
                 self._running = True
+                self._looks = LOOKS
             if where == _CONTROL and value & 2:
                 self._running = False
             self._engine.write(where, value)
@@ -372,17 +451,21 @@ class LocalDevice(embedded_device.EmbeddedDevice):
         # Test suites may run beside each other; processes of one share the board's lock.
         self.tag = os.environ.get(TAG, f"simulated-{os.getpid()}")
         self.capabilities = {"REGISTER_RW": True}
-        self.arch = "aarch64"
+        if not OLD:
+            self.arch = "aarch64"
 
     def _get_handle(self) -> None:
-        self.handle = SimpleNamespace(board=self.board, load_xclbin=lambda path: Path(path).read_bytes()[:8])
+        if OLD:
+            super()._get_handle()
+        else:
+            self.handle = SimpleNamespace(board=self.board, load_xclbin=lambda path: Path(path).read_bytes()[:8])
 
     def _find_sysfs(self) -> None:
         self.sysfs_path = None
 
     @property
     def device_info(self) -> Any:
-        return SimpleNamespace(name="simulated")
+        return super().device_info if OLD else SimpleNamespace(name="simulated")
 
     def read_registers(self, address: int, length: int) -> bytes:
         return b"".join(struct.pack("<I", self.board.read32(address + i)) for i in range(0, length, 4))
@@ -401,31 +484,28 @@ class LocalDevice(embedded_device.EmbeddedDevice):
         finally:
             made.unlink()
 
-    def flush(self, bo: Any, offset: int, ptr: int, size: int) -> None:
-        bo.sync_range("to", size, offset)
-
-    def invalidate(self, bo: Any, offset: int, ptr: int, size: int) -> None:
-        bo.sync_range("from", size, offset)
-
-    def allocate_bo(self, size: int, idx: int, cacheable: int) -> Any:
-        if self.board.old_buffers:
-            return _OldBo(self.handle, size, 0, idx)
-        return super().allocate_bo(size, idx, cacheable)
-
     def shutdown(self) -> None:
         pass
 
     def gen_cache(self, bitstream: Any, parser: Any = None) -> None:
-        pass
+        if OLD:  # an environment that only tests have
+            super().gen_cache(bitstream, parser)
 
     def download(self, bitstream: Any, parser: Any = None) -> None:
         (self.board.folder / "firmware").write_bytes(parser.bin_data)
         bitstream.binfile_name = "firmware"
         super().download(bitstream, parser)
 
-    def write_fpga_manager(self, attribute: str, value: str) -> None:
+    def write_fpga_manager(self, attribute: str, value: str) -> int:
         if attribute == self.BS_FPGA_MAN:
             self.board.configure((self.board.folder / value).read_bytes())
+        return len(value)
+
+    def open(self, path: Any, *mode: str) -> Any:
+        """`open` of PYNQ 3.0.1's device, which writes to the FPGA manager itself."""
+        if path in (self.BS_FPGA_MAN, self.BS_FPGA_MAN_FLAGS):
+            return contextlib.nullcontext(SimpleNamespace(write=lambda value: self.write_fpga_manager(path, value)))
+        return builtins.open(path, *mode)
 
 
 @contextlib.contextmanager
@@ -436,13 +516,28 @@ def plugged(board: Board) -> Iterator[LocalDevice]:
     places: list[tuple[Any, str, Any]] = [
         (pynq.buffer, "libc", SimpleNamespace(munmap=lambda *a: 0)),
         (pynq.buffer, "ctypes", ctypes),
-        (xrt_device, "pyxrt", PYXRT),
-        # The clocks of the process's first device are kept for good.
-        (type(pynq.Clocks), "_instance", property(lambda cls: ps._ClocksUltrascale(device=cls.device))),
         (pynq.interrupt, "get_uio_irq", lambda irq: board.uio_path if irq == 121 else None),
         (host.pynq_device, "read_text", _reader(host.pynq_device.read_text, board)),
+        (host.pynq_device, "platform", SimpleNamespace(machine=lambda: "aarch64")),
+        # The clocks of the process's first device are kept for good.
+        (type(pynq.Clocks), "_instance", property(lambda cls: clocks(cls))),
     ]
-    before = [(where, name, getattr(where, name, None)) for where, name, _ in places]
+    if OLD:
+        from pynq._3rdparty import xrt
+
+        places += [
+            (xrt, "libc", LibXrt(board)),
+            (xrt_device, "libc", SimpleNamespace(munmap=lambda *a: 0)),
+            (embedded_device, "open", lambda path, *mode: pynq.Device.active_device.open(path, *mode)),
+        ]
+    else:
+        places.append((xrt_device, "pyxrt", PYXRT))
+
+    def clocks(cls: Any) -> Any:
+        return ps._ClocksUltrascale() if OLD else ps._ClocksUltrascale(device=cls.device)
+
+    missing = object()
+    before = [(where, name, getattr(where, name, missing)) for where, name, _ in places]
     for where, name, value in places:
         setattr(where, name, value)
     device = LocalDevice(board)
@@ -452,7 +547,10 @@ def plugged(board: Board) -> Iterator[LocalDevice]:
         yield device
     finally:
         for where, name, value in before:
-            setattr(where, name, value)
+            if value is missing:
+                delattr(where, name)
+            else:
+                setattr(where, name, value)
         pynq.Device._active_device = active
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import pynq
 import pytest
-from pynq.pl_server.remote_device import RemoteDevice
 from typer.testing import CliRunner
 
 from golden.boards import build_name
@@ -27,9 +26,8 @@ from host.cli import app
 from host.errors import DeviceError, TellmeError, UserError
 from host.model import Model, convert, demo_folder
 from host.pynq_device import Lock, PynqDevice
-from tests.pynq.board import FOLDER, MIB, TAG, Board, simulation
+from tests.pynq.board import ENGINE, FOLDER, MIB, TAG, Board, simulation
 from tests.pynq.files import bit, hand_off, write_build
-from tests.pynq.remote import serving
 
 pytestmark = pytest.mark.xdist_group("machine")
 
@@ -148,13 +146,17 @@ def test_another_build_in_the_chip_is_refused_by_its_registers(
     works(bitstream)
 
 
-@pytest.mark.parametrize("network", [False, True])
+@pytest.mark.parametrize("network", [False, True], ids=["local", "network"])
 def test_memory_that_others_hold_is_reported_and_nothing_is_left(
     network: bool, board: Callable[..., Board], bitstream: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = board(free=MIB // 2)
     with ExitStack() as stack:
         if network:
+            from pynq.pl_server.remote_device import RemoteDevice  # PYNQ 4 has it
+
+            from tests.pynq.remote import serving
+
             monkeypatch.setattr(RemoteDevice, "gen_cache", lambda *a: None)
             port = stack.enter_context(serving(made))
             pynq.Device.active_device = RemoteDevice(os.getpid(), "127.0.0.1", port)
@@ -194,6 +196,23 @@ def test_a_second_program_is_told_who_uses_the_board(board: Callable[..., Board]
         refused(run(bitstream, *RUN), f"the board is in use by process {os.getpid()}; end it first", 1)
     assert made.loads == 1
     works(bitstream)
+
+
+def test_a_bitstream_that_was_loaded_before_may_be_gone(
+    board: Callable[..., Board], bitstream: Path, tmp_path: Path
+) -> None:
+    """PYNQ keeps the name of the last bitstream; 3.0.1 fails where that file is no more."""
+    made = board()
+    before = write_build(tmp_path / "before", TINY)
+    works(before)
+    before.unlink()
+    works(bitstream)
+    state = Path(pynq.pl_server.__file__).parent / "global_pl_state_tests.json"
+    for text in ("{", "[]", json.dumps({"bitfile_name": str(before)})):
+        state.write_text(text)
+        works(bitstream)
+        assert not state.exists()
+    assert made.loads == 5
 
 
 # ---- while it works --------------------------------------------------------------------------------------------------
@@ -315,7 +334,8 @@ def start(bitstream: Path, *options: str) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ
-        | {FOLDER: str(simulation("tiny")), TAG: pynq.Device.active_device.tag}
+        | ({} if os.environ.get(ENGINE) else {FOLDER: str(simulation("tiny"))})
+        | {TAG: pynq.Device.active_device.tag}
         | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
     )
     assert child.stdout is not None
