@@ -150,9 +150,10 @@ def boards() -> str:
                 f"{c.beat_bytes} bytes at {c.clock_hz / 1e6:.1f} MHz, {c.beat_bytes * c.clock_hz / 1e9:.1f} GB/s",
                 c.lanes,
                 f"0x{b.register_base:08X}",
+                b.vivado,
             )
         )
-    head = ("board", "", "part", "chip", "memory", "ports", "beat", "lanes", "registers")
+    head = ("board", "", "part", "chip", "memory", "ports", "beat", "lanes", "registers", "Vivado")
     return _table(head, rows)
 
 

@@ -1,8 +1,11 @@
 """Facts about the boards: chip, processing system, memory, and what a build for one is called. No tool is needed here.
 
-Sources: data sheets DS891 (Zynq UltraScale+), DS889 (RFSoC), DS987 (K26), DS190 (Zynq-7000) for resources; UG1085 and
-UG585 for the memory ports and address maps; UG1089 (KV260), UG1092 (KR260), UG1267 (ZCU104), the RFSoC 4x2, Ultra96-V2
-and PYNQ-Z2 reference manuals for memory. `cma_default` is what the board's PYNQ or Ubuntu image reserves.
+Each fact has its source beside it. Where a data sheet and what a board really does differ, what the board does counts: the DDR4
+of the K26 is a part for 2400 MT/s that its boot image runs at 2133. Sources by name: DS891 (Zynq UltraScale+ MPSoC: resources),
+DS889 (RFSoC), DS987 (K26), DS190 (Zynq-7000), UG1085 and UG585 (PL clocks, memory ports, address maps); *board file* is the
+board's preset in XilinxBoardStore (`preset.xml`), *base overlay* the hardware hand-off of PYNQ's base overlay for the board.
+`cma_default` is what the board's usual image reserves: Ubuntu's boot script on a Kria, the kernel configuration of PYNQ's images
+(`sdbuild/boot/meta-pynq/recipes-kernel/linux/linux-xlnx/pynq.cfg`: CONFIG_CMA_SIZE_MBYTES=128) elsewhere.
 """
 
 from __future__ import annotations
@@ -40,13 +43,14 @@ class Board:
     board_part : board file of Vivado without its version; optional for a build, it only fills in the PS's own set-up.
     ps : IP of the processing system, ZYNQMP or ZYNQ7000.
     memory_ports : high-performance ports of the PS, one for each AXI master of the accelerator, in order.
-    ddr : kind and width of the memory.
-    ddr_bytes, ddr_peak : size, bytes; peak rate, bytes/s.
+    ddr : kind, transfers a second (MT/s) and width of the memory.
+    ddr_bytes : its size.
     cma_default : contiguous memory that the board's image reserves, bytes.
     luts, ffs, bram36, urams, dsps : of the chip.
     register_base : byte address of the accelerator's registers on the PS's bus.
-    pl_reference_hz : frequency that the PL clock is divided from (I/O PLL), Hz.
-    manual : where the board's facts are from.
+    pl_reference_hz : frequency that the PL clock is divided from (I/O PLL), Hz: clocks are this by a whole number.
+    vivado : what of Vivado has the chip (UG973, architecture support).
+    manual : the board's manual.
     """
 
     name: str
@@ -59,7 +63,6 @@ class Board:
     memory_ports: tuple[str, ...]
     ddr: str
     ddr_bytes: int
-    ddr_peak: int
     cma_default: int
     luts: int
     ffs: int
@@ -68,6 +71,7 @@ class Board:
     dsps: int
     register_base: int
     pl_reference_hz: int
+    vivado: str
     manual: str
 
     @property
@@ -91,6 +95,12 @@ class Board:
         return "aarch64" if self.ps == ZYNQMP else "armv7l"
 
     @property
+    def ddr_peak(self) -> int:
+        """Peak rate of the memory, bytes/s: transfers by bytes of its width."""
+        kind, width = self.ddr.split(", ")
+        return int(kind.split("-")[1]) * 1_000_000 * int(width.split()[0]) // 8
+
+    @property
     def port_bits(self) -> int:
         """Full width of a memory port."""
         return 128 if self.ps == ZYNQMP else 64
@@ -109,27 +119,34 @@ def _zynqmp_ports(*names: str) -> tuple[str, ...]:
     return tuple(f"S_AXI_{n}_FPD" for n in names)
 
 
+FREE = "free edition"
+"""Vivado Standard (to 2025.x), Basic (from 2026.1, which wants its free licence file before it starts)."""
+PAID = "Enterprise, by licence"
+
 KV260 = Board(
     name="kv260",
     title="AMD Kria KV260",
-    board_part="xilinx.com:kv260_som:part0",
+    board_part="xilinx.com:kv260_som:part0",  # board file kv260_som 1.4
+    vivado=FREE,  # UG973: Kria XCK26
     manual="DS987, UG1089",
-    device="xck26",
+    device="xck26",  # board file: part_name xck26-sfvc784-2LV-c
     package="sfvc784",
     speed="2LV-c",
     ps=ZYNQMP,
-    memory_ports=_zynqmp_ports("HP0", "HP1", "HP2", "HP3"),
-    ddr="DDR4-2400, 64 bit",
-    ddr_bytes=4 * GIB,
-    ddr_peak=19_200_000_000,
-    cma_default=1000 * MIB,
-    luts=117_120,
+    memory_ports=_zynqmp_ports("HP0", "HP1", "HP2", "HP3"),  # UG1085, PS-PL AXI interfaces
+    # Four x16 parts of speed bin DDR4-2400R (board file: 64 Bit, DDR4_2400R); 1,066.656 MHz is what they are run at
+    # (base overlay of Kria-PYNQ: PSU__ACT_DDR_FREQ_MHZ), and what was read on boards: controller at 533 MHz.
+    ddr="DDR4-2133, 64 bit",
+    ddr_bytes=4 * GIB,  # DS987
+    cma_default=1000 * MIB,  # the boot script of Ubuntu 22.04 for Kria: "cma=1000M" by board type
+    luts=117_120,  # DS987, programmable logic; these five
     ffs=234_240,
     bram36=144,
     urams=64,
     dsps=1_248,
-    register_base=0xA000_0000,
-    pl_reference_hz=1_500_000_000,
+    register_base=0xA000_0000,  # UG1085, system addresses: M_AXI_HPM0_FPD
+    # 33.333 MHz x 60 / 2 (base overlay of Kria-PYNQ: IOPLL FBDIV 60, DIV2 1): 250, 200, 166.7, 142.9 MHz and so on
+    pl_reference_hz=1_000_000_000,
 )
 
 # The same module, a K26, on another carrier.
@@ -137,99 +154,99 @@ KR260 = replace(
     KV260,
     name="kr260",
     title="AMD Kria KR260",
-    board_part="xilinx.com:kr260_som:part0",
+    board_part="xilinx.com:kr260_som:part0",  # board file kr260_som 1.1
     manual="DS987, UG1092",
 )
 
 ZCU104 = Board(
     name="zcu104",
     title="AMD ZCU104",
-    device="xczu7ev",
+    device="xczu7ev",  # board file zcu104 1.1: part_name xczu7ev-ffvc1156-2-e
     package="ffvc1156",
     speed="2-e",
     board_part="xilinx.com:zcu104:part0",
     ps=ZYNQMP,
     memory_ports=_zynqmp_ports("HP0", "HP1", "HP2", "HP3"),
-    ddr="DDR4-2400, 64 bit",
-    ddr_bytes=2 * GIB,
-    ddr_peak=19_200_000_000,
-    cma_default=512 * MIB,
-    luts=230_400,
+    ddr="DDR4-2133, 64 bit",  # board file: DDR4_2133P, 1067 MHz, 64 Bit; base overlay: 1,066.656 MHz
+    ddr_bytes=2 * GIB,  # UG1267; board file: four parts of 4,096 Mbit
+    cma_default=128 * MIB,  # pynq.cfg
+    luts=230_400,  # DS891, ZU7EV; these five
     ffs=460_800,
     bram36=312,
     urams=96,
     dsps=1_728,
     register_base=0xA000_0000,
-    pl_reference_hz=1_500_000_000,
+    pl_reference_hz=1_500_000_000,  # base overlay: IOPLL FBDIV 90, DIV2 1
+    vivado=FREE,  # UG973: XCZU7EV
     manual="DS891, UG1267",
 )
 
 RFSOC4X2 = Board(
     name="rfsoc4x2",
     title="Real Digital RFSoC 4x2",
-    device="xczu48dr",
+    device="xczu48dr",  # hand-off rfsoc_sam.hwh of pynqmetadata: xczu48dr, ffvg1517, -2
     package="ffvg1517",
     speed="2-e",
-    board_part="realdigital.org:rfsoc4x2:part0",
+    board_part="realdigital.org:rfsoc4x2:part0",  # board file rfsoc4x2 1.0 of RealDigital; xilinx.com: in older ones
     ps=ZYNQMP,
     memory_ports=_zynqmp_ports("HP0", "HP1", "HP2", "HP3"),
-    ddr="DDR4-2400, 64 bit (PS)",
-    ddr_bytes=4 * GIB,
-    ddr_peak=19_200_000_000,
-    cma_default=512 * MIB,
-    luts=425_280,
+    ddr="DDR4-2400, 64 bit (PS)",  # board file: DDR4_2400R, 1200 MHz, 64 Bit; rfsoc_sam.hwh: 1,199.9998 MHz
+    ddr_bytes=4 * GIB,  # board file: four x16 parts of 8,192 Mbit
+    cma_default=128 * MIB,  # pynq.cfg
+    luts=425_280,  # DS889, ZU48DR; these five
     ffs=850_560,
     bram36=1_080,
     urams=80,
     dsps=4_272,
     register_base=0xA000_0000,
-    pl_reference_hz=1_500_000_000,
+    pl_reference_hz=1_500_000_000,  # rfsoc_sam.hwh: IOPLL FBDIV 90, DIV2 1
+    vivado=PAID,  # UG973: no RFSoC in the free editions
     manual="DS889, RFSoC 4x2 reference manual",
 )
 
 ULTRA96V2 = Board(
     name="ultra96v2",
     title="Avnet Ultra96-V2",
-    device="xczu3eg",
+    device="xczu3eg",  # board file ultra96v2 1.2: part_name xczu3eg-sbva484-1-i
     package="sbva484",
     speed="1-i",
     board_part="avnet.com:ultra96v2:part0",
     ps=ZYNQMP,
     memory_ports=_zynqmp_ports("HP0", "HP3"),
-    ddr="LPDDR4-2133, 32 bit",
-    ddr_bytes=2 * GIB,
-    ddr_peak=8_533_000_000,
-    cma_default=512 * MIB,
-    luts=70_560,
+    ddr="LPDDR4-1066, 32 bit",  # board file: LPDDR4_1066, 533 MHz, 32 Bit
+    ddr_bytes=2 * GIB,  # board file: 16,384 Mbit
+    cma_default=128 * MIB,  # pynq.cfg
+    luts=70_560,  # DS891, ZU3EG; these five
     ffs=141_120,
     bram36=216,
     urams=0,
     dsps=360,
     register_base=0xA000_0000,
-    pl_reference_hz=1_500_000_000,
+    pl_reference_hz=1_500_000_000,  # board file: IOPLL FBDIV 45, DIV2 0
+    vivado=FREE,  # UG973: XCZU3EG
     manual="DS891, Ultra96-V2 hardware user's guide",
 )
 
 PYNQ_Z2 = Board(
     name="pynq_z2",
     title="TUL PYNQ-Z2",
-    device="xc7z020",
+    device="xc7z020",  # board file pynq-z2 A.0: part_name xc7z020clg400-1
     package="clg400",
     speed="1",
     board_part="tul.com.tw:pynq-z2:part0",
     ps=ZYNQ7000,
-    memory_ports=("S_AXI_HP0", "S_AXI_HP2"),
-    ddr="DDR3-1050, 16 bit",
-    ddr_bytes=512 * MIB,
-    ddr_peak=2_100_000_000,
-    cma_default=128 * MIB,
-    luts=53_200,
+    memory_ports=("S_AXI_HP0", "S_AXI_HP2"),  # UG585: HP0 and HP1 share a port of the DDR controller, HP2 and HP3 another
+    ddr="DDR3-1050, 16 bit",  # board file: 525 MHz, 16 Bit; base overlay: 525 MHz
+    ddr_bytes=512 * MIB,  # board file: 4,096 Mbit
+    cma_default=128 * MIB,  # pynq.cfg
+    luts=53_200,  # DS190, Z-7020; these five
     ffs=106_400,
     bram36=140,
     urams=0,
     dsps=220,
-    register_base=0x43C0_0000,
-    pl_reference_hz=1_000_000_000,
+    register_base=0x43C0_0000,  # UG585, system addresses: M_AXI_GP0
+    pl_reference_hz=1_000_000_000,  # board file: IO PLL 1000.000 MHz
+    vivado=FREE,  # UG973: XC7Z020
     manual="DS190, PYNQ-Z2 reference manual",
 )
 

@@ -148,7 +148,9 @@ class Examination:
         pynq_device, bitstream = self._values["pynq"], self._values["bitstream"]
         overlay = pynq_device.open_overlay(bitstream, self._values["device"])
         name = pynq_device.accelerator_name(overlay, bitstream.path)
-        return overlay, f"{name} at {overlay.ip_dict[name]['phys_addr']:#x}"
+        pynq_device.check_clock(overlay, self.config, bitstream.path)
+        timed = pynq_device.design_mhz(overlay)
+        return overlay, f"{name} at {overlay.ip_dict[name]['phys_addr']:#x}, timed for {timed:g} MHz"
 
     def _ports(self) -> tuple[Any, str]:
         overlay, bitstream = self._values["design"], self._values["bitstream"]

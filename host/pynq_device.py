@@ -338,24 +338,52 @@ _ZYNQMP_SLAVES = {
 }
 
 
+def _processing_system(overlay: Any) -> tuple[str, dict[str, str]]:
+    """Kind of the processing system in a design, and its parameters; ('', {}) if there is none."""
+    for ip in overlay.ip_dict.values():
+        for kind in (ZYNQMP, ZYNQ7000):
+            if f":{kind}:" in ip.get("type", ""):
+                return kind, ip.get("parameters", {})
+    return "", {}
+
+
 def port_widths(overlay: Any) -> dict[str, int]:
     """Width in bits of each memory port of the processing system that the design uses, by the port's name; 0 if the
     hand-off does not say."""
-    for ip in overlay.ip_dict.values():
-        kind, parameters = ip.get("type", ""), ip.get("parameters", {})
-        if f":{ZYNQMP}:" in kind:
-            return {
-                name: int(parameters.get(f"PSU__SAXIGP{i}__DATA_WIDTH", 0))
-                for name, i in _ZYNQMP_SLAVES.items()
-                if parameters.get(f"PSU__USE__S_AXI_GP{i}") == "1"
-            }
-        if f":{ZYNQ7000}:" in kind:
-            return {
-                f"S_AXI_HP{i}": int(parameters.get(f"PCW_S_AXI_HP{i}_DATA_WIDTH", 0))
-                for i in range(4)
-                if parameters.get(f"PCW_USE_S_AXI_HP{i}") == "1"
-            }
-    return {}
+    kind, parameters = _processing_system(overlay)
+    if kind == ZYNQMP:
+        slaves = {name: (f"PSU__USE__S_AXI_GP{i}", f"PSU__SAXIGP{i}__DATA_WIDTH") for name, i in _ZYNQMP_SLAVES.items()}
+    elif kind == ZYNQ7000:
+        slaves = {f"S_AXI_HP{i}": (f"PCW_USE_S_AXI_HP{i}", f"PCW_S_AXI_HP{i}_DATA_WIDTH") for i in range(4)}
+    else:
+        return {}
+    return {name: int(parameters.get(width, 0)) for name, (use, width) in slaves.items() if parameters.get(use) == "1"}
+
+
+def design_mhz(overlay: Any) -> float:
+    """Frequency that a design's PL clock was constrained to, MHz: what Vivado made of what was asked for; 0 if the
+    hand-off does not say."""
+    kind, parameters = _processing_system(overlay)
+    names = {
+        ZYNQMP: ("PSU__CRL_APB__PL0_REF_CTRL__ACT_FREQMHZ", "PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ"),
+        ZYNQ7000: ("PCW_ACT_FPGA0_PERIPHERAL_FREQMHZ", "PCW_FPGA0_PERIPHERAL_FREQMHZ"),
+    }.get(kind, ())
+    return next((float(parameters[name]) for name in names if name in parameters), 0.0)
+
+
+def check_clock(overlay: Any, config: AcceleratorConfig, path: Path) -> None:
+    """Checks that the design was timed for the clock that it will get.
+
+    Raises
+    ------
+    DeviceError : it was timed for a slower one.
+    """
+    wanted, timed = config.clock_hz / 1e6, design_mhz(overlay)
+    if timed and timed < (1 - CLOCK_TOLERANCE) * wanted:
+        raise DeviceError(
+            f"{path}: the design was timed for {timed:g} MHz, the accelerator runs at {wanted:g} MHz; build it again "
+            f"with tellme build --board {config.name}"
+        )
 
 
 def check_widths(overlay: Any, config: AcceleratorConfig, path: Path) -> str:
@@ -673,6 +701,7 @@ class PynqDevice:
             self._overlay = open_overlay(bitstream, device)
             name = accelerator_name(self._overlay, bitstream.path)
             check_widths(self._overlay, config, bitstream.path)
+            check_clock(self._overlay, config, bitstream.path)
             check_memory(device, config, config.ports * beats * config.port_bytes)
             download(self._overlay, bitstream)
             self.clock = set_clock(config)

@@ -1,7 +1,7 @@
 """A Vivado project of an accelerator on a Zynq board: wrapper, constraints, and the Tcl that builds it all.
 
 Sources: UG994 (IP integrator), UG835 (Tcl commands), PG201 and PG082 (parameters of the processing systems), PG164
-(Processor System Reset), PG247 (SmartConnect), PG099 (AXI Interrupt Controller).
+(Processor System Reset), PG247 (SmartConnect).
 """
 
 from __future__ import annotations
@@ -173,7 +173,9 @@ def ps_parameters(config: AcceleratorConfig, board: Board) -> dict[str, str]:
             "PSU__USE__M_AXI_GP0": "1",
             "PSU__USE__M_AXI_GP1": "0",
             "PSU__USE__M_AXI_GP2": "0",
-            "PSU__MAXIGP0__DATA_WIDTH": "32",
+            # As boot firmware leaves it (UG1087, afi_fs: 128 bit after reset): narrower, and whoever loads the bitstream
+            # without PYNQ, which sets the register, loses three registers of four.
+            "PSU__MAXIGP0__DATA_WIDTH": "128",
             "PSU__USE__S_AXI_GP6": "0",
         }
         for n in sorted(GP_OF.values()):
@@ -223,7 +225,7 @@ def script(config: AcceleratorConfig, board: Board, jobs: int) -> str:
     _check(config, board)
     memory = _memory(config, board)
     pins = _PINS[board.ps]
-    clocked = [f"{CELL}/clk", "reset/slowest_sync_clk", "registers/aclk", "interrupts/s_axi_aclk"]
+    clocked = [f"{CELL}/clk", "reset/slowest_sync_clk", "registers/aclk"]
     clocked += [f"ps/{pins['master_clock']}"] + [f"ps/{p['clock']}" for p in memory]
     return (
         _environment()
@@ -231,6 +233,7 @@ def script(config: AcceleratorConfig, board: Board, jobs: int) -> str:
         .render(
             name=build_name(config),
             board=board,
+            board_pattern="*:{}:{}:*".format(*board.board_part.split(":")[1:]),
             config=config,
             module=MODULE,
             cell=CELL,

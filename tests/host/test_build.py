@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from golden.boards import BOARDS, build_name
 from host import build as building
-from host.boards import REFERENCE_MODELS, described, fit
+from host.boards import EFFICIENCY, REFERENCE_MODELS, described, fit
 from host.build import MARKER, BuildError, claim, write
 from host.cli import app
 from host.errors import UserError
@@ -190,16 +190,18 @@ def test_boards_lists_every_board_with_what_fits() -> None:
     assert all(name in r.stdout for name in [*BOARDS, "ulx3s"]) and "no board has run" in r.stdout
 
 
-def test_estimates_are_the_design_s() -> None:
-    """docs: a 0.73B decode on the KV260 reads 194 MB at context 128, 82 tokens/s at 16.0 GB/s; 2B-4T 21 tokens/s."""
+def test_estimates_are_what_the_memory_gives() -> None:
+    """docs: a 0.73B decode on the KV260 reads 194 MB at context 128: at 13.3 GB/s (measured, four ports) 69 tokens/s at
+    most; 2B-4T 18."""
     kv260 = BOARDS["kv260"]
+    assert abs(EFFICIENCY * kv260.ddr_peak / 13.33e9 - 1) < 0.01
     small, large = (fit(kv260, spec, name) for name, spec in REFERENCE_MODELS.items())
-    assert 76 < small["tokens_per_second"] < 84 and 20 < large["tokens_per_second"] < 22
+    assert 64 < small["tokens_per_second"] < 69.5 and 17 < large["tokens_per_second"] < 18.5
     assert small["cma"] and large["buffer_bytes"] < 1 << 30
 
 
 def test_the_memory_limits_the_rate_where_it_is_slower_than_the_ports() -> None:
-    """Estimated tokens/s never need more than 85 % of the memory's peak."""
+    """Estimated tokens/s never need more than what long reads were measured to get of the memory's peak."""
     for name, facts in described().items():
         if name == "ulx3s":
             continue
@@ -207,7 +209,7 @@ def test_the_memory_limits_the_rate_where_it_is_slower_than_the_ports() -> None:
         for model, f in facts["models"].items():
             if f["fits"]:
                 read = sum(s.beats for s in section_shapes(REFERENCE_MODELS[model], b.config)) * b.config.beat_bytes
-                assert f["tokens_per_second"] * read <= 0.85 * b.ddr_peak
+                assert f["tokens_per_second"] * read <= EFFICIENCY * b.ddr_peak
 
 
 def test_two_builds_in_one_folder(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

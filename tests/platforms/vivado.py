@@ -3,7 +3,7 @@
 It knows the commands, IPs, parameters, pins and address segments that a build may use, and errors on any other, on
 objects that do not exist and on files that are not there. What it knows is from: UG835 (commands), UG994 (module
 references, X_INTERFACE attributes), PG201 and UG1085 (zynq_ultra_ps_e), PG082 and UG585 (processing_system7), PG164
-(proc_sys_reset), PG247 (smartconnect), PG099 (axi_intc).
+(proc_sys_reset), PG247 (smartconnect).
 
 Run as a program it takes Vivado's arguments: `python -m tests.platforms.vivado -mode batch -source build.tcl ...`.
 """
@@ -147,18 +147,6 @@ CATALOG: dict[str, Ip] = {
             "peripheral_aresetn": Pin("rst", "out"),
         },
     ),
-    "axi_intc": Ip(
-        ("4.1",),
-        {"C_IRQ_CONNECTION": (OFF, "[01]")},
-        {
-            "s_axi": Pin("aximm", "slave", None, "s_axi_aclk", 32, "AXI4LITE"),
-            "s_axi_aclk": Pin("clk", "in"),
-            "s_axi_aresetn": Pin("rst", "in"),
-            "intr": Pin("intr", "in"),
-            "irq": Pin("intr", "out"),
-        },
-        {"S_AXI/Reg": (0, 64 << 10)},
-    ),
 }
 
 PARTS = "xck26-sfvc784-2LV-c xczu7ev-ffvc1156-2-e xczu48dr-ffvg1517-2-e xczu3eg-sbva484-1-i xc7z020clg400-1".split()
@@ -174,6 +162,22 @@ DESIGN_PROPERTIES = {"BITSTREAM.GENERAL.COMPRESS": "TRUE|FALSE", "BITSTREAM.CONF
 """UG908, table of bitstream settings."""
 REFERENCE_MHZ = 33.333
 """PSS_REF_CLK of every board here; the I/O PLL multiplies it by 45 (UG1085) or 30 (UG585)."""
+
+COMMANDS = set(
+    """apropos archive_project checkpoint_vcd close_design close_project close_sim connect_net create_cell create_clock
+    create_net create_pin create_port current_design current_instance current_project current_run current_scope
+    current_sim current_time delete_runs describe disconnect_net endgroup exclude_bd_addr_seg fail_run filter find_routing_path
+    flush_vcd generate_target get_cells get_clocks get_nets get_pins get_ports get_property group_path help help_run import_files
+    infer_diff_pairs launch_runs launch_simulation launch_step launch_steps link_design list_property list_targets log_saif
+    log_vcd log_wave ltrace make_wrapper move_files open_checkpoint open_project open_run opt_design phys_opt_design place_cell
+    place_design place_ports power_opt_design print_value program_hw_devices ptrace read_checkpoint read_verilog read_xdc redo
+    refresh_design refresh_hw_device relaunch_sim reimport_files reorder_files report_power report_property report_scopes
+    report_utilization report_values reset_property reset_run reset_simulation restart resume_simulation route_design run
+    run_state_hw_jtag save_bd_design save_constraints save_project_as scope set_false_path set_property set_value show_objects
+    source start_gui startgroup step stop stop_gui swap_locs synth_design undo unplace_cell update_design update_files
+    upgrade_ip validate_bd_design version wait_on_run wait_on_runs write_bitstream write_checkpoint write_hw_platform xsim""".split()
+)
+"""Commands of Vivado that a procedure must not be called like: UG835, the short names above all (`step` is the simulator's)."""
 
 AXI = {
     "AXI4": "ARVALID ARREADY ARADDR ARLEN ARSIZE ARBURST ARLOCK ARCACHE ARPROT ARQOS RVALID RREADY RDATA RRESP RLAST "
@@ -285,7 +289,8 @@ class Vivado:
 
     Parameters
     ----------
-    board_files, parts, ips : what this installation has.
+    board_files, parts, ips : what this installation has; board files as a list of their names, or all or none.
+    clocks : what Vivado says of clocks (CONFIG.FREQ_HZ), for pins by pattern; what the PS makes if not given.
     setup, hold : worst slack that implementation reports, ns.
     fail : run (synth_1, impl_1) that does not complete.
     """
@@ -293,15 +298,18 @@ class Vivado:
     def __init__(
         self,
         *,
-        board_files: bool = True,
+        board_files: bool | list[str] = True,
         parts: bool = True,
         ips: dict[str, Ip] | None = None,
         setup: str = "0.123",
         hold: str = "0.011",
         fail: str | None = None,
         echo: bool = False,
+        clocks: dict[str, str] | None = None,
     ) -> None:
-        self.board_files, self.parts, self.fail, self.echo = board_files, parts, fail, echo
+        self.clocks = clocks or {}
+        self.board_files = {True: BOARD_FILES, False: []}[board_files] if isinstance(board_files, bool) else board_files
+        self.parts, self.fail, self.echo = parts, fail, echo
         self.catalog = CATALOG if ips is None else ips
         self.slack = {"STATS.WNS": setup, "STATS.WHS": hold}
         self.cells: dict[str, Cell] = {}
@@ -336,16 +344,19 @@ class Vivado:
         return call
 
     def run(self, script: Path) -> int:
-        """Sources the script; its exit code. Raises Refused where Vivado would stop."""
+        """Sources the script; its exit code. Raises Refused where Vivado would stop, or one of its commands is redefined."""
+        before = set(self._list(self.tcl.eval("info procs")))
         try:
             self.tcl.call("source", str(script))
         except tkinter.TclError as e:
-            if isinstance(self._error, Exit):
-                return self.status
-            if self._error is not None:
+            if self._error is not None and not isinstance(self._error, Exit):
                 raise self._error from e
-            raise Refused(str(e)) from e
-        return 0
+            if self._error is None:
+                raise Refused(str(e)) from e
+        known = COMMANDS | {n[3:] for n in dir(self) if n.startswith("do_")}
+        if taken := known & (set(self._list(self.tcl.eval("info procs"))) - before):
+            raise Refused(f"procedures shadow commands of Vivado: {', '.join(sorted(taken))}")
+        return self.status
 
     # ---- helpers -----------------------------------------------------------------------------------------------------
 
@@ -425,7 +436,7 @@ class Vivado:
     def do_get_board_parts(self, *args: str) -> str:
         _, rest = self._options(args, "-quiet")
         pattern = re.escape(self._one(rest)).replace(r"\*", ".*")
-        return " ".join(b for b in BOARD_FILES if self.board_files and re.fullmatch(pattern, b))
+        return " ".join(b for b in self.board_files if re.fullmatch(pattern, b))
 
     def do_get_ipdefs(self, *args: str) -> str:
         _, rest = self._options(args, "-all")
@@ -637,7 +648,7 @@ class Vivado:
         }
         if (target, name) not in known or not re.fullmatch(known[target, name], value):
             raise Refused(f"{target or '(nothing)'} has no property {name} = {value!r}")
-        if name == "board_part" and value not in BOARD_FILES:
+        if name == "board_part" and value not in self.board_files:
             raise Refused(f"no board {value}")
         self.properties[target, name] = value
 
@@ -652,6 +663,9 @@ class Vivado:
             raise Refused(f"{name} is not known before validation")
         pin = self.pin(target)
         if name == "CONFIG.FREQ_HZ":
+            for pattern, said in self.clocks.items():
+                if re.fullmatch(pattern, target):
+                    return said
             cell = target.partition("/")[0]
             source = target if pin.kind == "clk" and pin.role == "out" else self.driver(f"{cell}/{pin.clock}")
             return str(self.frequency(source))
@@ -778,7 +792,7 @@ def check(v: Vivado) -> None:
             assigned = {a.segment for a in v.addresses if a.space == space}
             if not assigned <= behind or not any("_DDR_LOW" in s for s in assigned):
                 raise Refused(f"{space} has no DDR of its own port: {sorted(assigned)}")
-            available = {s for s in behind if v.board_files or not s.endswith("_DDR_HIGH")}
+            available = {s for s in behind if ("project", "board_part") in v.properties or not s.endswith("_DDR_HIGH")}
             left = available - assigned - {s for sp, s in v.excluded if sp == space}
             if left:
                 raise Refused(f"{space}: segments are neither assigned nor excluded: {sorted(left)}")

@@ -2,7 +2,7 @@
 
 `python -m tests.pynq.old` makes it in `pynq301/` of the environment that runs it (or in the folder that TELLME_PYNQ301
 names): the packages of `requirements-3.0.1.txt`, on Python 3.10 as on the boards where there is one, and in `overlays/`
-the hand-offs and bitstreams that pynq's source distribution ships, as Vivado wrote them. It is made again when the
+hand-offs and bitstreams that pynq's source distribution ships, as Vivado wrote them. It is made again when the
 requirements change.
 """
 
@@ -27,7 +27,7 @@ _STAMP = FOLDER / "made"
 
 
 def _stamp() -> str:
-    return hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+    return hashlib.sha256(REQUIREMENTS.read_bytes() + Path(__file__).read_bytes()).hexdigest()
 
 
 def _interpreter() -> str:
@@ -44,7 +44,7 @@ def _interpreter() -> str:
 @contextmanager
 def _alone() -> Iterator[None]:
     FOLDER.parent.mkdir(parents=True, exist_ok=True)
-    with open(FOLDER.parent / "pynq301.lock", "w") as lock:
+    with open(FOLDER.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -65,14 +65,14 @@ def make() -> Path:
         with tarfile.open(archive) as tar:
             for member in tar:
                 name = Path(member.name)
-                if member.isfile() and "boards" in name.parts and name.suffix in (".hwh", ".bit"):
+                if name.stem == "base" and name.suffix in (".hwh", ".bit") and name.parts[2] in ("Pynq-Z2", "ZCU104"):
                     data = tar.extractfile(member)
                     assert data is not None
                     # <board>-<overlay>, for instance ZCU104-base
                     path = OVERLAYS / f"{name.parts[2]}-{name.name}"
                     path.parent.mkdir(exist_ok=True)
                     path.write_bytes(data.read())
-        subprocess.run([*pip, "install", "--find-links", str(source), "--requirement", str(REQUIREMENTS)], check=True)
+        subprocess.run([*pip, "install", "--use-pep517", "--find-links", str(source), "--requirement", str(REQUIREMENTS)], check=True)
         shutil.rmtree(source)
         _STAMP.write_text(_stamp())
         return PYTHON
