@@ -7,13 +7,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TELLME := $(BIN)/python -m host.cli
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint bench oracle verilog docs clean
+.PHONY: help setup demo test lint bench oracle verilog wheels docs clean
 
 help:
 	@echo "make demo     stream a story from the simulated accelerator, checked against the golden model"
 	@echo "make test     lint and every test"
 	@echo "make bench    real-scale runs; results in docs/measurements/"
 	@echo "make oracle   reference vectors from PyTorch (installs torch)"
+	@echo "make wheels   whether the boards can install what they need (asks the package registry)"
 	@echo "make verilog  Verilog of the kv260 preset in build/verilog/"
 	@echo "make docs     the documents and the API as pages, in build/docs/; a broken link is an error"
 
@@ -41,6 +42,11 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 	$(PIP) install --quiet --no-deps --editable .
 	@touch $@
 
+# PYNQ 3.0.1 as a KV260 has it, in an environment of its own: for tests.
+$(VENV)/pynq301/made: $(VENV)/.installed tests/pynq/requirements-3.0.1.txt tests/pynq/old.py
+	$(BIN)/python -m tests.pynq.old
+	@touch $@
+
 setup: $(VENV)/.installed
 
 demo: setup
@@ -52,8 +58,11 @@ lint: setup
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-test: lint
+test: lint $(VENV)/pynq301/made
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
+
+wheels: setup
+	$(BIN)/python -m pytest -q -s bench/test_wheels.py
 
 verilog: setup
 	$(TELLME) verilog --board kv260 --out build/verilog

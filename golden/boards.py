@@ -235,7 +235,10 @@ PYNQ_Z2 = Board(
     speed="1",
     board_part="tul.com.tw:pynq-z2:part0",
     ps=ZYNQ7000,
-    memory_ports=("S_AXI_HP0", "S_AXI_HP2"),  # UG585: HP0 and HP1 share a port of the DDR controller, HP2 and HP3 another
+    memory_ports=(
+        "S_AXI_HP0",
+        "S_AXI_HP2",
+    ),  # UG585: HP0 and HP1 share a port of the DDR controller, HP2 and HP3 another
     ddr="DDR3-1050, 16 bit",  # board file: 525 MHz, 16 Bit; base overlay: 525 MHz
     ddr_bytes=512 * MIB,  # board file: 4,096 Mbit
     cma_default=128 * MIB,  # pynq.cfg

@@ -237,6 +237,20 @@ def _terminate(number: int, frame: Any) -> NoReturn:
     raise SystemExit(128 + number)
 
 
+def _ids(text: str, vocab: int) -> list[int]:
+    """Token ids of --prompt-ids."""
+    try:
+        ids = [int(word) for word in text.replace(",", " ").split()]
+    except ValueError:
+        raise UserError(f"--prompt-ids takes numbers with commas between, as 1,2,3, not {text!r}") from None
+    if not ids:
+        raise UserError("--prompt-ids names no token; give at least one, as 1,2,3")
+    for token in ids:
+        if not 0 <= token < vocab:
+            raise UserError(f"--prompt-ids has token {token}, the model's are 0 to {vocab - 1}")
+    return ids
+
+
 def _machine(
     backend: str,
     opened: Model,
@@ -275,7 +289,12 @@ def _machine(
 
 @app.command()
 def run(
-    prompt: Annotated[str, typer.Option("--prompt", help="Text to continue, or what to say with --chat.")],
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="Text to continue, or what to say with --chat.")
+    ] = None,
+    prompt_tokens: Annotated[
+        str | None, typer.Option("--prompt-ids", help="Token ids to continue, as 1,2,3, instead of text; ids come out.")
+    ] = None,
     backend: BackendName = "sim",
     model: Annotated[str, typer.Option("--model", help=MODEL_HELP)] = "demo",
     board_name: AnyBoard = None,
@@ -300,9 +319,15 @@ def run(
     bitstream: Bitstream = None,
 ) -> None:
     """Continue a prompt, printing the text as it comes."""
-    prompt = checked(prompt, "--prompt")
+    prompt = None if prompt is None else checked(prompt, "--prompt")
     stop = [checked(s, "--stop") for s in stop or ()]
     _check_backend(backend, bitstream)
+    if prompt is None and prompt_tokens is None:
+        raise UserError("Missing option '--prompt' (or --prompt-ids 1,2,3)")
+    if prompt is not None and prompt_tokens is not None:
+        raise UserError("give --prompt or --prompt-ids, not both")
+    if prompt_tokens is not None and (as_chat or stop):
+        raise UserError("--prompt-ids works without text; leave --chat and --stop out")
     if stress is not None and timing is not None:
         raise UserError("--stress brings its own memory timing; leave --timing out")
     if stress is not None and stress < 0:
@@ -323,11 +348,15 @@ def run(
     if backend == "sim":
         check_simulator(config, waves=waves is not None)
     with Model.open(path, config, latent=latent, show=True) as opened:
-        tokenizer: Tokenizer = opened.tokenizer
-        if as_chat:
-            prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}])
+        tokenizer: Tokenizer | None = None
+        if prompt is None:
+            prompt_ids = _ids(prompt_tokens or "", opened.spec.vocab)
         else:
-            prompt_ids = tokenizer.encode(prompt)
+            tokenizer = opened.tokenizer
+            if as_chat:
+                prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}])
+            else:
+                prompt_ids = tokenizer.encode(prompt)
         if max_new_tokens < 1:
             raise UserError(f"max-new-tokens must be at least 1, not {max_new_tokens}")
         context = compile_program(opened, config, context=positions).context
@@ -360,7 +389,7 @@ def run(
                 stops=stop,
             )
             report = generation.report
-            if not as_json and not as_chat:
+            if not as_json and not as_chat and prompt is not None:
                 print(prompt, end="", flush=True)
             try:
                 for piece in generation:

@@ -33,3 +33,12 @@ class CheckError(TellmeError):
     """A result differs from the golden model's."""
 
     exit_code = 1
+
+
+def missing_package(error: ImportError, what: object) -> UserError:
+    """Why `what` cannot be worked with: a package that a 32-bit board does not have, or that was left out."""
+    return UserError(
+        f"{what} needs the package {(error.name or str(error)).split('.')[0]}, which is not installed; install it (pip install tellme-fpga has it), or "
+        "where there is none, as on 32-bit boards, convert the model elsewhere (tellme convert) and run the image with "
+        "prompts as ids (tellme run --prompt-ids 1,2,3)"
+    )

@@ -96,13 +96,39 @@ class StopStrings:
         return self._take(len(self._held))
 
 
+class Numbers:
+    """Instead of a tokenizer where ids are wanted: a token's text is its number, with a space between two. Nothing is special."""
+
+    end_ids: frozenset[int] = frozenset()
+
+    def __init__(self) -> None:
+        self._first = True
+
+    def push(self, token: int) -> str:
+        """The text of `token`."""
+        text, self._first = str(token) if self._first else f" {token}", False
+        return text
+
+    def finish(self) -> str:
+        """Nothing is ever left."""
+        return ""
+
+    def name(self, token: int) -> str:
+        """No token has a name."""
+        return ""
+
+    def hidden_text(self, token: int) -> str:
+        """No token is hidden."""
+        return ""
+
+
 class Generation:
     """One sequence: iterate to get its text piece by piece; `report` holds the rest.
 
     Parameters
     ----------
     backend : what runs the passes.
-    tokenizer : of the model.
+    tokenizer : of the model; None: the text is the new tokens' numbers.
     prompt_ids : tokens of the prompt, `tokenizer.encode(text)`.
     max_new_tokens : most tokens to make, at least 1.
     sampling : how they are chosen. Greedy takes the back end's arg-max and fetches no logits.
@@ -116,7 +142,7 @@ class Generation:
     def __init__(
         self,
         backend: Backend,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         prompt_ids: Sequence[int],
         *,
         max_new_tokens: int,
@@ -138,9 +164,10 @@ class Generation:
         self._max = max_new_tokens
         self._sampling = sampling or Sampling()
         self._sampler = Sampler(self._sampling)
-        self._eos = frozenset(eos_ids) | tokenizer.end_ids
-        self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer, prompt_ids)
+        numbers = Numbers()
+        self._tokenizer: Tokenizer | Numbers = numbers if tokenizer is None else tokenizer
+        self._detokenizer = numbers if tokenizer is None else Detokenizer(tokenizer, prompt_ids)
+        self._eos = frozenset(eos_ids) | self._tokenizer.end_ids
         self._stops = StopStrings(stops)
         self._all = all_logits
         self._slot = slot

@@ -9,17 +9,29 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Encoding
-from tokenizers import Tokenizer as _Tokenizer
-
 from host import vocabulary
 from host.chat import ChatTemplate, Message
-from host.errors import UserError
+from host.errors import UserError, missing_package
 from host.tensors import read_json
 from host.text import checked
 from host.vocabulary import Kind, Piece
 
+try:
+    from tokenizers import AddedToken, Encoding
+    from tokenizers import Tokenizer as _Tokenizer
+except ImportError as e:  # 32-bit boards have none, and need none for ids
+    _missing: ImportError | None = e
+else:
+    _missing = None
+
 REPLACEMENT = "\ufffd"
+
+
+def _need_library(what: object) -> None:
+    """Refuses `what` where there is no tokenizers library."""
+    if _missing is not None:
+        raise missing_package(_missing, what) from _missing
+
 
 
 def _content(token: Any) -> str | None:
@@ -145,6 +157,7 @@ def _with_added(text: bytes, folder: Path, config: dict[str, Any]) -> bytes:
     if not changed:
         return text
     where = folder / "tokenizer.json"
+    _need_library(where)
     try:
         tokenizer = _Tokenizer.from_buffer(text)
         for i, p in changed:
@@ -165,6 +178,7 @@ def _with_added(text: bytes, folder: Path, config: dict[str, Any]) -> bytes:
 def _convert_model(folder: Path, config: dict[str, Any]) -> bytes:
     """tokenizer.model as tokenizer.json, with the tokens that a checkpoint added to it; fills in what `config` does not say."""
     path = folder / "tokenizer.model"
+    _need_library(path)
     model = vocabulary.read_sentencepiece(_read(path, _MAX_MODEL), str(path))
     pieces = list(model.pieces)
     for i, token in sorted(_added_tokens(folder, config).items()):
@@ -216,6 +230,7 @@ class Tokenizer:
     """
 
     def __init__(self, files: Files, vocab: int):
+        _need_library("text")
         try:
             self._tokenizer = _Tokenizer.from_buffer(files.tokenizer)
         except Exception as e:  # the library raises bare Exception

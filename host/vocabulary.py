@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
 from host.errors import UserError
+
+try:
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+except ImportError:  # as on 32-bit boards; whoever makes a tokenizer.json asks first (host/tokenizer.py)
+    pass
 
 SPACE = "\u2581"
 """What sentencepiece writes for a space."""

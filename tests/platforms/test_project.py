@@ -164,8 +164,16 @@ def test_a_clock_that_vivado_gives_otherwise_is_said_and_the_build_goes_on(
     [
         ("pynq_z2", ["TUL.com.tw:PYNQ-Z2:part0:1.0"], "TUL.com.tw:PYNQ-Z2:part0:1.0"),
         ("pynq_z2", ["www.digilentinc.com:pynq-z1:part0:1.0"], None),
-        ("kv260", ["xilinx.com:KV260_SOM:part0:1.9", "xilinx.com:kv260_som:part0:1.10"], "xilinx.com:kv260_som:part0:1.10"),
-        ("kv260", ["xilinx.com:kv260_som:part0:2.0", "xilinx.com:kv260_som_som240_1_connector:part0:9.0"], "xilinx.com:kv260_som:part0:2.0"),
+        (
+            "kv260",
+            ["xilinx.com:KV260_SOM:part0:1.9", "xilinx.com:kv260_som:part0:1.10"],
+            "xilinx.com:kv260_som:part0:1.10",
+        ),
+        (
+            "kv260",
+            ["xilinx.com:kv260_som:part0:2.0", "xilinx.com:kv260_som_som240_1_connector:part0:9.0"],
+            "xilinx.com:kv260_som:part0:2.0",
+        ),
         ("rfsoc4x2", ["xilinx.com:rfsoc4x2:part0:1.0"], "xilinx.com:rfsoc4x2:part0:1.0"),
         ("ultra96v2", ["em.avnet.com:Ultra96v2:Part0:1.0"], "em.avnet.com:Ultra96v2:Part0:1.0"),
         ("ultra96v2", ["avnet.com:ultra96v1:part0:1.2"], None),

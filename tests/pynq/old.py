@@ -72,7 +72,10 @@ def make() -> Path:
                     path = OVERLAYS / f"{name.parts[2]}-{name.name}"
                     path.parent.mkdir(exist_ok=True)
                     path.write_bytes(data.read())
-        subprocess.run([*pip, "install", "--use-pep517", "--find-links", str(source), "--requirement", str(REQUIREMENTS)], check=True)
+        subprocess.run(
+            [*pip, "install", "--use-pep517", "--find-links", str(source), "--requirement", str(REQUIREMENTS)],
+            check=True,
+        )
         shutil.rmtree(source)
         _STAMP.write_text(_stamp())
         return PYTHON

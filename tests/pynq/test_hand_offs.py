@@ -16,7 +16,15 @@ import pytest
 from golden.boards import BOARDS, PYNQ_Z2, RFSOC4X2, ZCU104, Board, build_name
 from golden.config import TINY
 from host.errors import DeviceError, UserError
-from host.pynq_device import accelerator_name, bit_part, check_widths, design_mhz, device_name, open_bitstream, port_widths
+from host.pynq_device import (
+    accelerator_name,
+    bit_part,
+    check_widths,
+    design_mhz,
+    device_name,
+    open_bitstream,
+    port_widths,
+)
 from tests.pynq import old
 from tests.pynq.files import bit
 

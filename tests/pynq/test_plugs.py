@@ -93,7 +93,11 @@ def test_a_wrong_bitstream_is_refused_before_the_chip_is_touched(
         (files(bit=b"not a bitstream at all"), "is not a bitstream (.bit) of Vivado", 2),
         (files(bit=bit({}, part="xck26-sfvc784-2LV-c")), "is for xck26-sfvc784-2LV-c, but", 2),
         (files(hwh=hand_off(TINY, vlnv="xilinx.com:hls:resize:1.0")), "the design has 0 accelerators", 1),
-        (files(hwh=hand_off(TINY, mhz=75)), "the design was timed for 75 MHz, the accelerator runs at 100 MHz; build it", 1),
+        (
+            files(hwh=hand_off(TINY, mhz=75)),
+            "the design was timed for 75 MHz, the accelerator runs at 100 MHz; build it",
+            1,
+        ),
         (files(hwh=hand_off(TINY, width=64)), "S_AXI_HP0_FPD 64 (bits), the accelerator needs 1 of 128", 1),
     ]
     for path, message, code in cases:
