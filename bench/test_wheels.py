@@ -8,16 +8,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
 PYTHON = "3.10"
@@ -31,7 +27,7 @@ def wanted(machine: str, *extras: str) -> list[str]:
     lines = list(project["dependencies"])
     for extra in extras:
         lines += project["optional-dependencies"][extra]
-    environment = {**default_environment(), "platform_machine": machine, "python_version": PYTHON}
+    environment: dict[str, str] = {**default_environment(), "platform_machine": machine, "python_version": PYTHON}  # type: ignore[dict-item]
     parsed = [Requirement(line) for line in lines]
     return [f"{r.name}{r.specifier}" for r in parsed if r.marker is None or r.marker.evaluate(environment)]
 

@@ -162,7 +162,7 @@ def _vivado(name: str, out: Path, jobs: int, console: Console) -> Built:
     try:
         from hw.platforms.vivado import project
     except ImportError as e:
-        raise UserError(f"the generator cannot be loaded ({e}); install the project with its dependencies") from e
+        raise UserError(f"the generator cannot be loaded ({e}); install it: {advice('generate')}") from e
     with console.status(f"generating {build}"):
         try:
             files = project(board.config, board, jobs=jobs)
@@ -286,7 +286,7 @@ def _ulx3s(out: Path, console: Console) -> Built:
     try:
         from hw.platforms import ulx3s
     except ImportError as e:
-        raise UserError(f"the generator cannot be loaded ({e}); install the project with its dependencies") from e
+        raise UserError(f"the generator cannot be loaded ({e}); install it: {advice('generate')}") from e
     name = ulx3s.build_name()
     again = claim(out, name)
     tools = _tools()

@@ -16,6 +16,7 @@ from typer.exceptions import TyperException
 
 from golden.config import PRESETS, AcceleratorConfig
 from golden.shapes import SHAPES
+from golden.project import advice
 from host.backends import CheckedBackend, GoldenBackend, load_weights
 from host.bench import Measurement, measure, shape
 from host.board import BoardAccelerator
@@ -774,7 +775,7 @@ def verilog_command(
     try:
         from hw.top import to_verilog
     except ImportError as e:
-        raise UserError(f"the generator cannot be loaded ({e}); install the project with its dependencies") from e
+        raise UserError(f"the generator cannot be loaded ({e}); install it: {advice('generate')}") from e
     with Console(stderr=True).status(f"generating the Verilog of {config.name}"):
         text = to_verilog(config)
     try:

@@ -270,6 +270,12 @@ def check_memory(device: Any, config: AcceleratorConfig, needed: int) -> str:
             + _kernel_argument(config, needed)
         )
     total, free = found
+    if not total:
+        raise DeviceError(
+            f"the kernel reserves no contiguous memory, the model needs {_mib(needed)}: either cma= in /proc/cmdline asks "
+            "for more than there is in one piece, which is dropped without a word (ask for less), or nobody asked; "
+            + _kernel_argument(config, needed)
+        )
     if total < needed:
         raise DeviceError(
             f"the kernel reserves {_mib(total)} of contiguous memory, the model needs {_mib(needed)}; "
@@ -303,7 +309,7 @@ def _kernel_argument(config: AcceleratorConfig, needed: int) -> str:
         )
     return (
         f"boot with the kernel argument cma={size}M (Ubuntu: add it to LINUX_KERNEL_CMDLINE in "
-        "/etc/default/flash-kernel, run flash-kernel, reboot; PetaLinux and PYNQ images: add it to bootargs in "
+        "/etc/default/flash-kernel, run flash-kernel, reboot; the last cma= in /proc/cmdline counts; PetaLinux and PYNQ images: add it to bootargs in "
         "system-user.dtsi or with setenv bootargs in U-Boot), or take a smaller context"
     )
 

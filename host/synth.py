@@ -11,6 +11,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from golden.config import AcceleratorConfig
+from golden.project import advice
 from host.errors import CheckError, UserError
 from host.provenance import json_line
 from host.tables import show
@@ -39,7 +40,7 @@ def synth(
     try:
         from hw.synth import synthesis, yosys
     except ImportError as e:
-        raise UserError(f"the generator cannot be loaded ({e}); install the project with its dependencies") from e
+        raise UserError(f"the generator cannot be loaded ({e}); install it: {advice('synth')}") from e
     console = Console(stderr=True)
     with Progress(
         SpinnerColumn(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,6 @@ from host.checkpoint import read_checkpoint
 from host.cli import app
 from host.generate import Generation
 from host.model import Model, convert, demo_folder
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent.parent
 GENERATOR = (
@@ -113,6 +109,24 @@ def test_what_needs_no_text_works_without_it(image: Path) -> None:
     # And text without the generator.
     done = tellme(GENERATOR, "run", "--backend", "golden", "--prompt", "One day", "--max-new-tokens", "2")
     assert done.returncode == 0 and done.stdout.startswith("One day"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments,extra",
+    [
+        (["build", "--board", "kv260", "--out", "{}/build"], "generate"),
+        (["build", "--board", "ulx3s", "--out", "{}/build"], "generate"),
+        (["verilog", "--board", "tiny", "--out", "{}/rtl"], "generate"),
+        (["synth", "--board", "tiny"], "synth"),
+    ],
+)
+def test_the_generator_that_is_not_installed_is_named_with_its_extra(
+    arguments: list[str], extra: str, tmp_path: Path
+) -> None:
+    done = tellme(GENERATOR, *(a.format(tmp_path) for a in arguments))
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == 2 and len(lines) == 1 and not list(tmp_path.iterdir()), done.stderr
+    assert "the generator cannot be loaded" in lines[0] and f"pip install 'tellme-fpga[{extra}]'" in lines[0]
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,8 @@ def test_too_little_memory_is_found_before_the_chip_is_touched(board: Callable[.
     result = run(bitstream, *RUN)
     refused(result, "the kernel reserves 0.5 MiB of contiguous memory, the model needs 0.6 MiB; boot with the", 1)
     assert "kernel argument cma=100M" in result.stderr and "/etc/default/flash-kernel" in result.stderr
+    made.cma = made._free = 0
+    refused(run(bitstream, *RUN), "the kernel reserves no contiguous memory, the model needs 0.6 MiB: either cma=", 1)
     assert made.loads == 0 and made.allocated == 0
     made._free, made.cma = 64 * MIB, 64 * MIB
     works(bitstream)
