@@ -33,7 +33,6 @@ def _need_library(what: object) -> None:
         raise missing_package(_missing, what) from _missing
 
 
-
 def _content(token: Any) -> str | None:
     """tokenizer_config.json names a token as a string or as {"content": string}."""
     if isinstance(token, dict):

@@ -31,8 +31,9 @@ def _stamp() -> str:
 
 
 def _interpreter() -> str:
-    """Python 3.10 if it can make environments, else the one that runs this."""
-    for name in ("python3.10", sys.executable):
+    """Python 3.10 if there is one that can make environments, on PATH or of pyenv, else the one that runs this."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
+    for name in ("python3.10", *map(str, pyenv.glob("versions/3.10.*/bin/python3.10")), sys.executable):
         try:
             subprocess.run([name, "-c", "import ensurepip, venv"], check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):
