@@ -15,8 +15,8 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from golden.config import PRESETS, AcceleratorConfig
-from golden.shapes import SHAPES
 from golden.project import advice
+from golden.shapes import SHAPES
 from host.backends import CheckedBackend, GoldenBackend, load_weights
 from host.bench import Measurement, measure, shape
 from host.board import BoardAccelerator

