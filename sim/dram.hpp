@@ -1,18 +1,19 @@
-// The memory behind the fabric's ports, in time only (no data): the AXI FIFOs of the ports, the controller's arbiter and
-// reordering window, and the DRAM's banks. Used by memory.cpp (cycle by cycle) and stream.cpp (streams alone).
+// The memory behind the fabric's ports, in time only (no data): the ports' AXI FIFOs, the controller's arbiter and window of
+// requests, and the DRAM's banks. memory.cpp runs it cycle by cycle under the accelerator, stream.cpp under streams alone.
 //
-// What is modelled, in the order a read passes it (UG1085, chapters 17 and 35; registers by UG1087):
-// - the AXI FIFO of a fabric port holds `bursts` bursts a direction, splits them into AXI3 transactions of `split` blocks
-//   and sends one on only when its data has room in the FIFO of `fifo` blocks: what is on its way and what lies there;
-// - a controller port takes transactions of its fabric ports in turn, and gives its blocks to the arbiter one by one;
-// - the arbiter takes one block a clock, from the ports in turn, as long as the window of `window` blocks has room;
-// - the scheduler gives the DRAM one column and one row command a clock: the oldest block whose row is open and whose
-//   timing allows it; else precharges and activates for the oldest block of a bank that has nothing in its open row;
-// - reads come first: writes are served when no read is there, or when they waited `starve` clocks, then `run` of them;
-// - data goes back in the order of the requests, a block in `beat` clocks of the controller port;
+// What is modelled, in the order a read meets it (Zynq UltraScale+: UG1085, chapters 17 and 35, registers by UG1087):
+// - the AXI FIFO of a fabric port accepts `bursts` bursts a direction, splits them into AXI3 transactions of `split` blocks
+//   and sends one on only when its data has room in the FIFO of `fifo` blocks: what is on its way and what waits there;
+// - a controller port takes the transactions of its fabric ports in turn and offers their blocks one by one;
+// - the arbiter takes a block a clock, from the ports in turn, as long as the window of `window` blocks has room; a block
+//   keeps its place until its data is out of the controller, `hold` clocks after its column command;
+// - the scheduler gives the DRAM a command a clock: a column command for the oldest block whose row is open and whose
+//   timing allows it; else a precharge or an activation for the oldest block of a bank whose open row nobody asks for;
+// - reads come first: writes are served when no read waits, or after they waited `starve` clocks, then `run` of them;
+// - data goes back in the order of the requests of a fabric port, a block in `beat` clocks of the controller port;
 // - a refresh closes all banks.
-// A block is what one DRAM burst carries. Time is counted in clocks of the controller. All is integer arithmetic: equal
-// inputs give equal results.
+// A block is what one DRAM burst carries. Time is counted in clocks of the controller. Everything is integer arithmetic:
+// equal inputs give equal results.
 
 #ifndef TELLME_DRAM_HPP
 #define TELLME_DRAM_HPP
@@ -26,124 +27,117 @@
 
 namespace dram {
 
-constexpr int kPorts = 8, kBanks = 16, kGroups = 4, kWindow = 64, kBursts = 64, kRing = 1024;
+constexpr int kPorts = 8, kBanks = 16, kGroups = 4, kWindow = 64, kBursts = 64, kRing = 2048;
 
 struct Settings {
-    uint32_t clock_khz = 0;   // of the controller; 0: there is no DRAM model
-    uint32_t fabric_khz = 0;  // of the ports
-    // Geometry: bytes of a block; the address bits of column, bank group and bank follow the block's, in `map`.
+    int clock_khz = 0, fabric_khz = 1;  // of the controller (0: there is no such model) and of the ports
+    // Bytes of a block, and where its address has bank group, bank and row.
     int block = 64, group_low = 6, group_bits = 1, bank_low = 14, bank_bits = 2, row_low = 16;
-    // DRAM timing, clocks of the controller.
-    int rcd = 0, rp = 0, ras = 0, rc = 0, rrd_s = 0, rrd_l = 0, faw = 0, ccd_s = 0, ccd_l = 0, rtp = 0, wtp = 0;
+    // DRAM timing by JEDEC's names; wtp and wtr count from the write command, cl up to the last data.
+    int rcd = 0, rp = 0, ras = 0, rc = 0, rrd_s = 0, rrd_l = 0, faw = 0, ccd_s = 1, ccd_l = 1, rtp = 0, wtp = 0;
     int rtw = 0, wtr_s = 0, wtr_l = 0, cl = 0, refi = 0, rfc = 0;
-    // Controller.
-    int window = 32, starve = 64, run = 8;
-    // Ports: bursts a direction, blocks of a transaction, blocks of a FIFO, clocks of a block on a controller port.
-    int bursts = 8, split = 4, fifo = 32, beat = 4;
-    int path = 0;   // clocks from port to controller and back, besides what is modelled
-    int hold = 0;   // clocks that a row's last hits are waited for before it is closed
-    int bubble = 0; // clocks lost when ...
-    int order = 0;
-    int xpi[kPorts] = {0, 1, 2, 3, 4, 5, 6, 7};  // controller port of each fabric port
+    int window = 32, hold = 0, miss = 0, starve = 64, run = 8;  // the controller
+    int bursts = 8, split = 4, fifo = 32, beat = 4, path = 0;   // the ports
+    int xpi[kPorts] = {0, 1, 2, 3, 4, 5, 6, 7};                 // controller port of each fabric port
 
-    // Reads "name:value,name:value"; false: an unknown name.
-    bool parse(const std::string& text) {
+    // Reads "name:value,name:value". Gives what it does not understand, or nothing.
+    std::string parse(const std::string& text) {
         const std::map<std::string, int*> names = {
-            {"block", &block}, {"group_low", &group_low}, {"group_bits", &group_bits}, {"bank_low", &bank_low},
-            {"bank_bits", &bank_bits}, {"row_low", &row_low}, {"rcd", &rcd}, {"rp", &rp}, {"ras", &ras}, {"rc", &rc},
-            {"rrd_s", &rrd_s}, {"rrd_l", &rrd_l}, {"faw", &faw}, {"ccd_s", &ccd_s}, {"ccd_l", &ccd_l}, {"rtp", &rtp},
-            {"wtp", &wtp}, {"rtw", &rtw}, {"wtr_s", &wtr_s}, {"wtr_l", &wtr_l}, {"cl", &cl}, {"refi", &refi},
-            {"rfc", &rfc}, {"window", &window}, {"starve", &starve}, {"run", &run}, {"bursts", &bursts},
-            {"split", &split}, {"fifo", &fifo}, {"beat", &beat}, {"path", &path}, {"hold", &hold},
-            {"bubble", &bubble}, {"order", &order}};
-        size_t at = 0;
-        while (at < text.size()) {
-            const size_t end = std::min(text.find(',', at), text.size());
-            const std::string word = text.substr(at, end - at);
-            at = end + 1;
-            const size_t cut = word.find(':');
-            if (cut == std::string::npos) return false;
-            const std::string name = word.substr(0, cut);
-            const unsigned long value = std::strtoul(word.c_str() + cut + 1, nullptr, 0);
-            if (name == "clock_khz") clock_khz = value;
-            else if (name == "fabric_khz") fabric_khz = value;
-            else if (name.rfind("xpi", 0) == 0) xpi[std::strtoul(name.c_str() + 3, nullptr, 10) % kPorts] = value % kPorts;
-            else if (names.count(name)) *names.at(name) = static_cast<int>(value);
-            else return false;
+            {"clock_khz", &clock_khz}, {"fabric_khz", &fabric_khz}, {"block", &block}, {"group_low", &group_low},
+            {"group_bits", &group_bits}, {"bank_low", &bank_low}, {"bank_bits", &bank_bits}, {"row_low", &row_low},
+            {"rcd", &rcd}, {"rp", &rp}, {"ras", &ras}, {"rc", &rc}, {"rrd_s", &rrd_s}, {"rrd_l", &rrd_l}, {"faw", &faw},
+            {"ccd_s", &ccd_s}, {"ccd_l", &ccd_l}, {"rtp", &rtp}, {"wtp", &wtp}, {"rtw", &rtw}, {"wtr_s", &wtr_s},
+            {"wtr_l", &wtr_l}, {"cl", &cl}, {"refi", &refi}, {"rfc", &rfc}, {"window", &window}, {"hold", &hold},
+            {"miss", &miss}, {"starve", &starve}, {"run", &run}, {"bursts", &bursts}, {"split", &split},
+            {"fifo", &fifo}, {"beat", &beat}, {"path", &path}, {"xpi0", xpi}, {"xpi1", xpi + 1}, {"xpi2", xpi + 2},
+            {"xpi3", xpi + 3}, {"xpi4", xpi + 4}, {"xpi5", xpi + 5}, {"xpi6", xpi + 6}, {"xpi7", xpi + 7}};
+        for (size_t at = 0, end; at < text.size(); at = end + 1) {
+            end = std::min(text.find(',', at), text.size());
+            const size_t cut = text.find(':', at);
+            const auto found = names.find(text.substr(at, std::min(cut, end) - at));
+            if (cut >= end || found == names.end()) return text.substr(at, end - at);
+            *found->second = static_cast<int>(std::strtoul(text.c_str() + cut + 1, nullptr, 0));
         }
-        return true;
+        for (const int x : xpi)
+            if (x < 0 || x >= kPorts) return "xpi";
+        if (window < 1 || window > kWindow || bursts < 1 || bursts > kBursts || fabric_khz < 1) return "limits";
+        if (bank_bits + group_bits > 4 || group_bits > 2 || split < 1 || fifo < split) return "limits";
+        return "";
     }
 };
 
 class Memory {
   public:
     Settings s;
+    uint64_t now = 0, reads = 0, writes = 0, activates = 0, refreshes = 0;
 
-    // A burst of `bytes` at `address`; its blocks come in order. Returns the number of its first block.
+    // Takes a burst of `bytes` at `address`; its blocks come in order. Gives the number of its first block.
     uint32_t read(int port, uint64_t address, uint64_t bytes) {
         Port& p = ports[port];
-        const uint64_t first = address / s.block, last = (address + bytes - 1) / s.block;
-        p.burst[p.put++ % kBursts] = {first, static_cast<uint32_t>(last - first + 1), now + s.path / 2};
-        p.asked += last - first + 1;
-        wake = now;
-        return p.asked - static_cast<uint32_t>(last - first + 1);
+        const uint64_t first = address / s.block;
+        const auto blocks = static_cast<uint32_t>((address + bytes - 1) / s.block - first + 1);
+        p.burst[p.put++ % kBursts] = {first, blocks, now + s.path / 2};
+        p.asked += blocks;
+        stir(port);
+        return p.asked - blocks;
     }
+
     // Whether the block of that number is in the port's FIFO.
     bool arrived(int port, uint32_t number) const {
         const Port& p = ports[port];
         return static_cast<int32_t>(p.come - number) > 0 && p.seen[number % kRing] <= now;
     }
-    // A block of the FIFO has been taken, whichever.
+
+    // One block has left the FIFO, whichever.
     void take(int port) {
         ports[port].taken++;
-        wake = now;
+        stir(port);
     }
-    // Room for another block to write.
-    bool room(int port) const { return static_cast<int>(ports[port].written - ports[port].sent) < s.fifo; }
-    // A block to write, complete. Returns its number.
+
+    // Whether the FIFO has room for another block to write.
+    bool room(int port) const { return static_cast<int>(ports[port].put_writes - ports[port].sent) < s.fifo; }
+
+    // Takes a block to write, whose data is all there. Gives its number.
     uint32_t write(int port, uint64_t address) {
         Port& p = ports[port];
-        p.store[p.written % kRing] = {address / s.block, now + s.path / 2};
+        p.write[p.put_writes % kRing] = {address / s.block, now + s.path / 2};
+        writing = true;
         wake = now;
-        return p.written++;
+        return p.put_writes++;
     }
+
     // Whether the write of that number has been answered.
     bool answered(int port, uint32_t number) const {
         const Port& p = ports[port];
         return static_cast<int32_t>(p.sent - number) > 0 && p.reply[number % kRing] <= now;
     }
-    void reset_port(int port) {
-        // Blocks in the window still come; the numbers go on.
+
+    // Forgets what a port asked for; what is in the window still runs.
+    void reset(int port) {
         Port& p = ports[port];
+        if (xpis[s.xpi[port]].port == port) xpis[s.xpi[port]].left = 0;
         p.get = p.put;
         p.done = 0;
-        p.asked = p.issued;
-        p.taken = p.issued;
-        p.sent = p.written;
+        p.asked = p.taken = p.issued;
+        p.sent = p.put_writes;
     }
 
-    // One cycle of the fabric's clock.
+    // One cycle of the fabric.
     void cycle() {
-        part += s.clock_khz;
+        phase += s.clock_khz;
         uint64_t end = now;
-        while (part >= s.fabric_khz) {
-            part -= s.fabric_khz;
-            end++;
-        }
+        for (; phase >= static_cast<uint64_t>(s.fabric_khz); phase -= s.fabric_khz) end++;
         while (now < end) {
-            if (wake > now) {
-                now = std::min(wake, end);
-                continue;
+            if (wake <= now) {
+                wake = kNever;
+                step();
             }
-            step();
-            now++;
+            now = std::min(std::max(wake, now + 1), end);
         }
     }
-
-    uint64_t now = 0;
-    uint64_t reads = 0, writes = 0, activates = 0, refreshes = 0;
 
   private:
+    static constexpr uint64_t kNever = ~0ULL;
     struct Burst {
         uint64_t block;
         uint32_t blocks;
@@ -154,155 +148,176 @@ class Memory {
     };
     struct Port {
         Burst burst[kBursts];
-        uint32_t put = 0, get = 0, done = 0;           // bursts; blocks of the oldest burst that were sent on
+        uint32_t put = 0, get = 0, done = 0;                  // bursts; blocks of the oldest that were sent on
         uint32_t asked = 0, issued = 0, come = 0, taken = 0;  // blocks
-        uint64_t due[kRing] = {}, seen[kRing] = {};    // when a block's data is there (0: not yet), and seen by the fabric
-        Write store[kRing];
-        uint32_t written = 0, sent = 0;
+        uint64_t due[kRing] = {}, seen[kRing] = {};  // when a block is out of the DRAM (0: not yet), and in the FIFO
+        Write write[kRing];
+        uint32_t put_writes = 0, sent = 0;
         uint64_t reply[kRing] = {};
     };
     struct Entry {
-        uint64_t age;
+        uint64_t age, from;  // from: when a row may be opened for it
         uint32_t row, number;
         uint8_t bank, port;
     };
-    struct Store {
+    struct Store {  // the window of a direction
         Entry entry[kWindow];
         uint64_t free = ~0ULL;
-        int count = 0;
-        uint8_t at[kBanks][kWindow];
-        int waiting[kBanks] = {}, hit[kBanks];  // hit: place in `at` of the oldest block in the open row, -1: none
-        uint32_t banks = 0, hits = 0;           // bits of banks with anything waiting, with a hit
-        uint64_t served = 0;                    // when one was last served, or none waited
+        int count = 0;                          // that wait
+        uint64_t back[2 * kWindow] = {};        // when served ones give their places back
+        uint32_t put = 0, get = 0;
+        uint8_t at[kBanks][kWindow];            // of a bank, the oldest first
+        int waiting[kBanks] = {}, hit[kBanks];  // hit: place in `at` of the oldest block in the open row
+        uint32_t banks = 0, hits = 0;           // bits: anything waits in a bank; something hits its open row
+        uint64_t served = 0;                    // since when nothing has been served
     };
     struct Bank {
         uint32_t row = 0;
         bool open = false;
-        uint64_t act = 0, pre = 0, cas = 0;
+        uint64_t act = 0, pre = 0, cas = 0;  // the earliest time of each command
     };
     struct Xpi {
-        int port = -1, left = 0;  // whose transaction is on, and its blocks
+        int port = 0, left = 0, turn = 0;  // whose transaction it is at, blocks left of it, whose turn is next
         uint64_t bus = 0;
+        uint64_t write = 0;
     };
 
     Port ports[kPorts];
     Xpi xpis[kPorts];
     Store stores[2];  // reads, writes
     Bank banks[kBanks];
-    uint64_t part = 0, wake = 0, ages = 1;
+    uint64_t phase = 0, wake = 0, ages = 0;
     uint64_t cas_group[2][kGroups] = {}, cas_any[2] = {};
-    uint64_t act_group[kGroups] = {}, act_any = 0, faw[4] = {};
-    unsigned faws = 0;
-    uint64_t refresh_at = 0;
-    int mode = 0, quota = 0, turn_read = 0, turn_write = 0, turn_port[kPorts] = {};
-    uint64_t idle = 0;
+    uint64_t act_group[kGroups] = {}, act_any[4] = {}, refresh_at = 0;  // act_any: the last four activations
+    unsigned acts = 0;
+    uint32_t live = 0;  // controller ports that may have something to read
+    bool writing = false;
+    int mode = 0, quota = 0, turn_read = 0, turn_write = 0;
 
-    int bank_of(uint64_t block) const {
-        const uint64_t a = block * s.block;
-        return static_cast<int>((a >> s.bank_low & ((1u << s.bank_bits) - 1)) << s.group_bits |
-                                (a >> s.group_low & ((1u << s.group_bits) - 1)));
+    void stir(int port) {
+        live |= 1u << s.xpi[port];
+        wake = now;
+    }
+    void soon(uint64_t at) { wake = std::min(wake, at); }
+
+    int bank_of(uint64_t address) const {
+        return static_cast<int>((address >> s.bank_low & ((1u << s.bank_bits) - 1)) << s.group_bits |
+                                (address >> s.group_low & ((1u << s.group_bits) - 1)));
     }
     int group_of(int bank) const { return bank & ((1 << s.group_bits) - 1); }
 
-    void look(Store& q, int b) {  // finds the oldest hit of a bank anew
-        q.hit[b] = -1;
-        if (banks[b].open)
-            for (int k = 0; k < q.waiting[b]; k++)
-                if (q.entry[q.at[b][k]].row == banks[b].row) {
-                    q.hit[b] = k;
-                    break;
-                }
-        if (q.hit[b] >= 0) q.hits |= 1u << b;
-        else q.hits &= ~(1u << b);
+    void look(Store& q, int b, int from = 0) {  // finds the oldest hit of a bank anew
+        q.hits &= ~(1u << b);
+        if (!banks[b].open) return;
+        for (int k = from; k < q.waiting[b]; k++)
+            if (q.entry[q.at[b][k]].row == banks[b].row) {
+                q.hit[b] = k;
+                q.hits |= 1u << b;
+                return;
+            }
     }
 
-    void enter(int kind, int port, uint64_t block, uint32_t number) {
-        Store& q = stores[kind];
-        const int e = __builtin_ctzll(q.free), b = bank_of(block);
+    void enter(Store& q, int port, uint64_t block, uint32_t number) {
+        const uint64_t address = block * s.block;
+        const int e = __builtin_ctzll(q.free), b = bank_of(address);
         q.free &= q.free - 1;
-        q.entry[e] = {ages++, static_cast<uint32_t>(block * s.block >> s.row_low), number, static_cast<uint8_t>(b),
-                      static_cast<uint8_t>(port)};
+        const auto row = static_cast<uint32_t>(address >> s.row_low);
+        q.entry[e] = {ages++, now + s.miss, row, number, static_cast<uint8_t>(b), static_cast<uint8_t>(port)};
         q.at[b][q.waiting[b]++] = static_cast<uint8_t>(e);
         if (!q.count++) q.served = now;
         q.banks |= 1u << b;
-        if (!(q.hits >> b & 1) && banks[b].open && banks[b].row == q.entry[e].row) {
+        if (!(q.hits >> b & 1) && banks[b].open && banks[b].row == row) {
             q.hit[b] = q.waiting[b] - 1;
             q.hits |= 1u << b;
         }
+        soon(now + 1);
     }
 
-    // The arbiter's turn: one block into a window. Gives the earliest time at which it could do something.
-    bool grant(uint64_t& soonest) {
-        if (stores[0].count < s.window) {
-            for (int n = 0; n < kPorts; n++) {
-                const int x = (turn_read + n) % kPorts;
-                Xpi& c = xpis[x];
-                if (!c.left && !transact(x, soonest)) continue;
-                Port& p = ports[c.port];
-                Burst& b = p.burst[p.get % kBursts];
-                enter(0, c.port, b.block + p.done, p.issued);
-                p.due[p.issued % kRing] = 0;
-                p.issued++;
-                c.left--;
-                if (++p.done == b.blocks) {
-                    p.done = 0;
-                    p.get++;
-                }
-                turn_read = (x + 1) % kPorts;
-                return true;
-            }
-        }
-        if (stores[1].count < s.window) {
-            for (int n = 0; n < kPorts; n++) {
-                const int i = (turn_write + n) % kPorts;
-                Port& p = ports[i];
-                if (p.sent == p.written) continue;
-                const Write& w = p.store[p.sent % kRing];
-                if (w.from > now) {
-                    soonest = std::min(soonest, w.from);
-                    continue;
-                }
-                enter(1, i, w.block, p.sent);
-                p.reply[p.sent % kRing] = now + s.path - s.path / 2;
-                p.sent++;
-                turn_write = (i + 1) % kPorts;
-                return true;
-            }
-        }
+    bool has_room(Store& q) {
+        while (q.get != q.put && q.back[q.get % (2 * kWindow)] <= now) q.get++;
+        if (q.count + static_cast<int>(q.put - q.get) < s.window) return true;
+        if (q.get != q.put) soon(q.back[q.get % (2 * kWindow)]);
         return false;
     }
 
+    // The arbiter's turn: one block into a window.
+    void grant() {
+        if (live && has_room(stores[0])) {
+            // From the port whose turn it is on: first the bits at and above it, then those below.
+            const uint32_t above = live >> turn_read << turn_read;
+            for (uint32_t part : {above, live ^ above})
+                for (; part; part &= part - 1) {
+                    const int x = __builtin_ctz(part);
+                    Xpi& c = xpis[x];
+                    if (!c.left && !transact(x)) continue;
+                    Port& p = ports[c.port];
+                    const Burst& b = p.burst[p.get % kBursts];
+                    p.due[p.issued % kRing] = 0;
+                    enter(stores[0], c.port, b.block + p.done, p.issued++);
+                    c.left--;
+                    if (++p.done == b.blocks) {
+                        p.done = 0;
+                        p.get++;
+                    }
+                    turn_read = (x + 1) % kPorts;
+                    return;
+                }
+        }
+        if (writing && has_room(stores[1])) {
+            writing = false;
+            for (int n = 0; n < kPorts; n++) {
+                const int i = (turn_write + n) % kPorts;
+                Port& p = ports[i];
+                if (p.sent == p.put_writes) continue;
+                writing = true;
+                Xpi& c = xpis[s.xpi[i]];
+                const Write& w = p.write[p.sent % kRing];
+                if (const uint64_t at = std::max(w.from, c.write); at > now) {
+                    soon(at);
+                    continue;
+                }
+                c.write = now + s.beat;
+                p.reply[p.sent % kRing] = now + s.path - s.path / 2;
+                enter(stores[1], i, w.block, p.sent++);
+                turn_write = (i + 1) % kPorts;
+                return;
+            }
+        }
+    }
+
     // The next transaction of a controller port: of its fabric ports in turn, one whose data has room.
-    bool transact(int x, uint64_t& soonest) {
+    bool transact(int x) {
+        bool later = false;
         for (int n = 0; n < kPorts; n++) {
-            const int i = (turn_port[x] + n) % kPorts;
-            if (s.xpi[i] != x) continue;
+            const int i = (xpis[x].turn + n) % kPorts;
             Port& p = ports[i];
-            if (p.get == p.put) continue;
+            if (s.xpi[i] != x || p.get == p.put) continue;
             const Burst& b = p.burst[p.get % kBursts];
             if (b.from > now) {
-                soonest = std::min(soonest, b.from);
+                later = true;
+                soon(b.from);
                 continue;
             }
             const int blocks = std::min<int>(s.split, b.blocks - p.done);
             if (static_cast<int>(p.issued - p.taken) + blocks > s.fifo) continue;
             xpis[x].port = i;
             xpis[x].left = blocks;
-            turn_port[x] = (i + 1) % kPorts;
+            xpis[x].turn = (i + 1) % kPorts;
             return true;
         }
+        if (!later) live &= ~(1u << x);
         return false;
     }
 
-    bool column(uint64_t& soonest) {
+    bool column() {
         Store& q = stores[mode];
         int best = -1;
-        uint64_t age = ~0ULL;
+        uint64_t age = kNever;
         for (uint32_t m = q.hits; m; m &= m - 1) {
             const int b = __builtin_ctz(m);
-            const uint64_t at = std::max({banks[b].cas, cas_group[mode][group_of(b)], cas_any[mode]});
+            const uint64_t at = std::max(banks[b].cas, std::max(cas_group[mode][group_of(b)], cas_any[mode]));
             if (at > now) {
-                soonest = std::min(soonest, at);
+                soon(at);
                 continue;
             }
             const uint64_t a = q.entry[q.at[b][q.hit[b]]].age;
@@ -313,34 +328,29 @@ class Memory {
         }
         if (best < 0) return false;
         const int k = q.hit[best], e = q.at[best][k], g = group_of(best);
-        const Entry entry = q.entry[e];
+        const Entry& entry = q.entry[e];
         std::memmove(q.at[best] + k, q.at[best] + k + 1, q.waiting[best] - k - 1);
         if (!--q.waiting[best]) q.banks &= ~(1u << best);
         q.free |= 1ULL << e;
         q.count--;
         q.served = now;
-        // Later ones of the row are behind the place where this one was.
-        q.hit[best] = -1;
-        for (int j = k; j < q.waiting[best]; j++)
-            if (q.entry[q.at[best][j]].row == entry.row) {
-                q.hit[best] = j;
-                break;
-            }
-        if (q.hit[best] < 0) q.hits &= ~(1u << best);
-        for (int other = 0; other < kGroups; other++)
-            cas_group[mode][other] = std::max(cas_group[mode][other], now + (other == g ? s.ccd_l : s.ccd_s));
+        look(q, best, k);  // later ones of the row are behind the place where this one was
+        for (int i = 0; i < 1 << s.group_bits; i++)
+            cas_group[mode][i] = std::max(cas_group[mode][i], now + (i == g ? s.ccd_l : s.ccd_s));
         if (mode == 0) {
             reads++;
+            if (s.hold) q.back[q.put++ % (2 * kWindow)] = now + s.hold;
             banks[best].pre = std::max(banks[best].pre, now + s.rtp);
-            cas_any[1] = std::max(cas_any[1], now + s.rtw);
+            cas_any[1] = now + s.rtw;
             deliver(entry.port, entry.number, now + s.cl);
         } else {
             writes++;
             banks[best].pre = std::max(banks[best].pre, now + s.wtp);
-            for (int other = 0; other < kGroups; other++)
-                cas_group[0][other] = std::max(cas_group[0][other], now + (other == g ? s.wtr_l : s.wtr_s));
+            for (int i = 0; i < 1 << s.group_bits; i++)
+                cas_group[0][i] = std::max(cas_group[0][i], now + (i == g ? s.wtr_l : s.wtr_s));
         }
         if (quota) quota--;
+        soon(now + 1);
         return true;
     }
 
@@ -349,106 +359,97 @@ class Memory {
         Port& p = ports[port];
         p.due[number % kRing] = at;
         Xpi& c = xpis[s.xpi[port]];
-        while (p.come != p.issued && p.due[p.come % kRing]) {
+        for (; p.come != p.issued && p.due[p.come % kRing]; p.come++) {
             c.bus = std::max(c.bus + s.beat, p.due[p.come % kRing]);
             p.seen[p.come % kRing] = c.bus + (s.path - s.path / 2);
-            p.come++;
         }
     }
 
-    bool row(uint64_t& soonest) {
+    void row() {
         const Store& q = stores[mode];
         int best = -1;
-        uint64_t age = ~0ULL;
-        const uint64_t any = std::max(act_any, faw[faws % 4] ? faw[faws % 4] + s.faw : 0);
+        uint64_t age = kNever;
+        const uint64_t faw = acts < 4 ? 0 : act_any[acts % 4] + s.faw;
         for (uint32_t m = q.banks & ~q.hits; m; m &= m - 1) {
             const int b = __builtin_ctz(m);
             const Bank& bank = banks[b];
-            const uint64_t at = bank.open ? bank.pre : std::max({bank.act, any, act_group[group_of(b)]});
+            const Entry& first = q.entry[q.at[b][0]];
+            uint64_t at = std::max(first.from, bank.pre);
+            if (!bank.open) at = std::max(std::max(first.from, bank.act), std::max(faw, act_group[group_of(b)]));
             if (at > now) {
-                soonest = std::min(soonest, at);
+                soon(at);
                 continue;
             }
-            const uint64_t a = q.entry[q.at[b][0]].age;
-            if (a < age) {
-                age = a;
+            if (first.age < age) {
+                age = first.age;
                 best = b;
             }
         }
-        if (best < 0) return false;
+        if (best < 0) return;
         Bank& bank = banks[best];
+        bank.open = !bank.open;
         if (bank.open) {
-            bank.open = false;
-            bank.act = std::max(bank.act, now + s.rp);
-        } else {
             activates++;
-            bank.open = true;
             bank.row = q.entry[q.at[best][0]].row;
             bank.cas = now + s.rcd;
             bank.pre = now + s.ras;
             bank.act = now + s.rc;
-            for (int g = 0; g < kGroups; g++)
-                act_group[g] = std::max(act_group[g], now + (g == group_of(best) ? s.rrd_l : s.rrd_s));
-            faw[faws++ % 4] = now;
+            for (int i = 0; i < 1 << s.group_bits; i++)
+                act_group[i] = std::max(act_group[i], now + (i == group_of(best) ? s.rrd_l : s.rrd_s));
+            act_any[acts++ % 4] = now;
+        } else {
+            bank.act = std::max(bank.act, now + s.rp);
         }
         look(stores[0], best);
         look(stores[1], best);
-        return true;
+        soon(now + 1);
     }
 
-    bool refresh(uint64_t& soonest) {
-        uint64_t at = now;
-        for (int b = 0; b < kBanks; b++)
-            if (banks[b].open) at = std::max(at, banks[b].pre);
-        if (at > now) {
-            soonest = at;
+    bool refresh() {  // whether it keeps the DRAM from everything else
+        if (!s.refi) return false;
+        if (!refresh_at) refresh_at = s.refi;
+        if (now < refresh_at) {
+            soon(refresh_at);
             return false;
         }
-        for (int b = 0; b < kBanks; b++) {
-            banks[b].open = false;
-            banks[b].act = std::max(banks[b].act, now + s.rp) + s.rfc;
-            if (stores[0].hits >> b & 1 || stores[1].hits >> b & 1) {
-                look(stores[0], b);
-                look(stores[1], b);
-            }
+        uint64_t at = now;
+        for (const Bank& b : banks)
+            if (b.open) at = std::max(at, b.pre);
+        if (at > now) {
+            soon(at);
+            return true;
         }
+        for (Bank& b : banks) {
+            b.open = false;
+            b.act = std::max(b.act, now + s.rp) + s.rfc;
+        }
+        stores[0].hits = stores[1].hits = 0;
         refreshes++;
         refresh_at += s.refi;
+        soon(now + 1);
         return true;
     }
 
     void direct() {  // reads or writes
-        const bool some[2] = {stores[0].count > 0, stores[1].count > 0};
-        if (mode == 0) {
-            if (some[1] && (!some[0] || now - stores[1].served >= static_cast<uint64_t>(s.starve))) {
+        Store &r = stores[0], &w = stores[1];
+        if (mode == 0 && w.count) {
+            if (!r.count || now - w.served >= static_cast<uint64_t>(s.starve)) {
                 mode = 1;
                 quota = s.run;
+            } else {
+                soon(w.served + s.starve);
             }
-        } else if (!some[1] || (some[0] && !quota)) {
+        } else if (mode == 1 && (!w.count || (r.count && !quota))) {
             mode = 0;
-            stores[1].served = now;
+            w.served = now;
         }
     }
 
     void step() {
-        uint64_t soonest = ~0ULL;
-        bool did = grant(soonest);
-        if (s.refi) {
-            if (!refresh_at) refresh_at = s.refi;
-            if (now >= refresh_at) {
-                did |= refresh(soonest);
-                if (!did) wake = soonest;
-                return;
-            }
-            soonest = std::min(soonest, refresh_at);
-        }
+        grant();
+        if (refresh()) return;
         direct();
-        did |= column(soonest);
-        did |= row(soonest);
-        if (!did) {
-            if (mode == 0 && stores[1].count) soonest = std::min(soonest, stores[1].served + s.starve);
-            wake = std::max(soonest, now + 1);
-        }
+        if (!column()) row();
     }
 };
 

@@ -148,14 +148,20 @@ def build(
     """
     key = hashlib.sha256()
     key.update(json.dumps([text, top, list(public), list(args), waves, _MAKEFLAGS, _WARNINGS, tools()]).encode())
-    for s in (*sources, *cpp, *(sorted(_FST.glob("*.h")) if waves else ())):
+    headers = _headers(cpp)
+    for s in (*sources, *cpp, *headers, *(sorted(_FST.glob("*.h")) if waves else ())):
         key.update(Path(s).read_bytes())
 
     def make(folder: Path) -> None:
         check_tools()
-        _make(folder, text, top, sources, cpp, public, args, waves)
+        _make(folder, text, top, sources, cpp, headers, public, args, waves)
 
     return cache.entry(key.hexdigest()[:16], make)
+
+
+def _headers(cpp: Sequence[Path]) -> list[Path]:
+    """What C++ sources may include: the headers beside them."""
+    return sorted({h for c in cpp for h in Path(c).parent.glob("*.hpp")})
 
 
 def _make(
@@ -164,6 +170,7 @@ def _make(
     top: str,
     sources: Sequence[Path],
     cpp: Sequence[Path],
+    headers: Sequence[Path],
     public: Sequence[str],
     args: Sequence[str],
     waves: bool,
@@ -179,7 +186,7 @@ def _make(
     main = cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp"
     files = [Path(p) for p in (main, *cpp, *sources)]
     assert len({p.name for p in files}) == len(files), "sources need different names"
-    for path in files:
+    for path in (*files, *headers):
         shutil.copyfile(path, folder / path.name)
     flags = [f"-Wno-{w}" for w in _WARNINGS] + ["-O3", "--x-assign", "fast", "--x-initial", "fast", *args]
     linked = "-Lcocotb -lcocotbvpi_verilator"

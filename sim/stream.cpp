@@ -14,17 +14,16 @@ extern "C" int tellme_stream(const char* settings, int count, const uint64_t* ad
                              uint64_t limit, uint64_t* finished, uint64_t* moved, uint64_t* counters) {
     static thread_local dram::Memory memory;
     memory = dram::Memory();
-    if (!memory.s.parse(settings) || count > dram::kPorts) return 1;
+    if (!memory.s.parse(settings).empty() || count > dram::kPorts) return 1;
     const dram::Settings& s = memory.s;
     struct {
         uint64_t ask, at, number;
         uint32_t flying, left;
     } p[dram::kPorts] = {};
-    uint32_t first[dram::kPorts][64], ends[dram::kPorts];  // of the bursts in flight: first block
+    uint32_t first[dram::kPorts][64];  // of the bursts in flight: first block
     uint32_t head[dram::kPorts] = {}, tail[dram::kPorts] = {};
     for (int i = 0; i < count; i++) {
         p[i].ask = p[i].at = address[i];
-        ends[i] = 0;
         finished[i] = 0;
         moved[i] = 0;
     }
