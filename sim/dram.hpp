@@ -9,6 +9,7 @@
 //   keeps its place until its data is out of the controller, `hold` clocks after its column command;
 // - the scheduler gives the DRAM a command a clock: a column command for the oldest block whose row is open and whose
 //   timing allows it; else a precharge or an activation for the oldest block of a bank whose open row nobody asks for;
+// - a write joins one that waits for the same block;
 // - reads come first: writes are served when no read waits, or after they waited `starve` clocks, then `run` of them;
 // - data goes back in the order of the requests of a fabric port, a block in `beat` clocks of the controller port;
 // - a refresh closes all banks.
@@ -24,6 +25,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <vector>
 
 namespace dram {
 
@@ -66,9 +68,18 @@ struct Settings {
     }
 };
 
+enum Kind : int { kRead = 0, kWrite = 1, kActivate = 2, kPrecharge = 3, kRefresh = 4 };
+
+struct Command {  // to the DRAM
+    uint64_t clock;
+    int32_t kind, bank;
+    uint32_t row;
+};
+
 class Memory {
   public:
     Settings s;
+    std::vector<Command>* log = nullptr;  // where to write all commands down
     uint64_t now = 0, reads = 0, writes = 0, activates = 0, refreshes = 0;
 
     // Takes a burst of `bytes` at `address`; its blocks come in order. Gives the number of its first block.
@@ -156,7 +167,7 @@ class Memory {
         uint64_t reply[kRing] = {};
     };
     struct Entry {
-        uint64_t age, from;  // from: when a row may be opened for it
+        uint64_t age, from, block;  // from: when a row may be opened for it
         uint32_t row, number;
         uint8_t bank, port;
     };
@@ -222,7 +233,7 @@ class Memory {
         const int e = __builtin_ctzll(q.free), b = bank_of(address);
         q.free &= q.free - 1;
         const auto row = static_cast<uint32_t>(address >> s.row_low);
-        q.entry[e] = {ages++, now + s.miss, row, number, static_cast<uint8_t>(b), static_cast<uint8_t>(port)};
+        q.entry[e] = {ages++, now + s.miss, block, row, number, static_cast<uint8_t>(b), static_cast<uint8_t>(port)};
         q.at[b][q.waiting[b]++] = static_cast<uint8_t>(e);
         if (!q.count++) q.served = now;
         q.banks |= 1u << b;
@@ -231,6 +242,19 @@ class Memory {
             q.hits |= 1u << b;
         }
         soon(now + 1);
+    }
+
+    // Whether a write goes into one that waits for the same block.
+    bool combine(uint64_t block) {
+        const Store& q = stores[1];
+        const int b = bank_of(block * s.block);
+        for (int k = 0; k < q.waiting[b]; k++)
+            if (q.entry[q.at[b][k]].block == block) return true;
+        return false;
+    }
+
+    void note(Kind kind, int bank, uint32_t row) {
+        if (log) log->push_back({now, kind, bank, row});
     }
 
     bool has_room(Store& q) {
@@ -278,7 +302,9 @@ class Memory {
                 }
                 c.write = now + s.beat;
                 p.reply[p.sent % kRing] = now + s.path - s.path / 2;
-                enter(stores[1], i, w.block, p.sent++);
+                if (combine(w.block)) soon(now + 1);
+                else enter(stores[1], i, w.block, p.sent);
+                p.sent++;
                 turn_write = (i + 1) % kPorts;
                 return;
             }
@@ -329,6 +355,7 @@ class Memory {
         if (best < 0) return false;
         const int k = q.hit[best], e = q.at[best][k], g = group_of(best);
         const Entry& entry = q.entry[e];
+        note(mode ? kWrite : kRead, best, entry.row);
         std::memmove(q.at[best] + k, q.at[best] + k + 1, q.waiting[best] - k - 1);
         if (!--q.waiting[best]) q.banks &= ~(1u << best);
         q.free |= 1ULL << e;
@@ -391,6 +418,7 @@ class Memory {
         if (bank.open) {
             activates++;
             bank.row = q.entry[q.at[best][0]].row;
+            note(kActivate, best, bank.row);
             bank.cas = now + s.rcd;
             bank.pre = now + s.ras;
             bank.act = now + s.rc;
@@ -398,6 +426,7 @@ class Memory {
                 act_group[i] = std::max(act_group[i], now + (i == group_of(best) ? s.rrd_l : s.rrd_s));
             act_any[acts++ % 4] = now;
         } else {
+            note(kPrecharge, best, bank.row);
             bank.act = std::max(bank.act, now + s.rp);
         }
         look(stores[0], best);
@@ -419,6 +448,9 @@ class Memory {
             soon(at);
             return true;
         }
+        for (int b = 0; b < kBanks; b++)
+            if (banks[b].open) note(kPrecharge, b, banks[b].row);
+        note(kRefresh, 0, 0);
         for (Bank& b : banks) {
             b.open = false;
             b.act = std::max(b.act, now + s.rp) + s.rfc;

@@ -259,6 +259,29 @@ def libraries() -> str:
     return os.pathsep.join([*folders, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
 
 
+def library(sources: Sequence[Path]) -> Path:
+    """Builds a shared library of C++ `sources` once; later calls with the same content return the cached file.
+
+    Raises
+    ------
+    SimulationError : there is no compiler, or it failed (with the end of its log).
+    hw.cache.CacheError : the cache cannot be written.
+    """
+    command = ["c++", "-O2", "-std=c++17", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", "library.so"]
+    headers = _headers(sources)
+    key = hashlib.sha256(json.dumps(command).encode())
+    for s in (*sources, *headers):
+        key.update(s.read_bytes())
+
+    def make(folder: Path) -> None:
+        check_tools()
+        for s in (*sources, *headers):
+            shutil.copyfile(s, folder / s.name)
+        _run("c++", [*command, *(s.name for s in sources)], folder, dict(os.environ))
+
+    return cache.entry(key.hexdigest()[:16], make) / "library.so"
+
+
 def simulator_environment(module: str, top: str, seed: int = 1) -> dict[str, str]:
     """Environment in which a built simulation, started by hand, runs cocotb `module` and leaves no file behind."""
     runner = Verilator()

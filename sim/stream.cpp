@@ -1,83 +1,97 @@
-// Streams against the memory model alone: what each port gets when all read (or write) their own region in long bursts.
-// A shared library of one function, called by sim/stream.py.
+// Streams against the DRAM model alone (dram.hpp): what each port gets of the memory when every port moves its own region in
+// long bursts, and nothing computes. A shared library of one function, which sim/stream.py calls.
 
 #include <cstdint>
+#include <vector>
 
 #include "dram.hpp"
 
-// Each port moves `bytes` from its address on in bursts of `burst` bytes, the next address each cycle as long as the port
-// takes one. Kinds: 0 reads, 1 writes. `start`: cycle at which a port begins. `slack`: how many beats a port may be ahead of
-// the slowest (a machine that takes beats of all ports together, with FIFOs of that depth); 0: ports are on their own.
-// Gives for each port the cycle of its last beat, and the bytes that it had moved when the first port was done.
-extern "C" int tellme_stream(const char* settings, int count, const uint64_t* address, const uint32_t* bytes,
-                             const int* kind, const uint32_t* start, uint32_t burst, int width, uint32_t slack,
-                             uint64_t limit, uint64_t* finished, uint64_t* moved, uint64_t* counters) {
-    static thread_local dram::Memory memory;
-    memory = dram::Memory();
-    if (!memory.s.parse(settings).empty() || count > dram::kPorts) return 1;
+namespace {
+
+struct Stream {
+    uint64_t at, end, ask;         // next byte to take or give, end of the region, next byte to ask for
+    uint32_t first[dram::kBursts]; // a read in flight: number of its first block; a write: of its last
+    uint64_t from[dram::kBursts];  // a read in flight: its address
+    uint32_t head = 0, tail = 0;
+};
+
+}  // namespace
+
+// settings : as Settings::parse reads it. count : ports. address, bytes : the region of each, kind : 0 read, 1 write,
+// start : its first cycle. burst : bytes of a burst, which begins at a multiple of that. width : bytes of a beat.
+// slack : bytes that a port may be ahead of the last one (ports whose beats are used together, behind FIFOs of that size);
+// 0: each on its own. limit : of cycles.
+// finished : cycles until the last beat, or response, of each port. moved : bytes of each when the first port had finished.
+// log, logged : place for that many commands of the DRAM (four words each: clock, kind, bank, row), and how many there
+// were; log may be null. Gives 0, or 1 for settings that are wrong, 2 for a limit that was reached.
+extern "C" int tellme_stream(const char* settings, int count, const uint64_t* address, const uint64_t* bytes,
+                             const int* kind, const uint64_t* start, uint32_t burst, uint32_t width, uint64_t slack,
+                             uint64_t limit, uint64_t* finished, uint64_t* moved, uint64_t* log, uint64_t* logged) {
+    dram::Memory memory;
+    if (!memory.s.parse(settings).empty() || count < 1 || count > dram::kPorts) return 1;
     const dram::Settings& s = memory.s;
-    struct {
-        uint64_t ask, at, number;
-        uint32_t flying, left;
-    } p[dram::kPorts] = {};
-    uint32_t first[dram::kPorts][64];  // of the bursts in flight: first block
-    uint32_t head[dram::kPorts] = {}, tail[dram::kPorts] = {};
+    std::vector<dram::Command> commands;
+    if (log) memory.log = &commands;
+    std::vector<Stream> streams(count);
     for (int i = 0; i < count; i++) {
-        p[i].ask = p[i].at = address[i];
-        finished[i] = 0;
-        moved[i] = 0;
+        streams[i].at = streams[i].ask = address[i];
+        streams[i].end = address[i] + bytes[i];
+        finished[i] = moved[i] = 0;
     }
     int going = count;
-    bool all = true;
-    uint64_t cycle = 0;
-    for (; going && cycle < limit; cycle++) {
+    for (uint64_t cycle = 0; going; cycle++) {
+        if (cycle == limit) return 2;
         memory.cycle();
-        uint64_t slowest = ~0ULL;
-        for (int i = 0; i < count; i++) slowest = std::min(slowest, p[i].at - address[i]);
+        uint64_t last = ~0ULL;
+        for (int i = 0; i < count; i++) last = std::min(last, streams[i].at - address[i]);
         for (int i = 0; i < count; i++) {
-            const uint64_t end = address[i] + bytes[i];
+            Stream& p = streams[i];
             if (finished[i] || cycle < start[i]) continue;
+            const bool may = p.at < p.end && (!slack || p.at - address[i] < last + slack);
             if (kind[i] == 0) {
-                if (tail[i] != head[i] && (!slack || p[i].at - address[i] < slowest + slack)) {
-                    const uint64_t burst_at = p[i].at / burst * burst;
-                    const uint64_t from = std::max(burst_at, address[i]);
-                    const uint32_t number = first[i][tail[i] % 64] +
-                                            static_cast<uint32_t>(p[i].at / s.block - from / s.block);
+                if (may && p.head != p.tail) {
+                    const uint64_t from = p.from[p.tail % dram::kBursts];
+                    const auto number = static_cast<uint32_t>(p.first[p.tail % dram::kBursts] + p.at / s.block -
+                                                              from / s.block);
                     if (memory.arrived(i, number)) {
-                        p[i].at += width;
-                        if (p[i].at % s.block == 0 || p[i].at % burst == 0 || p[i].at >= end) memory.take(i);
-                        if (p[i].at % burst == 0 || p[i].at >= end) tail[i]++;
+                        p.at += width;
+                        const bool done = p.at % burst == 0 || p.at >= p.end;
+                        if (done || p.at % s.block == 0) memory.take(i);
+                        if (done) p.tail++;
                     }
                 }
-                if (p[i].ask < end && static_cast<int>(head[i] - tail[i]) < s.bursts) {
-                    const uint64_t to = std::min(end, p[i].ask / burst * burst + burst);
-                    first[i][head[i]++ % 64] = memory.read(i, p[i].ask, to - p[i].ask);
-                    p[i].ask = to;
+                if (p.ask < p.end && static_cast<int>(p.head - p.tail) < s.bursts) {
+                    const uint64_t to = std::min(p.end, p.ask / burst * burst + burst);
+                    p.from[p.head % dram::kBursts] = p.ask;
+                    p.first[p.head++ % dram::kBursts] = memory.read(i, p.ask, to - p.ask);
+                    p.ask = to;
                 }
             } else {
-                // Data a beat a cycle; the response of a burst is that of its last block.
-                while (tail[i] != head[i] && memory.answered(i, first[i][tail[i] % 64])) tail[i]++;
-                if (p[i].at < end && memory.room(i) && static_cast<int>(head[i] - tail[i]) < s.bursts) {
-                    p[i].at += width;
-                    if (p[i].at % s.block == 0 || p[i].at % burst == 0 || p[i].at >= end) {
-                        const uint32_t number = memory.write(i, (p[i].at - 1) / s.block * s.block);
-                        if (p[i].at % burst == 0 || p[i].at >= end) first[i][head[i]++ % 64] = number;
+                while (p.tail != p.head && memory.answered(i, p.first[p.tail % dram::kBursts])) p.tail++;
+                if (may && memory.room(i) && static_cast<int>(p.head - p.tail) < s.bursts) {
+                    p.at += width;
+                    const bool done = p.at % burst == 0 || p.at >= p.end;
+                    if (done || p.at % s.block == 0) {
+                        const uint32_t number = memory.write(i, p.at - width);
+                        if (done) p.first[p.head++ % dram::kBursts] = number;
                     }
                 }
             }
-            if (p[i].at >= end && (kind[i] == 0 || head[i] == tail[i])) {
+            if (p.at >= p.end && p.head == p.tail) {
+                if (going == count)
+                    for (int k = 0; k < count; k++) moved[k] = streams[k].at - address[k];
                 finished[i] = cycle + 1;
                 going--;
-                if (all)
-                    for (int k = 0; k < count; k++) moved[k] = p[k].at - address[k];
-                all = false;
             }
         }
     }
-    counters[0] = cycle;
-    counters[1] = memory.reads;
-    counters[2] = memory.writes;
-    counters[3] = memory.activates;
-    counters[4] = memory.refreshes;
+    if (log) {
+        for (uint64_t n = 0; n < std::min<uint64_t>(*logged, commands.size()); n++) {
+            const dram::Command& c = commands[n];
+            const uint64_t words[4] = {c.clock, static_cast<uint64_t>(c.kind), static_cast<uint64_t>(c.bank), c.row};
+            std::copy(words, words + 4, log + 4 * n);
+        }
+        *logged = commands.size();
+    }
     return 0;
 }
