@@ -7,12 +7,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TELLME := $(BIN)/python -m host.cli
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint bench oracle verilog docs clean
+.PHONY: help setup demo test lint bench memory oracle verilog docs clean
 
 help:
 	@echo "make demo     stream a story from the simulated accelerator, checked against the golden model"
 	@echo "make test     lint and every test"
 	@echo "make bench    real-scale runs; results in docs/measurements/"
+	@echo "make memory   the memory model against rates of boards; docs/measurements/memory.md"
 	@echo "make oracle   reference vectors from PyTorch (installs torch)"
 	@echo "make verilog  Verilog of the kv260 preset in build/verilog/"
 	@echo "make docs     the documents and the API as pages, in build/docs/; a broken link is an error"
@@ -64,6 +65,9 @@ docs: setup
 
 bench: setup
 	$(BIN)/python -m pytest -q -s bench
+
+memory: setup
+	$(BIN)/python -m bench.memory
 
 $(VENV)/.oracle: $(VENV)/.installed
 	$(PIP) install --quiet torch==2.13.0

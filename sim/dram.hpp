@@ -6,7 +6,8 @@
 //   and sends one on only when its data has room in the FIFO of `fifo` blocks: what is on its way and what waits there;
 // - a controller port takes the transactions of its fabric ports in turn and offers their blocks one by one;
 // - the arbiter takes a block a clock, from the ports in turn, as long as the window of `window` blocks has room; a block
-//   keeps its place until its data is out of the controller, `hold` clocks after its column command;
+//   keeps its place until its data is out of the controller and the place is given back, `hold` clocks after its column
+//   command;
 // - the scheduler gives the DRAM a command a clock: a column command for the oldest block whose row is open and whose
 //   timing allows it; else a precharge or an activation for the oldest block of a bank whose open row nobody asks for;
 // - a write joins one that waits for the same block;
@@ -38,7 +39,7 @@ struct Settings {
     // DRAM timing by JEDEC's names; wtp and wtr count from the write command, cl up to the last data.
     int rcd = 0, rp = 0, ras = 0, rc = 0, rrd_s = 0, rrd_l = 0, faw = 0, ccd_s = 1, ccd_l = 1, rtp = 0, wtp = 0;
     int rtw = 0, wtr_s = 0, wtr_l = 0, cl = 0, refi = 0, rfc = 0;
-    int window = 32, hold = 0, miss = 0, starve = 64, run = 8;  // the controller
+    int window = 32, hold = 0, starve = 64, run = 8;           // the controller
     int bursts = 8, split = 4, fifo = 32, beat = 4, path = 0;   // the ports
     int xpi[kPorts] = {0, 1, 2, 3, 4, 5, 6, 7};                 // controller port of each fabric port
 
@@ -50,7 +51,7 @@ struct Settings {
             {"rcd", &rcd}, {"rp", &rp}, {"ras", &ras}, {"rc", &rc}, {"rrd_s", &rrd_s}, {"rrd_l", &rrd_l}, {"faw", &faw},
             {"ccd_s", &ccd_s}, {"ccd_l", &ccd_l}, {"rtp", &rtp}, {"wtp", &wtp}, {"rtw", &rtw}, {"wtr_s", &wtr_s},
             {"wtr_l", &wtr_l}, {"cl", &cl}, {"refi", &refi}, {"rfc", &rfc}, {"window", &window}, {"hold", &hold},
-            {"miss", &miss}, {"starve", &starve}, {"run", &run}, {"bursts", &bursts}, {"split", &split},
+            {"starve", &starve}, {"run", &run}, {"bursts", &bursts}, {"split", &split},
             {"fifo", &fifo}, {"beat", &beat}, {"path", &path}, {"xpi0", xpi}, {"xpi1", xpi + 1}, {"xpi2", xpi + 2},
             {"xpi3", xpi + 3}, {"xpi4", xpi + 4}, {"xpi5", xpi + 5}, {"xpi6", xpi + 6}, {"xpi7", xpi + 7}};
         for (size_t at = 0, end; at < text.size(); at = end + 1) {
@@ -167,7 +168,7 @@ class Memory {
         uint64_t reply[kRing] = {};
     };
     struct Entry {
-        uint64_t age, from, block;  // from: when a row may be opened for it
+        uint64_t age, block;
         uint32_t row, number;
         uint8_t bank, port;
     };
@@ -233,7 +234,7 @@ class Memory {
         const int e = __builtin_ctzll(q.free), b = bank_of(address);
         q.free &= q.free - 1;
         const auto row = static_cast<uint32_t>(address >> s.row_low);
-        q.entry[e] = {ages++, now + s.miss, block, row, number, static_cast<uint8_t>(b), static_cast<uint8_t>(port)};
+        q.entry[e] = {ages++, block, row, number, static_cast<uint8_t>(b), static_cast<uint8_t>(port)};
         q.at[b][q.waiting[b]++] = static_cast<uint8_t>(e);
         if (!q.count++) q.served = now;
         q.banks |= 1u << b;
@@ -253,8 +254,8 @@ class Memory {
         return false;
     }
 
-    void note(Kind kind, int bank, uint32_t row) {
-        if (log) log->push_back({now, kind, bank, row});
+    void note(Kind kind, int bank, uint32_t row, int later = 0) {
+        if (log) log->push_back({now + later, kind, bank, row});
     }
 
     bool has_room(Store& q) {
@@ -401,8 +402,7 @@ class Memory {
             const int b = __builtin_ctz(m);
             const Bank& bank = banks[b];
             const Entry& first = q.entry[q.at[b][0]];
-            uint64_t at = std::max(first.from, bank.pre);
-            if (!bank.open) at = std::max(std::max(first.from, bank.act), std::max(faw, act_group[group_of(b)]));
+            const uint64_t at = bank.open ? bank.pre : std::max(bank.act, std::max(faw, act_group[group_of(b)]));
             if (at > now) {
                 soon(at);
                 continue;
@@ -450,7 +450,7 @@ class Memory {
         }
         for (int b = 0; b < kBanks; b++)
             if (banks[b].open) note(kPrecharge, b, banks[b].row);
-        note(kRefresh, 0, 0);
+        note(kRefresh, 0, 0, s.rp);
         for (Bank& b : banks) {
             b.open = false;
             b.act = std::max(b.act, now + s.rp) + s.rfc;

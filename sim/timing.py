@@ -22,7 +22,6 @@ class Dram:
     cl : from a read command to the end of its data.
     window : reads, and writes, that the controller reorders among.
     hold : from a read's column command until its place in the window is free. Fitted.
-    miss : from a block's arrival until a row is closed or opened for it. Fitted.
     starve, run : a write that waited `starve` clocks goes before the reads, with `run` - 1 others.
     bursts : of each direction that a port of the fabric holds.
     split : blocks of the AXI3 transactions that a fabric port makes of its bursts.
@@ -58,7 +57,6 @@ class Dram:
     rfc: int
     window: int = 32
     hold: int
-    miss: int
     starve: int = 64
     run: int = 8
     bursts: int = 8
@@ -130,6 +128,13 @@ class MemoryTiming:
         if not (0 <= self.stall < 1 and 0 <= self.error_rate <= 1):
             raise ValueError("stall and error_rate are probabilities; stall must be below 1")
 
+    def read_latency(self, clock_hz: float) -> float:
+        """Cycles of that clock from a read's address to its first beat, on average, in an idle memory."""
+        d = self.dram
+        if d is None:
+            return self.latency + self.jitter / 2
+        return self.latency + self.jitter / 2 + (d.path + d.rcd + d.cl) * clock_hz / (d.clock_khz * 1e3)
+
     def settings(self, *, file: str, size: int, base: int, region: int, clock_hz: float) -> str:
         """Value of TELLME_MEMORY: this timing over `size` bytes of `file` at byte address `base`, `region` for a port,
         for an accelerator of that clock."""
@@ -152,13 +157,13 @@ K26_DRAM = Dram(
     clock_khz=533_333,
     rcd=8, rp=9, ras=18, rc=26, rrd_s=3, rrd_l=4, faw=16, ccd_s=2, ccd_l=3, rtp=4, wtp=17, rtw=6, wtr_s=11, wtr_l=13,
     cl=10, refi=4128, rfc=187,
-    hold=47, miss=8, path=80,
+    hold=48, path=88,
     ports=(0, 1, 1, 2),
 )  # fmt: skip
 """Kria K26: 64-bit DDR4 at 2133 MT/s, x16 devices of 8 Gb, one rank; HP0, HP1 and HP2 together, HP3.
 
-All but hold, miss and path are what the boot image writes into the controller's registers (U-Boot,
-board/xilinx/zynqmp/zynqmp-sm-k26-revA/psu_init_gpl.c), with the FIFOs of UG1085, chapter 35. Those three are fitted to rates
+All but hold and path are what the boot image writes into the controller's registers (U-Boot,
+board/xilinx/zynqmp/zynqmp-sm-k26-revA/psu_init_gpl.c), with the FIFOs of UG1085, chapter 35. Those two are fitted to rates
 measured on a KV260: docs/measurements/memory.md. Bits 0 to 5 of an address are inside a block, 6 is the bank group, 7 to 13
 the column, 14 and 15 the bank, then the row.
 """
@@ -193,7 +198,7 @@ PYNQ_Z2_DRAM = Dram(
     clock_khz=525_000, block=32, group_bits=0, bank_low=11, bank_bits=3, row_low=14,
     rcd=7, rp=7, ras=19, rc=26, rrd_s=6, rrd_l=6, faw=21, ccd_s=8, ccd_l=8, rtp=8, wtp=22, rtw=11, wtr_s=18, wtr_l=18,
     cl=15, refi=4095, rfc=137,
-    hold=K26_DRAM.hold, miss=K26_DRAM.miss, path=K26_DRAM.path,
+    hold=K26_DRAM.hold, path=K26_DRAM.path,
     beat=6,
     ports=(0, 1),
 )  # fmt: skip
