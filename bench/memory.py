@@ -28,7 +28,7 @@ PAGE = MEASUREMENTS / "memory.md"
 PICTURE = MEASUREMENTS / "pictures" / "memory-sweep.svg"
 REGION = 327_680
 """Bytes that each port of the sweep reads."""
-START = 128
+START = 136
 """Cycles from the start of a port of the sweep to that of the next. Fitted."""
 KIB = 1024
 FEW = ((1, 3.96), (2, 7.89), (3, 11.63))

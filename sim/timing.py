@@ -157,7 +157,7 @@ K26_DRAM = Dram(
     clock_khz=533_333,
     rcd=8, rp=9, ras=18, rc=26, rrd_s=3, rrd_l=4, faw=16, ccd_s=2, ccd_l=3, rtp=4, wtp=17, rtw=6, wtr_s=11, wtr_l=13,
     cl=10, refi=4128, rfc=187,
-    hold=48, path=88,
+    hold=48, path=64,
     ports=(0, 1, 1, 2),
 )  # fmt: skip
 """Kria K26: 64-bit DDR4 at 2133 MT/s, x16 devices of 8 Gb, one rank; HP0, HP1 and HP2 together, HP3.
