@@ -12,7 +12,7 @@ import argparse
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,7 @@ def points(path: Path = SWEEP) -> list[Point]:
     return [Point(tuple(int(x * KIB) for x in row[:4]), tuple(row[4:])) for row in rows]
 
 
-@lru_cache(maxsize=None)
+@cache
 def predict(dram: Dram, offsets: tuple[int, ...], start: int = START) -> tuple[float, ...]:
     """GB/s of each port in the sweep's experiment."""
     how = MemoryTiming(name="fit", outstanding=dram.bursts, dram=dram)
@@ -58,13 +58,11 @@ def predict(dram: Dram, offsets: tuple[int, ...], start: int = START) -> tuple[f
     return tuple(r / 1e9 for r in stream.run(how, offsets, length=REGION, starts=starts).rates)
 
 
-@lru_cache(maxsize=None)
+@cache
 def predict_few(dram: Dram) -> tuple[float, ...]:
     """GB/s of all ports for the runs of `FEW`, regions in the same bank as an allocator puts them."""
     how = MemoryTiming(name="fit", outstanding=dram.bursts, dram=dram)
-    return tuple(
-        n * min(stream.run(how, (0,) * n, length=4_400_000 // n // KIB * KIB).rates) / 1e9 for n, _ in FEW
-    )
+    return tuple(n * min(stream.run(how, (0,) * n, length=4_400_000 // n // KIB * KIB).rates) / 1e9 for n, _ in FEW)
 
 
 def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -159,15 +157,20 @@ def others() -> list[tuple[str, str, float]]:
     t = timing("kv260")
     four = replace(t, dram=replace(t.dram, bursts=4))  # type: ignore[type-var]
     rows = []
-    grid = [(0, a * 8 * KIB, b * 8 * KIB, c * 8 * KIB) for a in range(0, 8, 2) for b in range(0, 8, 2) for c in range(8)]
+    grid = [
+        (0, a * 8 * KIB, b * 8 * KIB, c * 8 * KIB) for a in range(0, 8, 2) for b in range(0, 8, 2) for c in range(8)
+    ]
     rates = [stream.sustained_rate(t, p, length=1_100_800, slack=1 << 17) / 1e9 for p in grid]
     rows.append(("4 reading ports, phases not told: mean of 128 phases", "13.33", float(np.mean(rates))))
-    own = [4 * min(predict(t.dram, (0, 0, b * 8 * KIB, c * 8 * KIB))) for b in range(8) for c in range(8)]  # type: ignore[arg-type]
+    own = [4 * min(predict(t.dram, (0, 0, b * 8 * KIB, c * 8 * KIB))) for b in range(8) for c in range(8)]
     rows.append(("four ports, the worst of the phases", "11.73", min(own)))
     rows.append(("four ports, the best of the phases", "14.42", max(own)))
     slow = stream.run(four, (0, 0, 0, 0), clock_hz=150e6, burst=4096, length=1 << 20)
     rows.append(("4 ports at 150 MHz, 256-beat bursts, 4 in flight", "9.377 of 9.6", sum(slow.rates) / 1e9))
-    for what, phases, measured in (("same bank", (0, 0, 0), 8.5), ("16 and 48 KiB apart", (0, 16 * KIB, 48 * KIB), 10.8)):
+    for what, phases, measured in (
+        ("same bank", (0, 0, 0), 8.5),
+        ("16 and 48 KiB apart", (0, 16 * KIB, 48 * KIB), 10.8),
+    ):
         r = stream.run(t, phases, length=512 * KIB, writes=[2])
         rows.append((f"2 reads and a write, {what}", f"{measured}", 3 * min(r.rates) / 1e9))
     return rows
@@ -188,7 +191,7 @@ def placements() -> list[str]:
                 p,
                 slack=c.fifo_beats * c.port_bytes,
                 length=1 << 24,
-                **common,  # type: ignore[arg-type]
+                **common,
             )
             / 1e9
             for p in ((0,) * c.ports, best)
@@ -218,7 +221,11 @@ def draw(all_points: Sequence[Point], path: Path) -> None:
     axes[0].plot([low, high], [low, high], color="0.6", linewidth=1)
     axes[0].scatter(b, a, s=18)
     axes[0].set(
-        xlabel="measured, GB/s", ylabel="predicted, GB/s", title="four times the slowest port", xlim=(low, high), ylim=(low, high)
+        xlabel="measured, GB/s",
+        ylabel="predicted, GB/s",
+        title="four times the slowest port",
+        xlim=(low, high),
+        ylim=(low, high),
     )
     columns = sorted({p.offsets[2] // KIB for p in all_points})
     rows = sorted({p.offsets[3] // KIB for p in all_points})
@@ -260,7 +267,9 @@ def report(folds: list[tuple[dict[str, int], Agreement, Agreement]] | None) -> s
         start = old.find("| fitted to |")
         table = old[start : old.find("\n\n", start)].splitlines() if start >= 0 else []
     else:
-        table = ["| fitted to | hold, path; start | mean error there | on the other half: mean | worst | bias | rank correlation | ports, mean |"]
+        table = [
+            "| fitted to | hold, path; start | mean error there | on the other half: mean | worst | bias | rank correlation | ports, mean |"
+        ]
         table += ["|---|---|---|---|---|---|---|---|"]
         for name, (v, own, there) in zip(("even points", "odd points"), folds, strict=True):
             table.append(f"| {name} | {v['hold']}, {v['path']}; {v['start']} | {own.mean:.1%} | {show(there)} |")

@@ -227,7 +227,9 @@ def test_a_board_with_few_ports_has_a_placement() -> None:
         ("kv260", (0, 0), {"length": [1024]}, "a length for each port"),
     ],
 )
-def test_what_cannot_run_is_refused(how: str, phases: tuple[int, ...], options: dict[str, object], message: str) -> None:
+def test_what_cannot_run_is_refused(
+    how: str, phases: tuple[int, ...], options: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         stream.run(timing(how), phases, **options)  # type: ignore[arg-type]
 
