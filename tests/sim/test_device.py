@@ -27,7 +27,6 @@ from sim.timing import K26_DRAM, KV260_TIMING, MemoryTiming, timing
 from tests.memory.common import SMALL
 from tests.sim.copier import COUNT, SOURCE, TARGET, Copier
 
-
 STRESSED = replace(KV260_TIMING, name="kv260-stressed", jitter=60, stall=0.08, stall_max=20, reorder=True, hazard=True)
 """Banks, and what STRESS does, together."""
 
