@@ -7,12 +7,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TELLME := $(BIN)/python -m host.cli
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint bench oracle verilog wheels docs clean
+.PHONY: help setup demo test lint bench memory oracle verilog wheels docs clean
 
 help:
 	@echo "make demo     stream a story from the simulated accelerator, checked against the golden model"
 	@echo "make test     lint and every test"
 	@echo "make bench    real-scale runs; results in docs/measurements/"
+	@echo "make memory   the memory model against rates of boards; docs/measurements/memory.md"
 	@echo "make oracle   reference vectors from PyTorch (installs torch)"
 	@echo "make wheels   whether the boards can install what they need (asks the package registry)"
 	@echo "make verilog  Verilog of the kv260 preset in build/verilog/"
@@ -73,6 +74,9 @@ docs: setup
 
 bench: setup
 	$(BIN)/python -m pytest -q -s bench
+
+memory: setup
+	$(BIN)/python -m bench.memory
 
 $(VENV)/.oracle: $(VENV)/.installed
 	$(PIP) install --quiet torch==2.13.0

@@ -35,7 +35,7 @@ SHAPES = {
 @pytest.fixture(scope="module")
 def rows() -> list[str]:
     lines = [
-        "# One full-width layer on the RTL, `kv260` preset and memory timing",
+        "# One full-width layer on the RTL, `kv260` preset, `kv260-ideal` memory timing",
         "",
         "`make bench` (bench/test_layers.py). Simulated cycles; random ternary weights; every logit of every pass compared with golden, bit for bit.",
         "",
@@ -52,7 +52,7 @@ def test_a_layer_is_bit_exact(name: str, tmp_path: Path, rows: list[str]) -> Non
     path = tmp_path / "layer.tlm"
     convert(Checkpoint(name=name, weights=weights, tokenizer=Files.read(demo_folder()), eos_ids=()), path, KV260)
     ids = np.random.default_rng(1).integers(0, spec.vocab, CONTEXT + 1).tolist()
-    with Model.open(path, KV260) as model, SimulatedAccelerator(model, KV260, timing=timing("kv260")) as machine:
+    with Model.open(path, KV260) as model, SimulatedAccelerator(model, KV260, timing=timing("kv260-ideal")) as machine:
         both = CheckedBackend(machine, GoldenBackend(weights, KV260))
         position = 0
         while position <= CONTEXT:

@@ -20,7 +20,7 @@ from sim.plan import predict, steps
 from sim.timing import timing
 
 FOLDER = Path(__file__).parent.parent / "docs" / "measurements"
-FAST, SLOW = "kv260", "kv260-pessimistic"
+FAST, SLOW = "kv260-ideal", "kv260-pessimistic"
 
 RUNS: dict[tuple[str, int], dict[str, Any]] = {
     ("bitnet-0.7b", 1): {},

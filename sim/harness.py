@@ -196,6 +196,7 @@ class SharedMemory:
             raise ValueError(f"the shared buffer must hold at least 1 beat, not {beats}")
         self.region = -(-beats * config.port_bytes // PAGE) * PAGE
         self.size = self.region * config.ports
+        self.clock_hz = config.clock_hz
         self.port_bases = tuple(MEMORY_BASE + i * self.region for i in range(config.ports))
         self.fd = memfd_create("tellme-memory")
         ftruncate(self.fd, self.size)
@@ -206,7 +207,11 @@ class SharedMemory:
     def settings(self, timing: MemoryTiming, file: str | None = None) -> str:
         """Value of TELLME_MEMORY for a child process (that holds the descriptor too, or finds it by /proc)."""
         return timing.settings(
-            file=file or f"/proc/{getpid()}/fd/{self.fd}", size=self.size, base=MEMORY_BASE, region=self.region
+            file=file or f"/proc/{getpid()}/fd/{self.fd}",
+            size=self.size,
+            base=MEMORY_BASE,
+            region=self.region,
+            clock_hz=self.clock_hz,
         )
 
     def close(self) -> None:

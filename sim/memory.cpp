@@ -1,5 +1,6 @@
-// Behaviour of sim/memory.sv: AXI4 slaves over one memory-mapped file, with the timing of a board's memory.
-// Called once each clock edge with what all ports drive; gives what all ports see after the edge.
+// Behaviour of sim/memory.sv: AXI4 slaves over one memory-mapped file, with the timing of a board's memory: that of
+// dram.hpp, or a plain latency and rate. Called once each clock edge with what all ports drive; gives what all ports see
+// after the edge. Data is read when a beat leaves and written when its response does, whatever the order in the DRAM.
 // Settings come as key=value words in the environment variable TELLME_MEMORY (see sim/timing.py).
 
 #include <fcntl.h>
@@ -16,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "dram.hpp"
 #include "svdpi.h"
 
 namespace {
@@ -52,7 +54,8 @@ struct Burst {
     uint64_t address, ready;
     uint32_t beats, done, id;
     int response;
-    bool hang;
+    bool hang, dram;
+    uint32_t block;  // number in the DRAM model: of a read's first block, of the last block written so far
     std::vector<uint8_t> data;
     std::vector<uint32_t> strobe;
 };
@@ -78,6 +81,8 @@ struct Port {
 };
 
 Settings S;
+dram::Memory memory;
+bool with_dram = false;
 std::vector<Port> ports;
 uint8_t* file_bytes = nullptr;
 uint64_t now = 0, random_state = 1;
@@ -154,7 +159,11 @@ int open_memory() {
         else if (key == "error_rate") S.error_rate = real();
         else if (key == "error") S.errors.push_back(range());
         else if (key == "hang") S.hangs.push_back(range());
-        else if (key == "shared") {
+        else if (key == "dram") {
+            const std::string wrong = memory.s.parse(value);
+            if (!wrong.empty()) return fail("'%s' is wrong in the DRAM's settings", wrong.c_str());
+            with_dram = memory.s.clock_khz > 0;
+        } else if (key == "shared") {
             char* end = nullptr;
             Share s{};
             s.ports = static_cast<uint32_t>(std::strtoul(value.c_str(), &end, 0));
@@ -162,6 +171,7 @@ int open_memory() {
             S.shares.push_back(s);
         } else return fail("unknown key '%s' in TELLME_MEMORY", key.c_str());
     }
+    if (with_dram && S.outstanding > 31) return fail("a port of the DRAM model holds at most 31 bursts");
     random_state = S.seed * 0x9E3779B97F4A7C15ULL + 1;
     const int fd = ::open(S.file.c_str(), O_RDWR);
     if (fd < 0) return fail("cannot open %s", S.file.c_str());
@@ -239,6 +249,7 @@ Burst make_burst(int i, uint64_t address, uint32_t beats, uint32_t id) {
     if (S.error_rate > 0 && uniform() < S.error_rate) b.response = uniform() < 0.5 ? kSlverr : kDecerr;
     for (const Range& h : S.hangs)
         if (offset < h.high && offset + bytes > h.low) b.hang = true;
+    b.dram = with_dram && !b.hang && b.response != kDecerr;  // other bursts never get to the DRAM
     return b;
 }
 
@@ -269,18 +280,30 @@ bool spend(int i) {
     return true;
 }
 
-bool may_serve(const Burst& b) { return !b.hang && b.ready <= now; }
+// Number of the DRAM block that holds the next beat of a read.
+uint32_t block_of(const Burst& b) {
+    const uint64_t first = S.base + b.address;
+    return b.block + static_cast<uint32_t>((first + static_cast<uint64_t>(b.done) * width) / memory.s.block -
+                                           first / memory.s.block);
+}
+
+bool may_read(int i, const Burst& b) {
+    return !b.hang && b.ready <= now && (!b.dram || memory.arrived(i, block_of(b)));
+}
+
+bool may_answer(int i, const Burst& b) {
+    return !b.hang && b.ready <= now && b.done == b.beats && (!b.dram || memory.answered(i, b.block));
+}
 
 // Index of the burst to serve next: the oldest; with reordering, any whose ID has no older burst. -1: none.
-int choose(const std::deque<Burst>& queue, bool complete_only) {
+int choose(int i, const std::deque<Burst>& queue, bool (*may)(int, const Burst&)) {
     std::vector<int> candidates;
     uint32_t seen[8] = {};
     for (int k = 0; k < static_cast<int>(queue.size()); k++) {
         const Burst& b = queue[k];
         const bool first = !(seen[b.id >> 5] >> (b.id & 31) & 1);
         seen[b.id >> 5] |= 1u << (b.id & 31);
-        const bool fit = may_serve(b) && (!complete_only || b.done == b.beats);
-        if (first && fit) {
+        if (first && may(i, b)) {
             if (!S.reorder) return k;
             candidates.push_back(k);
         } else if (!S.reorder) {
@@ -297,6 +320,8 @@ int accept(int i, Port& p, const Input& in) {
     if (in.arvalid && p.arready) {
         if (check_burst(i, "AR", in.araddr, in.arlen, in.arsize, in.arburst)) return 1;
         p.reads.push_back(make_burst(i, in.araddr, in.arlen + 1, in.arid));
+        if (Burst& b = p.reads.back(); b.dram)
+            b.block = memory.read(i, in.araddr, static_cast<uint64_t>(b.beats) * width);
         if (S.hazard)
             for (const Port& q : ports)
                 for (const Burst& w : q.writes)
@@ -328,6 +353,10 @@ int accept(int i, Port& p, const Input& in) {
             b.data.insert(b.data.end(), beat.data, beat.data + width);
             b.strobe.push_back(beat.strobe);
             if (b.done == b.beats && b.ready < now + S.latency) b.ready = now + S.latency;
+            if (b.dram) {
+                const uint64_t end = S.base + b.address + static_cast<uint64_t>(b.done) * width;
+                if (end % memory.s.block == 0 || b.done == b.beats) b.block = memory.write(i, end - width);
+            }
             p.w.pop_front();
         }
         if (b.done < b.beats) break;
@@ -337,7 +366,7 @@ int accept(int i, Port& p, const Input& in) {
 
 void serve(int i, Port& p, bool paused) {
     if (!p.rvalid && !p.reads.empty() && !paused && !stalls(p, 0)) {
-        const int k = choose(p.reads, false);
+        const int k = choose(i, p.reads, may_read);
         if (k >= 0 && spend(i)) {
             Burst& b = p.reads[k];
             const uint64_t offset = b.address + static_cast<uint64_t>(b.done) * width;
@@ -347,11 +376,12 @@ void serve(int i, Port& p, bool paused) {
             p.rid = b.id;
             p.rlast = ++b.done == b.beats;
             p.rvalid = true;
+            if (b.dram && (p.rlast || (S.base + offset + width) % memory.s.block == 0)) memory.take(i);
             if (p.rlast) p.reads.erase(p.reads.begin() + k);
         }
     }
     if (!p.bvalid && !p.writes.empty() && !stalls(p, 1)) {
-        const int k = choose(p.writes, true);
+        const int k = choose(i, p.writes, may_answer);
         if (k >= 0) {
             const Burst& b = p.writes[k];
             p.bresp = kOkay;
@@ -373,7 +403,7 @@ void serve(int i, Port& p, bool paused) {
     // One place is kept back: what is ready now may be taken at the next edge.
     p.arready = static_cast<int>(p.reads.size()) < S.outstanding && !stalls(p, 2);
     p.awready = static_cast<int>(p.writes.size()) < S.outstanding && !stalls(p, 3);
-    p.wready = p.w.size() < 16 && !paused && !stalls(p, 4);
+    p.wready = p.w.size() < 16 && !paused && (!with_dram || memory.room(i)) && !stalls(p, 4);
 }
 
 }  // namespace
@@ -385,8 +415,10 @@ extern "C" int tellme_memory_cycle(int count, int port_bytes, svBit reset, const
         width = port_bytes;
         if (open_memory()) return 1;
         ports.resize(count);
+        if (with_dram && count > dram::kPorts) return fail("the DRAM model has at most %d ports", dram::kPorts);
     }
     now++;
+    if (with_dram) memory.cycle();
     const bool paused = S.period > 0 && now % S.period < static_cast<uint64_t>(S.pause);
     if (S.bandwidth > 0) {
         // A controller does not save up what nobody asked for, beyond its own few words of buffer.
@@ -403,6 +435,7 @@ extern "C" int tellme_memory_cycle(int count, int port_bytes, svBit reset, const
         const uint32_t* words = request + i * kInWords;
         if (reset) {
             p = Port();
+            if (with_dram) memory.reset(i);
         } else {
             const Input in = unpack(words);
             if (check_stable(i, p, in)) return 1;

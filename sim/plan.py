@@ -26,6 +26,7 @@ from hw.elementwise.scales import ScaleUnit
 from hw.elementwise.statistics import Statistics
 from hw.memory.fifo import COLUMN_BITS, ULTRA_DEPTH
 from hw.tlmm import engine
+from sim import stream
 from sim.timing import MemoryTiming
 
 URAM_DEPTH, BRAM_DEPTH = 4096, 512
@@ -67,14 +68,32 @@ class Prediction:
     stalls: dict[str, int]
 
 
-def sustained_rate(timing: MemoryTiming, config: AcceleratorConfig, burst: float | None = None) -> float:
+def sustained_rate(
+    timing: MemoryTiming,
+    config: AcceleratorConfig,
+    burst: float | None = None,
+    regions: Sequence[int] | None = None,
+) -> float:
     """Beats a cycle that the memory gives in the long run: the least of the ports' rates, at most 1.
 
     Parameters
     ----------
     burst : beats of a burst on average; `burst_beats` if None.
+    regions : with a DRAM, the byte at which each port's region begins, modulo its banks; all at 0 if None.
     """
     rate = 1.0
+    if timing.dram is not None:
+        d = replace(timing.dram, bursts=min(timing.dram.bursts, config.outstanding))
+        bytes_a_second = stream.sustained_rate(
+            replace(timing, dram=d),
+            tuple(regions or [0] * config.ports),
+            clock_hz=config.clock_hz,
+            burst=max(1, round(config.burst_beats if burst is None else burst)) * config.port_bytes,
+            width=config.port_bytes,
+            slack=config.fifo_beats * config.port_bytes,
+            length=max(1 << 20, 4 * config.fifo_beats * config.port_bytes),
+        )
+        return min(rate, bytes_a_second / (config.beat_bytes * config.clock_hz))
     if timing.bandwidth:
         rate = min(rate, timing.bandwidth / config.beat_bytes)
     for ports, bytes_a_cycle in timing.shared:
@@ -183,7 +202,7 @@ def predict(todo: Sequence[Step], config: AcceleratorConfig, timing: MemoryTimin
     """Plays steps against the memory's sustained rate and the FIFO, a few beats at a time."""
     part = min(256, config.fifo_beats // 4)
     ahead = config.fifo_beats // part  # parts that the FIFO holds
-    start = 2.0 * (timing.latency + ROUND_TRIP)  # the program, and then what it asks for
+    start = 2.0 * (timing.read_latency(config.clock_hz) + ROUND_TRIP)  # the program, and then what it asks for
     read = now = start  # when the last part was in the FIFO, and when the engines had taken it
     taken = [0.0] * ahead  # when the engines had taken the latest parts, as a ring
     parts = 0

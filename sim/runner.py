@@ -148,14 +148,20 @@ def build(
     """
     key = hashlib.sha256()
     key.update(json.dumps([text, top, list(public), list(args), waves, _MAKEFLAGS, _WARNINGS, tools()]).encode())
-    for s in (*sources, *cpp, *(sorted(_FST.glob("*.h")) if waves else ())):
+    headers = _headers(cpp)
+    for s in (*sources, *cpp, *headers, *(sorted(_FST.glob("*.h")) if waves else ())):
         key.update(Path(s).read_bytes())
 
     def make(folder: Path) -> None:
         check_tools()
-        _make(folder, text, top, sources, cpp, public, args, waves)
+        _make(folder, text, top, sources, cpp, headers, public, args, waves)
 
     return cache.entry(key.hexdigest()[:16], make)
+
+
+def _headers(cpp: Sequence[Path]) -> list[Path]:
+    """What C++ sources may include: the headers beside them."""
+    return sorted({h for c in cpp for h in Path(c).parent.glob("*.hpp")})
 
 
 def _make(
@@ -164,6 +170,7 @@ def _make(
     top: str,
     sources: Sequence[Path],
     cpp: Sequence[Path],
+    headers: Sequence[Path],
     public: Sequence[str],
     args: Sequence[str],
     waves: bool,
@@ -179,7 +186,7 @@ def _make(
     main = cocotb_tools.config.share_dir / "lib" / "verilator" / "verilator.cpp"
     files = [Path(p) for p in (main, *cpp, *sources)]
     assert len({p.name for p in files}) == len(files), "sources need different names"
-    for path in files:
+    for path in (*files, *headers):
         shutil.copyfile(path, folder / path.name)
     flags = [f"-Wno-{w}" for w in _WARNINGS] + ["-O3", "--x-assign", "fast", "--x-initial", "fast", *args]
     linked = "-Lcocotb -lcocotbvpi_verilator"
@@ -250,6 +257,29 @@ def libraries() -> str:
     if bad := [c for c in _SEPARATORS if c in folders[0]]:
         raise SimulationError(f"{folders[0]}: simulators cannot be started from a folder with {bad[0]!r} in its name")
     return os.pathsep.join([*folders, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
+
+
+def library(sources: Sequence[Path]) -> Path:
+    """Builds a shared library of C++ `sources` once; later calls with the same content return the cached file.
+
+    Raises
+    ------
+    SimulationError : there is no compiler, or it failed (with the end of its log).
+    hw.cache.CacheError : the cache cannot be written.
+    """
+    command = ["c++", "-O2", "-std=c++17", "-Wall", "-Wextra", "-shared", "-fPIC", "-o", "library.so"]
+    headers = _headers(sources)
+    key = hashlib.sha256(json.dumps(command).encode())
+    for s in (*sources, *headers):
+        key.update(s.read_bytes())
+
+    def make(folder: Path) -> None:
+        check_tools()
+        for s in (*sources, *headers):
+            shutil.copyfile(s, folder / s.name)
+        _run("c++", [*command, *(s.name for s in sources)], folder, dict(os.environ))
+
+    return cache.entry(key.hexdigest()[:16], make) / "library.so"
 
 
 def simulator_environment(module: str, top: str, seed: int = 1) -> dict[str, str]:
