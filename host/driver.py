@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 import numpy as np
 
@@ -20,6 +22,9 @@ from host.program import Program, compile_program
 _START, _RESET = 1, 2
 _BUSY, _DONE = 1, 2
 
+RESET_S = 10.0
+"""Wall clock that a soft reset may take, seconds, and never more than a pass: the time memory has for what it owes."""
+
 ERROR_WORDS: dict[ErrorCode, str] = {
     ErrorCode.NONE: "no error",
     ErrorCode.READ_WINDOW: "a read outside the buffer's window was refused, at beat {address}",
@@ -31,7 +36,7 @@ ERROR_WORDS: dict[ErrorCode, str] = {
     ErrorCode.TIMEOUT: "no progress for the time set in the timeout register, at descriptor {address}",
     ErrorCode.BAD_DESCRIPTOR: "descriptor {address} of the program cannot be executed",
     ErrorCode.BAD_WEIGHT: "a weight byte above 242 was read, the image in memory is damaged, at descriptor {address}",
-    ErrorCode.BAD_LANES: "the lane, head or position registers do not make a pass",
+    ErrorCode.BAD_LANES: "the lane, head, position or slot registers do not make a pass",
 }
 """What each error code means; `{address}` is the error_address register."""
 
@@ -48,7 +53,8 @@ class Accelerator(Backend):
 
     Raises
     ------
-    DeviceError : identity, version, geometry or build are not what is expected.
+    DeviceError : identity, version, geometry or build are not what is expected, or a port's region is where the
+        accelerator does not reach.
     """
 
     def __init__(
@@ -86,6 +92,28 @@ class Accelerator(Backend):
                 f"the device's buffer has {shape[0]} regions of {shape[2]}-byte beats, board {config.name!r} needs "
                 f"{config.ports} of {config.port_bytes}"
             )
+        self._check_regions()
+
+    def _check_regions(self) -> None:
+        """Refuses regions that the accelerator's masters would take for others."""
+        length = self.device.memory.shape[1] * self.config.port_bytes
+        regions = sorted((base, port) for port, base in enumerate(self.device.port_bases))
+        for base, port in regions:
+            if base < 0 or base % registers.BASE_ALIGNMENT:
+                raise DeviceError(
+                    f"the region of port {port} begins at {base:#x}, no multiple of {registers.BASE_ALIGNMENT}; "
+                    "the device must hand out buffers of whole pages"
+                )
+            if base + length > 1 << registers.PORT_ADDRESS_BITS:
+                raise DeviceError(
+                    f"the region of port {port} ends at {base + length:#x}, the accelerator's addresses have "
+                    f"{registers.PORT_ADDRESS_BITS} bits"
+                )
+        for (base, port), (following, other) in itertools.pairwise(regions):
+            if base + length > following:
+                raise DeviceError(
+                    f"the regions of ports {port} and {other} overlap: {length:,} bytes from {base:#x} and {following:#x}"
+                )
 
     # ---- registers ---------------------------------------------------------------------------------------------------
 
@@ -102,15 +130,33 @@ class Accelerator(Backend):
 
         Raises
         ------
-        DeviceError : the accelerator does not become idle.
+        DeviceError : the accelerator does not become idle; says what memory owes it.
         """
+        if stuck := self._reset():
+            raise DeviceError(stuck)
+
+    def _reset(self) -> str:
+        """Soft reset; empty, or in words that it did not help, and what to do."""
         self.write("control", _RESET)
-        deadline = time.monotonic() + self.timeout_s
+        limit = min(RESET_S, self.timeout_s)
+        deadline = time.monotonic() + limit
         while self.read("control") & _RESET or self.read("status") & _BUSY:
             if time.monotonic() > deadline:
-                raise DeviceError(
-                    f"the accelerator is still busy {self.timeout_s:g} s after a soft reset; load the bitstream again"
-                )
+                lost = self._owed()
+                why = f" because memory never answered {lost}" if lost else ""
+                return f"the accelerator is still busy {limit:g} s after a soft reset{why}; load the bitstream again"
+        return ""
+
+    def _owed(self) -> str:
+        """What memory owes the ports, in words; empty if nothing."""
+        parts = []
+        for port in range(self.config.ports):
+            owed = self.read("owed", port)
+            counts = ((owed & 0xFFFF, "read burst"), (owed >> 16, "write"))
+            words = [f"{n} {what}{'s' * (n > 1)}" for n, what in counts if n]
+            if words:
+                parts.append(f"{' and '.join(words)} of port {port}")
+        return ", ".join(parts)
 
     # ---- models ------------------------------------------------------------------------------------------------------
 
@@ -147,6 +193,8 @@ class Accelerator(Backend):
         self.write("window_beats", program.window_beats)
         self.write("program_address", program.program_address)
         self.write("program_length", program.length)
+        self.write("context", program.context)
+        self.write("slots", slots)
         self.write("timeout", self.timeout_cycles)
         self.write("irq_enable", 1)
         self._model, self._program = model, program
@@ -188,7 +236,7 @@ class Accelerator(Backend):
         self.write("write_logits", int(write_logits))
         self.write("control", _START)
         try:
-            in_time = self.device.wait_done(self.timeout_s)
+            in_time = self._wait()
         except KeyboardInterrupt:
             # Nobody will read this pass; the next one may start at once.
             with contextlib.suppress(Exception):
@@ -198,15 +246,13 @@ class Accelerator(Backend):
         error = status >> 8 & 0xFF
         if error:
             address = self.read("error_address")
-            self.reset()
             try:
                 words = ERROR_WORDS[ErrorCode(error)].format(address=address)
             except ValueError:
                 words = f"unknown error code, error address {address}"
-            raise DeviceError(f"the accelerator stopped the pass with error {error}: {words}")
+            self._give_up(f"the accelerator stopped the pass with error {error}: {words}")
         if not in_time or not status & _DONE:
-            self.reset()
-            raise DeviceError(f"the accelerator did not finish a pass in {self.timeout_s:g} s (status {status:#x})")
+            self._give_up(f"{self._overdue()} (status {status:#x})")
         logits = None
         if write_logits:
             stride = program.logits_stride
@@ -228,6 +274,19 @@ class Accelerator(Backend):
             stalls={name: self.read("stall", i) for i, name in enumerate(STALLS)},
             busy={name: self.read("busy", i) for i, name in enumerate(BUSY)},
         )
+
+    def _wait(self) -> bool:
+        """Waits for the end of the pass; False if it took too long."""
+        return self.device.wait_done(self.timeout_s)
+
+    def _overdue(self) -> str:
+        """What to say of a pass that took too long."""
+        return f"the accelerator did not finish a pass in {self.timeout_s:g} s"
+
+    def _give_up(self, why: str) -> NoReturn:
+        """Makes the accelerator ready for the next pass, and says why this one failed; and whether a next one can be."""
+        stuck = self._reset()
+        raise DeviceError(f"{why}; {stuck}" if stuck else why)
 
     def close(self) -> None:
         """Closes the device."""

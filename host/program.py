@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from golden import attention, layout
+from golden.check import problem
 from golden.config import AcceleratorConfig
 from golden.layout import KvLayout
 from golden.model import ModelSpec, rope_tables
 from golden.program import DESCRIPTOR_BYTES, Kind, Opcode, encode
+from golden.registers import MAX_SLOTS
 from host.checkpoint import golden_errors
 from host.errors import UserError
 from host.image import Section
@@ -168,6 +170,9 @@ def compile_sections(
             "or a smaller context"
         )
 
+    if slots > MAX_SLOTS:
+        raise UserError(f"slots must be from 1 to {MAX_SLOTS}, what the accelerator can tell apart, not {slots}")
+
     def at(section: str) -> int:
         return image_address + sections[section].address
 
@@ -241,6 +246,9 @@ def compile_sections(
             code += encode(Opcode.END)
         except ValueError as e:
             raise UserError(f"{name}: {e}") from e
+    # A rule of the hardware that no check above has told in the words of the model.
+    if (found := problem(code, config, context=context, slots=slots)) is not None:
+        raise UserError(f"{name}: accelerator {config.name!r} cannot execute descriptor {found[0]}: {found[1]}")
     return Program(
         config=config,
         spec=spec,

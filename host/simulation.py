@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +23,32 @@ if TYPE_CHECKING:
     from sim.timing import MemoryTiming
 
 DEFAULT_TIMING = "kv260"
-TIMEOUT_S = 24 * 3600.0
-"""Wall clock of a pass. A simulation is slow; one that hangs is stopped by the accelerator's own time-out."""
+TIMEOUT_S = 600.0
+"""Wall clock without a beat, seconds, after which a pass is given up. A simulation is slow, but it moves; a pass that hangs
+is stopped by the accelerator's own time-out long before."""
+TIMEOUT_VARIABLE = "TELLME_SIM_TIMEOUT"
+"""Environment variable with another number of seconds."""
+SLICE_S = 5.0
+"""Wall clock between two looks at whether a pass moves, seconds."""
+
+
+def pass_timeout() -> float:
+    """Seconds without a beat after which a simulated pass is given up.
+
+    Raises
+    ------
+    UserError : the environment variable is no positive number.
+    """
+    text = os.environ.get(TIMEOUT_VARIABLE, "").strip()
+    if not text:
+        return TIMEOUT_S
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise UserError(f"{TIMEOUT_VARIABLE} must be a positive number of seconds, not {text!r}")
+    return seconds
 
 
 def memory_timing(name: str | None, stress: int | None) -> MemoryTiming:
@@ -75,10 +102,11 @@ class SimulatedAccelerator(Accelerator):
     trace : file for the records of what every unit does, complete when the simulation closes (sim/trace.py).
     slots, context : as in `Accelerator.load`.
     status : told how long the simulator takes to build, if it has to be.
+    timeout_s : wall clock without a beat after which a pass is given up, seconds; what the environment says if None.
 
     Raises
     ------
-    UserError : the simulator is not installed, or the model does not fit.
+    UserError : the simulator is not installed, the model does not fit, or the environment's time-out is no number.
     """
 
     def __init__(
@@ -92,7 +120,9 @@ class SimulatedAccelerator(Accelerator):
         slots: int = 1,
         context: int | None = None,
         status: Status | None = None,
+        timeout_s: float | None = None,
     ):
+        limit = pass_timeout() if timeout_s is None else timeout_s
         self._waves = waves
         self._folder: Path | None = None
         program = compile_program(model, config, slots=slots, context=context)
@@ -116,7 +146,7 @@ class SimulatedAccelerator(Accelerator):
                 )
             self._simulation = device
             try:
-                super().__init__(device, config, timeout_s=TIMEOUT_S)
+                super().__init__(device, config, timeout_s=limit)
                 self.load(model, slots=slots, context=context)
             except BaseException:
                 device.close()
@@ -127,6 +157,26 @@ class SimulatedAccelerator(Accelerator):
         except BaseException:
             self._discard()
             raise
+
+    def _wait(self) -> bool:
+        """Waits as long as beats come: how fast a simulation is depends on the host."""
+        seen: tuple[int, int] | None = None
+        since = time.monotonic()
+        while True:
+            left = since + self.timeout_s - time.monotonic()
+            if self.device.wait_done(max(0.0, min(SLICE_S, left))):
+                return True
+            moved = self.read("beats"), self.read("writes")
+            if moved != seen:
+                seen, since = moved, time.monotonic()
+            elif time.monotonic() >= since + self.timeout_s:
+                return False
+
+    def _overdue(self) -> str:
+        return (
+            f"the simulated accelerator took no beat for {self.timeout_s:g} s of wall clock and was given up "
+            f"({TIMEOUT_VARIABLE} sets another number of seconds)"
+        )
 
     def _discard(self) -> None:
         if self._folder is not None:

@@ -15,6 +15,7 @@ from hw.control.counters import Counters
 from hw.control.descriptor import ProgramMemory, field
 from hw.control.execute import Executor, Route
 from hw.control.fetch import Fetcher
+from hw.control.lanes import LaneCheck
 from hw.control.registers import ControlRegisters
 from hw.control.sequence import PhaseSequencer
 from hw.control.supervise import Supervisor
@@ -64,6 +65,7 @@ class Accelerator(wiring.Component):
             "fetcher": Fetcher(c),
             "executor": Executor(c),
             "sequencer": PhaseSequencer(c),
+            "lane_check": LaneCheck(c),
             "tlmm": TlmmEngine(c),
             "elementwise": Elementwise(c),
             "attention": AttentionUnit(c),
@@ -73,6 +75,7 @@ class Accelerator(wiring.Component):
         for name, unit in units.items():
             m.submodules[name] = reset(unit)
         program, fetcher, executor, sequencer = (units[n] for n in ("program", "fetcher", "executor", "sequencer"))
+        lane_check = units["lane_check"]
         tlmm, elementwise, attention, kv_writer = (units[n] for n in ("tlmm", "elementwise", "attention", "kv_writer"))
         counters = m.submodules.counters = Counters()
 
@@ -111,6 +114,8 @@ class Accelerator(wiring.Component):
             fetcher.head_count.eq(head_count),
             executor.start.eq(supervisor.start),
             executor.program_length.eq(registers.program_length),
+            executor.context.eq(registers.context),
+            executor.slots.eq(registers.slots),
             executor.head_first.eq(registers.head_lanes[:8]),
             executor.head_count.eq(head_count),
             program.restart.eq(supervisor.start),
@@ -119,7 +124,7 @@ class Accelerator(wiring.Component):
             fetcher.valid.eq(program.fetch_valid),
             fetcher.descriptor.eq(program.descriptor),
             program.execute_request.eq(executor.request),
-            program.execute_index.eq(executor.index),
+            program.execute_index.eq(executor.read_index),
             executor.valid.eq(program.execute_valid),
             executor.read_descriptor.eq(program.descriptor),
         ]
@@ -273,15 +278,16 @@ class Accelerator(wiring.Component):
         # ---- supervision and counters ------------------------------------------------------------
         bad_weight = Signal()
         # Checked ahead: two writes to registers are at least two cycles apart, and the start comes last.
-        head_end = Signal(9)
-        m.d.sync += [
-            head_end.eq(registers.head_lanes[:8] + registers.head_lanes[8:16]),
-            supervisor.bad_lanes.eq(
-                (registers.lanes == 0) | (registers.lanes > c.lanes) | (head_end > registers.lanes)
-            ),
-            supervisor.bad_program.eq((registers.program_length == 0) | (registers.program_length > c.max_descriptors)),
-        ]
+        m.d.sync += supervisor.bad_program.eq(
+            (registers.program_length == 0) | (registers.program_length > c.max_descriptors)
+        )
+        for name in ("lanes", "head_lanes", "context", "slots", "position", "slot"):
+            m.d.comb += getattr(lane_check, name).eq(getattr(registers, name))
         m.d.comb += [
+            lane_check.start.eq(supervisor.check),
+            supervisor.checking.eq(lane_check.busy),
+            supervisor.bad_lanes.eq(lane_check.bad),
+            registers.locked.eq(supervisor.busy),
             bad_weight.eq(tlmm.bad_weight),
             supervisor.start_request.eq(registers.start),
             supervisor.reset_request.eq(registers.soft_reset),
@@ -302,7 +308,7 @@ class Accelerator(wiring.Component):
         ]
         attending = executor.route == Route.ATTENTION
         m.d.comb += [
-            counters.restart.eq(supervisor.start),
+            counters.restart.eq(supervisor.check),
             counters.running.eq(supervisor.busy),
             counters.beat.eq(taken),
             counters.write.eq(writer.writes_count),
@@ -332,7 +338,9 @@ class Accelerator(wiring.Component):
             registers.version.eq(VERSION),
             registers.build.eq(Const(build_hash(c), 32)),
             registers.geometry.eq(geometry(c)),
-            registers.status.eq(Cat(supervisor.busy, supervisor.finished, Const(0, 6), supervisor.error)),
+            registers.status.eq(
+                Cat(supervisor.busy, supervisor.finished, supervisor.reset, Const(0, 5), supervisor.error)
+            ),
             registers.error_address.eq(supervisor.error_address),
             registers.cycles.eq(counters.cycles),
             registers.beats.eq(counters.beats),
@@ -348,6 +356,7 @@ class Accelerator(wiring.Component):
 
     def _memory(self, m, registers, supervisor, reader, writer) -> None:
         for i in range(self.config.ports):
+            m.d.comb += registers.owed[i].eq(Cat(reader.owed[i], writer.owed[i]))
             base = Cat(registers.base_low[i], registers.base_high[i])
             m.d.comb += [reader.base[i].eq(base), writer.base[i].eq(base)]
             for source in (reader.m_axi[i], writer.m_axi[i]):

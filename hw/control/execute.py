@@ -8,6 +8,8 @@ from amaranth.lib.wiring import In, Out
 
 from golden.config import AcceleratorConfig, clog2
 from golden.program import DESCRIPTOR_BYTES, Kind, Opcode
+from golden.registers import MAX_SLOTS
+from hw.control.check import ProgramCheck
 from hw.control.descriptor import field
 from hw.control.sequence import phase_layout
 
@@ -25,7 +27,8 @@ class Executor(wiring.Component):
     """Starts the units for each descriptor and waits until they are done; routes the stream's beats.
 
     A unit's `start_*` is a pulse; its `*_busy` is high from the cycle after it until its work has settled.
-    Between two descriptors it spends about six cycles (read, decode).
+    Between two descriptors it spends about six cycles (read, decode). Before the first, it has all of them looked at
+    (ProgramCheck).
 
     Interface attributes
     --------------------
@@ -33,7 +36,9 @@ class Executor(wiring.Component):
     descriptor : the descriptor in execution; units take their job parameters from its fields.
     route, draining : for the beat router and the stall counters (`draining`: beats are through, units are not).
     head_phases : stream of phases for the output head. `sweep_first`, `sweep_count`: lanes of the current sweep.
-    bad_descriptor : level, an unknown opcode was read.
+    program_length, context, slots : the registers, stable until the pass ends.
+    index : the next descriptor to read.
+    bad_descriptor : level, the program cannot run because of the descriptor before `index`; nothing of it was executed.
     """
 
     def __init__(self, config: AcceleratorConfig):
@@ -46,13 +51,16 @@ class Executor(wiring.Component):
                 "busy": Out(1),
                 "bad_descriptor": Out(1),
                 "program_length": In(16),
+                "context": In(clog2(config.max_context + 1)),
+                "slots": In(clog2(MAX_SLOTS + 1)),
                 "head_first": In(lane),
                 "head_count": In(lane + 1),
                 # program memory
                 "beat_taken": In(1),
                 "program_ready": Out(1),
                 "request": Out(1),
-                "index": Out(clog2(config.max_descriptors)),
+                "index": Out(range(config.max_descriptors + 2)),
+                "read_index": Out(clog2(config.max_descriptors)),
                 "valid": In(1),
                 "read_descriptor": In(8 * DESCRIPTOR_BYTES),
                 "descriptor": Out(8 * DESCRIPTOR_BYTES),
@@ -75,6 +83,15 @@ class Executor(wiring.Component):
         c = self.config
         d = self.descriptor
         opcode = field(d, Opcode.LOAD, "opcode")
+        m.submodules.check = check = ProgramCheck(c)
+        m.d.comb += [
+            check.length.eq(self.program_length),
+            check.context.eq(self.context),
+            check.slots.eq(self.slots),
+            check.valid.eq(self.valid),
+            check.descriptor.eq(self.read_descriptor),
+            self.read_index.eq(Mux(check.busy, check.index, self.index)),
+        ]
         has_gain = field(d, Opcode.LOAD, "gain_beats") != 0
         # The cache is written behind the matmuls that follow attention: they do not change own K and V.
         hold = Signal()
@@ -121,10 +138,18 @@ class Executor(wiring.Component):
                     m.next = "Program"
             with m.State("Program"):
                 with m.If(remaining == 0):
-                    m.d.sync += self.program_ready.eq(1)
-                    m.next = "Read"
+                    m.d.comb += check.start.eq(1)
+                    m.next = "Checking"
                 with m.Elif(self.beat_taken):
                     m.d.sync += remaining.eq(remaining - 1)
+            with m.State("Checking"):
+                m.d.comb += self.request.eq(check.request)
+                with m.If(~check.busy):
+                    m.d.sync += self.program_ready.eq(~check.bad)
+                    m.next = "Read"
+                    with m.If(check.bad):
+                        m.d.sync += [self.bad_descriptor.eq(1), self.index.eq(check.index + 1)]
+                        m.next = "Idle"
             with m.State("Read"):
                 m.d.sync += self.route.eq(Route.LOAD)
                 m.d.comb += self.request.eq(1)
@@ -148,9 +173,6 @@ class Executor(wiring.Component):
                         m.next = "Read"
                         with m.If(self.head_count != 0):
                             m.next = "Head-Quantise"
-                    with m.Default():
-                        m.d.sync += self.bad_descriptor.eq(1)
-                        m.next = "Idle"
 
             run("Load-Gain", "gain", "Load-X")
             run("Load-X", "x", "Load-Rope")

@@ -7,13 +7,13 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from golden.config import AcceleratorConfig
-from golden.registers import ADDRESS_BITS, BUSY, REGISTERS, STALLS, Register
+from golden.registers import ADDRESS_BITS, BUSY, MAX_SLOTS, REGISTERS, STALLS, Register
 from hw.memory.axi import AxiLite
 
 
 def count(register: Register, config: AcceleratorConfig) -> int:
     """Entries of a register that this accelerator has."""
-    limits = {"base_low": config.ports, "base_high": config.ports, "stall": len(STALLS), "busy": len(BUSY)}
+    limits = {"stall": len(STALLS), "busy": len(BUSY)} | dict.fromkeys(("base_low", "base_high", "owed"), config.ports)
     lanes = ("position", "slot", "best_index", "best_value")
     return config.lanes if register.name in lanes else limits.get(register.name, register.count)
 
@@ -24,20 +24,26 @@ class ControlRegisters(wiring.Component):
     pulses `start` and `soft_reset`.
 
     Reads and writes take 32-bit words; unknown addresses read 0, and writes to them (or with partial strobes) do
-    nothing.
+    nothing. So do those to registers that are not `live` while `locked`, or in the cycle of `start`: a pass keeps what
+    it began with. The bus always answers OKAY.
+
+    No input of the bus reaches an output of it but through a register (IHI 0022, A3.2.1). Address and data of a write
+    come in any order. From the later of them to the register: 2 cycles; from a read's address to its data: 2.
     """
 
     def __init__(self, config: AcceleratorConfig):
         self.config = config
         members: dict[str, wiring.Member] = {
             "bus": In(AxiLite(address_width=ADDRESS_BITS)),
+            "locked": In(1),
             "start": Out(1),
             "soft_reset": Out(1),
         }
         for r in REGISTERS:
             if r.name != "control":
                 shape = 32 if r.count == 1 else data.ArrayLayout(32, count(r, config))
-                members[r.name] = Out(shape) if r.access == "rw" else In(shape)
+                init = {"context": config.max_context, "slots": MAX_SLOTS}.get(r.name)
+                members[r.name] = Out(shape, init=init) if r.access == "rw" else In(shape)
         super().__init__(members)
 
     def elaborate(self, platform: object) -> Module:
@@ -49,25 +55,35 @@ class ControlRegisters(wiring.Component):
                 member = getattr(self, r.name)
                 words += [(r, i, member if r.count == 1 else member[i]) for i in range(count(r, self.config))]
 
-        write = Signal()
+        # A register for each half of a write. What is ready depends on them alone.
+        have_address, have_data = Signal(), Signal()
+        write_address = Signal(ADDRESS_BITS - 2)
+        write_data = Signal(32)
+        whole_word = Signal()
+        write, free = Signal(), Signal()
         m.d.comb += [
-            write.eq(bus.awvalid & bus.wvalid & ~bus.bvalid),
-            bus.awready.eq(write),
-            bus.wready.eq(write),
+            bus.awready.eq(~have_address),
+            bus.wready.eq(~have_data),
+            write.eq(have_address & have_data & ~bus.bvalid),
+            free.eq(~self.locked & ~self.start),
         ]
+        with m.If(bus.awvalid & ~have_address):
+            m.d.sync += [have_address.eq(1), write_address.eq(bus.awaddr[2:])]
+        with m.If(bus.wvalid & ~have_data):
+            m.d.sync += [have_data.eq(1), write_data.eq(bus.wdata), whole_word.eq(bus.wstrb.all())]
         m.d.sync += [self.start.eq(0), self.soft_reset.eq(0)]
         with m.If(bus.bready):
             m.d.sync += bus.bvalid.eq(0)
         with m.If(write):
-            m.d.sync += bus.bvalid.eq(1)
-            with m.If(bus.wstrb.all()), m.Switch(bus.awaddr[2:]):
+            m.d.sync += [bus.bvalid.eq(1), have_address.eq(0), have_data.eq(0)]
+            with m.If(whole_word), m.Switch(write_address):
                 for r, i, value in words:
                     if r.access == "rw":
-                        with m.Case(r.offset // 4 + i):
-                            m.d.sync += value.eq(bus.wdata)
+                        with m.Case(r.offset // 4 + i), m.If(1 if r.live else free):
+                            m.d.sync += value.eq(write_data)
                 control = next(r for r in REGISTERS if r.name == "control")
                 with m.Case(control.offset // 4):
-                    m.d.sync += [self.start.eq(bus.wdata[0]), self.soft_reset.eq(bus.wdata[1])]
+                    m.d.sync += [self.start.eq(write_data[0]), self.soft_reset.eq(write_data[1])]
 
         # Two cycles from address to data, so that the wide multiplexer has registers on both sides.
         address = Signal(ADDRESS_BITS - 2)

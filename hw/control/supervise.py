@@ -11,7 +11,8 @@ class Supervisor(wiring.Component):
     """Runs a pass to its end, or stops it with a code.
 
     On an error or a soft reset it pulses `clear`, then holds all that computes in `reset` until the AXI masters owe nothing
-    more (`quiet`); only then is `busy` low and a new pass possible. `finished` and `error` stand from the end of a pass
+    more (`quiet`); only then is `busy` low and a new pass possible. A pass begins with a pulse of `check`, and starts once
+    `checking` is low and `bad_lanes` and `bad_program` are, too. `finished` and `error` stand from the end of a pass
     (an error: from its discovery) to the next start or soft reset. A start while busy is ignored.
     """
 
@@ -19,6 +20,7 @@ class Supervisor(wiring.Component):
     reset_request: In(1)
     bad_lanes: In(1)
     bad_program: In(1)
+    checking: In(1)
     done: In(1)
     quiet: In(1)
     bad_weight: In(1)
@@ -30,6 +32,7 @@ class Supervisor(wiring.Component):
     write_error_address: In(32)
     progress: In(1)
     timeout: In(32)
+    check: Out(1)
     start: Out(1)
     busy: Out(1)
     finished: Out(1)
@@ -65,6 +68,16 @@ class Supervisor(wiring.Component):
                     stop()
                 with m.Elif(self.start_request):
                     m.d.sync += [self.finished.eq(0), self.error.eq(ErrorCode.NONE), self.error_address.eq(0)]
+                    m.next = "Check"
+            with m.State("Check"):
+                m.d.comb += self.check.eq(1)
+                m.next = "Checking"
+                with m.If(self.reset_request):
+                    stop()
+            with m.State("Checking"):
+                with m.If(self.reset_request):
+                    stop()
+                with m.Elif(~self.checking):
                     with m.If(self.bad_lanes):
                         fail(ErrorCode.BAD_LANES, 0)
                     with m.Elif(self.bad_program):

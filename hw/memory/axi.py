@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from amaranth.hdl import Cat, Const, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-ADDRESS_WIDTH = 40
-"""Bits of an AXI4 byte address: the physical memory of a Zynq UltraScale+. Higher bits of a base are dropped."""
+from golden.registers import BASE_ALIGNMENT, PORT_ADDRESS_BITS
+
+ADDRESS_WIDTH = PORT_ADDRESS_BITS
+"""Bits of an AXI4 byte address. Higher bits of a base are dropped."""
 
 ID_WIDTH = 4
 """Bits of AXI4 IDs. Every master here uses ID 0 alone, so that its responses come in order."""
@@ -19,6 +22,12 @@ PROT_DATA = 0b000
 
 RESPONSE_SLVERR = 0b10
 RESPONSE_DECERR = 0b11
+
+
+def aligned(base: Value) -> Value:
+    """A port's base as every master takes it: a multiple of `BASE_ALIGNMENT`, of `ADDRESS_WIDTH` bits."""
+    low = BASE_ALIGNMENT.bit_length() - 1
+    return Cat(Const(0, low), base[low:ADDRESS_WIDTH])
 
 
 def _address_channel(prefix: str, address_width: int, id_width: int) -> dict[str, wiring.Member]:

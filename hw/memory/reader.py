@@ -16,6 +16,7 @@ from hw.memory.axi import (
     PROT_DATA,
     RESPONSE_DECERR,
     AxiRead,
+    aligned,
 )
 from hw.memory.fifo import DeepFifo, Queue, RegisterSlice
 
@@ -54,6 +55,7 @@ class _PortReader(wiring.Component):
                 "words": Out(stream.Signature(config.port_bytes * 8)),
                 "level": Out(bits_for(config.fifo_beats)),
                 "owed": Out(1),
+                "flying": Out(16),
                 "arrived": Out(1),
                 "oldest": Out(32),
                 "bad": Out(1),
@@ -100,6 +102,7 @@ class _PortReader(wiring.Component):
             ),
             queue.o.ready.eq(issue),
             self.owed.eq(flying != 0),
+            self.flying.eq(flying),
         ]
         length = Signal(range(cfg.burst_beats))
         m.d.comb += length.eq(burst.last)
@@ -115,7 +118,7 @@ class _PortReader(wiring.Component):
                     Cat(
                         Const(0, byte_bits),
                         burst.address[: self._low],
-                        (self.base[align:ADDRESS_WIDTH] + burst.address[self._low :])[: ADDRESS_WIDTH - align],
+                        (aligned(self.base)[align:] + burst.address[self._low :])[: ADDRESS_WIDTH - align],
                     )
                 ),
             ]
@@ -196,12 +199,13 @@ class StreamReader(wiring.Component):
     --------------------
     segments : stream {address, beats}; a segment of 0 beats is dropped. After an error segments are taken and dropped.
     beats : stream of 8B bits; byte j of a beat comes from port j // port_bytes.
-    base : byte address of each port's region, a multiple of 4096; lower bits and those above 40 bits are ignored.
+    base : byte address of each port's region, a multiple of 4096; lower bits and those above 40 bits count as 0.
     window_beats : a segment that ends behind it is an error, and none of it is read.
     timeout : cycles in which responses are owed and none arrives, after which TIMEOUT is raised; 0: never.
     clear : soft reset (a pulse or longer): segments and beats are dropped, errors cleared, what AXI owes is awaited.
     error, error_address : ErrorCode, and the beat address; kept until `clear`. No burst is issued after an error.
     quiet : AXI owes nothing and no soft reset is going on.
+    owed : bursts that AXI owes each port.
     level : beats in the emptiest port's FIFO, two cycles ago.
     m_axi : read channels of the ports.
 
@@ -230,6 +234,7 @@ class StreamReader(wiring.Component):
                 "error": Out(8),
                 "error_address": Out(32),
                 "quiet": Out(1),
+                "owed": Out(data.ArrayLayout(16, config.ports)),
                 "level": Out(bits_for(config.fifo_beats)),
                 "m_axi": Out(AxiRead(data_bytes=config.port_bytes)).array(config.ports),
             }
@@ -268,6 +273,7 @@ class StreamReader(wiring.Component):
             m.d.comb += [
                 p.words.ready.eq(whole & out.i.ready),
                 p.base.eq(self.base[i]),
+                self.owed[i].eq(p.flying),
                 p.stop.eq(stop),
                 p.drain.eq(drain),
             ]

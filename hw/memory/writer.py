@@ -9,11 +9,11 @@ from amaranth.lib.wiring import In, Out
 from golden.config import AcceleratorConfig, ConfigError
 from golden.registers import ErrorCode
 from hw.memory.axi import (
-    ADDRESS_WIDTH,
     BURST_INCR,
     CACHE_MODIFIABLE_BUFFERABLE,
     PROT_DATA,
     AxiWrite,
+    aligned,
 )
 from hw.memory.fifo import Queue
 from hw.memory.reader import first_error, response_error
@@ -44,6 +44,7 @@ class _PortWriter(wiring.Component):
                 "drain": In(1),
                 "waiting": Out(1),
                 "owed": Out(1),
+                "flying": Out(16),
                 "answered": Out(1),
                 "oldest": Out(32),
                 "bad": Out(1),
@@ -83,6 +84,7 @@ class _PortWriter(wiring.Component):
             ),
             queue.o.ready.eq(issue),
             self.owed.eq(flying != 0),
+            self.flying.eq(flying),
         ]
         with m.If(axi.awready):
             m.d.sync += axi.awvalid.eq(0)
@@ -91,7 +93,7 @@ class _PortWriter(wiring.Component):
         with m.If(issue):
             m.d.sync += [
                 axi.awvalid.eq(1),
-                axi.awaddr.eq(Cat(Const(0, byte_bits), self.base[byte_bits:ADDRESS_WIDTH] + word.address)),
+                axi.awaddr.eq(Cat(Const(0, byte_bits), aligned(self.base)[byte_bits:] + word.address)),
                 axi.wvalid.eq(1),
                 axi.wdata.eq(word.data),
                 axi.wstrb.eq(word.strobe),
@@ -145,13 +147,14 @@ class BeatWriter(wiring.Component):
     Interface attributes
     --------------------
     writes : stream {address, data, strobe}. After an error writes are taken and dropped.
-    base : byte address of each port's region, a multiple of 4096; lower bits and those above 40 bits are ignored.
+    base : byte address of each port's region, a multiple of 4096; lower bits and those above 40 bits count as 0.
     window_beats : a write at or behind it is an error and not made.
     timeout : cycles in which responses are owed and none arrives, after which TIMEOUT is raised; 0: never.
     clear : soft reset (a pulse or longer): waiting writes are dropped, errors cleared, what AXI owes is awaited.
     error, error_address : ErrorCode, and the beat address; kept until `clear`. No write is issued after an error.
     idle : nothing was offered, nothing waited, and every response had come, a cycle ago.
     quiet : AXI owes nothing and no soft reset is going on.
+    owed : responses that AXI owes each port.
     writes_count : a write was taken (and not dropped) in the cycle before.
     m_axi : write channels of the ports.
 
@@ -175,6 +178,7 @@ class BeatWriter(wiring.Component):
                 "error_address": Out(32),
                 "idle": Out(1),
                 "quiet": Out(1),
+                "owed": Out(data.ArrayLayout(16, config.ports)),
                 "writes_count": Out(1),
                 "m_axi": Out(AxiWrite(data_bytes=config.port_bytes)).array(config.ports),
             }
@@ -226,6 +230,7 @@ class BeatWriter(wiring.Component):
                 p.words.payload.data.eq(content.word_select(i, cfg.port_bytes * 8)),
                 p.words.payload.strobe.eq(part),
                 p.base.eq(self.base[i]),
+                self.owed[i].eq(p.flying),
                 p.stop.eq(stop),
                 p.drain.eq(drain),
             ]

@@ -83,9 +83,198 @@ async def check_pulses(dut: Any) -> None:
     task.cancel()
 
 
+async def _bus(dut: Any) -> None:
+    """Reset, and every input of the bus low."""
+    Clock(dut.clk, 10, "ns").start()
+    for name in ("awvalid", "wvalid", "bready", "arvalid", "rready"):
+        getattr(dut, f"bus__{name}").value = 0
+    dut.bus__wstrb.value = 15
+    dut.rst.value = 1
+    for _ in range(4):
+        await RisingEdge(dut.clk)
+    dut.rst.value = 0
+    await RisingEdge(dut.clk)
+
+
+async def _offer(dut: Any, channel: str, after: int, **payload: int) -> None:
+    """Offers a transfer on a channel after some cycles, and holds it until it is taken."""
+    for _ in range(after):
+        await RisingEdge(dut.clk)
+    for name, value in payload.items():
+        getattr(dut, f"bus__{name}").value = value
+    getattr(dut, f"bus__{channel}valid").value = 1
+    await RisingEdge(dut.clk)
+    while not int(getattr(dut, f"bus__{channel}ready").value):
+        await RisingEdge(dut.clk)
+    getattr(dut, f"bus__{channel}valid").value = 0
+
+
+async def _accept(dut: Any, channel: str, after: int) -> None:
+    """Waits for an answer, leaves it standing for some cycles, in which it must not change, and takes it."""
+    valid = getattr(dut, f"bus__{channel}valid")
+    await RisingEdge(dut.clk)
+    while not int(valid.value):
+        await RisingEdge(dut.clk)
+    data = int(dut.bus__rdata.value) if channel == "r" else 0
+    for _ in range(after):
+        await RisingEdge(dut.clk)
+        assert int(valid.value), "an answer was withdrawn"
+        assert channel == "b" or int(dut.bus__rdata.value) == data, "and must not change"
+    getattr(dut, f"bus__{channel}ready").value = 1
+    await RisingEdge(dut.clk)
+    getattr(dut, f"bus__{channel}ready").value = 0
+
+
+async def _together(*parts: Any) -> None:
+    for task in [cocotb.start_soon(part) for part in parts]:
+        await task
+
+
+@cocotb.test()
+async def check_orders(dut: Any) -> None:
+    """Address before data, data before address, both at once, answers left standing: each write counts once."""
+    await _bus(dut)
+    address, value = registers.offset("program_address"), 0x1234_0000
+    for address_after in (0, 1, 2, 7):
+        for data_after in (0, 1, 2, 7):
+            for answer_after in (0, 1, 5):
+                value += 1
+                await _together(
+                    _offer(dut, "aw", address_after, awaddr=address),
+                    _offer(dut, "w", data_after, wdata=value),
+                    _accept(dut, "b", answer_after),
+                )
+                assert int(dut.program_address.value) == value, (address_after, data_after, answer_after)
+                for _ in range(3):
+                    await RisingEdge(dut.clk)
+                    assert not int(dut.bus__bvalid.value), "one answer a write"
+                await _together(_offer(dut, "ar", address_after, araddr=address), _accept(dut, "r", answer_after))
+                assert int(dut.bus__rdata.value) == value
+
+
+@cocotb.test()
+async def check_halves(dut: Any) -> None:
+    """Half a write is taken, and waits for the other half; a second one is not taken before."""
+    await _bus(dut)
+    first, second = registers.offset("program_address"), registers.offset("window_beats")
+    for half, other in (("aw", "w"), ("w", "aw")):
+        payload = {"aw": {"awaddr": first}, "w": {"wdata": 77}}
+        before = int(dut.program_address.value)
+        await _offer(dut, half, 0, **payload[half])
+        if half == "aw":
+            dut.bus__awaddr.value = second
+        else:
+            dut.bus__wdata.value = 88
+        getattr(dut, f"bus__{half}valid").value = 1
+        for _ in range(10):
+            await RisingEdge(dut.clk)
+            assert not int(getattr(dut, f"bus__{half}ready").value)
+            assert not int(dut.bus__bvalid.value)
+        assert int(dut.program_address.value) == before
+        # The other half; then the half that waited, with another.
+        more = {"aw": {"awaddr": second}, "w": {"wdata": 88}}
+
+        async def rest(other: str = other, payload: Any = payload, more: Any = more) -> None:
+            await _offer(dut, other, 0, **payload[other])
+            await _offer(dut, other, 0, **more[other])
+
+        async def waiting(half: str = half) -> None:
+            while not int(getattr(dut, f"bus__{half}ready").value):
+                await RisingEdge(dut.clk)
+            getattr(dut, f"bus__{half}valid").value = 0
+
+        async def answers() -> None:
+            await _accept(dut, "b", 4)
+            await _accept(dut, "b", 0)
+
+        await _together(rest(), waiting(), answers())
+        await RisingEdge(dut.clk)
+        assert (int(dut.program_address.value), int(dut.window_beats.value)) == (77, 88)
+        for member in (dut.bus__awaddr, dut.bus__wdata):
+            member.value = 0
+        await _together(
+            _offer(dut, "aw", 0, awaddr=second), _offer(dut, "w", 0, wdata=0), _accept(dut, "b", 0)
+        )
+        await _together(
+            _offer(dut, "aw", 0, awaddr=first), _offer(dut, "w", 0, wdata=5), _accept(dut, "b", 0)
+        )
+
+
+@cocotb.test()
+async def check_pauses(dut: Any) -> None:
+    """Someone else's master with random pauses on every channel: what is written is read."""
+    Clock(dut.clk, 10, "ns").start()
+    rng = random.Random(8)
+    bus = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "bus_"), dut.clk, dut.rst)
+
+    def pauses(likely: float) -> Any:
+        while True:
+            yield rng.random() < likely
+
+    channels = (bus.write_if.aw_channel, bus.write_if.w_channel, bus.write_if.b_channel)
+    for channel, likely in zip(
+        (*channels, bus.read_if.ar_channel, bus.read_if.r_channel), (0.7, 0.3, 0.5, 0.5, 0.6), strict=True
+    ):
+        channel.set_pause_generator(pauses(likely))
+    dut.rst.value = 1
+    for _ in range(4):
+        await RisingEdge(dut.clk)
+    dut.rst.value = 0
+    writable = [r for r in REGISTERS if r.access == "rw" and r.name != "control"]
+    for _ in range(60):
+        wanted = {}
+        for r in rng.sample(writable, 3):
+            wanted[registers.offset(r.name, rng.randrange(count(r, TINY)))] = rng.getrandbits(32)
+        for task in [cocotb.start_soon(bus.write(a, v.to_bytes(4, "little"))) for a, v in wanted.items()]:
+            await task
+        for a, v in wanted.items():
+            assert int.from_bytes((await bus.read(a, 4)).data, "little") == v, hex(a)
+
+
+@cocotb.test()
+async def check_lock(dut: Any) -> None:
+    """While a pass runs, and in the cycle it starts, only the live registers take writes; all are answered with OKAY."""
+    Clock(dut.clk, 10, "ns").start()
+    bus = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "bus_"), dut.clk, dut.rst)
+    dut.rst.value = 1
+    for _ in range(4):
+        await RisingEdge(dut.clk)
+    dut.rst.value = 0
+    await RisingEdge(dut.clk)
+    assert int(dut.context.value) == TINY.max_context and int(dut.slots.value) == registers.MAX_SLOTS
+    live = {r.name for r in REGISTERS if r.live}
+    assert live == {"control", "timeout", "irq_enable"}
+    writable = [(r, i) for r in REGISTERS if r.access == "rw" and r.name != "control" for i in range(count(r, TINY))]
+    for locked, value in ((0, 3), (1, 4)):
+        dut.locked.value = locked
+        for r, i in writable:
+            answer = await bus.write(registers.offset(r.name, i), value.to_bytes(4, "little"))
+            assert answer.resp == 0, r.name
+    for r, i in writable:
+        got = int.from_bytes((await bus.read(registers.offset(r.name, i), 4)).data, "little")
+        assert got == (4 if r.name in live else 3), r.name
+    # A soft reset still works, and the cycle between the start and the supervisor's answer is locked, too.
+    seen = []
+
+    async def watch() -> None:
+        while True:
+            await RisingEdge(dut.clk)
+            seen.append((int(dut.start.value), int(dut.soft_reset.value)))
+
+    task = cocotb.start_soon(watch())
+    await bus.write(registers.offset("control"), (3).to_bytes(4, "little"))
+    task.cancel()
+    assert (1, 1) in seen
+
+
 def test_register_file_answers_as_described() -> None:
     simulate(ControlRegisters(TINY), __name__, testcase="check_registers")
     simulate(ControlRegisters(TINY), __name__, testcase="check_pulses")
+
+
+@pytest.mark.parametrize("check", ["check_orders", "check_halves", "check_pauses", "check_lock"])
+def test_register_bus_keeps_to_the_protocol(check: str) -> None:
+    simulate(ControlRegisters(TINY), __name__, testcase=check)
 
 
 def test_offsets_do_not_overlap() -> None:

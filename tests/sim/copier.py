@@ -55,20 +55,26 @@ class Copier(wiring.Component):
             offset("cycles"): cycles,
         }
         s = self.s_axi
-        m.d.comb += [s.awready.eq(s.wvalid & ~s.bvalid), s.wready.eq(s.awvalid & ~s.bvalid), s.arready.eq(~s.rvalid)]
+        addressed, given = Signal(), Signal()
+        address, content = Signal(len(s.awaddr)), Signal(32)
+        m.d.comb += [s.awready.eq(~addressed), s.wready.eq(~given), s.arready.eq(~s.rvalid)]
+        with m.If(s.awvalid & ~addressed):
+            m.d.sync += [addressed.eq(1), address.eq(s.awaddr)]
+        with m.If(s.wvalid & ~given):
+            m.d.sync += [given.eq(1), content.eq(s.wdata)]
         m.d.sync += [start.eq(0), clear.eq(0)]
         with m.If(s.bready):
             m.d.sync += s.bvalid.eq(0)
         with m.If(s.rready):
             m.d.sync += s.rvalid.eq(0)
-        with m.If(s.awvalid & s.wvalid & ~s.bvalid):
-            m.d.sync += [s.bvalid.eq(1), s.bresp.eq(0)]
-            with m.Switch(s.awaddr):
+        with m.If(addressed & given & ~s.bvalid):
+            m.d.sync += [s.bvalid.eq(1), s.bresp.eq(0), addressed.eq(0), given.eq(0)]
+            with m.Switch(address):
                 for where, register in registers.items():
                     with m.Case(where):
-                        m.d.sync += register.eq(s.wdata)
+                        m.d.sync += register.eq(content)
                 with m.Case(offset("control")):
-                    m.d.sync += [start.eq(s.wdata[0]), clear.eq(s.wdata[1])]
+                    m.d.sync += [start.eq(content[0]), clear.eq(content[1])]
                 with m.Default():
                     m.d.sync += s.bresp.eq(2)
         with m.If(s.arvalid & s.arready):
