@@ -82,7 +82,7 @@ REGISTERS: tuple[Register, ...] = (
     Register("program_length", 0x02C, "rw", "descriptors of the program"),
     Register("window_beats", 0x030, "rw", "beats of the buffer; any access at or beyond it is an error"),
     Register("timeout", 0x034, "rw", "cycles without progress after which a pass stops, 0: never", live=True),
-    Register("error_address", 0x038, "ro", "beat address (window, bus) or descriptor index of the error"),
+    Register("error_address", 0x038, "ro", "beat address (window, bus), or index of the descriptor (time-out, others) of the error"),
     Register(
         "context", 0x03C, "rw", "positions of a cache slot, 1..max_context; every position is below it (reset: max_context)"
     ),

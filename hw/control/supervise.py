@@ -1,6 +1,6 @@
 """Starts and stops passes: errors, time-outs, soft reset."""
 
-from amaranth import Module, Signal
+from amaranth import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -59,6 +59,9 @@ class Supervisor(wiring.Component):
             fail(ErrorCode.NONE, 0)
             m.d.sync += self.finished.eq(0)
 
+        # Of the descriptor in execution. It is the address of every time-out, whoever ran out of patience.
+        index = Signal(32)
+        m.d.sync += index.eq(Mux(self.descriptor_index == 0, 0, self.descriptor_index - 1))
         progress = Signal()
         m.d.sync += progress.eq(self.progress)
         with m.FSM() as fsm:
@@ -92,15 +95,15 @@ class Supervisor(wiring.Component):
                 with m.If(self.reset_request):
                     stop()
                 with m.Elif(self.read_error != ErrorCode.NONE):
-                    fail(self.read_error, self.read_error_address)
+                    fail(self.read_error, Mux(self.read_error == ErrorCode.TIMEOUT, index, self.read_error_address))
                 with m.Elif(self.write_error != ErrorCode.NONE):
-                    fail(self.write_error, self.write_error_address)
+                    fail(self.write_error, Mux(self.write_error == ErrorCode.TIMEOUT, index, self.write_error_address))
                 with m.Elif(self.bad_weight):
-                    fail(ErrorCode.BAD_WEIGHT, self.descriptor_index - 1)
+                    fail(ErrorCode.BAD_WEIGHT, index)
                 with m.Elif(self.bad_descriptor):
-                    fail(ErrorCode.BAD_DESCRIPTOR, self.descriptor_index - 1)
+                    fail(ErrorCode.BAD_DESCRIPTOR, index)
                 with m.Elif(expired):
-                    fail(ErrorCode.TIMEOUT, self.descriptor_index - 1)
+                    fail(ErrorCode.TIMEOUT, index)
                 with m.Elif(self.done):
                     m.d.sync += self.finished.eq(1)
                     m.next = "Idle"

@@ -26,7 +26,7 @@ def paths(component: Elaboratable, prefixes: tuple[str, ...] = ("s_axi", "m_axi"
     for path, member, value in component.signature.flatten(component):
         direction = PortDirection.Input if member.flow is In else PortDirection.Output
         ports["__".join(map(str, path))] = (getattr(value, "as_value", lambda v=value: v)(), direction)
-    netlist = build_netlist(Fragment.get(component, Inferred()), ports=ports, name="top")
+    netlist = build_netlist(Fragment.get(component, Inferred(ultra_ram=True)), ports=ports, name="top")
     top = netlist.top
     inputs = {}
     for name, (start, width) in top.ports_i.items():

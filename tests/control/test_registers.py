@@ -363,6 +363,8 @@ async def check_ends(dut: Any) -> None:
     causes = [
         (dut.read_error, ErrorCode.READ_DECERR, ErrorCode.READ_DECERR, 0x1234),
         (dut.write_error, ErrorCode.WRITE_WINDOW, ErrorCode.WRITE_WINDOW, 0x4321),
+        (dut.read_error, ErrorCode.TIMEOUT, ErrorCode.TIMEOUT, 6),
+        (dut.write_error, ErrorCode.TIMEOUT, ErrorCode.TIMEOUT, 6),
         (dut.bad_weight, 1, ErrorCode.BAD_WEIGHT, 6),
         (dut.bad_descriptor, 1, ErrorCode.BAD_DESCRIPTOR, 6),
     ]
@@ -392,6 +394,23 @@ async def check_ends(dut: Any) -> None:
 @cocotb.test()
 async def check_refusals_and_resets(dut: Any) -> None:
     await _supervisor(dut)
+    # Nothing starts before the lanes have been looked at; a reset ends the wait.
+    for ends_with_reset in (False, True):
+        dut.checking.value = 1
+        await _pulse(dut, dut.start_request)
+        await _cycles(dut, 40)
+        assert int(dut.busy.value) and not int(dut.start.value)
+        if ends_with_reset:
+            await _pulse(dut, dut.reset_request)
+            dut.checking.value = 0
+            await _cycles(dut, 6)
+            assert not int(dut.busy.value) and not int(dut.finished.value)
+        else:
+            dut.checking.value, dut.bad_lanes.value = 0, 1
+            await _cycles(dut, 6)
+            dut.bad_lanes.value = 0
+            assert int(dut.finished.value) and int(dut.error.value) == ErrorCode.BAD_LANES
+            await _cycles(dut, 6)
     for signal, code in ((dut.bad_lanes, ErrorCode.BAD_LANES), (dut.bad_program, ErrorCode.BAD_DESCRIPTOR)):
         signal.value = 1
         await _pulse(dut, dut.start_request)

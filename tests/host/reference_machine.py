@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from golden import attention, elementwise, fp, head, layout, registers, schedule, ternary
+from golden import attention, check, elementwise, fp, head, layout, registers, schedule, ternary
 from golden.config import AcceleratorConfig
 from golden.program import DESCRIPTOR_BYTES, Kind, Opcode, decode
 from golden.registers import ErrorCode, Register
@@ -141,8 +141,22 @@ class ReferenceMachine:
             raise Stop(ErrorCode.BAD_LANES)
         self.positions = [self.get("position", i) for i in range(lanes)]
         self.slots = [self.get("slot", i) for i in range(lanes)]
+        heads = self.get("head_lanes")
+        context, slots = self.get("context"), self.get("slots")
+        if check.bad_lanes(
+            c,
+            lanes=lanes,
+            head=(heads & 0xFF, heads >> 8 & 0xFF),
+            context=context,
+            slots=slots,
+            positions=self.positions,
+            slot=self.slots,
+        ):
+            raise Stop(ErrorCode.BAD_LANES)
         length = self.get("program_length") * DESCRIPTOR_BYTES
         code = self.beats(self.get("program_address"), -(-length // c.beat_bytes)).tobytes()[:length]
+        if (found := check.problem(code, c, context=context, slots=slots)) is not None:
+            raise Stop(ErrorCode.BAD_DESCRIPTOR, found[0])
         for i in range(0, length, DESCRIPTOR_BYTES):
             try:
                 opcode, f = decode(code[i : i + DESCRIPTOR_BYTES])

@@ -176,6 +176,38 @@ def test_a_buffer_of_another_shape_is_refused():
         Accelerator(machine, TINY)
 
 
+@pytest.mark.parametrize(
+    ("bases", "message"),
+    [
+        ([0x1000_0010] * 2, r"the region of port 0 begins at 0x10000010, no multiple of 4096; the device must hand out"),
+        ([0x1000_0000, 0x2000_0800], "the region of port 1 begins at 0x20000800, no multiple of 4096"),
+        ([-4096, 0x1000_0000], "the region of port 0 begins at -0x1000"),
+        ([0x1000_0000, 0xFF_FFFF_F000], "the region of port 1 ends at 0x10000000f40, .* addresses have 40 bits"),
+        ([0x1000_0000, 1 << 44], "the region of port 1 ends at .* 40 bits"),
+        ([0x1000_1000, 0x1000_0000], "the regions of ports 1 and 0 overlap: 8,000 bytes from 0x10000000 and 0x10001000"),
+    ],
+)
+def test_regions_that_the_masters_would_take_for_others_are_refused(bases: list[int], message: str):
+    config = replace(TINY, ports=2)
+    machine = ReferenceMachine(config, 500)
+    machine.port_bases = tuple(bases)
+    with pytest.raises(DeviceError, match=message) as e:
+        Accelerator(machine, config)
+    assert "\n" not in str(e.value)
+
+
+def test_regions_side_by_side_at_the_end_of_the_addresses_are_taken():
+    config = replace(TINY, ports=2)
+    machine = ReferenceMachine(config, 512)
+    machine.port_bases = ((1 << 40) - 16384, (1 << 40) - 8192)
+    Accelerator(machine, config)
+
+
+def test_context_and_slots_reach_their_registers():
+    _, machine, _ = start(DEMO, slots=3, context=100)
+    assert (machine.get("context"), machine.get("slots")) == (100, 3)
+
+
 def test_a_buffer_that_is_too_small_is_refused():
     with Model.open(DEMO, TINY) as model:
         accelerator = Accelerator(ReferenceMachine(TINY, 1000), TINY)
@@ -275,6 +307,38 @@ def test_a_device_that_stays_busy_is_given_up():
     machine.write = lambda o, v: None if v == 2 else write(o, v)  # type: ignore[method-assign]
     with pytest.raises(DeviceError, match="still busy 0.01 s after a soft reset; load the bitstream again"):
         accelerator.reset()
+
+
+@pytest.mark.parametrize(
+    ("owed", "words"),
+    [
+        ({0: 1}, " because memory never answered 1 read burst of port 0;"),
+        ({0: 5}, " because memory never answered 5 read bursts of port 0;"),
+        ({1: 2 << 16}, " because memory never answered 2 writes of port 1;"),
+        ({0: 3 | 1 << 16, 1: 1}, " because memory never answered 3 read bursts and 1 write of port 0, 1 read burst of port 1;"),
+    ],
+)
+def test_what_memory_owes_is_told_with_what_stopped_the_pass(owed: dict[int, int], words: str):
+    accelerator, machine, _ = start(DEMO, replace(TINY, ports=2, port_bytes=8))
+    accelerator.timeout_s = 0.01
+    machine.injected = Stop(ErrorCode.TIMEOUT, 9)
+    write = machine.write
+
+    def stuck(offset: int, value: int) -> None:
+        if offset == registers.offset("control") and value == 2:
+            machine.set("status", machine.get("status") | 5)
+            for port, count in owed.items():
+                machine.set("owed", count, port)
+        else:
+            write(offset, value)
+
+    machine.write = stuck  # type: ignore[method-assign]
+    with pytest.raises(DeviceError) as e:
+        accelerator.decode(0, 0)
+    message = str(e.value)
+    assert message.startswith("the accelerator stopped the pass with error 7: no progress")
+    assert f"at descriptor 9; the accelerator is still busy 0.01 s after a soft reset{words} load the bitstream" in message
+    assert message.count("\n") == 0
 
 
 def test_close_closes_the_device():

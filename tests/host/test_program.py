@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from golden import attention, layout
+from golden.check import problem
 from golden.config import KV260, TINY, AcceleratorConfig
 from golden.model import ModelSpec, rope_tables
 from golden.program import Kind, Opcode, decode
@@ -228,6 +229,35 @@ def test_what_does_not_fit_is_refused_with_value_and_limit(call: Callable[[], An
     with pytest.raises(UserError, match=message) as e:
         call()
     assert "\n" not in str(e.value)
+
+
+def test_more_slots_than_the_hardware_tells_apart_are_refused():
+    spec = small_spec(layers=1)
+    assert compile_program(hollow(spec, TINY), TINY, slots=256).slots == 256
+    for slots in (257, 300, 65536):
+        with pytest.raises(UserError, match=rf"slots must be from 1 to 256, .*, not {slots}") as e:
+            compile_program(hollow(spec, TINY), TINY, slots=slots)
+        assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("changes", [{}, {"activation": "silu"}, {"attn_sub_norm": False}, {"ffn_sub_norm": False}])
+@pytest.mark.parametrize("config", [TINY, WORD, KV260], ids=lambda c: c.name)
+def test_what_is_compiled_passes_the_rules_of_the_hardware(changes: dict[str, Any], config: AcceleratorConfig):
+    spec = small_spec(**changes)
+    p = compile_program(hollow(spec, config), config, slots=5)
+    assert problem(p.code, config, context=p.context, slots=5) is None
+    more = p.context // config.key_block * config.key_block + config.key_block + 1
+    found = problem(p.code, config, context=more, slots=5)
+    assert found is not None and found[0] == 2 and f"a head of {more} positions takes" in found[1]
+    found = problem(p.code[:-64], config, context=p.context, slots=5)
+    assert found == (p.length - 1, f"none of the {p.length - 1} descriptors is END")
+
+
+def test_a_program_that_the_hardware_would_refuse_is_not_made(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("golden.layout.row_block", lambda rows, config: 12)
+    spec = small_spec()
+    with pytest.raises(UserError, match="hollow: accelerator 'tiny' cannot execute descriptor 1: LINEAR: block_rows is 12"):
+        compile_program(hollow(spec, TINY), TINY)
 
 
 def test_more_queries_than_the_unit_counts_on_a_kv_head_are_refused():
