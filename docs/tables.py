@@ -47,9 +47,11 @@ def registers() -> str:
         for r in REGISTERS
     ]
     errors = ", ".join(f"{e.value} {e.name}" for e in ErrorCode)
+    live = ", ".join(f"`{r.name}`" for r in REGISTERS if r.live)
     return (
         _table(("offset", "register", "access", "meaning"), rows)
-        + f"\n\nErrors: {errors}.\n\nStall causes: {', '.join(STALLS)}. Busy units: {', '.join(BUSY)}."
+        + f"\n\nWhile `status` says busy, only {live} take writes: the others are ignored (and answered), so that a pass keeps what "
+        f"it began with.\n\nErrors: {errors}.\n\nStall causes: {', '.join(STALLS)}. Busy units: {', '.join(BUSY)}."
     )
 
 

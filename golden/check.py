@@ -110,9 +110,7 @@ def _linear(f: dict[str, int], config: AcceleratorConfig, state: _State) -> Iter
         yield from _gain(f, rows // 2, config)
 
 
-def _attention(
-    f: dict[str, int], config: AcceleratorConfig, state: _State, context: int, slots: int
-) -> Iterator[str]:
+def _attention(f: dict[str, int], config: AcceleratorConfig, state: _State, context: int, slots: int) -> Iterator[str]:
     yield from _heads(f, config)
     d, heads, kv_heads = f["head_dim"], f["heads"], f["kv_heads"]
     if not 1 <= f["group"] <= MAX_GROUP or f["group"] * kv_heads != heads:

@@ -82,9 +82,17 @@ REGISTERS: tuple[Register, ...] = (
     Register("program_length", 0x02C, "rw", "descriptors of the program"),
     Register("window_beats", 0x030, "rw", "beats of the buffer; any access at or beyond it is an error"),
     Register("timeout", 0x034, "rw", "cycles without progress after which a pass stops, 0: never", live=True),
-    Register("error_address", 0x038, "ro", "beat address (window, bus), or index of the descriptor (time-out, others) of the error"),
     Register(
-        "context", 0x03C, "rw", "positions of a cache slot, 1..max_context; every position is below it (reset: max_context)"
+        "error_address",
+        0x038,
+        "ro",
+        "beat address (window, bus), or index of the descriptor (time-out, others) of the error",
+    ),
+    Register(
+        "context",
+        0x03C,
+        "rw",
+        "positions of a cache slot, 1..max_context; every position is below it (reset: max_context)",
     ),
     Register(
         "base_low",
@@ -94,7 +102,11 @@ REGISTERS: tuple[Register, ...] = (
         8,
     ),
     Register(
-        "base_high", 0x060, "rw", f"byte address of each port's region, high half; address bits from {PORT_ADDRESS_BITS} on are ignored", 8
+        "base_high",
+        0x060,
+        "rw",
+        f"byte address of each port's region, high half; address bits from {PORT_ADDRESS_BITS} on are ignored",
+        8,
     ),
     Register("slots", 0x080, "rw", f"cache slots, 1..{MAX_SLOTS}; every slot is below it (reset: {MAX_SLOTS})"),
     Register("position", 0x100, "rw", "position of each lane, below context", 32),

@@ -172,6 +172,7 @@ class Accelerator(Backend):
         Raises
         ------
         UserError : the model does not fit the accelerator or the buffer.
+        DeviceError : a pass is running that no reset ends.
         """
         model.image.require(self.config)
         program = compile_program(model, self.config, slots=slots, context=context)
@@ -182,6 +183,10 @@ class Accelerator(Backend):
                 f"{slots} slot(s) of {program.context} positions, the device has {beats * self.config.beat_bytes:,}; "
                 "take a smaller context or fewer slots"
             )
+        if (
+            self.read("status") & _BUSY
+        ):  # a pass that another host began and left; registers take no writes while it runs
+            self.reset()
         memory = self.device.memory
         memory[:, program.image_address : program.image_address + model.image.beats] = model.image.data
         memory[:, program.rope_address : program.image_address] = layout.stripe(program.rope_table, self.config)

@@ -20,6 +20,8 @@ from golden.program import DESCRIPTOR_BYTES, Kind
 from golden.registers import STALLS
 from golden.schedule import phases
 from hw.attention import cycles as attention
+from hw.control.check import ProgramCheck
+from hw.control.lanes import LaneCheck
 from hw.elementwise.elementwise import Elementwise
 from hw.elementwise.quantiser import Quantiser
 from hw.elementwise.scales import ScaleUnit
@@ -153,11 +155,21 @@ def steps(
     def floats(count: int) -> int:
         return -(-count // width)
 
-    length = (3 + 5 * spec.layers) * DESCRIPTOR_BYTES // config.beat_bytes
+    descriptors = 3 + 5 * spec.layers
+    length = descriptors * DESCRIPTOR_BYTES // config.beat_bytes
+    # Before anything is read or executed: lanes, then all descriptors, of one slot.
+    checks = LaneCheck.expected_cycles(lanes=n) + ProgramCheck.expected_cycles(
+        config,
+        descriptors=descriptors,
+        attentions=spec.layers,
+        kv_heads=spec.kv_heads,
+        context=min(spec.max_context, config.max_context),
+        slots=1,
+    )
     x = n * floats(spec.hidden)
     rope = n * floats(spec.head_dim)
     out = [
-        Step("program", "control", length + STEP_OVER, length),
+        Step("program", "control", length + STEP_OVER + checks, length),
         Step(
             "load",
             "elementwise",

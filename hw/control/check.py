@@ -22,7 +22,7 @@ class ProgramCheck(wiring.Component):
     """Finds the first descriptor that cannot be executed. Golden: `golden.check.problem`, which has the rules.
 
     A descriptor takes 7 cycles with its read; an ATTENTION 9 more, and a cycle for every significant bit of the blocks
-    of a slot, of kv_heads and of `slots`.
+    of a slot, of kv_heads and of `slots` (`expected_cycles`).
 
     Interface attributes
     --------------------
@@ -49,6 +49,14 @@ class ProgramCheck(wiring.Component):
             }
         )
 
+    @staticmethod
+    def expected_cycles(
+        config: AcceleratorConfig, *, descriptors: int, attentions: int, kv_heads: int, context: int, slots: int
+    ) -> int:
+        """Cycles of `busy` for so many descriptors, some of them ATTENTION; a read may take a cycle more or less."""
+        factors = (-(-context // config.key_block), kv_heads, slots)
+        return 7 * descriptors + attentions * (9 + sum(f.bit_length() for f in factors))
+
     def elaborate(self, platform: object) -> Module:
         m = Module()
         c = self.config
@@ -59,7 +67,9 @@ class ProgramCheck(wiring.Component):
 
         # ---- first cycle: what kind it is, and numbers made of fields ----------------------------
         # Sums and products are of as many bits as a field within its limits has: beyond, its own rule refuses.
-        is_end, load, linear, attend, head, known = (Signal(name=n) for n in "end load linear attend head known".split())
+        is_end, load, linear, attend, head, known = (
+            Signal(name=n) for n in "end load linear attend head known".split()
+        )
         qkv, residual, gate = (Signal(name=n) for n in ("qkv", "residual", "gate"))
         opcode, kind = f(Opcode.LOAD, "opcode"), f(Opcode.LINEAR, "kind")
         m.d.sync += [
@@ -187,7 +197,11 @@ class ProgramCheck(wiring.Component):
         ]
         head_stride, slot_stride = f(Opcode.ATTENTION, "head_stride"), f(Opcode.ATTENTION, "slot_stride")
         wide = 32 + max(len(self.slots), len(few_kv_heads)) + 1
-        total, term, factor = Signal(wide), Signal(wide), Signal(max(len(self.slots), len(few_kv_heads), len(slot_blocks)))
+        total, term, factor = (
+            Signal(wide),
+            Signal(wide),
+            Signal(max(len(self.slots), len(few_kv_heads), len(slot_blocks))),
+        )
         outside = Signal()
 
         def product(name: str, start: Value | int, a: Value, b: Value, wrong: Value, then: str) -> None:

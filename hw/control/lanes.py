@@ -9,6 +9,7 @@ from amaranth.lib.wiring import In, Out
 from golden.config import AcceleratorConfig, clog2
 from golden.registers import MAX_SLOTS
 
+
 class LaneCheck(wiring.Component):
     """Whether the registers of a pass make one: counts, positions and slots. Golden: `golden.check.bad_lanes`.
 
@@ -38,6 +39,11 @@ class LaneCheck(wiring.Component):
                 "bad": Out(1),
             }
         )
+
+    @staticmethod
+    def expected_cycles(*, lanes: int) -> int:
+        """Cycles of `busy`."""
+        return lanes + 3
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -73,7 +79,12 @@ class LaneCheck(wiring.Component):
             with m.If(left == 1):
                 m.d.sync += asking.eq(0)
         with m.If(self.start):
-            m.d.sync += [lane.eq(0), left.eq(Mux(self.lanes[: len(left)] == 0, 1, self.lanes)), asking.eq(1), first.eq(1)]
+            m.d.sync += [
+                lane.eq(0),
+                left.eq(Mux(self.lanes[: len(left)] == 0, 1, self.lanes)),
+                asking.eq(1),
+                first.eq(1),
+            ]
 
         # First cycle: its numbers.
         position, slot = Signal(position_bits), Signal(slot_bits)

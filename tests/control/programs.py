@@ -66,7 +66,9 @@ def mutation(code: bytes, rng: random.Random) -> bytes:
         choice = rng.randrange(6)
         if choice <= 2:
             field = rng.choice(FIELDS.get(Opcode(min(parts[i][0], max(Opcode))), FIELDS[Opcode.END]))
-            value = rng.choice((0, 1, value_of(parts[i], field) + rng.choice((-8, -1, 1, 8)), rng.getrandbits(field.width)))
+            value = rng.choice(
+                (0, 1, value_of(parts[i], field) + rng.choice((-8, -1, 1, 8)), rng.getrandbits(field.width))
+            )
             parts[i] = with_field(parts[i], field, value)
         elif choice == 3:
             at = rng.randrange(8 * DESCRIPTOR_BYTES)

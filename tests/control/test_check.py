@@ -10,20 +10,19 @@ import cocotb
 import pytest
 from amaranth import Module
 from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out
 from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
 from golden.check import bad_lanes, problem
 from golden.config import KV260, TINY, ULTRA96V2, AcceleratorConfig
-from golden.program import DESCRIPTOR_BYTES, Kind, Opcode, decode, encode
+from golden.program import DESCRIPTOR_BYTES
 from golden.registers import MAX_SLOTS
 from golden.shapes import BITNET_07B, BITNET_2B
 from hw.control.check import ProgramCheck
 from hw.control.descriptor import ProgramMemory
 from hw.control.lanes import LaneCheck
 from sim.runner import parameters, simulate
-from tests.control.programs import compiled, damaged, mutation, split
+from tests.control.programs import compiled, damaged, mutation
 from tests.models import small_spec
 
 CASES = {
@@ -121,10 +120,10 @@ async def check_programs(dut: Any) -> None:
         assert got == (None if want is None else want[0]), (what, got, want)
         right += want is None
         if what == "as compiled":
-            # As the docstring says: 7 a descriptor, and the products of the one ATTENTION.
-            factors = (-(-context // config.key_block), spec.kv_heads, slots)
-            more = 9 + sum(f.bit_length() for f in factors)
-            assert abs(cycles - (7 * length + more)) <= length, cycles
+            expected = ProgramCheck.expected_cycles(
+                config, descriptors=length, attentions=1, kv_heads=spec.kv_heads, context=context, slots=slots
+            )
+            assert abs(cycles - expected) <= length, cycles
     assert right > 10, "nearly everything is refused: the cases tell little"
 
 
@@ -143,7 +142,9 @@ async def check_lanes(dut: Any) -> None:
     most = config.max_context
     in_order, one = list(range(n)), [0] * n
 
-    def case(positions: list[int], slot: list[int], lanes: int = n, head: tuple[int, int] = (0, 1), **limits: int) -> None:
+    def case(
+        positions: list[int], slot: list[int], lanes: int = n, head: tuple[int, int] = (0, 1), **limits: int
+    ) -> None:
         context, slots = limits.get("context", most), limits.get("slots", MAX_SLOTS)
         cases.append((lanes, head, context, slots, positions, slot))
 
@@ -185,7 +186,13 @@ async def check_lanes(dut: Any) -> None:
         for _ in range(rng.choice((0, 0, 1))):
             which = rng.choice((slot, positions))
             which[rng.randrange(n)] = rng.choice((0, 1, rng.randrange(8), rng.randrange(most + 2)))
-        case(positions, slot, lanes, (rng.randrange(lanes), rng.randrange(lanes + 1)), slots=rng.choice((8, 7, MAX_SLOTS)))
+        case(
+            positions,
+            slot,
+            lanes,
+            (rng.randrange(lanes), rng.randrange(lanes + 1)),
+            slots=rng.choice((8, 7, MAX_SLOTS)),
+        )
     verdicts = []
     for lanes, head, context, slots, positions, slot in cases:
         dut.lanes.value = lanes
@@ -198,7 +205,7 @@ async def check_lanes(dut: Any) -> None:
             await RisingEdge(dut.clk)
         cycles = await _verdict(dut, n + 10)
         if 1 <= lanes <= n:
-            assert cycles == lanes + 3
+            assert cycles == LaneCheck.expected_cycles(lanes=lanes)
         want = bad_lanes(config, lanes=lanes, head=head, context=context, slots=slots, positions=positions, slot=slot)
         assert int(dut.bad.value) == want, (lanes, head, context, slots, positions, slot)
         verdicts.append(want)

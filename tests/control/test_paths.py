@@ -7,7 +7,7 @@ from amaranth import Module
 from amaranth.hdl import Elaboratable
 from amaranth.hdl._ir import Fragment, PortDirection, build_netlist
 from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In
 
 from golden.config import TINY, ULTRA96V2, AcceleratorConfig
 from golden.registers import ADDRESS_BITS
@@ -20,7 +20,9 @@ from tests.memory.common import SMALL
 from tests.sim.copier import Copier
 
 
-def paths(component: Elaboratable, prefixes: tuple[str, ...] = ("s_axi", "m_axi", "bus", "irq")) -> set[tuple[str, str]]:
+def paths(
+    component: Elaboratable, prefixes: tuple[str, ...] = ("s_axi", "m_axi", "bus", "irq")
+) -> set[tuple[str, str]]:
     """(input, output) of every combinational path between ports whose names begin so, in the elaborated netlist."""
     ports = {}
     for path, member, value in component.signature.flatten(component):

@@ -192,12 +192,8 @@ async def check_halves(dut: Any) -> None:
         assert (int(dut.program_address.value), int(dut.window_beats.value)) == (77, 88)
         for member in (dut.bus__awaddr, dut.bus__wdata):
             member.value = 0
-        await _together(
-            _offer(dut, "aw", 0, awaddr=second), _offer(dut, "w", 0, wdata=0), _accept(dut, "b", 0)
-        )
-        await _together(
-            _offer(dut, "aw", 0, awaddr=first), _offer(dut, "w", 0, wdata=5), _accept(dut, "b", 0)
-        )
+        await _together(_offer(dut, "aw", 0, awaddr=second), _offer(dut, "w", 0, wdata=0), _accept(dut, "b", 0))
+        await _together(_offer(dut, "aw", 0, awaddr=first), _offer(dut, "w", 0, wdata=5), _accept(dut, "b", 0))
 
 
 @cocotb.test()

@@ -179,12 +179,18 @@ def test_a_buffer_of_another_shape_is_refused():
 @pytest.mark.parametrize(
     ("bases", "message"),
     [
-        ([0x1000_0010] * 2, r"the region of port 0 begins at 0x10000010, no multiple of 4096; the device must hand out"),
+        (
+            [0x1000_0010] * 2,
+            r"the region of port 0 begins at 0x10000010, no multiple of 4096; the device must hand out",
+        ),
         ([0x1000_0000, 0x2000_0800], "the region of port 1 begins at 0x20000800, no multiple of 4096"),
         ([-4096, 0x1000_0000], "the region of port 0 begins at -0x1000"),
         ([0x1000_0000, 0xFF_FFFF_F000], "the region of port 1 ends at 0x10000000f40, .* addresses have 40 bits"),
         ([0x1000_0000, 1 << 44], "the region of port 1 ends at .* 40 bits"),
-        ([0x1000_1000, 0x1000_0000], "the regions of ports 1 and 0 overlap: 8,000 bytes from 0x10000000 and 0x10001000"),
+        (
+            [0x1000_1000, 0x1000_0000],
+            "the regions of ports 1 and 0 overlap: 8,000 bytes from 0x10000000 and 0x10001000",
+        ),
     ],
 )
 def test_regions_that_the_masters_would_take_for_others_are_refused(bases: list[int], message: str):
@@ -201,6 +207,16 @@ def test_regions_side_by_side_at_the_end_of_the_addresses_are_taken():
     machine = ReferenceMachine(config, 512)
     machine.port_bases = ((1 << 40) - 16384, (1 << 40) - 8192)
     Accelerator(machine, config)
+
+
+def test_a_pass_that_another_host_left_is_ended_before_a_model_is_loaded():
+    with Model.open(DEMO, TINY) as model:
+        machine = ReferenceMachine(TINY, compile_program(model, TINY).window_beats)
+        machine.set("status", 1)
+        accelerator = Accelerator(machine, TINY)
+        accelerator.load(model)
+        assert machine.resets == 1
+        assert accelerator.decode(0, 0).head_count == 1
 
 
 def test_context_and_slots_reach_their_registers():
@@ -315,7 +331,10 @@ def test_a_device_that_stays_busy_is_given_up():
         ({0: 1}, " because memory never answered 1 read burst of port 0;"),
         ({0: 5}, " because memory never answered 5 read bursts of port 0;"),
         ({1: 2 << 16}, " because memory never answered 2 writes of port 1;"),
-        ({0: 3 | 1 << 16, 1: 1}, " because memory never answered 3 read bursts and 1 write of port 0, 1 read burst of port 1;"),
+        (
+            {0: 3 | 1 << 16, 1: 1},
+            " because memory never answered 3 read bursts and 1 write of port 0, 1 read burst of port 1;",
+        ),
     ],
 )
 def test_what_memory_owes_is_told_with_what_stopped_the_pass(owed: dict[int, int], words: str):
@@ -337,7 +356,9 @@ def test_what_memory_owes_is_told_with_what_stopped_the_pass(owed: dict[int, int
         accelerator.decode(0, 0)
     message = str(e.value)
     assert message.startswith("the accelerator stopped the pass with error 7: no progress")
-    assert f"at descriptor 9; the accelerator is still busy 0.01 s after a soft reset{words} load the bitstream" in message
+    assert (
+        f"at descriptor 9; the accelerator is still busy 0.01 s after a soft reset{words} load the bitstream" in message
+    )
     assert message.count("\n") == 0
 
 

@@ -256,7 +256,9 @@ def test_what_is_compiled_passes_the_rules_of_the_hardware(changes: dict[str, An
 def test_a_program_that_the_hardware_would_refuse_is_not_made(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("golden.layout.row_block", lambda rows, config: 12)
     spec = small_spec()
-    with pytest.raises(UserError, match="hollow: accelerator 'tiny' cannot execute descriptor 1: LINEAR: block_rows is 12"):
+    with pytest.raises(
+        UserError, match="hollow: accelerator 'tiny' cannot execute descriptor 1: LINEAR: block_rows is 12"
+    ):
         compile_program(hollow(spec, TINY), TINY)
 
 

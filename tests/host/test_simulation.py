@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import types
 from pathlib import Path
@@ -13,7 +14,7 @@ import host.simulation
 from golden.config import TINY
 from host.errors import DeviceError, UserError
 from host.model import Model
-from host.simulation import SimulatedAccelerator, memory_timing
+from host.simulation import TIMEOUT_S, TIMEOUT_VARIABLE, SimulatedAccelerator, memory_timing
 from tests.host.reference_machine import ReferenceMachine
 from tests.host.support import DEMO
 
@@ -110,3 +111,48 @@ def test_a_wave_file_that_cannot_be_written_is_refused(simulator: list[FakeSimul
     with Model.open(DEMO, TINY) as model, pytest.raises(UserError, match="x.fst: cannot be written"):
         SimulatedAccelerator(model, TINY, timing=memory_timing(None, None), waves=target)
     assert simulator == []
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "ten", "1 min"])
+def test_a_time_out_that_is_no_number_of_seconds_is_refused_before_anything_is_built(
+    simulator: list[FakeSimulation], monkeypatch: pytest.MonkeyPatch, text: str
+):
+    monkeypatch.setenv(TIMEOUT_VARIABLE, text)
+    message = re.escape(f"{TIMEOUT_VARIABLE} must be a positive number of seconds, not {text!r}")
+    with Model.open(DEMO, TINY) as model, pytest.raises(UserError, match=f"^{message}$"):
+        SimulatedAccelerator(model, TINY, timing=memory_timing(None, None))
+    assert simulator == []
+
+
+def test_the_time_out_of_a_pass_is_minutes_and_the_environment_sets_another(
+    simulator: list[FakeSimulation], monkeypatch: pytest.MonkeyPatch
+):
+    with Model.open(DEMO, TINY) as model:
+        monkeypatch.delenv(TIMEOUT_VARIABLE, raising=False)
+        assert SimulatedAccelerator(model, TINY, timing=memory_timing(None, None)).timeout_s == TIMEOUT_S <= 3600
+        monkeypatch.setenv(TIMEOUT_VARIABLE, " 7.5 ")
+        assert SimulatedAccelerator(model, TINY, timing=memory_timing(None, None)).timeout_s == 7.5
+
+
+def test_a_slow_pass_that_moves_is_waited_for_and_one_that_does_not_is_given_up(
+    simulator: list[FakeSimulation], monkeypatch: pytest.MonkeyPatch
+):
+    """Beats restart the clock: how fast a simulation is depends on the host."""
+    looks, clock = 0, 0.0
+
+    def wait_done(self: FakeSimulation, timeout_s: float) -> bool:
+        nonlocal looks, clock
+        looks += 1
+        clock += timeout_s + 1
+        if looks <= moving:
+            self.set("beats", looks)
+        return looks == 20
+
+    monkeypatch.setattr(FakeSimulation, "wait_done", wait_done)
+    monkeypatch.setattr("host.simulation.time", types.SimpleNamespace(monotonic=lambda: clock))
+    with Model.open(DEMO, TINY) as model:
+        accelerator = SimulatedAccelerator(model, TINY, timing=memory_timing(None, None), timeout_s=30.0)
+        moving = 19
+        assert accelerator._wait() and clock > 3 * accelerator.timeout_s
+        looks, clock, moving = 0, 0.0, 3
+        assert not accelerator._wait() and looks < 12 and clock > accelerator.timeout_s
