@@ -61,7 +61,11 @@ class Supervisor(wiring.Component):
 
         # Of the descriptor in execution. It is the address of every time-out, whoever ran out of patience.
         index = Signal(32)
-        m.d.sync += index.eq(Mux(self.descriptor_index == 0, 0, self.descriptor_index - 1))
+        bad_descriptor = Signal()  # a cycle late, as the index is
+        m.d.sync += [
+            index.eq(Mux(self.descriptor_index == 0, 0, self.descriptor_index - 1)),
+            bad_descriptor.eq(self.bad_descriptor),
+        ]
         progress = Signal()
         m.d.sync += progress.eq(self.progress)
         with m.FSM() as fsm:
@@ -100,7 +104,7 @@ class Supervisor(wiring.Component):
                     fail(self.write_error, Mux(self.write_error == ErrorCode.TIMEOUT, index, self.write_error_address))
                 with m.Elif(self.bad_weight):
                     fail(ErrorCode.BAD_WEIGHT, index)
-                with m.Elif(self.bad_descriptor):
+                with m.Elif(bad_descriptor):
                     fail(ErrorCode.BAD_DESCRIPTOR, index)
                 with m.Elif(expired):
                     fail(ErrorCode.TIMEOUT, index)

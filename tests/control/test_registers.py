@@ -413,6 +413,21 @@ async def check_refusals_and_resets(dut: Any) -> None:
         signal.value = 0
         await _cycles(dut, 6)
         assert int(dut.finished.value) and int(dut.error.value) == code and not int(dut.busy.value)
+    # The index comes with the flag, in one cycle; a time-out before the first descriptor is read says 0.
+    for index, address, signal, code in (
+        (4, 3, dut.bad_descriptor, ErrorCode.BAD_DESCRIPTOR),
+        (129, 128, dut.bad_descriptor, ErrorCode.BAD_DESCRIPTOR),
+        (0, 0, dut.read_error, ErrorCode.TIMEOUT),
+    ):
+        await _pulse(dut, dut.start_request)
+        await _cycles(dut, 4)
+        dut.descriptor_index.value = index
+        signal.value = int(code) if signal is dut.read_error else 1
+        await _cycles(dut, 4)
+        signal.value = 0
+        assert (int(dut.error.value), int(dut.error_address.value)) == (code, address)
+        await _cycles(dut, 6)
+        dut.descriptor_index.value = 0
     await _pulse(dut, dut.start_request)
     dut.quiet.value = 0
     dut.reset_request.value = 1

@@ -44,7 +44,7 @@ def run(machine: Accelerator, positions: list[int], slots: list[int] | None = No
 
 
 def outcome(machine: Accelerator, positions: list[int], slots: list[int] | None = None) -> tuple[ErrorCode, int]:
-    """(code, address) that a pass ends with; the machine is idle then."""
+    """(code, descriptor that the message names, or 0) that a pass ends with; the machine is idle then."""
     try:
         run(machine, positions, slots)
     except DeviceError as e:
@@ -52,7 +52,8 @@ def outcome(machine: Accelerator, positions: list[int], slots: list[int] | None 
         assert found, str(e)
         code = ErrorCode(int(found[1]))
         assert machine.read("status") & 1 == 0
-        return code, machine.read("error_address")
+        named = re.search(r"descriptor (\d+)", str(e))
+        return code, int(named[1]) if named else 0
     return ErrorCode.NONE, 0
 
 
