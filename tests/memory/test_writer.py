@@ -34,7 +34,9 @@ def writes_of(config: AcceleratorConfig, count: int, seed: int) -> list[tuple[in
     ]
 
 
-def run(config: AcceleratorConfig, how: MemoryTiming, testcase: str, want: Any = None, **parameters: Any) -> None:
+def run(
+    config: AcceleratorConfig, how: MemoryTiming, testcase: str, want: Any = None, low: int = 0, **parameters: Any
+) -> None:
     folder = harness.build(BeatWriter(config))
     with harness.shared_memory(config, BEATS, how) as memory:
         expected = fill(memory, 5)
@@ -42,7 +44,7 @@ def run(config: AcceleratorConfig, how: MemoryTiming, testcase: str, want: Any =
             for j in range(config.beat_bytes):
                 if strobe >> j & 1:
                     expected[address, j] = beat[j]
-        parameters |= {"config": config.name, "bases": memory.port_bases}
+        parameters |= {"config": config.name, "bases": [b | low for b in memory.port_bases]}
         runner.run(folder, __name__, top="tb_top", testcase=testcase, parameters=parameters)
         assert np.array_equal(beats_of(memory), expected)
 
@@ -85,6 +87,11 @@ async def check_contents(dut: Any) -> None:
 def test_strobed_bytes_and_no_others_are_written(config: str, how: str, gap: float) -> None:
     c = CONFIGS[config]
     run(c, timing(how), "check_contents", writes_of(c, 200, 4), count=200, seed=4, gap=gap)
+
+
+@pytest.mark.parametrize("low", [1, 8, 0x7F0, 0xFFF])
+def test_low_bits_of_a_base_count_as_zero(low: int) -> None:
+    run(SMALL, timing("ideal"), "check_contents", writes_of(SMALL, 20, 6), low=low, count=20, seed=6, gap=0.0)
 
 
 @cocotb.test()
