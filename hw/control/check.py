@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
+
 from amaranth import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from golden.check import HEAD_DIM_MULTIPLE, max_kv_heads
-from golden.config import CHUNK, MAX_GROUP, TRITS_PER_BYTE, AcceleratorConfig, clog2
+from golden.config import CHUNK, MAX_GROUP, AcceleratorConfig, clog2
 from golden.layout import ROW_MULTIPLE
 from golden.program import DESCRIPTOR_BYTES, Kind, Opcode
 from golden.registers import MAX_SLOTS
@@ -16,6 +19,12 @@ from hw.control.descriptor import field
 
 def _log2(n: int) -> int:
     return n.bit_length() - 1
+
+
+def _times(a: Value, b: Value) -> Value:
+    """Product with a short factor, in logic: a multiplication would take a DSP."""
+    terms = [Cat(Const(0, i), a & bit.replicate(len(a))) if i else a & bit.replicate(len(a)) for i, bit in enumerate(b)]
+    return reduce(add, terms)
 
 
 class ProgramCheck(wiring.Component):
@@ -94,27 +103,37 @@ class ProgramCheck(wiring.Component):
         group = f(Opcode.ATTENTION, "group")
         grouped = Signal(len(few_kv_heads) + clog2(MAX_GROUP + 1))
         m.d.comb += dims.eq(head_dim[units:])
-        m.d.sync += grouped.eq(group[: clog2(MAX_GROUP + 1)] * few_kv_heads)
+        m.d.sync += grouped.eq(_times(few_kv_heads, group[: clog2(MAX_GROUP + 1)]))
         q_dims, kv_dims = Signal(len(few_heads) + len(dims)), Signal(len(few_kv_heads) + len(dims))
-        m.d.sync += [q_dims.eq(few_heads * dims), kv_dims.eq(few_kv_heads * dims)]
+        word_bits = _log2(c.word)
+        x_need, inputs_end = Signal(17), Signal(17)
+        m.d.sync += [
+            q_dims.eq(_times(few_heads, dims)),
+            kv_dims.eq(_times(few_kv_heads, dims)),
+            x_need.eq((inputs + (c.word - 1)) >> word_bits),
+            inputs_end.eq(inputs + c.beat_weights),
+        ]
 
         # ---- second cycle ------------------------------------------------------------------------
-        outputs = Signal(17)  # features that the gain is for
+        chosen = Signal(17)  # features that the gain is for
+        outputs, need, nothing = Signal.like(chosen), Signal.like(chosen), Signal()
         qkv_dims = Signal(17 - units)
-        tile_inputs = Signal(16 + 1)  # of all tiles, in units of beat_bytes
+        tile_inputs = Signal(16 + 1)  # of all tiles, in units of beat_bytes: 5 a tile (golden.config.TRITS_PER_BYTE)
         m.d.sync += [
             qkv_dims.eq(q_dims + (kv_dims << 1)),
-            tile_inputs.eq(tiles[:14] * TRITS_PER_BYTE),
-            outputs.eq(0),
+            tile_inputs.eq(tiles[:14] + (tiles[:14] << 2)),
+            outputs.eq(chosen),
+            need.eq((chosen + (c.word - 1)) >> word_bits),
+            nothing.eq(chosen == 0),
         ]
         with m.If(load):
-            m.d.sync += outputs.eq(inputs)
+            m.d.comb += chosen.eq(inputs)
         with m.If(residual):
-            m.d.sync += outputs.eq(rows)
+            m.d.comb += chosen.eq(rows)
         with m.If(gate):
-            m.d.sync += outputs.eq(rows[1:])
+            m.d.comb += chosen.eq(rows[1:])
         with m.If(attend):
-            m.d.sync += outputs.eq(q_dims << units)
+            m.d.comb += chosen.eq(q_dims << units)
 
         # ---- third cycle: the rules --------------------------------------------------------------
         rules: list[Value] = []
@@ -138,14 +157,12 @@ class ProgramCheck(wiring.Component):
         # the gain
         gain, gain_beats = f(Opcode.LOAD, "gain_out"), f(Opcode.LOAD, "gain_beats")
         none = Signal()  # no gain is asked for, or none can be
-        need = Signal(17)
-        word_bits = _log2(c.word)
-        m.d.comb += [none.eq(~gain | (outputs == 0)), need.eq((outputs + (c.word - 1)) >> word_bits)]
+        m.d.comb += none.eq(~gain | nothing)
         refuse(~is_end, none & (gain | (gain_beats != 0)))
         refuse(~is_end & ~none, gain_beats != need)
         # LOAD
         refuse_unless_multiple(load, inputs, CHUNK, c.max_hidden)
-        refuse(load, f(Opcode.LOAD, "x_beats") != (inputs + (c.word - 1)) >> word_bits)
+        refuse(load, f(Opcode.LOAD, "x_beats") != x_need)
         refuse(load, f(Opcode.LOAD, "rope_beats") != head_dim >> word_bits)
         with_heads = Signal()
         m.d.comb += with_heads.eq(qkv | attend)
@@ -156,7 +173,7 @@ class ProgramCheck(wiring.Component):
         width_bits = _log2(c.beat_bytes)
         refuse(quantised, (inputs == 0) | (inputs != features))
         refuse(quantised, (tile_inputs << width_bits) < inputs)
-        refuse(quantised, (tile_inputs << width_bits) >= inputs + c.beat_weights)
+        refuse(quantised, (tile_inputs << width_bits) >= inputs_end)
         refuse(quantised, tiles > c.max_features // c.beat_weights)
         refuse(qkv, tiles > c.query_offset // c.beat_weights)
         refuse_unless_multiple(linear, rows, ROW_MULTIPLE, (1 << 16) - 1)
@@ -202,10 +219,10 @@ class ProgramCheck(wiring.Component):
             Signal(wide),
             Signal(max(len(self.slots), len(few_kv_heads), len(slot_blocks))),
         )
-        outside = Signal()
-
         def product(name: str, start: Value | int, a: Value, b: Value, wrong: Value, then: str) -> None:
             """States that work out start + a * b and go on, unless `wrong`, of `total`, holds then."""
+            outside = Signal(name=f"{name.lower().replace('-', '_')}_outside")
+            m.d.sync += outside.eq(wrong)  # of the total a cycle ago
             with m.State(name):
                 m.d.sync += [total.eq(start), term.eq(a), factor.eq(b)]
                 m.next = f"{name}-Multiply"
@@ -214,7 +231,6 @@ class ProgramCheck(wiring.Component):
                 with m.If(factor[0]):
                     m.d.sync += total.eq(total + term)
                 with m.If(factor == 0):
-                    m.d.sync += outside.eq(wrong)
                     m.next = f"{name}-Judge"
             with m.State(f"{name}-Judge"):
                 m.next = then
