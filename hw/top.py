@@ -202,7 +202,7 @@ class Accelerator(wiring.Component):
             ]
             with m.If(executor.route == route):
                 m.d.comb += ready.eq(sink.ready)
-        m.d.comb += of_program.eq((executor.route == Route.PROGRAM) & executor.busy & ~executor.program_ready)
+        m.d.comb += of_program.eq(executor.loading)
         with m.If(of_program):
             m.d.comb += ready.eq(1)
         m.d.comb += [

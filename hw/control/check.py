@@ -219,6 +219,7 @@ class ProgramCheck(wiring.Component):
             Signal(wide),
             Signal(max(len(self.slots), len(few_kv_heads), len(slot_blocks))),
         )
+
         def product(name: str, start: Value | int, a: Value, b: Value, wrong: Value, then: str) -> None:
             """States that work out start + a * b and go on, unless `wrong`, of `total`, holds then."""
             outside = Signal(name=f"{name.lower().replace('-', '_')}_outside")

@@ -34,6 +34,7 @@ class Executor(wiring.Component):
     --------------------
     start : pulse; `done` is a pulse when END is reached and every write has arrived.
     descriptor : the descriptor in execution; units take their job parameters from its fields.
+    loading : beats are those of the program. program_ready : it has come and can run.
     route, draining : for the beat router and the stall counters (`draining`: beats are through, units are not).
     head_phases : stream of phases for the output head. `sweep_first`, `sweep_count`: lanes of the current sweep.
     program_length, context, slots : the registers, stable until the pass ends.
@@ -57,6 +58,7 @@ class Executor(wiring.Component):
                 "head_count": In(lane + 1),
                 # program memory
                 "beat_taken": In(1),
+                "loading": Out(1),
                 "program_ready": Out(1),
                 "request": Out(1),
                 "index": Out(range(config.max_descriptors + 2)),
@@ -137,6 +139,7 @@ class Executor(wiring.Component):
                     ]
                     m.next = "Program"
             with m.State("Program"):
+                m.d.comb += self.loading.eq(1)
                 with m.If(remaining == 0):
                     m.d.comb += check.start.eq(1)
                     m.next = "Checking"

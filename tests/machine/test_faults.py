@@ -22,6 +22,7 @@ from host.model import Model
 from host.passes import PassResult
 from host.program import Program
 from host.simulation import SimulatedAccelerator
+from hw.control.check import ProgramCheck
 from sim.timing import MemoryTiming, timing
 from tests.control.programs import damaged, mutation, split, with_field
 from tests.machine.conftest import SLOTS
@@ -273,6 +274,15 @@ def test_a_silent_memory_and_no_time_out_end_by_the_clock_of_the_host(
         ), str(e.value)
 
 
-def test_nothing_is_owed_between_passes(machine: SimulatedAccelerator) -> None:
-    run(machine, [0])
+def test_nothing_is_owed_between_passes_and_the_look_at_the_program_is_control(machine: SimulatedAccelerator) -> None:
+    result, program = run(machine, [0]), program_of(machine)
     assert machine.read("owed") == 0 and machine.read("status") & 4 == 0
+    look = ProgramCheck.expected_cycles(
+        TINY,
+        descriptors=program.length,
+        attentions=program.spec.layers,
+        kv_heads=program.spec.kv_heads,
+        context=program.context,
+        slots=SLOTS,
+    )
+    assert look - program.length < result.stalls["control"] and result.stalls["memory"] < look
