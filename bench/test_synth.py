@@ -64,7 +64,8 @@ def page() -> str:
         f"`make bench` (bench/test_synth.py), or `tellme synth --board kv260`. {report('kv260')['tool']}, `synth_xilinx`, each block flattened, then joined.",
         "Estimated: Yosys's cells, not a placed design, and without the processing system's interconnect. LUT as memory counts the LUTs that a LUT-RAM or shift",
         "register occupies; ramb36 counts two RAMB18 as one. Levels: the longest path between registers that ends in the block, in LUT levels; a carry",
-        "chain of up to 32 bits counts as two, besides the LUT in front of it (`hw/synth/levels.py`).",
+        "chain of up to 32 bits counts as two, besides the LUT in front of it, and the clock-to-out of an UltraRAM as four, of a block RAM as three",
+        "(`hw/synth/levels.py`).",
     ]
     for board in BOARDS:
         r = report(board)

@@ -40,7 +40,7 @@ class _Job:
         both = max(4 + Exp2Mantissa.delay + 1, 2 + multiply + FloatToFixed.delay + 1)
         factor = max(multiply, IntToFloat(z.total_bits + 1).delay + reciprocal) + 2 * multiply
         self.weight_settle = both + 2 + 1 + factor + self.pipes + 1
-        self.emit_delay = 1 + IntToFloat(z.sum_bits).delay + multiply
+        self.emit_delay = 2 + IntToFloat(z.sum_bits).delay + multiply
         self.head_delay = score + 1 + log2(c.keys_per_beat) + 3
 
     def run(self, order: Sequence[Phase], lanes: tuple[int, int] | None = None) -> int:

@@ -24,7 +24,7 @@ class SumAccumulator(wiring.Component):
     Interface attributes
     --------------------
     phases : V phases. summed : pulse, a run's sums can be read. dumped : pulse, they are read.
-    sum_half, sum_pair, sum_step -> sums : of the array, 1 cycle.
+    sum_half, sum_pair, sum_step -> sums : of the array, 1 cycle. They come a cycle late: up to the one behind `dumped`.
     factor_address -> factor : {parity, query}, 1 cycle.
     emitted : pulse, the factors of a unit are no longer needed. finished : pulse, the job's last result is out.
     att_* : chunks of 4 results: lane, chunk of the lane's features, 4 binary32.
@@ -34,7 +34,7 @@ class SumAccumulator(wiring.Component):
         self.sizes = sizes
         c = sizes.config
         self.to_float = [IntToFloat(sizes.sum_bits) for _ in range(4)]
-        self.delay = 1 + self.to_float[0].delay + Multiplier.delay
+        self.delay = 2 + self.to_float[0].delay + Multiplier.delay
         """From reading a sum to the result."""
         super().__init__(
             {
@@ -88,15 +88,14 @@ class SumAccumulator(wiring.Component):
             last_g.eq(self.group - 1),
             # Asked for in the last of a pair's `depth` steps: they may come a cycle late.
             end_query.eq(pair == p.last_query >> low),
-            end_set.eq((self.sum_pair == pairs - 1) | (pair == p.last_query >> low)),
+            end_set.eq(((pair & (pairs - 1)) == pairs - 1) | (pair == p.last_query >> low)),
             end_cell.eq(cell == last_cell),
-        ]
-        m.d.comb += [
+            # The array's memory answers in a cycle, the one here in two.
             self.sum_half.eq(half),
             self.sum_pair.eq(pair & (pairs - 1)),
             self.sum_step.eq(step),
-            adding.eq(reading & ~p.first),
         ]
+        m.d.comb += adding.eq(reading & ~p.first)
 
         # ---- runs are added as they come -----------------------------------------------------------
         unit = Signal(z.phase, reset_less=True)
@@ -132,7 +131,7 @@ class SumAccumulator(wiring.Component):
                     m.next = "Idle"
 
         # ---- results are given out while nothing is added ------------------------------------------
-        # The last sums are on their way to the memory for 2 cycles.
+        # The last sums are on their way to the memory for three cycles, of which "Give" is the first.
         out_query = Signal(z.query_bits + 1)
         out_cell = Signal(16)
         out_step = Signal(depth)
@@ -168,6 +167,11 @@ class SumAccumulator(wiring.Component):
         layout = data.ArrayLayout(signed(z.sum_bits), 4 * z.pair)
         m.submodules.memory = memory = Memory(shape=layout, depth=2 << (z.query_bits - low + index_bits), init=[])
         write, read = memory.write_port(), memory.read_port()
+        # The output register of an UltraRAM. A word is added to again after z.depth + 1 cycles at the earliest, the states' time
+        # between two phases; it is written after three.
+        assert z.depth + 1 > 3
+        before = Signal(layout, reset_less=True)
+        m.d.sync += before.eq(read.data)
         address = Signal(1 + z.query_bits - low + index_bits)
         out_address = Signal.like(address)
         m.d.comb += [
@@ -175,23 +179,23 @@ class SumAccumulator(wiring.Component):
             out_address.eq(Cat(Cat(out_step, out_cell)[:index_bits], out_query[low : z.query_bits], unit.parity)),
             self.factor_address.eq(Cat(out_query[: z.query_bits], unit.parity)),
             read.addr.eq(Mux(adding, address, out_address)),
-            write.addr.eq(delay_line(m, address, 2, "address")),
-            write.en.eq(delay_line(m, reading, 2, "write_en", reset_less=False)),
+            write.addr.eq(delay_line(m, address, 3, "address")),
+            write.en.eq(delay_line(m, reading, 3, "write_en", reset_less=False)),
         ]
-        first = delay_line(m, p.first, 1, "first")
+        first = delay_line(m, p.first, 2, "first")
         total = Signal(layout, reset_less=True)
         for i in range(4 * z.pair):
-            m.d.sync += total[i].eq(self.sums[i] + Mux(first, 0, read.data[i]))
+            m.d.sync += total[i].eq(self.sums[i] + Mux(first, 0, before[i]))
         m.d.comb += write.data.eq(total)
 
         # ---- results -------------------------------------------------------------------------------
-        factor = delay_line(m, self.factor, self.to_float[0].delay, "factor")
-        second = delay_line(m, out_query[0] if low else Const(0), 1, "second")
+        factor = delay_line(m, self.factor, 1 + self.to_float[0].delay, "factor")
+        second = delay_line(m, out_query[0] if low else Const(0), 2, "second")
         for i in range(4):
             m.submodules[f"to_float_{i}"] = to_float = self.to_float[i]
             m.submodules[f"multiply_{i}"] = multiply = Multiplier()
             m.d.comb += [
-                to_float.i.eq(Mux(second, read.data[4 * (z.pair - 1) + i], read.data[i])),
+                to_float.i.eq(Mux(second, before[4 * (z.pair - 1) + i], before[i])),
                 multiply.a.eq(to_float.o),
                 multiply.b.eq(factor),
                 self.att_data[i].eq(multiply.o),

@@ -311,8 +311,11 @@ class ScorePass(wiring.Component):
         m.d.comb += where.eq(Cat(group, p.parity))
         # The largest of a beat's keys first, then that of all: a comparison a cycle.
         compared = d + 1
-        at = late(where, compared - 1, "at")
-        at_1 = late(at, 2, "at_1")
+        # A group's maxima are read again five cycles behind its last beat at the earliest (the walker's states), and are there
+        # after four.
+        at = late(where, compared - 2, "at")
+        at_1 = late(at, 3, "at_1")
+        held = Signal(statistic_layout(z), reset_less=True)
         start = late(o == 0, compared, "start")
         fresh = late(p.first, compared, "fresh")
         stop = late(go & last_beat & ~self.head_mode, compared + 1, "stop", True)
@@ -326,6 +329,7 @@ class ScorePass(wiring.Component):
             write.data.eq(statistics),
             write.en.eq(stop),
         ]
+        m.d.sync += held.eq(own.data)
         for i in range(pipes):
             largest = Signal(signed(SCORE_BITS), name=f"largest_{i}", reset_less=True)
             vlargest = Signal(32, name=f"vlargest_{i}", reset_less=True)
@@ -334,8 +338,8 @@ class ScorePass(wiring.Component):
             m.d.comb += [before_m.eq(statistics[i].m), before_v.eq(statistics[i].vmax)]
             with m.If(start):
                 m.d.comb += [
-                    before_m.eq(Mux(fresh, lowest, own.data[i].m)),
-                    before_v.eq(Mux(fresh, 0, own.data[i].vmax)),
+                    before_m.eq(Mux(fresh, lowest, held[i].m)),
+                    before_v.eq(Mux(fresh, 0, held[i].vmax)),
                 ]
             best_m, best_v, some = lowest, Const(0, 32), Const(0, 1)
             for k in range(kpb):

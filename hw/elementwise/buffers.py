@@ -21,19 +21,28 @@ class BankedBuffer(wiring.Component):
     parts : parts of a wide word.
     part_width : bits of a part.
     deep : goes into UltraRAM where the chip has it; else the tool chooses.
+    output_register : a register behind the RAM, which moves into it: a RAM's clock-to-out is up to four LUT levels.
+
+    Attributes
+    ----------
+    delay : cycles from `read` to `read_data`: 1, or 2 with an output register.
 
     Interface attributes
     --------------------
     write, write_addr, write_part, write_data : In. One part a cycle; `write_addr` counts wide words.
     read, read_addr : In.
-    read_data : Out, one cycle after `read`, part 0 in the low bits. The old word when it is written in the same cycle.
+    read_data : Out, `delay` cycles after `read`, part 0 in the low bits. The old word when it is written in the same
+        cycle as it is read.
     """
 
-    def __init__(self, *, depth: int, parts: int, part_width: int, deep: bool = False):
+    def __init__(
+        self, *, depth: int, parts: int, part_width: int, deep: bool = False, output_register: bool = False
+    ) -> None:
         self._depth = depth
         self._parts = parts
         self._width = part_width
         self._deep = deep
+        self.delay = 2 if output_register else 1
         super().__init__(
             {
                 "write": In(1),
@@ -63,8 +72,13 @@ class BankedBuffer(wiring.Component):
                 write.en.eq(self.write & (self.write_part == i if self._parts > 1 else 1)),
                 read.addr.eq(self.read_addr),
                 read.en.eq(self.read),
-                self.read_data.word_select(i, self._width).eq(read.data),
             ]
+            word = Signal(self._width, name=f"word{i}", reset_less=True)
+            if self.delay > 1:
+                m.d.sync += word.eq(read.data)
+            else:
+                m.d.comb += word.eq(read.data)
+            m.d.comb += self.read_data.word_select(i, self._width).eq(word)
         return m
 
 

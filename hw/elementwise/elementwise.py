@@ -195,7 +195,7 @@ class Elementwise(wiring.Component):
         config = self.config
         pitch = config.max_hidden // CHUNK
         m.submodules.residual = residual = BankedBuffer(
-            depth=config.lanes * pitch, parts=1, part_width=32 * CHUNK, deep=True
+            depth=config.lanes * pitch, parts=1, part_width=32 * CHUNK, deep=True, output_register=True
         )
         info = Signal(chunk_info(config), reset_less=True)
         v = Signal(CHUNK_LAYOUT, reset_less=True)
@@ -278,7 +278,9 @@ class Elementwise(wiring.Component):
         words = config.max_features // config.word
         parts = config.word // CHUNK
         low = parts.bit_length() - 1
-        m.submodules.u = u = BankedBuffer(depth=config.lanes * words, parts=parts, part_width=32 * CHUNK, deep=True)
+        m.submodules.u = u = BankedBuffer(
+            depth=config.lanes * words, parts=parts, part_width=32 * CHUNK, deep=True, output_register=True
+        )
         m.submodules.int8 = int8 = BankedBuffer(
             depth=config.lanes * words, parts=1, part_width=8 * config.word, deep=True
         )

@@ -40,7 +40,7 @@ class Epilogue(wiring.Component):
     go : In, chunks may leave the transposer.
     captured : In, pulse: the statistics of a head are read, another may follow.
     act_lane, act_scale : activation scale of a lane, in the same cycle.
-    x_lane, x_chunk, x : the residual stream, one cycle of latency.
+    x_lane, x_chunk, x : the residual stream, two cycles of latency.
     rope_lane, rope_chunk, rope : (cos, sin, cos, sin), two cycles of latency.
     valid, last, head_last, keep, info, v : Out. A chunk of features; `last` of the job, `head_last` of a head and all
         lanes; `keep`: it is the residual stream.
@@ -185,11 +185,14 @@ class Epilogue(wiring.Component):
             y.append(scaled.o)
 
         # ---- operands that are there together with y
-        tag = data.View(layout, delayed(m, tag, self._y - Transposer.delay - 2, "tag_rope"))
-        m.d.comb += [self.rope_lane.eq(tag.lane), self.rope_chunk.eq(Cat(tag.half, tag.dim))]
-        tag = data.View(layout, delayed(m, tag, 1, "tag_x"))
-        m.d.comb += [self.x_lane.eq(tag.lane), self.x_chunk.eq(Cat(tag.half, tag.group))]
-        tag = data.View(layout, delayed(m, tag, 1, "tag_y"))
+        tag = data.View(layout, delayed(m, tag, self._y - Transposer.delay - 2, "tag_read"))
+        m.d.comb += [
+            self.rope_lane.eq(tag.lane),
+            self.rope_chunk.eq(Cat(tag.half, tag.dim)),
+            self.x_lane.eq(tag.lane),
+            self.x_chunk.eq(Cat(tag.half, tag.group)),
+        ]
+        tag = data.View(layout, delayed(m, tag, 2, "tag_y"))
         return y, flags(m, state, self._y - Transposer.delay, "state_y"), tag
 
     def _features(self, m: Module, y: list[Signal], state: Signal, tag: data.View) -> None:

@@ -37,7 +37,7 @@ class Quantiser(wiring.Component):
     start_inputs, start_heads : In, pulses. Both may be given together: the inputs come first.
     lanes, tiles, head_dim, heads, kv_heads : In, the job.
     done, tag, inv : In, a result of ScaleUnit, in the order of use.
-    u_read, u_lane, u_word, u_data : read port of the u buffer, one cycle of latency.
+    u_read, u_lane, u_word, u_data : read port of the u buffer, two cycles of latency.
     write, write_lane, write_word, write_data : Out, to the int8 buffer.
     own_write, own_addr, own_part : Out, to the own-K/V RAM; the data are `write_data`.
     quantised : Out, words of the inputs written since the start.
@@ -45,7 +45,7 @@ class Quantiser(wiring.Component):
     inputs_done, heads_done : Out, pulses: the last word of a job is written.
     """
 
-    delay = 1 + Multiplier.delay + FloatToInt8.delay
+    delay = 2 + Multiplier.delay + FloatToInt8.delay
     """From the read of a word to its write."""
 
     def __init__(self, config: AcceleratorConfig):
@@ -156,7 +156,6 @@ class Quantiser(wiring.Component):
         # ---- its factor
         m.submodules.factors = factors = memory.Memory(shape=unsigned(32), depth=SLOTS * config.lanes, init=[])
         store, look = factors.write_port(), factors.read_port(domain="comb")
-        factor = Signal(32, reset_less=True)
         m.d.comb += [
             store.addr.eq(Cat(self.tag.slot, self.tag.lane)),
             store.data.eq(self.inv),
@@ -166,7 +165,7 @@ class Quantiser(wiring.Component):
             self.u_lane.eq(lane),
             self.u_word.eq(word),
         ]
-        m.d.sync += factor.eq(look.data)
+        factor = delayed(m, look.data, 2, "factor")
 
         # ---- where it goes
         own, inside = Signal(), Signal()

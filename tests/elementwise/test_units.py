@@ -76,7 +76,9 @@ class Features(wiring.Component):
         c = TINY
         m.submodules.epilogue = e = Epilogue(c)
         m.submodules.statistics = s = Statistics(c)
-        m.submodules.x = x = BankedBuffer(depth=c.lanes * self._chunks, parts=1, part_width=32 * CHUNK)
+        m.submodules.x = x = BankedBuffer(
+            depth=c.lanes * self._chunks, parts=1, part_width=32 * CHUNK, output_register=True
+        )
         m.submodules.rope = rope = BeatTable(beats=c.lanes * c.max_head_dim // CHUNK, word=c.word)
         m.submodules.act = act = memory.Memory(shape=32, depth=c.lanes, init=[])
         write, read = act.write_port(), act.read_port(domain="comb")

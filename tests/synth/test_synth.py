@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from amaranth.back import rtlil
-from amaranth.hdl import C, Cat, Elaboratable, Instance, Module, Signal
+from amaranth.hdl import C, Cat, ClockSignal, Elaboratable, Instance, Module, Signal
 from amaranth.lib.memory import Memory
 from typer.testing import CliRunner
 
@@ -20,7 +20,7 @@ from golden.config import TINY
 from host.cli import app
 from hw.synth import yosys
 from hw.synth.levels import LevelError, Levels
-from hw.synth.netlist import Netlist, Resources, count, flatten
+from hw.synth.netlist import Cell, Netlist, Resources, count, flatten
 from hw.synth.synthesis import synthesise
 
 
@@ -105,9 +105,89 @@ def test_every_primitive_is_counted_or_refused() -> None:
         count(Counter(FROB=7))
 
 
-def test_a_combinational_loop_is_found() -> None:
-    from hw.synth.netlist import Cell
+@pytest.mark.parametrize(
+    "type,port,parameters,levels",
+    [
+        ("URAM288", "DOUT_A", {"OREG_A": "FALSE", "OREG_B": "TRUE"}, 4),
+        ("URAM288", "DOUT_B", {"OREG_A": "FALSE", "OREG_B": "TRUE"}, 1),
+        ("URAM288", "CAS_OUT_DOUT_B", {"OREG_B": "TRUE"}, 1),
+        ("URAM288", "DOUT_B", {}, 4),
+        ("URAM288_BASE", "DOUT_A", {"OREG_A": "TRUE"}, 1),
+        ("RAMB36E2", "DOUTADOUT", {"DOA_REG": f"{0:032b}", "DOB_REG": f"{1:032b}"}, 3),
+        ("RAMB36E2", "DOUTBDOUT", {"DOA_REG": f"{0:032b}", "DOB_REG": f"{1:032b}"}, 1),
+        ("RAMB36E2", "DOUTPBDOUTP", {"DOB_REG": f"{0:032b}"}, 3),
+        ("RAMB18E2", "DOUTPADOUTP", {"DOA_REG": f"{1:032b}"}, 1),
+        ("RAMB18E2", "DOUTADOUT", {}, 1),  # the default of the E2
+        ("RAMB18E1", "DOBDO", {}, 3),  # and of the E1
+        ("RAMB36E1", "DOPBDOP", {"DOA_REG": f"{1:032b}", "DOB_REG": f"{0:032b}"}, 3),
+        ("RAMB36E1", "DOADO", {"DOA_REG": f"{1:032b}"}, 1),
+        ("RAMB36SDP", "DO", {"DO_REG": f"{1:032b}"}, 1),
+        ("FDRE", "Q", {}, 0),
+    ],
+)
+def test_clock_to_out_is_counted(type: str, port: str, parameters: dict[str, str], levels: float) -> None:
+    """What a RAM takes to its output stands in front of the LUTs behind it, and is the whole path to a register."""
+    cells = [
+        Cell("ram", type, "top", parameters, {"CLK": [0]}, {port: [1]}),
+        Cell("lut", "LUT2", "top", {}, {"I0": [1], "I1": [2]}, {"O": [3]}),
+        Cell("one", "FDRE", "top", {}, {"C": [0], "D": [3]}, {"Q": [4]}),
+        Cell("direct", "FDRE", "top", {}, {"C": [0], "D": [1]}, {"Q": [5]}),
+        Cell("other", "FDRE", "top", {}, {"C": [0], "D": [4]}, {"Q": [2]}),
+    ]
+    netlist = Netlist(nets=6, cells=cells, inputs={0: "clk"}, names={4: "one", 5: "direct", 2: "other"})
+    found = {p.nets[-1]: p.levels for p in Levels(netlist).worst(9)}
+    assert found == {"-> one.D": levels + 1, "-> direct.D": levels, "-> other.D": 0}
+    assert Levels(netlist).longest()["top"].levels == levels + 1
 
+
+class Memories(Elaboratable):
+    """Inferred RAMs with one LUT behind each, with a register behind each, and an UltraRAM with its output register."""
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        a = Signal(64)
+        m.d.sync += a.eq(Cat(~a[-1], a))
+        for style in ("ultra", "block"):
+            memory = Memory(shape=64, depth=4096, init=[], attrs={"ram_style": style})
+            m.submodules[style] = memory
+            write, read = memory.write_port(), memory.read_port()
+            m.d.comb += [write.addr.eq(a), write.data.eq(a), write.en.eq(a[9]), read.addr.eq(a[12:])]
+            for name, value in (("gated", read.data[0] & a[0]), ("plain", read.data[1])):
+                register = Signal(name=f"{style}_{name}", attrs={"keep": 1})
+                m.d.sync += register.eq(value)
+        data, registered = Signal(72), Signal(attrs={"keep": 1})
+        m.submodules.instance = Instance(
+            "URAM288",
+            p_OREG_A="TRUE",
+            i_CLK=ClockSignal(),
+            i_ADDR_A=Cat(C(0, 11), a[:12]),
+            i_EN_A=C(1),
+            i_OREG_CE_A=C(1),
+            o_DOUT_A=data,
+        )
+        m.d.sync += registered.eq(data[5] ^ a[0])
+        return m
+
+
+def test_clock_to_out_of_inferred_memories(tmp_path: Path) -> None:
+    """Yosys leaves the output registers unused: a register behind a RAM is the fabric's."""
+    (tmp_path / "c.il").write_text(rtlil.convert(Memories(), ports=[], emit_src=False))
+    mapped = "synth_xilinx -family xcup -uram -flatten -noiopad -noclkbuf -nosrl"
+    yosys.run(["read_rtlil c.il", mapped, "write_json c.json"], tmp_path)
+    netlist = flatten([tmp_path / "c.json"], "top")
+    types = Counter(c.type for c in netlist.cells)
+    assert types["URAM288"] == 2 and types["RAMB36E2"]
+    found = {p.nets[-1].removeprefix("-> "): p.levels for p in Levels(netlist).worst(99)}
+    assert {n: found[f"{n}.D"] for n in ("ultra_gated", "ultra_plain", "block_gated", "block_plain", "registered")} == {
+        "ultra_gated": 5,
+        "ultra_plain": 4,
+        "block_gated": 4,
+        "block_plain": 3,
+        "registered": 2,
+    }
+
+
+def test_a_combinational_loop_is_found() -> None:
     loop = Netlist(nets=2)
     loop.cells = [Cell(f"c{i}", "LUT1", "top", {}, {"I0": [i]}, {"O": [1 - i]}) for i in range(2)]
     with pytest.raises(LevelError, match="combinational loop through c"):
