@@ -27,6 +27,7 @@ from golden.config import AcceleratorConfig
 from hw.platforms import platform_of
 from hw.primitives import UltraScalePlus
 from hw.synth import yosys
+from hw.synth.inventory import check_columns
 from hw.synth.levels import Levels
 from hw.synth.levels import Path as LogicPath
 from hw.synth.netlist import Resources, flatten
@@ -105,6 +106,7 @@ def synthesise(
     Raises
     ------
     UnknownBlock : a name that is no block.
+    hw.synth.inventory.ColumnError : a memory whose write columns would not map as counted.
     hw.synth.yosys.SynthesisError : Yosys failed.
     """
     progress(TOP, "elaboration")
@@ -159,9 +161,9 @@ def _rtlil(config: AcceleratorConfig, cache: Path) -> str:
     parameters = repr([(f.name, getattr(config, f.name)) for f in fields(config)])
     path = cache / f"{config.name}-{digest(parameters, *sources)}.il"
     if not path.exists():
-        text = rtlil.convert(
-            Accelerator(config), name=TOP, platform=platform_of(config) or UltraScalePlus(), emit_src=False
-        )
+        platform = platform_of(config) or UltraScalePlus()
+        check_columns(Accelerator(config), platform)
+        text = rtlil.convert(Accelerator(config), name=TOP, platform=platform, emit_src=False)
         for old in cache.glob(f"{config.name}-*.il"):
             old.unlink(missing_ok=True)
         write(path, text)
