@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint bench oracle verilog clean
+.PHONY: help setup demo test lint bench unisims oracle verilog clean
 
 help:
 	@echo "make demo     stream a story from the simulated accelerator, checked against the golden model"
 	@echo "make test     lint and every test"
 	@echo "make bench    real-scale runs; results in docs/measurements/"
+	@echo "make unisims  tests of vendor primitives on AMD's models; UNISIMS=Vivado's data/verilog/src or a XilinxUnisimLibrary"
 	@echo "make oracle   reference vectors from PyTorch (installs torch)"
 	@echo "make verilog  Verilog of the kv260 preset in build/verilog/"
 
@@ -39,6 +40,9 @@ verilog: setup
 
 bench: setup
 	$(BIN)/python -m pytest -q -s bench
+
+unisims: setup
+	$(BIN)/python -m bench.unisims "$(UNISIMS)"
 
 $(VENV)/.oracle: $(VENV)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0

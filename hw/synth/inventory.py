@@ -46,31 +46,31 @@ def _fragments(fragment: Fragment, path: tuple[str, ...] = ()) -> Iterator[tuple
         yield from _fragments(part, (*path, name or f"U{i}"))
 
 
-def primitives(component: Elaboratable, platform: object) -> Counter[Primitive]:
-    """Modes of the primitives that a component instantiates, and how often."""
-    found: Counter[Primitive] = Counter()
-    for _, fragment in _fragments(Fragment.get(component, platform)):
+@dataclass(frozen=True)
+class Inventory:
+    """What a component instantiates. primitives: how often each mode of one."""
+
+    primitives: Counter[Primitive]
+    memories: list[Ram]
+
+
+def inventory(component: Elaboratable, platform: object) -> Inventory:
+    """Elaborates a component for a platform, and lists its primitives and memories."""
+    found = Inventory(Counter(), [])
+    for path, fragment in _fragments(Fragment.get(component, platform)):
         if isinstance(fragment, Instance):
             parameters = {k: v.value if isinstance(v, Const) else v for k, v in fragment.parameters.items()}
             inputs = {k: Value.cast(v) for k, (v, kind) in fragment.ports.items() if kind == "i"}
             constants = {k: v.value for k, v in inputs.items() if isinstance(v, Const)}
             mode = (tuple(sorted(parameters.items())), tuple(sorted(constants.items())))
-            found[Primitive(fragment.type, *mode, tuple(sorted(inputs.keys() - constants.keys())))] += 1
-    return found
-
-
-def memories(component: Elaboratable, platform: object) -> list[Ram]:
-    """Memories of a component."""
-    found = []
-    for path, fragment in _fragments(Fragment.get(component, platform)):
+            found.primitives[Primitive(fragment.type, *mode, tuple(sorted(inputs.keys() - constants.keys())))] += 1
         if isinstance(fragment, MemoryInstance):
-            data = fragment._data
-            width = Shape.cast(data.shape).width
-            found.append(
+            width = Shape.cast(fragment._data.shape).width
+            found.memories.append(
                 Ram(
                     ".".join(path),
                     width,
-                    data.depth,
+                    fragment._data.depth,
                     min((len(p._data) // max(1, len(p._en)) for p in fragment._write_ports), default=width),
                     str(fragment._attrs.get("ram_style", "")),
                     all(p._domain != "comb" for p in fragment._read_ports),
@@ -79,23 +79,18 @@ def memories(component: Elaboratable, platform: object) -> list[Ram]:
     return found
 
 
-def check_columns(component: Elaboratable, platform: object) -> list[Ram]:
+def check_columns(memories: list[Ram]) -> None:
     """Refuses memories whose write columns a tool would map to other RAMs than counted.
 
     UltraRAM and block RAM enable bytes of 8 or 9 bits (UG573), and inference takes columns of a multiple of these; for
     others it builds a RAM for each column (UG901). A column across two UltraRAM is left to the tool's taste, so a
     memory in UltraRAM that has columns may have one word.
 
-    Returns
-    -------
-    The component's memories.
-
     Raises
     ------
     ColumnError : the first such memory.
     """
-    found = memories(component, platform)
-    for ram in found:
+    for ram in memories:
         if ram.column == ram.width or not ram.registered or ram.style in ("distributed", "registers"):
             continue
         if ram.column % 8 and ram.column % 9:
@@ -107,4 +102,3 @@ def check_columns(component: Elaboratable, platform: object) -> list[Ram]:
                 f"memory {ram.name}: {ram.width} bits with write columns of {ram.column}; in UltraRAM at most {WORD} bits "
                 "have columns: use hw.memory.columns.ColumnMemory"
             )
-    return found

@@ -27,7 +27,7 @@ from golden.config import AcceleratorConfig
 from hw.platforms import platform_of
 from hw.primitives import UltraScalePlus
 from hw.synth import yosys
-from hw.synth.inventory import check_columns
+from hw.synth.inventory import check_columns, inventory
 from hw.synth.levels import Levels
 from hw.synth.levels import Path as LogicPath
 from hw.synth.netlist import Resources, flatten
@@ -162,7 +162,7 @@ def _rtlil(config: AcceleratorConfig, cache: Path) -> str:
     path = cache / f"{config.name}-{digest(parameters, *sources)}.il"
     if not path.exists():
         platform = platform_of(config) or UltraScalePlus()
-        check_columns(Accelerator(config), platform)
+        check_columns(inventory(Accelerator(config), platform).memories)
         text = rtlil.convert(Accelerator(config), name=TOP, platform=platform, emit_src=False)
         for old in cache.glob(f"{config.name}-*.il"):
             old.unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import pytest
 from amaranth.sim import Simulator
 
 from hw.memory.columns import ColumnMemory
-from hw.synth.inventory import check_columns
+from hw.synth.inventory import check_columns, inventory
 
 SHAPES = [(1, 50), (1, 145), (2, 16), (4, 100), (8, 32), (8, 25), (3, 20), (9, 8), (5, 64), (3, 65), (2, 72), (2, 144)]
 
@@ -44,16 +44,18 @@ def test_every_column_is_written_alone_and_a_read_gives_the_old_word(columns: in
 
 
 @pytest.mark.parametrize(
-    ("columns", "width", "ultra"), [(4, 100, 6), (8, 32, 4), (8, 16, 2), (1, 50, 1), (2, 50, 2), (2, 144, 4), (3, 65, 3)]
+    ("columns", "width", "ultra"),
+    [(4, 100, 6), (8, 32, 4), (8, 16, 2), (1, 50, 1), (2, 50, 2), (2, 144, 4), (3, 65, 3)],
 )
 def test_pieces_map_to_as_few_ultra_rams_as_bytes_allow(columns: int, width: int, ultra: int) -> None:
-    found = check_columns(ColumnMemory(depth=4096, columns=columns, width=width), None)
+    found = inventory(ColumnMemory(depth=4096, columns=columns, width=width), None).memories
+    check_columns(found)
     assert all(r.style == "ultra" and r.width <= 72 for r in found) and len(found) == ultra
 
 
 @pytest.mark.parametrize("columns,width", SHAPES)
 def test_pieces_of_every_shape_map(columns: int, width: int) -> None:
-    check_columns(ColumnMemory(depth=4096, columns=columns, width=width), None)
+    check_columns(inventory(ColumnMemory(depth=4096, columns=columns, width=width), None).memories)
 
 
 @pytest.mark.parametrize(

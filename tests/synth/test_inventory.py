@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from amaranth.hdl import Elaboratable, Module
 from amaranth.lib.memory import Memory
 
-from golden.config import PRESETS
-from hw.platforms import platform_of
-from hw.primitives import UltraScalePlus
-from hw.synth.inventory import ColumnError, check_columns
-from hw.top import Accelerator
-
-DISTINCT = {replace(c, name=""): name for name, c in reversed(PRESETS.items())}
-"""Of presets that differ in name alone, one."""
+from hw.synth.inventory import ColumnError, check_columns, inventory
+from tests.primitives.designs import designs
 
 
 class OneMemory(Elaboratable):
@@ -33,22 +25,25 @@ class OneMemory(Elaboratable):
         return m
 
 
-@pytest.mark.parametrize("preset", DISTINCT.values())
-def test_write_columns_of_every_preset_map_to_byte_enables(preset: str) -> None:
-    config = PRESETS[preset]
-    platform = platform_of(config) or UltraScalePlus()
-    found = check_columns(Accelerator(config), platform)
-    assert any(r.column < r.width and r.registered for r in found), "of every preset's some memory has columns"
-    if preset == "kv260":  # 8 queries of 2 keys: scores of 25 bits, weights of 16
-        ultra = {r.name: r.width for r in found if r.style == "ultra"}
-        assert sum(-(-w // 72) for n, w in ultra.items() if n.startswith("attention.scores")) == 6
-        assert sum(-(-w // 72) for n, w in ultra.items() if n.startswith("attention.weights")) == 4
+@pytest.mark.xdist_group("designs")
+def test_write_columns_of_every_preset_map_to_byte_enables() -> None:
+    for name, design in designs().items():
+        check_columns(design.memories)
+        if name != "fp":
+            assert any(r.column < r.width and r.registered for r in design.memories), f"{name} has columns somewhere"
+    # 8 queries of 2 keys: scores of 25 bits, weights of 16.
+    ultra = {r.name: r.width for r in designs()["kv260"].memories if r.style == "ultra"}
+    assert sum(-(-w // 72) for n, w in ultra.items() if n.startswith("attention.scores")) == 6
+    assert sum(-(-w // 72) for n, w in ultra.items() if n.startswith("attention.weights")) == 4
 
 
 @pytest.mark.parametrize(
     ("circuit", "message"),
     [
-        ((416, 104, "ultra"), "memory store: 416 bits with write columns of 104; in UltraRAM at most 72 bits have columns"),
+        (
+            (416, 104, "ultra"),
+            "memory store: 416 bits with write columns of 104; in UltraRAM at most 72 bits have columns",
+        ),
         ((144, 72, "ultra"), "144 bits with write columns of 72"),
         ((50, 25, "ultra"), "write columns of 25 bits; a RAM's are a multiple of 8 or 9 bits"),
         ((72, 12, "ultra"), "write columns of 12 bits"),
@@ -58,7 +53,7 @@ def test_write_columns_of_every_preset_map_to_byte_enables(preset: str) -> None:
 )
 def test_columns_that_would_not_map_are_refused(circuit: tuple[int, int, str], message: str) -> None:
     with pytest.raises(ColumnError, match=message):
-        check_columns(OneMemory(*circuit), None)
+        check_columns(inventory(OneMemory(*circuit), None).memories)
 
 
 @pytest.mark.parametrize(
@@ -76,4 +71,4 @@ def test_columns_that_would_not_map_are_refused(circuit: tuple[int, int, str], m
     ],
 )
 def test_columns_that_map_pass(circuit: tuple[int, int, str]) -> None:
-    check_columns(OneMemory(*circuit), None)
+    check_columns(inventory(OneMemory(*circuit), None).memories)
