@@ -35,6 +35,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "measurements" / "unisims.md"
 
 TESTS = {
+    "multipliers and their cascades": "tests/fp/test_dsp.py::test_multipliers_of_primitives_are_those_of_plain_logic",
     "floating-point units": "tests/fp/test_units.py::test_every_unit_equals_golden_bit_for_bit[primitives]",
     "TLMM engine, tables of groups of 3": "tests/tlmm/test_engine.py::test_tables_of_primitives_are_exact[tiny]",
     "TLMM engine, tables of groups of 2": "tests/tlmm/test_engine.py::test_tables_of_primitives_are_exact[g2]",
