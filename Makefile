@@ -7,13 +7,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TELLME := $(BIN)/python -m host.cli
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint bench memory oracle verilog wheels docs clean
+.PHONY: help setup demo test lint bench memory unisims oracle verilog wheels docs clean
 
 help:
 	@echo "make demo     stream a story from the simulated accelerator, checked against the golden model"
 	@echo "make test     lint and every test"
 	@echo "make bench    real-scale runs; results in docs/measurements/"
 	@echo "make memory   the memory model against rates of boards; docs/measurements/memory.md"
+	@echo "make unisims  tests of vendor primitives on AMD's models; UNISIMS=Vivado's data/verilog/src or a XilinxUnisimLibrary"
 	@echo "make oracle   reference vectors from PyTorch (installs torch)"
 	@echo "make wheels   whether the boards can install what they need (asks the package registry)"
 	@echo "make verilog  Verilog of the kv260 preset in build/verilog/"
@@ -77,6 +78,9 @@ bench: setup
 
 memory: setup
 	$(BIN)/python -m bench.memory
+
+unisims: setup
+	$(BIN)/python -m bench.unisims "$(UNISIMS)"
 
 $(VENV)/.oracle: $(VENV)/.installed
 	$(PIP) install --quiet torch==2.13.0

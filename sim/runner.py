@@ -29,6 +29,7 @@ from golden.project import advice
 from hw import cache
 from hw.emit import to_verilog
 from hw.primitives import UltraScalePlus
+from sim import models
 
 PARAMETERS = "TELLME_TEST_PARAMETERS"
 """Environment variable that carries a test's parameters (JSON) into the simulation process."""
@@ -64,7 +65,7 @@ class SimulationError(RuntimeError):
     """A simulation did not build, or its checks failed."""
 
 
-PRIMITIVES = tuple(sorted((Path(__file__).parent / "primitives").glob("*.sv")))
+PRIMITIVES = tuple(models.OURS.values())
 """Behaviour of the vendor primitives that hw instantiates on UltraScalePlus."""
 
 _FST = Path(__file__).resolve().parent / "fst"
@@ -347,21 +348,25 @@ def run(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def sources_of(component: Elaboratable, form: str = "rtl", name: str = "dut") -> tuple[str, tuple[Path, ...]]:
-    """Verilog of a component and the models it needs.
+def sources_of(
+    component: Elaboratable, form: str = "rtl", name: str = "dut"
+) -> tuple[str, tuple[Path, ...], tuple[str, ...]]:
+    """Verilog of a component, the models it needs (`sim.models.primitives`), and arguments of Verilator for them.
 
     form: "rtl"; "primitives", the RTL for UltraScalePlus; "netlist", that RTL mapped by Yosys.
     """
     if form == "rtl":
-        return to_verilog(component, name), ()
+        return to_verilog(component, name), (), ()
     if form == "primitives":
-        return to_verilog(component, name, UltraScalePlus()), PRIMITIVES
+        return to_verilog(component, name, UltraScalePlus()), *models.primitives(cache.prepare() / "models")
     if form == "netlist":
-        from hw.synth.mapped import mapped_verilog, models
+        from hw.synth.mapped import mapped_verilog
+        from hw.synth.mapped import models as cells
 
         # Of these two Yosys has no model.
-        own = (p for p in PRIMITIVES if p.stem in ("DSP48E2", "URAM288"))
-        return mapped_verilog(component, name), (*own, *models())
+        folder = cache.prepare() / "models"
+        own, args = models.primitives(folder, ("DSP48E2", "URAM288"))
+        return mapped_verilog(component, name), (*own, *models.cells(folder, cells())), args
     raise ValueError(f"form must be rtl, primitives or netlist, not {form!r}")
 
 
@@ -372,8 +377,8 @@ _SPLIT = ("--output-split-cfuncs", "500")
 def simulate(component: Elaboratable, module: str, *, waves: bool = False, form: str = "rtl", **kwargs: Any) -> None:
     """Converts, builds (cached) and runs the cocotb tests of `module` on a component. `form`: see `sources_of`; other
     keywords as in `run`."""
-    text, sources = sources_of(component, form)
-    folder = build(text, sources=sources, args=_SPLIT if form == "netlist" else (), waves=waves)
+    text, sources, args = sources_of(component, form)
+    folder = build(text, sources=sources, args=(*args, *_SPLIT) if form == "netlist" else args, waves=waves)
     run(folder, module, waves=waves, **kwargs)
 
 

@@ -17,6 +17,7 @@ from hw.attention.runs import Loader, PhaseQueue, Player, own_bits
 from hw.attention.scores import DotAccumulator
 from hw.attention.softmax import ScorePass, WeightPass, score_layout
 from hw.fp import delay_line
+from hw.memory.columns import ColumnMemory
 from hw.primitives import deep_ram
 
 
@@ -166,21 +167,17 @@ class AttentionUnit(wiring.Component):
             loader.free_beats.eq(player.free_beats),
         ]
         weights = data.ArrayLayout(16, c.attention_lanes * c.keys_per_beat)
-        # Memories of one or two queries, which are what an UltraRAM is wide.
         read_weights = Signal(weights)
-        pair = min(2, c.attention_lanes)
-        for a in range(0, c.attention_lanes, pair):
-            part = data.ArrayLayout(16, pair * c.keys_per_beat)
-            memory = Memory(shape=part, depth=2 * c.score_words, init=[], attrs=deep_ram(platform))
-            m.submodules[f"weights_{a}"] = memory
-            put, get = memory.write_port(granularity=c.keys_per_beat), memory.read_port()
-            m.d.comb += [
-                put.addr.eq(weight.weight_address),
-                put.data.as_value().eq(weight.weight_data.as_value().word_select(a // pair, part.size)),
-                put.en.eq(weight.weight_en.word_select(a // pair, pair)),
-                get.addr.eq(player.weight_address),
-                read_weights.as_value().word_select(a // pair, part.size).eq(get.data.as_value()),
-            ]
+        m.submodules.weights = memory = ColumnMemory(
+            depth=2 * c.score_words, columns=c.attention_lanes, width=16 * c.keys_per_beat
+        )
+        m.d.comb += [
+            memory.write_addr.eq(weight.weight_address),
+            memory.write_data.eq(weight.weight_data),
+            memory.write_en.eq(weight.weight_en),
+            memory.read_addr.eq(player.weight_address),
+            read_weights.eq(memory.read_data),
+        ]
         tag_1 = delay_line(m, player.tag, 1, "tag", reset_less=False)
         tag = delay_line(m, tag_1, 1, "tag_in", reset_less=False)
         beat = Signal(8 * c.beat_bytes, reset_less=True)
@@ -199,22 +196,18 @@ class AttentionUnit(wiring.Component):
             m.d.comb += getattr(array, name).eq(getattr(queries, name))
 
         # ---- scores --------------------------------------------------------------------------------
-        # One memory of whole bytes, so that byte enables tell the groups apart and no column is filled in part: 6
-        # UltraRAM instead of 8 for 8 queries of 50 bits.
-        together = data.ArrayLayout(score_layout(z), z.pipes)
-        padded = -(-together.size // 8) * 8
-        groups = c.attention_lanes // z.pipes
-        m.submodules.scores = memory = Memory(
-            shape=data.ArrayLayout(padded, groups), depth=2 * c.score_words, init=[], attrs=deep_ram(platform)
+        # A column for the queries that are written together.
+        columns = c.attention_lanes // z.pipes
+        m.submodules.scores = memory = ColumnMemory(
+            depth=2 * c.score_words, columns=columns, width=data.ArrayLayout(score_layout(z), z.pipes).size
         )
-        put, get = memory.write_port(granularity=1), memory.read_port()
-        m.d.comb += [put.addr.eq(score.score_address), put.en.eq(score.score_en), get.addr.eq(weight.score_address)]
-        for a in range(groups):
-            part = score.score_data.as_value().word_select(a, together.size)
-            m.d.comb += [
-                put.data[a].eq(part),
-                weight.scores.as_value().word_select(a, together.size).eq(get.data[a]),
-            ]
+        m.d.comb += [
+            memory.write_addr.eq(score.score_address),
+            memory.write_data.eq(score.score_data),
+            memory.write_en.eq(score.score_en),
+            memory.read_addr.eq(weight.score_address),
+            weight.scores.eq(memory.read_data),
+        ]
         m.submodules.value_scales = memory = Memory(
             shape=data.ArrayLayout(32, c.keys_per_beat),
             depth=2 * c.score_words,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import C, Cat, ClockSignal, Instance, Module, Mux, Signal, Value, signed
+from amaranth.hdl import C, Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value, signed
 
 from hw.fp.pipeline import delay_line
 from hw.primitives import UltraScalePlus
@@ -21,18 +21,25 @@ CASCADE_SHIFT = 17
 A_BITS, B_BITS = 27, 18
 """Of the factors, signed."""
 
-OPMODE_M, OPMODE_PCIN, OPMODE_C, OPMODE_PCIN_17 = 0b000000101, 0b000010000, 0b000110000, 0b001100000
-"""X and Y: the product. Z: the cascade input, C, or the cascade shifted right by 17 bits (UG579, tables 2-7 to 2-9)."""
+# OPMODE is W (bits 8:7), Z (6:4), Y (3:2), X (1:0); UG579, tables of the OPMODE control bits.
+OPMODE_M = 0b00_000_01_01
+"""X and Y: the product."""
 
-OPMODE_W_C = 0b110000000
-"""W: C (UG579, table 2-10)."""
+OPMODE_PCIN, OPMODE_C, OPMODE_PCIN_17 = 0b00_001_00_00, 0b00_011_00_00, 0b00_101_00_00
+"""Z: the cascade input, C, or the cascade input shifted right by 17 bits (110 would be P shifted)."""
+
+OPMODE_W_C = 0b11_000_00_00
+"""W: C."""
 
 INMODE_A, INMODE_D = 0b00000, 0b00110
-"""What the pre-adder passes on (UG579, table 2-11)."""
+"""What the pre-adder passes on: A with D off (bit 2), or D with A off (bit 1); UG579, table of the INMODE functions."""
 
 
 def _dsp48e2(m: Module, name: str, registers: dict[str, int], options: dict[str, str], ports: dict[str, Any]) -> None:
-    """An instance: register counts as named, 0 for the others; clock enables on; what is not connected is 0."""
+    """An instance: register counts as named, 0 for the others; clock enables on; what is not connected is 0.
+
+    Inputs that never change are constants of the instance, where `hw.synth.inventory` finds its mode.
+    """
     stages = (
         "ACASCREG ADREG ALUMODEREG AREG BCASCREG BREG CARRYINREG CARRYINSELREG CREG DREG INMODEREG MREG OPMODEREG PREG"
     )
@@ -48,6 +55,9 @@ def _dsp48e2(m: Module, name: str, registers: dict[str, int], options: dict[str,
     for port, value in ports.items():
         if port in inputs:
             width = widths.get(port, 1)
+            if isinstance(value, Const):
+                inputs[port] = C(value.value & (1 << width) - 1, width)
+                continue
             v = Signal(signed(width) if value.shape().signed else width, name=f"{name}_{port}")
             m.d.comb += v.eq(value)
             inputs[port] = v.as_unsigned()

@@ -30,6 +30,7 @@ from hw.emit import to_rtlil
 from hw.platforms import platform_of
 from hw.primitives import UltraScalePlus
 from hw.synth import yosys
+from hw.synth.inventory import check_columns, inventory
 from hw.synth.levels import Levels
 from hw.synth.levels import Path as LogicPath
 from hw.synth.netlist import Resources, flatten
@@ -106,6 +107,7 @@ def synthesise(
     Raises
     ------
     UnknownBlock : a name that is no block.
+    hw.synth.inventory.ColumnError : a memory whose write columns would not map as counted.
     hw.synth.yosys.SynthesisError : Yosys failed.
     """
     check_blocks(config, blocks)
@@ -209,7 +211,9 @@ def _rtlil(config: AcceleratorConfig, cache: Path) -> str:
     parameters = repr([(f.name, getattr(config, f.name)) for f in fields(config)])
     path = cache / f"{config.name}-{digest(parameters, *sources)}.il"
     if not path.exists():
-        text = to_rtlil(Accelerator(config), TOP, _platform(config))
+        platform = _platform(config)
+        check_columns(inventory(Accelerator(config), platform).memories)
+        text = to_rtlil(Accelerator(config), TOP, platform)
         for old in cache.glob(f"{config.name}-*.il"):
             old.unlink(missing_ok=True)
         write(path, text)

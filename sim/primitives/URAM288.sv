@@ -17,7 +17,9 @@ module URAM288 #(
     DOUT_A = 0;
     DOUT_B = 0;
     if (EN_AUTO_SLEEP_MODE != "FALSE" || IREG_PRE_A != "FALSE" || IREG_PRE_B != "FALSE" || OREG_A != "FALSE" || OREG_B != "FALSE"
-        || IS_CLK_INVERTED != 0)
+        || IS_CLK_INVERTED != 0
+        || (BWE_MODE_A != "PARITY_INTERLEAVED" && BWE_MODE_A != "PARITY_INDEPENDENT")
+        || (BWE_MODE_B != "PARITY_INTERLEAVED" && BWE_MODE_B != "PARITY_INDEPENDENT"))
       $fatal(1, "URAM288: a mode that is not modelled");
   end
 

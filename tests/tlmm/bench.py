@@ -139,9 +139,9 @@ endmodule
 @cache
 def build(config: AcceleratorConfig, beats: int, words: int, form: str = "rtl") -> Path:
     """Builds engine and bench; `beats` and `words` bound what all jobs of a run may use."""
-    text, sources = runner.sources_of(TlmmEngine(config), form)
+    text, sources, args = runner.sources_of(TlmmEngine(config), form)
     return runner.build(
-        text + _bench(config, beats, words), top="tb", public=("tb",), args=["--timing"], sources=sources
+        text + _bench(config, beats, words), top="tb", public=("tb",), args=["--timing", *args], sources=sources
     )
 
 
