@@ -34,8 +34,8 @@ class Status:
 
     Parameters
     ----------
-    text : the first.
-    lines : print every text as a line where nobody is looking; otherwise only `waiting` does.
+    text : the first; where nobody is looking it is not worth a line.
+    lines : print every further text as a line where nobody is looking; otherwise only `waiting` does.
     """
 
     def __init__(self, console: Console, text: str, *, lines: bool = False) -> None:
@@ -47,8 +47,6 @@ class Status:
     def __enter__(self) -> Status:
         if self._status is not None:
             self._status.__enter__()
-        elif self.lines:
-            self._print(self._text)
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -48,7 +48,9 @@ def test_only_contents_that_are_not_zero_are_written() -> None:
 _MEMINIT = re.compile(r"(?m)^  cell \$meminit_v2 \S+\n(?:    .*\n)*  end\n\n")
 
 
-@pytest.mark.parametrize("platform", [None, Inferred(ultra_ram=True), UltraScalePlus()], ids=str)
+@pytest.mark.parametrize(
+    "platform", [None, Inferred(ultra_ram=True), UltraScalePlus()], ids=["none", "inferred", "primitives"]
+)
 @pytest.mark.parametrize("component", [lambda: StreamReader(TINY), lambda: TileLoader(TINY)], ids=["reader", "loader"])
 def test_the_rest_is_amaranths_own_text(component: object, platform: object) -> None:
     ours = to_rtlil(component(), "dut", platform)  # type: ignore[operator]
