@@ -169,6 +169,7 @@ class ScorePass(wiring.Component):
         # ---- the issuer ----------------------------------------------------------------------------
         active = Signal()
         cur_lane = [Signal(lane_bits, name=f"lane_{i}", reset_less=True) for i in range(pipes)]
+        cur_span = [Signal(lane_bits + 1, name=f"span_{i}", reset_less=True) for i in range(pipes)]
         cur_scale = [Signal(32, name=f"scale_{i}", reset_less=True) for i in range(pipes)]
         cur_active = Signal(pipes)
         cur_end = Signal()
@@ -234,7 +235,11 @@ class ScorePass(wiring.Component):
         with m.If(take):
             m.d.sync += [active.eq(1), cur_active.eq(next_active), cur_end.eq(next_end), next_valid.eq(0)]
             for i in range(pipes):
-                m.d.sync += [cur_lane[i].eq(next_lane[i]), cur_scale[i].eq(next_scale[i])]
+                m.d.sync += [
+                    cur_lane[i].eq(next_lane[i]),
+                    cur_span[i].eq(next_lane[i] - (p.lane_lo >> log2(kpb) << log2(kpb))),
+                    cur_scale[i].eq(next_scale[i]),
+                ]
         free = delay_line(m, end, 1, "free", reset_less=False)
         m.d.comb += [self.scored.eq(free), self.scale_free.eq(Mux(free, 1 << delay_line(m, p.half, 1, "freed"), 0))]
 
@@ -245,16 +250,19 @@ class ScorePass(wiring.Component):
             self.read_address.eq(Cat(o[: log2(c.key_tile)], run_set)),
             self.scale_address.eq(Cat(o[: log2(c.key_tile)], p.half)),
         ]
+        # Which keys a query attends to, by the beat: of a cache block those that are valid, of the own ones those from the
+        # group's first lane (in beat 0) to its own. The bounds are registers: a phase stands still for some cycles first.
         valid = []
-        first_key = Signal(lane_bits + 2)
-        m.d.comb += first_key.eq((p.lane_lo >> log2(kpb) << log2(kpb)) + (o << log2(kpb)))
+        beats_of = [Signal(z.beat_bits, name=f"beats_of_{k}", reset_less=True) for k in range(kpb)]
+        m.d.sync += [beats_of[k].eq((p.keys + (kpb - 1 - k)) >> log2(kpb)) for k in range(kpb)]
         for i in range(pipes):
             valid.append([])
             for k in range(kpb):
                 v = Signal(name=f"valid_{i}_{k}", reset_less=True)
-                key = first_key + k
+                from_first = (o != 0) | (p.lane_lo[: log2(kpb)] <= k) if k < kpb - 1 else Const(1)
                 m.d.sync += v.eq(
-                    cur_active[i] & Mux(p.own, (key >= p.lane_lo) & (key <= cur_lane[i]), (o << log2(kpb)) + k < p.keys)
+                    cur_active[i]
+                    & Mux(p.own, from_first & (Cat(Const(k, log2(kpb)), o) <= cur_span[i]), o < beats_of[k])
                 )
                 valid[i].append(v)
 
