@@ -17,7 +17,7 @@ def designs() -> dict[str, Inventory]:
     """By preset (one of those that differ in name alone); and "fp", the bench of the floating-point units."""
     from tests.fp.test_units import Bench
 
-    distinct = {replace(c, name=""): name for name, c in reversed(PRESETS.items())}
+    distinct = {replace(c, name="any"): name for name, c in reversed(PRESETS.items())}
     found = {}
     for name in distinct.values():
         platform = platform_of(PRESETS[name]) or UltraScalePlus()
