@@ -189,12 +189,13 @@ class Loader(wiring.Component):
         m.d.comb += [put.addr.eq(self.stored), put.data.eq(taken), put.en.eq(to_store)]
         with m.If(to_store):
             m.d.sync += self.stored.eq(self.stored + 1)
-        accepted = Signal(range(self.depth + 1))
+        held = Signal(range(self.depth + 1))
         accept = Signal()
-        room = Signal()  # for one more than was accepted a cycle ago
+        # For one more than was accepted two cycles ago and in the last two: no path from the stream's `valid` into the count.
+        room = Signal()
         m.d.sync += [
-            accepted.eq(accepted + accept - Mux(self.free, self.free_beats, 0)),
-            room.eq(accepted < self.depth - 1),
+            held.eq(held + to_store - Mux(self.free, self.free_beats, 0)),
+            room.eq(held < self.depth - 2),
             to_store.eq(accept),
         ]
 
