@@ -42,14 +42,13 @@ def unisims_folder(root: Path) -> Path:
     )
 
 
-def unisim(name: str, root: Path, rename: str | None = None, *, checked: bool = True) -> str:
-    """AMD's model of a primitive as Verilator takes it: without global reset, delays and tests for high impedance.
+def unisim(name: str, root: Path, rename: str | None = None) -> str:
+    """AMD's model of a primitive as Verilator takes it: without global reset, delays and tests for high impedance, and
+    with its parameters as constants, which makes a simulation several times smaller.
 
     Parameters
     ----------
     rename : name of the module instead.
-    checked : with its checks of parameters. Without them (a form of AMD's, XIL_XECLIB) the parameters are constants of the
-        simulation, which is many times smaller.
 
     Raises
     ------
@@ -64,14 +63,12 @@ def unisim(name: str, root: Path, rename: str | None = None, *, checked: bool = 
     text = re.sub(r"[\w\[\]:]+\s*===\s*1'bz", "1'b0", text)
     text = re.sub(r"[\w\[\]:]+\s*!==\s*1'bz", "1'b1", text)
     text = re.sub(r"#\s*\d+(\.\d+)?", "", text)
+    # A parameter A goes through a variable A_REG to A_BIN, which a form of theirs (XIL_XECLIB) has as a wire.
+    text = re.sub(r"(?m)^  reg (\[[^\]]*\]) (\w+)_REG = \2;", r"  localparam \1 \2_REG = \2;", text)
+    text = re.sub(r"`ifdef XIL_XECLIB(\s+(?:wire|assign)[^;=]*_BIN\b)", r"`ifndef XIL_XECLIB\1", text)
     code = re.sub(r"//[^\n]*", "", text)
     if found := re.search(r"\S*(===\s*1'bz|!==\s*1'bz|\bglbl\.|#\s*[\d.])", code):
         raise ModelError(f"{path}: {found[0]!r} is not known here")
-    if not checked:
-        text = re.sub(r"(?m)^  reg (\[[^\]]*\]) (\w+)_REG = \2;", r"  localparam \1 \2_REG = \2;", text)
-        # This form of theirs sets a flag that it does not declare.
-        text = re.sub(r"(?m)^(  localparam MODULE_NAME = .*)$", r"\1\n  reg attr_err;", text, count=1)
-        text = f"`define XIL_XECLIB\n{text}\n`undef XIL_XECLIB\n"
     return _renamed(text, name, rename, path)
 
 
@@ -118,8 +115,7 @@ def primitives(folder: Path, names: tuple[str, ...] = tuple(OURS)) -> tuple[tupl
     root = os.environ.get(UNISIMS)
     if not root:
         return tuple(OURS[name] for name in names), ()
-    texts = {name: unisim(name, Path(root), checked=name != "DSP48E2") for name in names}
-    return tuple(_written(text, folder, f"{name}.v") for name, text in texts.items()), UNISIMS_ARGS
+    return tuple(_written(unisim(name, Path(root)), folder, f"{name}.v") for name in names), UNISIMS_ARGS
 
 
 def cells(folder: Path, paths: tuple[Path, ...]) -> tuple[Path, ...]:
