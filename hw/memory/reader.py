@@ -206,6 +206,7 @@ class StreamReader(wiring.Component):
     error, error_address : ErrorCode, and the beat address; kept until `clear`. No burst is issued after an error.
     quiet : AXI owes nothing and no soft reset is going on.
     owed : bursts that AXI owes each port.
+    port_beat, port_stall : of each port, for counters: a beat came; a burst is owed and no beat came. A cycle late.
     level : beats in the emptiest port's FIFO, two cycles ago.
     m_axi : read channels of the ports.
 
@@ -235,6 +236,8 @@ class StreamReader(wiring.Component):
                 "error_address": Out(32),
                 "quiet": Out(1),
                 "owed": Out(data.ArrayLayout(16, config.ports)),
+                "port_beat": Out(config.ports),
+                "port_stall": Out(config.ports),
                 "level": Out(bits_for(config.fifo_beats)),
                 "m_axi": Out(AxiRead(data_bytes=config.port_bytes)).array(config.ports),
             }
@@ -274,6 +277,8 @@ class StreamReader(wiring.Component):
                 p.words.ready.eq(whole & out.i.ready),
                 p.base.eq(self.base[i]),
                 self.owed[i].eq(p.flying),
+                self.port_beat[i].eq(p.arrived),
+                self.port_stall[i].eq(p.owed & ~p.arrived),
                 p.stop.eq(stop),
                 p.drain.eq(drain),
             ]
