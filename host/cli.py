@@ -31,6 +31,7 @@ from host.generate import Generation, Report
 from host.info import examine, print_info, try_program
 from host.model import Model, convert, find_model, preset_of
 from host.passes import Backend, chunks
+from host.placement import in_use
 from host.places import check_new_file, check_new_folder, replacing
 from host.program import check_fits, compile_program, usable_context
 from host.progress import Status
@@ -686,7 +687,8 @@ def plan_command(
     from sim.plan import fifo_memory, plan
 
     passes = chunks(config, spec.heads // spec.kv_heads, prompt)
-    result = plan(spec, config, memory, context=context, prompt=passes)
+    placement = in_use(config, "sim")
+    result = plan(spec, config, memory, context=context, prompt=passes, regions=placement.phases or None)
     if as_json:
         uram, ramb36 = fifo_memory(config)
         print(
@@ -706,6 +708,7 @@ def plan_command(
                     "share_of_beat_rate": result.decode.beats / result.decode.cycles,
                     "stalls": result.decode.stalls,
                     "memory_rate": result.rate,
+                    "phases_kib": placement.kib,
                     "fifo_beats": config.fifo_beats,
                     "fifo_beats_needed": result.depth,
                     "uram": uram,
@@ -720,6 +723,7 @@ def plan_command(
     console = Console()
     d = result.decode
     rows: list[tuple[str, object]] = [
+        ("ports' regions at", _regions(placement.kib)),
         ("memory, beats a cycle", f"{result.rate:.4f}"),
         ("tokens/s", f"{result.tokens_per_s:.1f}"),
         ("cycles a token", d.cycles),
@@ -734,6 +738,10 @@ def plan_command(
     show(grid("FIFO depth", ("beats", "memory", "cycles a token"), depths), console)
 
 
+def _regions(kib: list[int]) -> str:
+    return f"{', '.join(map(str, kib))} KiB modulo 64" if kib else "one behind the other"
+
+
 def _bench_tables(measured: Measurement, console: Console) -> None:
     r = measured.report()
     cycles = r["cycles_per_pass"]
@@ -742,6 +750,7 @@ def _bench_tables(measured: Measurement, console: Console) -> None:
         ("cycles a token", cycles),
         ("bytes read a token", r["bytes_per_pass"]),
         ("GB/s", f"{r['gb_per_s']:.2f}"),
+        ("ports' regions at", _regions(r["phases_kib"])),
         ("share of the beat rate", f"{r['share_of_beat_rate']:.1%}"),
         *((f"without a beat: {k}", f"{v:,} ({v / cycles:.2%})") for k, v in r["stalls"].items()),
         *((f"busy: {k}", f"{v:.1%}") for k, v in r["busy"].items()),
