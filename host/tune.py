@@ -3,8 +3,9 @@
 The program reads and does nothing else: a LOAD, then the output head over a stretch of memory, whatever it holds; nothing is
 written. Two figures of each placement:
 
-- a port's own rate: its beats over the cycles in which it waited for beats or got them (registers port_beats and port_stalls).
-  A stream of `SHORT` beats ends before the FIFOs of the fast ports are full, so that no port waits for another one.
+- a port's own rate: its beats over the cycles in which it waited for beats or got them (registers port_beats and port_stalls),
+  in a stream of `SHORT` beats. It is the port's own as far as the reader lets ports run apart (hw.memory.reader.burst_queue):
+  with bursts of 64 beats a stream's length, with bursts of 16 only 4 KiB, and all ports then get nearly what the slowest gets.
 - in lockstep: all beats over all cycles of a stream of many FIFOs, which is what a model gets. This is what placements are
   ranked by.
 
@@ -127,8 +128,8 @@ class StreamMeter(Accelerator):
             raise UserError(f"accelerator {config.name!r}: what a pass begins with does not fit before the stream")
 
     def _code(self, blocks: int) -> bytes:
-        if not blocks:
-            return self._load + encode(Opcode.END)
+        if not blocks:  # as long as the other one, so that it takes as many beats
+            return self._load + 2 * encode(Opcode.END)
         c, n = self.config, _inputs(self.config)
         rows = blocks * c.key_block
         head = encode(
