@@ -10,6 +10,7 @@ board's preset in XilinxBoardStore (`preset.xml`), *base overlay* the hardware h
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from golden.config import PRESETS, AcceleratorConfig
@@ -26,6 +27,12 @@ MODULE = "tellme_axi"
 
 VLNV = f"xilinx.com:module_ref:{MODULE}:1.0"
 """Type of the accelerator in the hardware hand-off, what a PYNQ driver binds to."""
+
+PHASE_PERIOD = 1 << 16
+"""Bytes after which a region begins in the same bank again, on every board here (64 KiB on a K26, less or equal elsewhere)."""
+
+PAGE = 4096
+"""Buffers and regions are whole pages, and phases are multiples of them."""
 
 ZYNQMP = "zynq_ultra_ps_e"
 ZYNQ7000 = "processing_system7"
@@ -45,6 +52,9 @@ class Board:
     memory_ports : high-performance ports of the PS, one for each AXI master of the accelerator, in order.
     ddr : kind, transfers a second (MT/s) and width of the memory.
     ddr_bytes : its size.
+    phases : where the ports' regions begin, bytes modulo PHASE_PERIOD, so that their streams are in different banks; ()
+        where nothing is gained or known: regions then lie one behind the other.
+    memory_rate : what the ports get together there in long reads of the preset, bytes/s: of the memory's model, not measured.
     cma_default : contiguous memory that the board's image reserves, bytes.
     luts, ffs, bram36, urams, dsps : of the chip.
     register_base : byte address of the accelerator's registers on the PS's bus.
@@ -63,6 +73,8 @@ class Board:
     memory_ports: tuple[str, ...]
     ddr: str
     ddr_bytes: int
+    phases: tuple[int, ...] = ()
+    memory_rate: int
     cma_default: int
     luts: int
     ffs: int
@@ -119,6 +131,10 @@ def _zynqmp_ports(*names: str) -> tuple[str, ...]:
     return tuple(f"S_AXI_{n}_FPD" for n in names)
 
 
+def _kib(*phases: int) -> tuple[int, ...]:
+    return tuple(1024 * x for x in phases)
+
+
 FREE = "free edition"
 """Vivado Standard (to 2025.x), Basic (from 2026.1, which wants its free licence file before it starts)."""
 PAID = "Enterprise, by licence"
@@ -138,6 +154,8 @@ KV260 = Board(
     # (base overlay of Kria-PYNQ: PSU__ACT_DDR_FREQ_MHZ), and what was read on boards: controller at 533 MHz.
     ddr="DDR4-2133, 64 bit",
     ddr_bytes=4 * GIB,  # DS987
+    phases=_kib(0, 48, 32, 16),  # python -m bench.memory --phases, here and below; the best published: 0, 0, 48, 24 KiB
+    memory_rate=15_390_000_000,
     cma_default=1000 * MIB,  # the boot script of Ubuntu 22.04 for Kria: "cma=1000M" by board type
     luts=117_120,  # DS987, programmable logic; these five
     ffs=234_240,
@@ -169,6 +187,8 @@ ZCU104 = Board(
     memory_ports=_zynqmp_ports("HP0", "HP1", "HP2", "HP3"),
     ddr="DDR4-2133, 64 bit",  # board file: DDR4_2133P, 1067 MHz, 64 Bit; base overlay: 1,066.656 MHz
     ddr_bytes=2 * GIB,  # UG1267; board file: four parts of 4,096 Mbit
+    phases=_kib(0, 40, 48, 56),
+    memory_rate=15_650_000_000,
     cma_default=128 * MIB,  # pynq.cfg
     luts=230_400,  # DS891, ZU7EV; these five
     ffs=460_800,
@@ -192,6 +212,8 @@ RFSOC4X2 = Board(
     memory_ports=_zynqmp_ports("HP0", "HP1", "HP2", "HP3"),
     ddr="DDR4-2400, 64 bit (PS)",  # board file: DDR4_2400R, 1200 MHz, 64 Bit; rfsoc_sam.hwh: 1,199.9998 MHz
     ddr_bytes=4 * GIB,  # board file: four x16 parts of 8,192 Mbit
+    phases=_kib(0, 32, 16, 48),
+    memory_rate=15_630_000_000,
     cma_default=128 * MIB,  # pynq.cfg
     luts=425_280,  # DS889, ZU48DR; these five
     ffs=850_560,
@@ -215,6 +237,8 @@ ULTRA96V2 = Board(
     memory_ports=_zynqmp_ports("HP0", "HP3"),
     ddr="LPDDR4-1066, 32 bit",  # board file: LPDDR4_1066, 533 MHz, 32 Bit
     ddr_bytes=2 * GIB,  # board file: 16,384 Mbit
+    phases=_kib(0, 8),
+    memory_rate=4_020_000_000,
     cma_default=128 * MIB,  # pynq.cfg
     luts=70_560,  # DS891, ZU3EG; these five
     ffs=141_120,
@@ -241,6 +265,7 @@ PYNQ_Z2 = Board(
     ),  # UG585: HP0 and HP1 share a port of the DDR controller, HP2 and HP3 another
     ddr="DDR3-1050, 16 bit",  # board file: 525 MHz, 16 Bit; base overlay: 525 MHz
     ddr_bytes=512 * MIB,  # board file: 4,096 Mbit
+    memory_rate=1_600_000_000,  # what the ports carry, at any phases
     cma_default=128 * MIB,  # pynq.cfg
     luts=53_200,  # DS190, Z-7020; these five
     ffs=106_400,
@@ -254,6 +279,55 @@ PYNQ_Z2 = Board(
 )
 
 BOARDS: dict[str, Board] = {b.name: b for b in (KV260, KR260, ZCU104, RFSOC4X2, ULTRA96V2, PYNQ_Z2)}
+
+
+def phases(config: AcceleratorConfig) -> tuple[int, ...]:
+    """Where the ports' regions of a preset begin, bytes modulo PHASE_PERIOD; () if its board says nothing."""
+    board = BOARDS.get(config.name)
+    return board.phases if board is not None and len(board.phases) == config.ports else ()
+
+
+def place(base: int, size: int, ports: int, phases: Sequence[int]) -> tuple[int, ...]:
+    """Byte addresses of the ports' regions, of `size` bytes each, one behind the other from `base` on, at their phases."""
+    out = []
+    for port in range(ports):
+        if phases:
+            base += (phases[port] - base) % PHASE_PERIOD
+        out.append(base)
+        base += size
+    return tuple(out)
+
+
+def region_bytes(config: AcceleratorConfig, beats: int) -> int:
+    """Bytes of a port's region that holds so many beats: whole pages."""
+    return -(-beats * config.port_bytes // PAGE) * PAGE
+
+
+def buffer_bytes(config: AcceleratorConfig, beats: int, phases: Sequence[int]) -> int:
+    """Bytes of one buffer in which the ports' regions find their phases, whatever page it begins at."""
+    size = region_bytes(config, beats)
+    if not phases:
+        return config.ports * size
+    # Up to the first region it takes what is missing, less than a period; from there on all is known.
+    first = phases[0] % PHASE_PERIOD
+    return PHASE_PERIOD - PAGE + place(first, size, config.ports, phases)[-1] + size - first
+
+
+def check_phases(phases: Sequence[int], ports: int) -> None:
+    """Refuses what is no placement.
+
+    Raises
+    ------
+    ValueError : not one phase a port, or one that is no multiple of a page below PHASE_PERIOD.
+    """
+    if len(phases) != ports:
+        raise ValueError(f"there must be a phase for each of {ports} ports, not {len(phases)}")
+    for x in phases:
+        if x % PAGE or not 0 <= x < PHASE_PERIOD:
+            raise ValueError(
+                f"a phase must be a multiple of {PAGE // 1024} KiB from 0 to {(PHASE_PERIOD - PAGE) // 1024} KiB, "
+                f"not {x / 1024:g} KiB"
+            )
 
 
 def build_name(config: AcceleratorConfig) -> str:

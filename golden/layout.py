@@ -6,7 +6,7 @@ beats over the ports.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,9 +42,9 @@ def stripe(beats: Beats, config: AcceleratorConfig) -> Beats:
     return np.ascontiguousarray(beats.reshape(-1, config.ports, config.port_bytes).transpose(1, 0, 2))
 
 
-def unstripe(regions: Beats) -> Beats:
-    """Inverse of `stripe`."""
-    return np.ascontiguousarray(regions.transpose(1, 0, 2)).reshape(regions.shape[1], -1)
+def unstripe(regions: Beats | Sequence[Beats]) -> Beats:
+    """Inverse of `stripe`; also from an array [n, port_bytes] of each port."""
+    return np.concatenate(list(regions), axis=1)
 
 
 # ---- order of rows ---------------------------------------------------------------------------------------------------

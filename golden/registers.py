@@ -127,6 +127,8 @@ REGISTERS: tuple[Register, ...] = (
     Register(
         "owed", 0x360, "ro", "what memory owes each port: [15:0] read bursts, [31:16] write responses; 0 when idle", 8
     ),
+    Register("port_beats", 0x380, "ro", "beats that came to each port in the last pass", 8),
+    Register("port_stalls", 0x3A0, "ro", "cycles in which a read was under way at each port and no beat came", 8),
 )
 
 ADDRESS_BITS = 12

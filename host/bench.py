@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from golden import layout
 from golden.config import AcceleratorConfig
 from golden.model import GoldenModel, ModelSpec
 from golden.registers import BUSY, STALLS
@@ -24,6 +23,7 @@ from host.checkpoint import Checkpoint
 from host.errors import CheckError, UserError
 from host.model import Model, convert, demo_folder
 from host.passes import PassResult, chunks
+from host.placement import in_use
 from host.program import Program, check_fits, compile_program, usable_context
 from host.progress import Status
 from host.simulation import SimulatedAccelerator
@@ -141,15 +141,13 @@ class Machine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _block(self, layer: int, head: int, position: int) -> slice:
+    def _block(self, layer: int, head: int, position: int) -> int:
         p = self.program
-        start = p.kv_address + layer * p.kv.slot_stride + p.kv.block(0, head, position)
-        return slice(start, start + p.kv.block_stride)
+        return p.kv_address + layer * p.kv.slot_stride + p.kv.block(0, head, position)
 
     def _fill(self, n: int) -> None:
         """Random keys and values at positions [0, n) of slot 0."""
         s, size = self.spec, self.config.key_block
-        memory = self.accelerator.device.memory
         for layer in range(s.layers if n else 0):
             rng = np.random.default_rng([SEED, 1, layer])
             k, v = rng.integers(-127, 128, (2, s.kv_heads, n, s.head_dim), np.int8)
@@ -159,7 +157,7 @@ class Machine:
                 for b in range(0, n, size):
                     part = slice(b, min(b + size, n))
                     beats = self.program.kv.pack_block(k[h, part], k_scales[h, part], v[h, part], v_scales[h, part])
-                    memory[:, self._block(layer, h, b)] = layout.stripe(beats, self.config)
+                    self.accelerator.put(self._block(layer, h, b), beats)
 
     def run(self, tokens: Sequence[int], position: int, *, head: bool, logits: bool = False) -> Cost:
         """One pass of neighbouring positions on both; the head on the last lane or not at all.
@@ -189,14 +187,13 @@ class Machine:
 
     def _check_cache(self, position: int, n: int, where: str) -> None:
         p, s, size = self.program, self.spec, self.config.key_block
-        memory = self.accelerator.device.memory
         self.accelerator.device.invalidate(p.kv_address, p.window_beats - p.kv_address)
         for layer in range(s.layers):
             want: tuple[NDArray[Any], ...] = self.golden.cache(0, layer)
             for h in range(s.kv_heads):
                 for b in range(position // size * size, position + n, size):
                     got: tuple[NDArray[Any], ...] = p.kv.unpack_block(
-                        layout.unstripe(memory[:, self._block(layer, h, b)])
+                        self.accelerator.get(self._block(layer, h, b), p.kv.block_stride)
                     )
                     low, high = max(position, b), min(position + n, b + size)
                     for part, g, w in zip(_CACHE_PARTS, got, want, strict=True):
@@ -225,6 +222,7 @@ class Measurement:
 
     Attributes
     ----------
+    phases : where the ports' regions began, bytes modulo 64 KiB; () : one behind the other.
     decode : one token with `context` cached keys.
     prefill : the passes of a prompt, in order; empty if none was asked for.
     complete : the decode pass with every layer run, None if it was not asked for.
@@ -234,6 +232,7 @@ class Measurement:
     model: str
     config: AcceleratorConfig
     timing: str
+    phases: tuple[int, ...]
     context: int
     decode: Cost
     prefill: tuple[Pass, ...]
@@ -265,6 +264,7 @@ class Measurement:
             "model": self.model,
             "board": c.name,
             "timing": self.timing,
+            "phases_kib": [x // 1024 for x in self.phases],
             "simulated": True,
             "bit_exact": True,
             "lanes": c.lanes,
@@ -394,6 +394,7 @@ def measure(
         model=name,
         config=config,
         timing=timing.name,
+        phases=in_use(config, "sim").phases,
         context=context,
         decode=decode,
         prefill=tuple(prefill),

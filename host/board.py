@@ -7,8 +7,10 @@ from typing import Any
 
 from golden.boards import build_name
 from golden.config import AcceleratorConfig
+from host.device import Device
 from host.driver import Accelerator
 from host.model import Model
+from host.placement import in_use
 from host.program import compile_program
 
 TIMEOUT_S = 10.0
@@ -24,6 +26,18 @@ def bitstream_path(config: AcceleratorConfig, given: Path | None = None) -> Path
         if (folder / name).is_file():
             return folder / name
     return Path(name)
+
+
+def open_board(config: AcceleratorConfig, beats: int, bitstream: Path | None = None) -> Device:
+    """The device of a board with a buffer of `beats`, its ports' regions one behind the other.
+
+    Raises
+    ------
+    UserError, DeviceError : as `PynqDevice`.
+    """
+    from host.pynq_device import PynqDevice
+
+    return PynqDevice(bitstream_path(config, bitstream), config, beats, phases=())
 
 
 class BoardAccelerator(Accelerator):
@@ -56,7 +70,13 @@ class BoardAccelerator(Accelerator):
         program = compile_program(model, config, slots=slots, context=context)
         from host.pynq_device import PynqDevice
 
-        opened = PynqDevice(bitstream_path(config, bitstream), config, program.window_beats, device=device)
+        opened = PynqDevice(
+            bitstream_path(config, bitstream),
+            config,
+            program.window_beats,
+            device=device,
+            phases=in_use(config, "board").phases,
+        )
         try:
             super().__init__(opened, config, timeout_s=TIMEOUT_S)
             self.load(model, slots=slots, context=context)

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from golden.boards import BOARDS, MIB, Board, build_name
+from golden.boards import BOARDS, MIB, Board, buffer_bytes, build_name
 from golden.layout import KvLayout
 from golden.model import ModelSpec
 from golden.selftest import SELFTEST
@@ -17,10 +17,6 @@ from host.model import section_shapes
 from host.program import check_fits, usable_context
 from host.provenance import json_line
 from host.tables import grid, show
-
-EFFICIENCY = 0.78
-"""Share of the memory's peak rate that long reads get: 13.33 of 17.06 GB/s, measured on a KV260 by bitnet-kv260 (four
-ports, few and long writes). For the other boards it is taken to be the same."""
 
 CONTEXT = 128
 """Position at which decoding is estimated."""
@@ -56,10 +52,10 @@ def fit(board: Board, spec: ModelSpec, name: str) -> dict[str, Any]:
             "fits": False,
             "reason": f"{name} needs {need // MIB:,} MiB, {board.name} has {board.ddr_bytes // MIB:,} MiB",
         }
-    rate = min(c.clock_hz * c.beat_bytes, EFFICIENCY * board.ddr_peak) / c.beat_bytes
+    rate = min(c.clock_hz * c.beat_bytes, board.memory_rate) / c.beat_bytes
     keys = min(CONTEXT, context)
     read = weights + cache(-(-keys // c.key_block) * c.key_block)
-    total = (weights + cache(context)) * c.beat_bytes
+    total = buffer_bytes(c, weights + cache(context), board.phases)
     return {
         "fits": True,
         "context": context,
@@ -81,6 +77,8 @@ def described(boards: Sequence[Board] = tuple(BOARDS.values())) -> dict[str, Any
             "ddr": b.ddr,
             "ddr_bytes": b.ddr_bytes,
             "ddr_peak": b.ddr_peak,
+            "phases_kib": [x // 1024 for x in b.phases],
+            "memory_rate": b.memory_rate,
             "cma_default": b.cma_default,
             "memory_ports": list(b.memory_ports),
             "port_bits": b.port_bits,
@@ -118,6 +116,9 @@ def show_boards(*, as_json: bool, console: Console) -> None:
         c = b.config
         memory = f"{b.ddr_bytes // MIB:,} MiB {b.ddr}"
         ports = f"{len(b.memory_ports)} x {b.port_bits} bit"
+        if b.phases:
+            ports += f" at {', '.join(str(x // 1024) for x in b.phases)} KiB"
+        ports += f", {b.memory_rate / 1e9:.1f} GB/s"
         chips.append((b.name, b.title, b.part, b.luts, b.bram36, b.urams, b.dsps, memory, ports))
         preset = f"{c.beat_bytes}-byte beat, {c.lanes} lanes, {c.clock_hz / 1e6:.0f} MHz"
         for name, f in facts[b.name]["models"].items():
@@ -131,10 +132,10 @@ def show_boards(*, as_json: bool, console: Console) -> None:
     chips.append(
         ("ulx3s", "Radiona ULX3S-85F", "LFE5U-85F-6BG381", "83,640", "-", "-", "-", "-", "TLMM self-test only")
     )
-    columns = ("board", "name", "part", "LUT", "BRAM36", "URAM", "DSP", "memory", "ports")
-    show(grid("boards", columns, chips, left=("name", "part", "memory", "ports")), console)
+    columns = ("board", "name", "part", "LUT", "BRAM36", "URAM", "DSP", "memory", "ports, modelled rate")
+    show(grid("boards", columns, chips, left=("name", "part", "memory", "ports, modelled rate")), console)
     header = ("board", "preset", "model", "context", "buffer", "contiguous memory", "tokens/s")
-    title = "what fits (estimated from the beats a token reads; no board has run)"
+    title = "what fits (estimated from the beats a token reads at the memory's modelled rate; no board has run)"
     show(grid(title, header, fits, left=("preset", "model", "contiguous memory")), console)
     for reason in reasons:
         console.print(f"does not fit: {reason}", highlight=False, soft_wrap=True, markup=False)

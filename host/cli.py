@@ -19,7 +19,7 @@ from golden.project import advice
 from golden.shapes import SHAPES
 from host.backends import CheckedBackend, GoldenBackend, load_weights
 from host.bench import Measurement, measure, shape
-from host.board import BoardAccelerator
+from host.board import BoardAccelerator, open_board
 from host.boards import show_boards
 from host.build import NAMES as BUILDABLE
 from host.build import build
@@ -31,19 +31,22 @@ from host.generate import Generation, Report
 from host.info import examine, print_info, try_program
 from host.model import Model, convert, find_model, preset_of
 from host.passes import Backend, chunks
+from host.placement import in_use
 from host.places import check_new_file, check_new_folder, replacing
 from host.program import check_fits, compile_program, usable_context
 from host.progress import Status
 from host.provenance import commit, json_line, version
 from host.sampling import Sampling
 from host.session import Session
-from host.simulation import SimulatedAccelerator, check_simulator, memory_timing
+from host.simulation import SimulatedAccelerator, check_simulator, memory_timing, open_simulated
 from host.synth import synth
 from host.tables import grid, pairs, show
 from host.tensors import peek
 from host.terminal import Chat
 from host.text import checked, drop_output, finish_output, output_failed, prepare_streams
 from host.tokenizer import Tokenizer
+from host.tune import LONG_FIFOS, SHORT, Measured, StreamMeter, read_offsets, region_beats, show_tuned, tune
+from host.tune import TIMEOUT_S as TUNE_TIMEOUT_S
 
 BACKENDS = ("sim", "golden", "board")
 
@@ -539,6 +542,71 @@ def doctor(
         raise SystemExit(1)
 
 
+@app.command("tune")
+def tune_command(
+    backend: Annotated[
+        str, typer.Option("--backend", help="board: a board, through PYNQ; sim: the RTL under Verilator.")
+    ] = "board",
+    board_name: Annotated[
+        str | None, typer.Option("--board", help="Preset. Default: what the bitstream is for, else kv260.")
+    ] = None,
+    bitstream: Bitstream = None,
+    offsets: Annotated[
+        Path | None,
+        typer.Option(
+            "--offsets",
+            help="CSV with columns hp0_offset_kib and so on: the published experiment at these offsets, instead of a search.",
+        ),
+    ] = None,
+    timing: Annotated[
+        str | None, typer.Option("--timing", help="Timing of the simulated memory. Default: the board's.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+) -> None:
+    """Measure what the memory gives for a few dozen placements of the ports' regions, and keep the best for the board."""
+    if backend not in ("sim", "board"):
+        raise UserError(f"backend {backend!r} cannot be tuned; there are sim, board")
+    if bitstream is not None and backend != "board":
+        raise UserError("--bitstream needs --backend board")
+    if timing is not None and backend != "sim":
+        raise UserError("--timing needs --backend sim")
+    config = _preset(board_name or (None if bitstream else "kv260"), "board", bitstream)
+    given = None if offsets is None else read_offsets(offsets, config.ports)
+    in_use(config, backend)  # what is stored must be readable before anything is measured
+    beats = region_beats(config, max(SHORT, LONG_FIFOS * config.fifo_beats))
+    signal.signal(signal.SIGTERM, _terminate)
+    with contextlib.ExitStack() as stack:
+        status = stack.enter_context(Status(Console(stderr=True), "opening the accelerator"))
+        device = (
+            open_simulated(config, beats, timing, status) if backend == "sim" else open_board(config, beats, bitstream)
+        )
+        stack.callback(device.close)
+        meter = StreamMeter(device, config, timeout_s=TUNE_TIMEOUT_S)
+        total = "" if given is None else f" of {len(given)}"
+        count = 0
+
+        def done(point: Measured) -> None:
+            nonlocal count
+            count += 1
+            status(f"{count}{total} placements measured")
+
+        tuned = tune(meter, backend, offsets=given, done=done)
+    if as_json:
+        facts = {
+            "board": config.name,
+            "backend": backend,
+            "simulated": backend == "sim",
+            "clock_hz": config.clock_hz,
+            "points": [m.record() for m in tuned.points],
+            "best": tuned.best.record(),
+            "in_use_before": tuned.before.record(),
+            "stored": None if tuned.stored is None else str(tuned.stored),
+        }
+        print(json_line(facts))
+        return
+    show_tuned(tuned, config, backend, Console())
+
+
 # ---- convert, info, verilog ------------------------------------------------------------------------------------------
 
 
@@ -686,7 +754,8 @@ def plan_command(
     from sim.plan import fifo_memory, plan
 
     passes = chunks(config, spec.heads // spec.kv_heads, prompt)
-    result = plan(spec, config, memory, context=context, prompt=passes)
+    placement = in_use(config, "sim")
+    result = plan(spec, config, memory, context=context, prompt=passes, regions=placement.phases or None)
     if as_json:
         uram, ramb36 = fifo_memory(config)
         print(
@@ -706,6 +775,7 @@ def plan_command(
                     "share_of_beat_rate": result.decode.beats / result.decode.cycles,
                     "stalls": result.decode.stalls,
                     "memory_rate": result.rate,
+                    "phases_kib": placement.kib,
                     "fifo_beats": config.fifo_beats,
                     "fifo_beats_needed": result.depth,
                     "uram": uram,
@@ -720,6 +790,7 @@ def plan_command(
     console = Console()
     d = result.decode
     rows: list[tuple[str, object]] = [
+        ("ports' regions at", _regions(placement.kib)),
         ("memory, beats a cycle", f"{result.rate:.4f}"),
         ("tokens/s", f"{result.tokens_per_s:.1f}"),
         ("cycles a token", d.cycles),
@@ -734,6 +805,10 @@ def plan_command(
     show(grid("FIFO depth", ("beats", "memory", "cycles a token"), depths), console)
 
 
+def _regions(kib: list[int]) -> str:
+    return f"{', '.join(map(str, kib))} KiB modulo 64" if kib else "one behind the other"
+
+
 def _bench_tables(measured: Measurement, console: Console) -> None:
     r = measured.report()
     cycles = r["cycles_per_pass"]
@@ -742,6 +817,7 @@ def _bench_tables(measured: Measurement, console: Console) -> None:
         ("cycles a token", cycles),
         ("bytes read a token", r["bytes_per_pass"]),
         ("GB/s", f"{r['gb_per_s']:.2f}"),
+        ("ports' regions at", _regions(r["phases_kib"])),
         ("share of the beat rate", f"{r['share_of_beat_rate']:.1%}"),
         *((f"without a beat: {k}", f"{v:,} ({v / cycles:.2%})") for k, v in r["stalls"].items()),
         *((f"busy: {k}", f"{v:.1%}") for k, v in r["busy"].items()),

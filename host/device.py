@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+
+Regions: TypeAlias = NDArray[np.uint8] | tuple[NDArray[np.uint8], ...]
+"""A buffer by ports."""
 
 
 @runtime_checkable
@@ -14,12 +17,13 @@ class Device(Protocol):
 
     Attributes
     ----------
-    memory : uint8[ports, beats, port_bytes], the shared buffer; `memory[i]` is what port i reads and writes.
+    memory : the shared buffer; `memory[i]`, uint8[beats, port_bytes], is what port i reads and writes. One array of three
+        axes, or an array a port where their regions lie at different distances.
     port_bases : byte address of each port's region, as the accelerator sees it.
     """
 
     @property
-    def memory(self) -> NDArray[np.uint8]: ...
+    def memory(self) -> Regions: ...
 
     @property
     def port_bases(self) -> tuple[int, ...]: ...

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from golden import registers
-from golden.boards import BOARDS
+from golden.boards import BOARDS, buffer_bytes
 from golden.config import AcceleratorConfig
 from host.backends import CheckedBackend, GoldenBackend
 from host.board import TIMEOUT_S, bitstream_path
 from host.driver import Accelerator
 from host.errors import DeviceError, TellmeError
 from host.model import Model, demo_folder
+from host.placement import in_use
 from host.power import rails
 from host.program import compile_program
 
@@ -95,6 +96,7 @@ class Examination:
         """All checks; whether the board is ready. The board is left configured, idle and free."""
         values, config = self._values, self.config
         self._do("python", (), lambda: (True, f"{platform.python_version()}, NumPy {np.__version__}"))
+        self._do("placement", (), lambda: (True, str(in_use(config, "board"))))
         self._do("pynq", (), self._pynq)
         self._do("bitstream", ("pynq",), self._bitstream)
         self._do("device", ("pynq",), self._find)
@@ -134,12 +136,13 @@ class Examination:
 
     def _needed(self) -> int:
         with Model.open(demo_folder(), self.config) as model:
-            return compile_program(model, self.config).window_beats * self.config.beat_bytes
+            return compile_program(model, self.config).window_beats
 
     def _memory(self) -> tuple[Any, str]:
-        needed = self._needed()
+        beats = self._needed()
+        needed = buffer_bytes(self.config, beats, in_use(self.config, "board").phases)
         said = self._values["pynq"].check_memory(self._values["device"], self.config, needed)
-        return needed, f"{said} by the demo model (tellme info MODEL --board {self.config.name} for another)"
+        return beats, f"{said} by the demo model (tellme info MODEL --board {self.config.name} for another)"
 
     def _free(self) -> tuple[Any, str]:
         return self._values["pynq"].Lock(self._values["device"]), "no other program uses the board"
@@ -164,8 +167,9 @@ class Examination:
         device = self._values["pynq"].PynqDevice(
             self._path,
             self.config,
-            self._values["memory"] // self.config.beat_bytes,
+            self._values["memory"],
             device=self._values["device"],
+            phases=in_use(self.config, "board").phases,
         )
         try:
             accelerator = Accelerator(device, self.config, timeout_s=TIMEOUT_S)

@@ -86,17 +86,17 @@ class Accelerator(Backend):
                     f"the accelerator's {name} register is {found:#010x}, board {config.name!r} needs {value:#010x}; "
                     "load the bitstream (or build the simulation) that belongs to this configuration and version"
                 )
-        shape = device.memory.shape
-        if shape[0] != config.ports or shape[2] != config.port_bytes:
+        ports, width = len(device.memory), device.memory[0].shape[1]
+        if ports != config.ports or width != config.port_bytes:
             raise DeviceError(
-                f"the device's buffer has {shape[0]} regions of {shape[2]}-byte beats, board {config.name!r} needs "
+                f"the device's buffer has {ports} regions of {width}-byte beats, board {config.name!r} needs "
                 f"{config.ports} of {config.port_bytes}"
             )
         self._check_regions()
 
     def _check_regions(self) -> None:
         """Refuses regions that the accelerator's masters would take for others."""
-        length = self.device.memory.shape[1] * self.config.port_bytes
+        length = self.device.memory[0].nbytes
         regions = sorted((base, port) for port, base in enumerate(self.device.port_bases))
         for base, port in regions:
             if base < 0 or base % registers.BASE_ALIGNMENT:
@@ -176,7 +176,7 @@ class Accelerator(Backend):
         """
         model.image.require(self.config)
         program = compile_program(model, self.config, slots=slots, context=context)
-        beats = self.device.memory.shape[1]
+        beats = len(self.device.memory[0])
         if program.window_beats > beats:
             raise UserError(
                 f"{model.name}: needs {program.window_beats * self.config.beat_bytes:,} bytes of buffer with "
@@ -187,15 +187,13 @@ class Accelerator(Backend):
             self.read("status") & _BUSY
         ):  # a pass that another host began and left; registers take no writes while it runs
             self.reset()
-        memory = self.device.memory
-        memory[:, program.image_address : program.image_address + model.image.beats] = model.image.data
-        memory[:, program.rope_address : program.image_address] = layout.stripe(program.rope_table, self.config)
-        self._put(program.program_address, program.code)
+        self._put(program.image_address, model.image.data)
+        self.put(program.rope_address, program.rope_table)
+        width = self.config.beat_bytes
+        code = program.code + bytes(-len(program.code) % width)
+        self.put(program.program_address, np.frombuffer(code, np.uint8).reshape(-1, width))
         self.device.flush(0, program.kv_address)
-        for port, base in enumerate(self.device.port_bases):
-            self.write("base_low", base & 0xFFFFFFFF, port)
-            self.write("base_high", base >> 32, port)
-        self.write("window_beats", program.window_beats)
+        self.point(self.device.port_bases, program.window_beats)
         self.write("program_address", program.program_address)
         self.write("program_length", program.length)
         self.write("context", program.context)
@@ -207,11 +205,25 @@ class Accelerator(Backend):
         self.group = model.spec.heads // model.spec.kv_heads
         return program
 
-    def _put(self, address: int, data: bytes) -> None:
-        """Writes bytes at a beat address, padded with zeros to a beat."""
-        width = self.config.beat_bytes
-        padded = np.frombuffer(data + bytes(-len(data) % width), np.uint8).reshape(-1, width)
-        self.device.memory[:, address : address + len(padded)] = layout.stripe(padded, self.config)
+    def put(self, address: int, beats: layout.Beats) -> None:
+        """Writes uint8[n, beat_bytes] to the buffer, from a beat address on; the device must be told by `flush`."""
+        self._put(address, layout.stripe(beats, self.config))
+
+    def get(self, address: int, beats: int) -> layout.Beats:
+        """Beats [address, address + beats) of the buffer, uint8[beats, beat_bytes]; after `invalidate`."""
+        return layout.unstripe([region[address : address + beats] for region in self.device.memory])
+
+    def point(self, bases: Sequence[int], window_beats: int) -> None:
+        """Tells the accelerator where its ports' regions are, and how many beats of them it may touch."""
+        for port, base in enumerate(bases):
+            self.write("base_low", base & 0xFFFFFFFF, port)
+            self.write("base_high", base >> 32, port)
+        self.write("window_beats", window_beats)
+
+    def _put(self, address: int, parts: layout.Beats) -> None:
+        """Writes uint8[ports, n, port_bytes], each port's part to its region."""
+        for region, part in zip(self.device.memory, parts, strict=True):
+            region[address : address + len(part)] = part
 
     # ---- passes ------------------------------------------------------------------------------------------------------
 
@@ -226,12 +238,8 @@ class Accelerator(Backend):
         if self._program is None or self._model is None:
             raise UserError("no model is loaded; call load() first")
         program = self._program
-        x = self._model.embed(tokens)
-        beats = len(tokens) * program.x_beats
-        self.device.memory[:, program.x_address : program.x_address + beats] = layout.stripe(
-            layout.pack_floats(x, self.config), self.config
-        )
-        self.device.flush(program.x_address, beats)
+        self.put(program.x_address, layout.pack_floats(self._model.embed(tokens), self.config))
+        self.device.flush(program.x_address, len(tokens) * program.x_beats)
         for lane, (position, slot) in enumerate(zip(positions, slots, strict=True)):
             self.write("position", position, lane)
             self.write("slot", slot, lane)
@@ -239,6 +247,35 @@ class Accelerator(Backend):
         self.write("lanes", len(tokens))
         self.write("head_lanes", first | count << 8)
         self.write("write_logits", int(write_logits))
+        self.execute()
+        logits = None
+        if write_logits:
+            stride = program.logits_stride
+            begin, beats = program.logits_address + first * stride, count * stride
+            self.device.invalidate(begin, beats)
+            logits = self.get(begin, beats).view("<f4").reshape(count, -1)[:, : self.vocab].astype(np.float32)
+        lanes = range(first, first + count)
+        values = np.array([self.read("best_value", i) for i in lanes], np.uint32).view(np.float32)
+        return PassResult(
+            head_first=first,
+            head_count=count,
+            best_index=tuple(self.read("best_index", i) for i in lanes),
+            best_value=tuple(values),
+            logits=logits,
+            cycles=self.read("cycles"),
+            beats=self.read("beats"),
+            writes=self.read("writes"),
+            stalls={name: self.read("stall", i) for i, name in enumerate(STALLS)},
+            busy={name: self.read("busy", i) for i, name in enumerate(BUSY)},
+        )
+
+    def execute(self) -> None:
+        """Starts a pass with what the registers hold, and waits for its end.
+
+        Raises
+        ------
+        DeviceError : it stopped with an error, or did not end.
+        """
         self.write("control", _START)
         try:
             in_time = self._wait()
@@ -258,27 +295,6 @@ class Accelerator(Backend):
             self._give_up(f"the accelerator stopped the pass with error {error}: {words}")
         if not in_time or not status & _DONE:
             self._give_up(f"{self._overdue()} (status {status:#x})")
-        logits = None
-        if write_logits:
-            stride = program.logits_stride
-            begin, beats = program.logits_address + first * stride, count * stride
-            self.device.invalidate(begin, beats)
-            raw = layout.unstripe(self.device.memory[:, begin : begin + beats])
-            logits = raw.view("<f4").reshape(count, -1)[:, : self.vocab].astype(np.float32)
-        lanes = range(first, first + count)
-        values = np.array([self.read("best_value", i) for i in lanes], np.uint32).view(np.float32)
-        return PassResult(
-            head_first=first,
-            head_count=count,
-            best_index=tuple(self.read("best_index", i) for i in lanes),
-            best_value=tuple(values),
-            logits=logits,
-            cycles=self.read("cycles"),
-            beats=self.read("beats"),
-            writes=self.read("writes"),
-            stalls={name: self.read("stall", i) for i, name in enumerate(STALLS)},
-            busy={name: self.read("busy", i) for i, name in enumerate(BUSY)},
-        )
 
     def _wait(self) -> bool:
         """Waits for the end of the pass; False if it took too long."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from golden import layout
+from golden.boards import buffer_bytes, phases
 from golden.config import PRESETS, AcceleratorConfig
 from golden.model import ModelSpec, ModelWeights
 from golden.schedule import segments
@@ -121,7 +122,7 @@ def _board(program: Program) -> dict[str, Any]:
         "image_bytes": (p.logits_address - p.image_address) * width,
         "logits_bytes": (p.kv_address - p.logits_address) * width,
         "kv_cache_bytes": (p.window_beats - p.kv_address) * width,
-        "buffer_bytes": p.window_beats * width,
+        "buffer_bytes": buffer_bytes(c, p.window_beats, phases(c)),
         "last_pass_beats": beats,
         "tokens_per_s_at_most": c.clock_hz / beats,
     }

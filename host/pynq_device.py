@@ -1,7 +1,8 @@
 """The accelerator on a board, through PYNQ: on the board itself, or over the network with PYNQ.remote.
 
-One contiguous buffer holds the regions of all memory ports one behind the other; over the network each region is a
-buffer of its own, because there only the first bytes of a buffer can be sent. Buffers are cached by the processor and
+One contiguous buffer holds the regions of all memory ports; over the network each region is a buffer of its own, because
+there only the first bytes of a buffer can be sent. Either is larger than its regions, so that each begins at its phase
+(golden/boards.py) whatever address the allocator gave. Buffers are cached by the processor and
 not coherent with the memory ports, so `flush` and `invalidate` matter, and are limited to what changed: PYNQ 4.0's own
 `PynqBuffer.flush` maintains the caches for the whole buffer, hundreds of megabytes for every token.
 
@@ -25,7 +26,7 @@ import tempfile
 import time
 import warnings
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +35,20 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.boards import BOARDS, VLNV, ZYNQ7000, ZYNQMP, build_name
+from golden.boards import (
+    BOARDS,
+    PAGE,
+    PHASE_PERIOD,
+    VLNV,
+    ZYNQ7000,
+    ZYNQMP,
+    buffer_bytes,
+    build_name,
+    check_phases,
+    place,
+    region_bytes,
+)
+from golden.boards import phases as board_phases
 from golden.config import AcceleratorConfig
 from golden.project import advice
 from golden.registers import offset
@@ -50,7 +64,6 @@ except ImportError as e:
     ) from e
 
 MEMINFO = "/proc/meminfo"
-PAGE = 4096
 POLL_S = 100e-6
 """Between two looks at the status register where there is no interrupt; a pass takes milliseconds."""
 IRQ_WAIT_S = 0.25
@@ -555,24 +568,33 @@ class _LocalBuffer:
 
     Parameters
     ----------
-    shape : (ports, beats, port_bytes).
+    beats : beats of a region, whole pages.
+    phases : of the ports' regions; () : one behind the other.
     """
 
-    def __init__(self, device: Any, shape: tuple[int, int, int]):
-        self._buffer: Any = pynq.allocate(shape, np.uint8, target=device, cacheable=1)
-        # A plain view: PynqBuffer's own views are no cheaper, and each would hold the buffer object too.
-        self.memory: NDArray[np.uint8] = self._buffer.view(np.ndarray)
-        region = shape[1] * shape[2]
+    def __init__(self, device: Any, config: AcceleratorConfig, beats: int, phases: Sequence[int]):
+        size = self.size(config, beats, phases)
+        self._buffer: Any = pynq.allocate((size,), np.uint8, target=device, cacheable=1)
         base = int(self._buffer.device_address)
-        self.port_bases = tuple(base + i * region for i in range(shape[0]))
-        self._region = region
-        self._width = shape[2]
+        region = region_bytes(config, beats)
+        self.port_bases = place(base, region, config.ports, phases)
+        self._starts = [b - base for b in self.port_bases]
+        self._width = config.port_bytes
+        # Plain views: PynqBuffer's own views are no cheaper, and each would hold the buffer object too.
+        plain = self._buffer.view(np.ndarray)
+        self.memory: tuple[NDArray[np.uint8], ...] = tuple(
+            plain[start : start + region].reshape(-1, self._width) for start in self._starts
+        )
+
+    @staticmethod
+    def size(config: AcceleratorConfig, beats: int, phases: Sequence[int]) -> int:
+        """Bytes that are allocated."""
+        return buffer_bytes(config, beats, phases)
 
     def sync(self, to_device: bool, start: int, beats: int) -> None:
         """Cleans (or invalidates) the caches for some beats of every region."""
-        begin, size = start * self._width, beats * self._width
-        for i in range(len(self.port_bases)):
-            self._sync(to_device, i * self._region + begin, size)
+        for region in self._starts:
+            self._sync(to_device, region + start * self._width, beats * self._width)
 
     def _sync(self, to_device: bool, begin: int, size: int) -> None:
         bo = self._buffer.bo
@@ -584,13 +606,13 @@ class _LocalBuffer:
                 direction.XCL_BO_SYNC_BO_TO_DEVICE if to_device else direction.XCL_BO_SYNC_BO_FROM_DEVICE, size, begin
             )
         else:  # PYNQ 3: a view syncs its own range
-            view = self._buffer.reshape(-1)[begin : begin + size]
+            view = self._buffer[begin : begin + size]
             view.flush() if to_device else view.invalidate()
 
     def free(self) -> None:
         """Gives the memory back. Nobody may use `memory` after this."""
         buffer, self._buffer = self._buffer, None
-        self.memory = np.empty((0, 0, 0), np.uint8)
+        self.memory = ()
         if buffer is not None:
             buffer.freebuffer()
 
@@ -603,32 +625,50 @@ class _RemoteBuffers:
     way: everything that the host writes comes first (host/program.py).
     """
 
-    def __init__(self, device: Any, shape: tuple[int, int, int]):
+    def __init__(self, device: Any, config: AcceleratorConfig, beats: int, phases: Sequence[int]):
         from pynq.remote import buffer_pb2
 
         self._messages = buffer_pb2
         self._buffers: list[Any] = []
-        self.memory: NDArray[np.uint8] = np.zeros(shape, np.uint8)
-        self._width = shape[2]
+        # The copies are of whole buffers, so that what lies before a region is sent with it.
+        self._copies: list[NDArray[np.uint8]] = []
+        self._starts: list[int] = []
+        self._width = config.port_bytes
+        region = region_bytes(config, beats)
+        size = self.size(config, beats, phases) // config.ports
+        bases: list[int] = []
         try:
-            for _ in range(shape[0]):
-                buffer = device.allocate((shape[1] * shape[2],), np.uint8)
+            for port in range(config.ports):
+                buffer = device.allocate((size,), np.uint8)
                 if not buffer.buffer_id:
                     raise RuntimeError("the board could not allocate a buffer")
                 self._buffers.append(buffer)
-            self.port_bases = tuple(int(b.physical_address) for b in self._buffers)
+                address = int(buffer.physical_address)
+                bases += place(address, region, 1, phases[port : port + 1])
+                self._starts.append(bases[-1] - address)
+                self._copies.append(np.zeros(size, np.uint8))
         except BaseException:
             self.free()
             raise
+        self.port_bases = tuple(bases)
+        self.memory: tuple[NDArray[np.uint8], ...] = tuple(
+            copy[start : start + region].reshape(-1, self._width)
+            for copy, start in zip(self._copies, self._starts, strict=True)
+        )
+
+    @staticmethod
+    def size(config: AcceleratorConfig, beats: int, phases: Sequence[int]) -> int:
+        """Bytes that are allocated, of all ports."""
+        return config.ports * (region_bytes(config, beats) + (PHASE_PERIOD - PAGE if phases else 0))
 
     def sync(self, to_device: bool, start: int, beats: int) -> None:
-        end = (start + beats) * self._width
-        for region, buffer in zip(self.memory, self._buffers, strict=True):
-            flat = region.reshape(-1)
+        for buffer, copy, region in zip(self._buffers, self._copies, self._starts, strict=True):
+            begin = region + start * self._width
+            end = begin + beats * self._width
             if to_device:
-                self._send(buffer, flat[:end])
+                self._send(buffer, copy[:end])
             else:
-                self._fetch(buffer, flat, start * self._width, end)
+                self._fetch(buffer, copy, begin, end)
 
     def _send(self, buffer: Any, data: NDArray[np.uint8]) -> None:
         request = self._messages.BufferWriteRequest
@@ -658,8 +698,8 @@ class _RemoteBuffers:
             raise DeviceError(f"the board refuses: {_line(RuntimeError(answer.msg))}")
 
     def free(self) -> None:
-        buffers, self._buffers = self._buffers, []
-        self.memory = np.empty((0, 0, 0), np.uint8)
+        buffers, self._buffers, self._copies = self._buffers, [], []
+        self.memory = ()
         for buffer in buffers:
             with contextlib.suppress(Exception):  # a board that has gone has nothing to free
                 buffer.freebuffer()
@@ -677,10 +717,11 @@ class PynqDevice:
     config : what it was built from.
     beats : size of the shared buffer.
     device : a `pynq.Device`; PYNQ's active one if None.
+    phases : where the ports' regions begin, bytes modulo golden.boards.PHASE_PERIOD; those in use for the board if None.
 
     Attributes
     ----------
-    memory : uint8[ports, beats, port_bytes]; a port's region is a whole number of pages.
+    memory : uint8[beats, port_bytes] of each port; a port's region is a whole number of pages.
     port_bases : byte address of each port's region.
     clock : what the PL clock is.
     interrupts : whether the end of a pass is waited for by interrupt.
@@ -690,7 +731,15 @@ class PynqDevice:
     UserError, DeviceError : at the first thing that is not as it must be. The chip is touched last, and nothing is kept.
     """
 
-    def __init__(self, bitfile: Path, config: AcceleratorConfig, beats: int, *, device: Any = None):
+    def __init__(
+        self,
+        bitfile: Path,
+        config: AcceleratorConfig,
+        beats: int,
+        *,
+        device: Any = None,
+        phases: Sequence[int] | None = None,
+    ):
         self.config = config
         self._buffer: _LocalBuffer | _RemoteBuffers | None = None
         self._uio: BinaryIO | None = None
@@ -699,8 +748,11 @@ class PynqDevice:
         self._running = False
         bitstream = open_bitstream(bitfile, config)
         device = find_device(device)
-        beats = -(-beats * config.port_bytes // PAGE) * PAGE // config.port_bytes
-        shape = (config.ports, beats, config.port_bytes)
+        phases = board_phases(config) if phases is None else phases
+        if phases:
+            check_phases(phases, config.ports)
+        kind = _RemoteBuffers if device.has_capability("REMOTE") else _LocalBuffer
+        needed = kind.size(config, beats, phases)
         self._lock = Lock(device)
         try:
             self._bitstream = bitstream
@@ -708,7 +760,7 @@ class PynqDevice:
             name = accelerator_name(self._overlay, bitstream.path)
             check_widths(self._overlay, config, bitstream.path)
             check_clock(self._overlay, config, bitstream.path)
-            check_memory(device, config, config.ports * beats * config.port_bytes)
+            check_memory(device, config, needed)
             download(self._overlay, bitstream)
             self.clock = set_clock(config)
             with _loading(bitstream.path):
@@ -716,19 +768,18 @@ class PynqDevice:
                 for part in name.split("/"):  # hierarchies of the block design
                     self._ip = getattr(self._ip, part)
             self._uio = open_interrupt(device, self._overlay)
-            kind = _RemoteBuffers if device.has_capability("REMOTE") else _LocalBuffer
             try:
-                self._buffer = kind(device, shape)
+                self._buffer = kind(device, config, beats, phases)
             except TellmeError:
                 raise
             except Exception as e:  # XRT: RuntimeError, gRPC: its own
-                raise _no_buffer(device, config, config.ports * beats * config.port_bytes, e) from e
+                raise _no_buffer(device, config, needed, e) from e
         except BaseException:
             self.close()
             raise
 
     @property
-    def memory(self) -> NDArray[np.uint8]:
+    def memory(self) -> tuple[NDArray[np.uint8], ...]:
         return self._open().memory
 
     @property
@@ -768,7 +819,7 @@ class PynqDevice:
 
     def _sync(self, to_device: bool, start: int, beats: int) -> None:
         buffer = self._open()
-        size = buffer.memory.shape[1]
+        size = len(buffer.memory[0])
         if start < 0 or beats < 0 or start + beats > size:
             raise ValueError(f"beats [{start}, {start + beats}) are not in the buffer of {size}")
         if beats:

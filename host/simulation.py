@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING
 
 from golden.config import AcceleratorConfig
 from golden.project import advice
+from host.device import Device
 from host.driver import Accelerator
 from host.errors import UserError
 from host.model import Model
+from host.placement import in_use
 from host.program import compile_program
 from host.progress import Status
 
@@ -90,6 +92,31 @@ def check_simulator(config: AcceleratorConfig, *, waves: bool = False) -> None:
         raise UserError(str(e)) from e
 
 
+def open_simulated(config: AcceleratorConfig, beats: int, timing: str | None, status: Status) -> Device:
+    """The simulated device with a buffer of `beats`, its ports' regions one behind the other.
+
+    Parameters
+    ----------
+    timing : of the memory; that of the board, or the default, if None.
+
+    Raises
+    ------
+    UserError : there is no such timing, or no simulator can be built.
+    """
+    check_simulator(config)
+    from sim.device import SimDevice
+    from sim.timing import TIMINGS
+
+    memory = memory_timing(timing or (config.name if config.name in TIMINGS else None), None)
+    with contextlib.ExitStack() as shown:
+
+        def started(seconds: float, where: Path) -> None:
+            text = f"building the simulator of {config.name}, once (kept in {where})"
+            shown.enter_context(status.waiting(text, seconds))
+
+        return SimDevice(config, beats, memory_timing=memory, phases=(), started=started)
+
+
 class SimulatedAccelerator(Accelerator):
     """The RTL with a model loaded, and its wave file when it closes.
 
@@ -142,7 +169,13 @@ class SimulatedAccelerator(Accelerator):
                         shown.enter_context(status.waiting(text, seconds))
 
                 device = SimDevice(
-                    config, program.window_beats, memory_timing=timing, waves=self._folder, trace=trace, started=started
+                    config,
+                    program.window_beats,
+                    memory_timing=timing,
+                    phases=in_use(config, "sim").phases,
+                    waves=self._folder,
+                    trace=trace,
+                    started=started,
                 )
             self._simulation = device
             try:

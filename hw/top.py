@@ -77,7 +77,7 @@ class Accelerator(wiring.Component):
         program, fetcher, executor, sequencer = (units[n] for n in ("program", "fetcher", "executor", "sequencer"))
         lane_check = units["lane_check"]
         tlmm, elementwise, attention, kv_writer = (units[n] for n in ("tlmm", "elementwise", "attention", "kv_writer"))
-        counters = m.submodules.counters = Counters()
+        counters = m.submodules.counters = Counters(c.ports)
 
         self._registers(m, registers, supervisor, counters, attention)
         self._memory(m, registers, supervisor, reader, writer)
@@ -317,6 +317,8 @@ class Accelerator(wiring.Component):
             counters.elementwise.eq(tlmm.stall_tables | executor.waiting_elementwise | elementwise.x_busy),
             counters.attention.eq(attending),
             counters.drain.eq(executor.draining),
+            counters.port_beat.eq(reader.port_beat),
+            counters.port_stall.eq(reader.port_stall),
             counters.unit_busy.eq(
                 Cat(
                     reader.level != 0,
@@ -347,6 +349,8 @@ class Accelerator(wiring.Component):
             registers.writes.eq(counters.writes),
             registers.stall.eq(counters.stall),
             registers.busy.eq(counters.busy),
+            registers.port_beats.eq(counters.port_beats),
+            registers.port_stalls.eq(counters.port_stalls),
         ]
         for i in range(c.lanes):
             m.d.comb += [

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from amaranth.hdl import Elaboratable
 from numpy.typing import NDArray
 
+from golden.boards import phases as board_phases
 from golden.config import AcceleratorConfig
 from golden.registers import offset
 from hw import cache
@@ -111,6 +113,7 @@ class SimDevice:
     beats : size of the shared buffer in beats (rounded up to whole pages a port).
     accelerator : component with `s_axi`, `m_axi`, `irq`; hw.top.Accelerator(config) when not given. Or a built folder.
     memory_timing : MemoryTiming, or the name of a preset (sim/timing.py).
+    phases : where the ports' regions begin, bytes modulo golden.boards.PHASE_PERIOD; the board's if None.
     waves : a folder for `dump.fst`; None: no waves.
     trace : a file for the records of what every unit does (sim/trace.py); None: no trace.
     started : called when the simulator of `config` has to be built first, with the expected seconds and the cache.
@@ -134,6 +137,7 @@ class SimDevice:
         *,
         accelerator: Elaboratable | Path | None = None,
         memory_timing: MemoryTiming | str = KV260_TIMING,
+        phases: Sequence[int] | None = None,
         waves: Path | None = None,
         trace: Path | None = None,
         started: Started | None = None,
@@ -147,7 +151,7 @@ class SimDevice:
         self.cycles = 0
         self.ended = False
         self._interrupt = False
-        self._shared = harness.SharedMemory(config, beats)
+        self._shared = harness.SharedMemory(config, beats, board_phases(config) if phases is None else phases)
         self._socket, child = socket.socketpair()
         # Without a name: it goes when the processes go.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115

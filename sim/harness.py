@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from mmap import mmap
@@ -19,6 +19,7 @@ import numpy as np
 from amaranth.hdl import Elaboratable
 from numpy.typing import NDArray
 
+from golden.boards import check_phases, place, region_bytes
 from golden.config import AcceleratorConfig
 from sim import runner
 from sim.timing import MemoryTiming
@@ -26,7 +27,6 @@ from sim.timing import MemoryTiming
 HERE = Path(__file__).parent
 MEMORY_BASE = 0x8_0000_0000
 """Byte address at which the simulated memory starts: above 4 GiB, so that truncated addresses are found."""
-PAGE = 4096
 
 _PORT = re.compile(r"^\s*(input|output)\s+(?:wire\s+|reg\s+)?(?:\[(\d+):0\]\s*)?(\\\S+|\w+)\s*;", re.M)
 _MASTER = re.compile(r"m_axi_{1,3}(\d+)_{1,3}([a-z]+)")
@@ -189,15 +189,18 @@ class SharedMemory:
     ----------
     config : AcceleratorConfig; ports and port_bytes.
     beats : size; rounded up so that a port's region is a whole number of pages.
+    phases : where the ports' regions begin, bytes modulo golden.boards.PHASE_PERIOD; () : one behind the other.
     """
 
-    def __init__(self, config: AcceleratorConfig, beats: int) -> None:
+    def __init__(self, config: AcceleratorConfig, beats: int, phases: Sequence[int] = ()) -> None:
         if beats < 1:
             raise ValueError(f"the shared buffer must hold at least 1 beat, not {beats}")
-        self.region = -(-beats * config.port_bytes // PAGE) * PAGE
+        if phases:
+            check_phases(phases, config.ports)
+        self.region = region_bytes(config, beats)
         self.size = self.region * config.ports
         self.clock_hz = config.clock_hz
-        self.port_bases = tuple(MEMORY_BASE + i * self.region for i in range(config.ports))
+        self.port_bases = place(MEMORY_BASE, self.region, config.ports, phases)
         self.fd = memfd_create("tellme-memory")
         ftruncate(self.fd, self.size)
         self.array: NDArray[np.uint8] = np.frombuffer(mmap(self.fd, self.size), np.uint8).reshape(
@@ -208,9 +211,8 @@ class SharedMemory:
         """Value of TELLME_MEMORY for a child process (that holds the descriptor too, or finds it by /proc)."""
         return timing.settings(
             file=file or f"/proc/{getpid()}/fd/{self.fd}",
-            size=self.size,
-            base=MEMORY_BASE,
             region=self.region,
+            bases=self.port_bases,
             clock_hz=self.clock_hz,
         )
 

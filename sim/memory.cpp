@@ -36,7 +36,8 @@ struct Share {
 
 struct Settings {
     std::string file;
-    uint64_t size = 0, base = 0, region = 0, seed = 1;
+    uint64_t region = 0, seed = 1;
+    std::vector<uint64_t> bases;  // where each port finds its `region` bytes, which lie one behind the other in the file
     int latency = 1, jitter = 0, outstanding = 16, pause = 0, period = 0, stall_max = 1, reorder = 0, hazard = 0;
     double bandwidth = 0, stall = 0, error_rate = 0;
     std::vector<Share> shares;
@@ -51,7 +52,7 @@ struct Input {
 };
 
 struct Burst {
-    uint64_t address, ready;
+    uint64_t address, bus, ready;  // of the first byte: in the file, and as the port said it
     uint32_t beats, done, id;
     int response;
     bool hang, dram;
@@ -142,8 +143,7 @@ int open_memory() {
             return r;
         };
         if (key == "file") S.file = value;
-        else if (key == "size") S.size = number();
-        else if (key == "base") S.base = number();
+        else if (key == "base") S.bases.push_back(number());
         else if (key == "region") S.region = number();
         else if (key == "seed") S.seed = number();
         else if (key == "latency") S.latency = static_cast<int>(number());
@@ -175,9 +175,10 @@ int open_memory() {
     random_state = S.seed * 0x9E3779B97F4A7C15ULL + 1;
     const int fd = ::open(S.file.c_str(), O_RDWR);
     if (fd < 0) return fail("cannot open %s", S.file.c_str());
-    void* map = ::mmap(nullptr, S.size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    const uint64_t size = S.region * S.bases.size();
+    void* map = ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     ::close(fd);
-    if (map == MAP_FAILED) return fail("cannot map %llu bytes of %s", static_cast<unsigned long long>(S.size),
+    if (map == MAP_FAILED) return fail("cannot map %llu bytes of %s", static_cast<unsigned long long>(size),
                                        S.file.c_str());
     file_bytes = static_cast<uint8_t*>(map);
     return 0;
@@ -238,14 +239,15 @@ int check_burst(int i, const char* channel, uint64_t address, uint32_t len, uint
 // Response for a burst: DECERR outside the port's region, and what the settings inject.
 Burst make_burst(int i, uint64_t address, uint32_t beats, uint32_t id) {
     Burst b{};
-    const uint64_t bytes = static_cast<uint64_t>(beats) * width, offset = address - S.base;
+    const uint64_t bytes = static_cast<uint64_t>(beats) * width, base = S.bases[i];
+    const uint64_t offset = i * S.region + (address - base);
     b.address = offset;
+    b.bus = address;
     b.beats = beats;
     b.id = id;
     b.ready = now + S.latency + (S.jitter ? static_cast<uint64_t>(uniform() * S.jitter) : 0);
     b.response = kOkay;
-    if (address < S.base || offset + bytes > S.size) b.response = kDecerr;
-    if (S.region && offset / S.region != static_cast<uint64_t>(i)) b.response = kDecerr;
+    if (address < base || address - base + bytes > S.region) b.response = kDecerr;
     if (S.error_rate > 0 && uniform() < S.error_rate) b.response = uniform() < 0.5 ? kSlverr : kDecerr;
     for (const Range& h : S.hangs)
         if (offset < h.high && offset + bytes > h.low) b.hang = true;
@@ -282,9 +284,8 @@ bool spend(int i) {
 
 // Number of the DRAM block that holds the next beat of a read.
 uint32_t block_of(const Burst& b) {
-    const uint64_t first = S.base + b.address;
-    return b.block + static_cast<uint32_t>((first + static_cast<uint64_t>(b.done) * width) / memory.s.block -
-                                           first / memory.s.block);
+    return b.block + static_cast<uint32_t>((b.bus + static_cast<uint64_t>(b.done) * width) / memory.s.block -
+                                           b.bus / memory.s.block);
 }
 
 bool may_read(int i, const Burst& b) {
@@ -354,7 +355,7 @@ int accept(int i, Port& p, const Input& in) {
             b.strobe.push_back(beat.strobe);
             if (b.done == b.beats && b.ready < now + S.latency) b.ready = now + S.latency;
             if (b.dram) {
-                const uint64_t end = S.base + b.address + static_cast<uint64_t>(b.done) * width;
+                const uint64_t end = b.bus + static_cast<uint64_t>(b.done) * width;
                 if (end % memory.s.block == 0 || b.done == b.beats) b.block = memory.write(i, end - width);
             }
             p.w.pop_front();
@@ -376,7 +377,8 @@ void serve(int i, Port& p, bool paused) {
             p.rid = b.id;
             p.rlast = ++b.done == b.beats;
             p.rvalid = true;
-            if (b.dram && (p.rlast || (S.base + offset + width) % memory.s.block == 0)) memory.take(i);
+            const uint64_t end = b.bus + static_cast<uint64_t>(b.done) * width;
+            if (b.dram && (p.rlast || end % memory.s.block == 0)) memory.take(i);
             if (p.rlast) p.reads.erase(p.reads.begin() + k);
         }
     }

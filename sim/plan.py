@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from golden import layout
 from golden.boards import BOARDS
+from golden.boards import phases as board_phases
 from golden.config import AcceleratorConfig
 from golden.model import ModelSpec
 from golden.program import DESCRIPTOR_BYTES, Kind
@@ -81,19 +82,20 @@ def sustained_rate(
     Parameters
     ----------
     burst : beats of a burst on average; `burst_beats` if None.
-    regions : with a DRAM, the byte at which each port's region begins, modulo its banks; all at 0 if None.
+    regions : with a DRAM, the byte at which each port's region begins, modulo its banks; the board's phases if None.
     """
     rate = 1.0
     if timing.dram is not None:
         d = replace(timing.dram, bursts=min(timing.dram.bursts, config.outstanding))
         bytes_a_second = stream.sustained_rate(
             replace(timing, dram=d),
-            tuple(regions or [0] * config.ports),
+            tuple(regions or board_phases(config) or [0] * config.ports),
             clock_hz=config.clock_hz,
             burst=max(1, round(config.burst_beats if burst is None else burst)) * config.port_bytes,
             width=config.port_bytes,
             slack=config.fifo_beats * config.port_bytes,
-            length=max(1 << 20, 4 * config.fifo_beats * config.port_bytes),
+            # Long enough for the FIFOs of the fast ports to be full, and phases as they then stay.
+            length=max(1 << 23, 16 * config.fifo_beats * config.port_bytes),
         )
         return min(rate, bytes_a_second / (config.beat_bytes * config.clock_hz))
     if timing.bandwidth:
@@ -210,8 +212,15 @@ def steps(
     return out
 
 
-def predict(todo: Sequence[Step], config: AcceleratorConfig, timing: MemoryTiming) -> Prediction:
-    """Plays steps against the memory's sustained rate and the FIFO, a few beats at a time."""
+def predict(
+    todo: Sequence[Step], config: AcceleratorConfig, timing: MemoryTiming, regions: Sequence[int] | None = None
+) -> Prediction:
+    """Plays steps against the memory's sustained rate and the FIFO, a few beats at a time.
+
+    Parameters
+    ----------
+    regions : as in `sustained_rate`.
+    """
     part = min(256, config.fifo_beats // 4)
     ahead = config.fifo_beats // part  # parts that the FIFO holds
     start = 2.0 * (timing.read_latency(config.clock_hz) + ROUND_TRIP)  # the program, and then what it asks for
@@ -225,7 +234,7 @@ def predict(todo: Sequence[Step], config: AcceleratorConfig, timing: MemoryTimin
         if not s.beats:
             now += s.cycles
             continue
-        rate = sustained_rate(timing, config, s.beats / s.bursts if s.bursts else None)
+        rate = sustained_rate(timing, config, s.beats / s.bursts if s.bursts else None, regions)
         pace = s.cycles / s.beats
         for first in range(0, s.beats, part):
             n = min(part, s.beats - first)
@@ -277,6 +286,7 @@ def plan(
     *,
     context: int,
     prompt: Sequence[tuple[int, int]] = (),
+    regions: Sequence[int] | None = None,
 ) -> Plan:
     """Analyses a model on a configuration.
 
@@ -284,6 +294,7 @@ def plan(
     ----------
     context : cached keys of the decode pass.
     prompt : (first position, lanes) of each pass of a prompt.
+    regions : as in `sustained_rate`.
     """
     one = steps(spec, config, [context], [0], 1)
     many = [
@@ -292,7 +303,7 @@ def plan(
 
     def cycles(depth: int) -> tuple[int, int]:
         c = replace(config, fifo_beats=depth)
-        return predict(one, c, timing).cycles, sum(predict(m, c, timing).cycles for m in many)
+        return predict(one, c, timing, regions).cycles, sum(predict(m, c, timing, regions).cycles for m in many)
 
     table = [(d, fifo_memory(replace(config, fifo_beats=d)), *cycles(d)) for d in DEPTHS]
     best = table[-1]
@@ -300,9 +311,9 @@ def plan(
     return Plan(
         config=config,
         context=context,
-        decode=predict(one, config, timing),
-        prefill=tuple(predict(m, config, timing) for m in many),
-        rate=sustained_rate(timing, config),
+        decode=predict(one, config, timing, regions),
+        prefill=tuple(predict(m, config, timing, regions) for m in many),
+        rate=sustained_rate(timing, config, regions=regions),
         depth=depth,
         depths=tuple((d, u, a) for d, u, a, _ in table),
     )

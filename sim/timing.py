@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 
@@ -135,10 +136,10 @@ class MemoryTiming:
             return self.latency + self.jitter / 2
         return self.latency + self.jitter / 2 + (d.path + d.rcd + d.cl) * clock_hz / (d.clock_khz * 1e3)
 
-    def settings(self, *, file: str, size: int, base: int, region: int, clock_hz: float) -> str:
-        """Value of TELLME_MEMORY: this timing over `size` bytes of `file` at byte address `base`, `region` for a port,
-        for an accelerator of that clock."""
-        words = [f"file={file}", f"size={size}", f"base={base}", f"region={region}"]
+    def settings(self, *, file: str, region: int, bases: Sequence[int], clock_hz: float) -> str:
+        """Value of TELLME_MEMORY: this timing over `file`, which holds `region` bytes of each port one behind the other;
+        a port finds its own at its byte address of `bases`. For an accelerator of that clock."""
+        words = [f"file={file}", f"region={region}", *(f"base={base}" for base in bases)]
         names = ("latency", "jitter", "outstanding", "bandwidth", "pause", "period", "stall", "stall_max", "error_rate")
         words += [f"{n}={getattr(self, n)}" for n in names]
         words += [f"reorder={int(self.reorder)}", f"hazard={int(self.hazard)}", f"seed={self.seed}"]

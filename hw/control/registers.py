@@ -10,10 +10,13 @@ from golden.config import AcceleratorConfig
 from golden.registers import ADDRESS_BITS, BUSY, MAX_SLOTS, REGISTERS, STALLS, Register
 from hw.memory.axi import AxiLite
 
+PORTS = ("base_low", "base_high", "owed", "port_beats", "port_stalls")
+"""Registers with an entry for each port."""
+
 
 def count(register: Register, config: AcceleratorConfig) -> int:
     """Entries of a register that this accelerator has."""
-    limits = {"stall": len(STALLS), "busy": len(BUSY)} | dict.fromkeys(("base_low", "base_high", "owed"), config.ports)
+    limits = {"stall": len(STALLS), "busy": len(BUSY)} | dict.fromkeys(PORTS, config.ports)
     lanes = ("position", "slot", "best_index", "best_value")
     return config.lanes if register.name in lanes else limits.get(register.name, register.count)
 

@@ -7,6 +7,7 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
+from golden.boards import PHASE_PERIOD
 from golden.config import AcceleratorConfig, ConfigError
 from golden.registers import ErrorCode
 from hw.memory.axi import (
@@ -23,8 +24,16 @@ from hw.memory.fifo import DeepFifo, Queue, RegisterSlice
 SEGMENT = data.StructLayout({"address": 32, "beats": 32})
 """A run of beats: first beat address, number of beats."""
 
-BURST_QUEUE = 16
-"""Bursts that wait at each port: as deep as one distributed RAM primitive serves comfortably."""
+
+def burst_queue(config: AcceleratorConfig) -> int:
+    """Bursts that wait at each port, which is how far a fast port may run ahead of a slow one.
+
+    64 KiB of them, if 64 entries are enough: the port then is at the phase that it would have had anyway. A queue of 16 or
+    32 KiB would move it into another port's bank (14 to 3 % slower by sim/stream.py, docs/decisions.md). Else 16 entries, as
+    deep as one distributed RAM primitive serves comfortably, and little enough to stay in its own bank.
+    """
+    whole = PHASE_PERIOD // (config.burst_beats * config.port_bytes)
+    return whole if 16 <= whole <= 64 else 16
 
 
 def first_error(m: Module, items: list[tuple[Signal, int | Signal, Signal]], code: Signal, address: Signal) -> None:
@@ -72,7 +81,7 @@ class _PortReader(wiring.Component):
         byte_bits = cfg.port_bytes.bit_length() - 1
         align = byte_bits + self._low
 
-        m.submodules.queue = queue = Queue(width=len(self.bursts.payload.as_value()), depth=BURST_QUEUE)
+        m.submodules.queue = queue = Queue(width=len(self.bursts.payload.as_value()), depth=burst_queue(cfg))
         m.submodules.fifo = fifo = DeepFifo(width=cfg.port_bytes * 8, depth=cfg.fifo_beats)
         burst = data.View(self.bursts.payload.shape(), queue.o.payload)
         m.d.comb += [
@@ -187,7 +196,8 @@ class StreamReader(wiring.Component):
 
     Segments are cut into bursts of at most `burst_beats` at multiples of `burst_beats`, so that no burst crosses a
     4 KiB boundary. Each port issues its own bursts, at most `outstanding` in flight and never more than its FIFO has
-    room for, and so runs ahead of the consumer by up to `fifo_beats`. A beat leaves when every port has its part.
+    room for, and so runs ahead of the consumer by up to `fifo_beats`, and of a slow port by what `burst_queue` holds. A beat
+    leaves when every port has its part.
 
     From a segment's acceptance to `arvalid`: 6 cycles; from an R beat to `beats.valid`: 5 cycles; a burst each cycle.
 
@@ -206,6 +216,7 @@ class StreamReader(wiring.Component):
     error, error_address : ErrorCode, and the beat address; kept until `clear`. No burst is issued after an error.
     quiet : AXI owes nothing and no soft reset is going on.
     owed : bursts that AXI owes each port.
+    port_beat, port_stall : of each port, for counters: a beat came; a burst is owed and no beat came. A cycle late.
     level : beats in the emptiest port's FIFO, two cycles ago.
     m_axi : read channels of the ports.
 
@@ -235,6 +246,8 @@ class StreamReader(wiring.Component):
                 "error_address": Out(32),
                 "quiet": Out(1),
                 "owed": Out(data.ArrayLayout(16, config.ports)),
+                "port_beat": Out(config.ports),
+                "port_stall": Out(config.ports),
                 "level": Out(bits_for(config.fifo_beats)),
                 "m_axi": Out(AxiRead(data_bytes=config.port_bytes)).array(config.ports),
             }
@@ -274,6 +287,8 @@ class StreamReader(wiring.Component):
                 p.words.ready.eq(whole & out.i.ready),
                 p.base.eq(self.base[i]),
                 self.owed[i].eq(p.flying),
+                self.port_beat[i].eq(p.arrived),
+                self.port_stall[i].eq(p.owed & ~p.arrived),
                 p.stop.eq(stop),
                 p.drain.eq(drain),
             ]

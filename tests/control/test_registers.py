@@ -289,12 +289,15 @@ def test_unknown_registers_are_refused() -> None:
         registers.offset("position", 32)
 
 
+PORTS = 3
+
+
 class SupervisorBench(wiring.Component):
     """Supervisor and counters, side by side."""
 
     def __init__(self) -> None:
         self.supervisor = Supervisor()
-        self.counters = Counters()
+        self.counters = Counters(PORTS)
         super().__init__(
             {
                 name: member
@@ -470,6 +473,7 @@ async def check_counters(dut: Any) -> None:
     stall = dict.fromkeys(STALLS, 0)
     beats = writes = 0
     busy = [0] * len(BUSY)
+    ports = {"port_beat": [0] * PORTS, "port_stall": [0] * PORTS}
     cycles = 400
     for _ in range(cycles):
         # `running` goes a cycle behind nothing: causes are sampled with it.
@@ -481,6 +485,10 @@ async def check_counters(dut: Any) -> None:
         dut.unit_busy.value = units
         for c in causes:
             getattr(dut, c).value = bits[c]
+        for name, counted in ports.items():
+            seen = rng.getrandbits(PORTS)
+            getattr(dut, name).value = seen
+            ports[name] = [n + (seen >> j & 1) for j, n in enumerate(counted)]
         beats += beat
         writes += write
         busy = [b + (units >> j & 1) for j, b in enumerate(busy)]
@@ -496,6 +504,9 @@ async def check_counters(dut: Any) -> None:
     got = int(dut.unit_counts.value)
     assert [got >> 32 * i & 0xFFFFFFFF for i in range(len(BUSY))] == busy
     assert beats + sum(stall.values()) == cycles
+    for name, counted in ports.items():
+        got = int(getattr(dut, f"{name}s").value)
+        assert [got >> 32 * i & 0xFFFFFFFF for i in range(PORTS)] == counted
 
 
 def test_supervisor_ends_passes_and_counters_count() -> None:

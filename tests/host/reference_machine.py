@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden import attention, check, elementwise, fp, head, layout, registers, schedule, ternary
+from golden.boards import phases, place
 from golden.config import AcceleratorConfig
 from golden.program import DESCRIPTOR_BYTES, Kind, Opcode, decode
 from golden.registers import ErrorCode, Register
@@ -39,7 +40,10 @@ class ReferenceMachine:
         self.memory: NDArray[np.uint8] = (
             rng.integers(0, 256, shape, dtype=np.uint8) if dirty else np.zeros(shape, dtype=np.uint8)
         )
-        self.port_bases = tuple((i + 1) << 32 | i << 20 for i in range(config.ports))
+        # Far apart, above 4 GiB, each at its phase.
+        self.port_bases = tuple(
+            place((i + 1) << 32 | i << 20, 0, 1, phases(config)[i : i + 1])[0] for i in range(config.ports)
+        )
         self.values: dict[int, int] = {}
         self.set("identity", registers.IDENTITY)
         self.set("version", registers.VERSION)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from golden.boards import BOARDS
 from golden.config import KV260, PYNQ_Z2, TINY, ULTRA96V2, AcceleratorConfig
 from golden.model import ModelSpec
 from golden.registers import BUSY, STALLS
@@ -52,6 +53,7 @@ def test_cycles_are_beats_and_stalls(measured: Measurement) -> None:
 
 def test_the_report_has_what_others_read(measured: Measurement) -> None:
     r: dict[str, Any] = json.loads(json.dumps(measured.report()))
+    assert r["phases_kib"] == []
     keys = "tokens_per_s ttft_s cycles_per_pass bytes_per_pass share_of_beat_rate stalls busy lanes clock_hz".split()
     assert set(keys) <= set(r)
     assert list(r["stalls"]) == list(STALLS) and list(r["busy"]) == list(BUSY)
@@ -99,7 +101,7 @@ def test_a_cache_that_differs_from_golden_is_found(part: str) -> None:
             m._check_cache(3, 1, "here")
 
 
-@pytest.mark.parametrize("name", ["kv260-ideal", "kv260-pessimistic", "ideal"])
+@pytest.mark.parametrize("name", ["kv260", "kv260-ideal", "kv260-pessimistic", "ideal"])
 @pytest.mark.parametrize(("position", "lanes"), [(0, 1), (40, 1), (250, 1), (0, 4), (40, 4)])
 def test_the_plan_is_within_three_percent_of_the_simulation(name: str, position: int, lanes: int) -> None:
     memory = timing(name)
@@ -120,6 +122,15 @@ def test_a_slow_memory_is_predicted_as_memory_stalls() -> None:
     assert {k: v for k, v in late.stalls.items() if k != "memory"} == {
         k: v for k, v in fast.stalls.items() if k != "memory"
     }
+
+
+def test_regions_of_one_bank_are_predicted_as_memory_stalls() -> None:
+    """Where regions lie is part of the prediction: the board's phases if nothing is said."""
+    kv260, todo = timing("kv260"), steps(BITNET_07B, KV260, [128], [0], 1)
+    placed, equal = predict(todo, KV260, kv260), predict(todo, KV260, kv260, (0, 0, 0, 0))
+    assert placed == predict(todo, KV260, kv260, BOARDS["kv260"].phases)
+    assert equal.cycles > 1.4 * placed.cycles and equal.beats == placed.beats
+    assert equal.stalls["memory"] - placed.stalls["memory"] == pytest.approx(equal.cycles - placed.cycles, abs=5)
 
 
 def test_the_depth_needed_is_the_least_that_costs_nothing() -> None:
@@ -181,8 +192,10 @@ def test_plan_prints_what_the_analysis_says() -> None:
     said = json.loads(r.stdout)
     assert said["estimated"] is True
     assert said["cycles_per_pass"] == pytest.approx(
-        predict(steps(BITNET_07B, KV260, [128], [0], 1), KV260, MEMORY).cycles
+        predict(steps(BITNET_07B, KV260, [128], [0], 1), KV260, timing("kv260"), BOARDS["kv260"].phases).cycles
     )
+    assert said["phases_kib"] == [x // 1024 for x in BOARDS["kv260"].phases]
+    assert said["memory_rate"] * 16 == pytest.approx(BOARDS["kv260"].memory_rate / 1e9, rel=0.02)
     assert said["tokens_per_s"] == pytest.approx(250e6 / said["cycles_per_pass"])
 
 

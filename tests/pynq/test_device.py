@@ -6,6 +6,7 @@ All devices hold the RTL of the tiny preset; they differ in the device class alo
 from __future__ import annotations
 
 import ast
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -15,13 +16,15 @@ from typing import Any
 import numpy as np
 import pynq
 import pytest
+from typer.testing import CliRunner
 
-from golden.boards import CELL, VLNV
+from golden.boards import CELL, PAGE, PHASE_PERIOD, VLNV, buffer_bytes, region_bytes
 from golden.config import TINY
 from golden.model import GoldenModel
 from golden.registers import IDENTITY, offset
 from host.board import BoardAccelerator
 from host.checkpoint import read_checkpoint
+from host.cli import app
 from host.device import Device
 from host.driver import Accelerator
 from host.errors import DeviceError
@@ -108,6 +111,67 @@ def test_the_same_passes_give_the_same_bits_and_counters_on_every_device(
 _COUNTED: dict[str, Any] = {}
 
 
+@pytest.mark.parametrize("phases", [(61440, 0), (4096, 20480), (0, 0)])
+@pytest.mark.parametrize("where", ["pynq", "pynq over the network"])
+def test_regions_begin_at_the_boards_phases_whatever_was_allocated(
+    where: str,
+    phases: tuple[int, ...],
+    tmp_path: Path,
+    board: Callable[..., Board],
+    remote: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The allocator gives pages that are no multiple of 64 KiB; passes are as ever, bit by bit."""
+    monkeypatch.setattr("host.placement.board_phases", lambda config: phases)
+    spec = small_spec()
+    convert(read_checkpoint(write_checkpoint(tmp_path / "m", spec)), tmp_path / "m.tlm", WORD)
+    made = board(engine=reference, mhz=250)
+    if "network" in where:
+        remote(made)
+    with Model.open(tmp_path / "m.tlm", WORD) as model:
+        with BoardAccelerator(model, WORD, bitstream=write_build(tmp_path, WORD)) as accelerator:
+            assert tuple(base % PHASE_PERIOD for base in accelerator.device.port_bases) == phases
+            beats = len(accelerator.device.memory[0])
+            need = buffer_bytes(WORD, beats, phases)
+            if "network" in where:
+                need = 2 * (region_bytes(WORD, beats) + PHASE_PERIOD - PAGE)
+            assert sum(b.size for b in made.buffers.values()) == need
+            for base in accelerator.device.port_bases:  # the whole region is in a buffer
+                (fits,) = [a for a, b in made.buffers.items() if a <= base < a + b.size]
+                assert base + beats * WORD.port_bytes <= fits + made.buffers[fits].size
+            accelerator.prefill([1, 2, 3])
+            result = accelerator.decode(4, 3, logits=True)
+        golden = GoldenModel(model.weights(), WORD)
+        golden.run_pass([1, 2, 3], [0, 1, 2], [0] * 3, (2, 0))
+        want = golden.run_pass([4], [3], [0], (0, 1))
+    assert result.logits is not None and want.logits is not None
+    assert np.array_equal(result.logits.view(np.uint32), want.logits.view(np.uint32))
+
+
+def test_contiguous_memory_must_hold_what_placement_takes_too(tmp_path: Path, board: Callable[..., Board]) -> None:
+    phases = (61440, 4096)
+    bitstream = write_build(tmp_path, WORD)
+    needed = buffer_bytes(WORD, 1000, phases)
+    assert needed > 2 * region_bytes(WORD, 1000)
+    board(engine=reference, mhz=250, cma=needed)
+    PynqDevice(bitstream, WORD, 1000, phases=phases).close()
+    board(engine=reference, mhz=250, cma=needed - 4096)
+    with pytest.raises(DeviceError, match="of contiguous memory, the model needs"):
+        PynqDevice(bitstream, WORD, 1000, phases=phases)
+
+
+def test_a_board_is_tuned_by_what_its_ports_get(
+    board: Callable[..., Board], bitstream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    board()
+    r = CliRunner().invoke(app, ["tune", "--board", "tiny", "--bitstream", str(bitstream), "--json"])
+    assert r.exit_code == 0, r.output
+    said = json.loads(r.stdout)
+    assert [p["phases_kib"] for p in said["points"]] == [[0.0]] and said["simulated"] is False
+    assert 1.5 < said["points"][0]["gb_s"][0] <= 1.6 and 1.5 < said["points"][0]["lockstep_gb_s"] <= 1.6
+
+
 def test_two_ports_are_striped_over_one_buffer(tmp_path: Path, board: Callable[..., Board]) -> None:
     """A preset with two ports, interpreted; locally one buffer, its second half the second port's."""
     spec = small_spec()
@@ -179,7 +243,7 @@ def test_a_pass_syncs_only_what_changed(board: Callable[..., Board], demo: Model
             ("from", program.logits_address * width, program.logits_stride * width),
         ]
         with pytest.raises(ValueError, match="not in the buffer"):
-            accelerator.device.flush(accelerator.device.memory.shape[1], 1)
+            accelerator.device.flush(len(accelerator.device.memory[0]), 1)
 
 
 def test_the_overlay_binds_the_accelerator_and_sets_the_clock(
@@ -192,7 +256,7 @@ def test_the_overlay_binds_the_accelerator_and_sets_the_clock(
         assert type(device._ip).bindto == [VLNV] and device._ip._fullpath == CELL
         assert device.read(offset("identity")) == IDENTITY
         assert round(made.clock_mhz) == 100 and device.clock.startswith("99.999 MHz")
-        assert device.memory.shape == (1, 256, 16)  # whole pages
+        assert [m.shape for m in device.memory] == [(256, 16)]  # whole pages
         with pytest.raises(ValueError, match="0 to 0xffffffff"):
             device.write(offset("timeout"), -1)
     for use in (lambda: device.memory, lambda: device.read(0), lambda: device.flush(0, 1)):

@@ -54,6 +54,14 @@ class Copier(wiring.Component):
             offset("error_address"): Mux(reader.error != 0, reader.error_address, writer.error_address),
             offset("cycles"): cycles,
         }
+        counted = {"port_beats": reader.port_beat, "port_stalls": reader.port_stall}
+        for name, events in counted.items():
+            for i in range(cfg.ports):
+                views[offset(name, i)] = counter = Signal(32, name=f"{name}{i}")
+                with m.If(start):
+                    m.d.sync += counter.eq(0)
+                with m.Elif(events[i]):
+                    m.d.sync += counter.eq(counter + 1)
         s = self.s_axi
         addressed, given = Signal(), Signal()
         address, content = Signal(len(s.awaddr)), Signal(32)

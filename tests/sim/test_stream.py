@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from bench import memory
+from golden.boards import BOARDS
+from golden.config import PRESETS
 from sim import stream
 from sim.timing import K26_DRAM, KV260_TIMING, PYNQ_Z2_DRAM, TIMINGS, Dram, MemoryTiming, timing
 
@@ -239,3 +241,18 @@ def test_settings_the_model_does_not_take_are_refused() -> None:
         stream.run(replace(KV260_TIMING, dram=replace(K26_DRAM, window=65)), (0,))
     with pytest.raises(ValueError, match="best_phases|no DRAM"):
         stream.best_phases(MemoryTiming(name="x"), 2)
+
+
+@pytest.mark.parametrize("name", memory.BOARD_NAMES)
+def test_the_rate_in_a_boards_description_is_the_models(name: str) -> None:
+    """For bursts of both lengths; equal phases give less where a board has phases of its own."""
+    board, ports = BOARDS[name], PRESETS[name].ports
+    own = board.phases or (0,) * ports
+    rates = [memory.long_rate(name, own, burst) for burst in memory.BURSTS]
+    assert min(rates) == pytest.approx(board.memory_rate / 1e9, rel=0.01)
+    equal = memory.long_rate(name, (0,) * ports, 64)
+    assert equal < 0.96 * rates[1] if board.phases else equal == rates[1]
+    # No two ports may change places: those on a port of the controller of their own are the faster ones.
+    if ports == 4:
+        others = [(0, *(8192 * k for k in rest)) for rest in ((2, 4, 6), (1, 2, 3), (0, 6, 3), (4, 2, 6))]
+        assert all(memory.long_rate(name, p, 16) < 1.005 * rates[0] for p in others)
