@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import host.simulation
+from golden.boards import phases as board_phases
 from golden.config import TINY
 from host.errors import DeviceError, UserError
 from host.model import Model
@@ -25,9 +26,18 @@ class FakeSimulation(ReferenceMachine):
     made: list[FakeSimulation] = []
 
     def __init__(
-        self, config: Any, beats: int, *, memory_timing: Any, waves: Path | None, trace: Any = None, started: Any = None
+        self,
+        config: Any,
+        beats: int,
+        *,
+        memory_timing: Any,
+        phases: Any,
+        waves: Path | None,
+        trace: Any = None,
+        started: Any = None,
     ):
         super().__init__(config, beats)
+        assert phases == board_phases(config)
         self.timing, self.waves = memory_timing, waves
         self.ended = False
         self.killed = False
