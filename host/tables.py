@@ -57,10 +57,11 @@ def show(table: Table, console: Console) -> None:
         return
     columns = [list(column.cells) for column in table.columns]
     for row in zip(*columns, strict=True):
-        record = Table(show_header=False)
+        record = Table(show_header=False, box=None, padding=(0, 1, 0, 0))
         record.add_column(style="bold", overflow="fold")
         record.add_column(overflow="fold")
         for column, value in zip(table.columns, row, strict=True):
             if str(value):
                 record.add_row(column.header, value)
         console.print(record)
+        console.print()

@@ -360,7 +360,7 @@ def test_info():
     r = tellme("info")
     assert r.exit_code == 0 and "attention_lanes" in r.stdout
     r = tellme("info", "demo")
-    assert r.exit_code == 0 and "983,040" in r.stdout and "623,872" in r.stdout
+    assert r.exit_code == 0 and "983,040" in r.stdout and "626,688" in r.stdout
     refused("board 'x' is unknown", "info", "--board", "x")
     refused("not found", "info", "nothing")
 
