@@ -185,9 +185,7 @@ def test_refused_in_one_line(arguments: list[str], message: str) -> None:
 
 
 def test_plan_prints_what_the_analysis_says() -> None:
-    r = CliRunner().invoke(
-        app, ["plan", "--model", "bitnet-0.7b", "--context", "128", "--timing", MEMORY.name, "--json"]
-    )
+    r = CliRunner().invoke(app, ["plan", "--model", "bitnet-0.7b", "--context", "128", "--json"])
     assert r.exit_code == 0, r.output
     said = json.loads(r.stdout)
     assert said["estimated"] is True
