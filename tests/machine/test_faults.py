@@ -73,7 +73,8 @@ def quick(machine: SimulatedAccelerator) -> Iterator[SimulatedAccelerator]:
 
 def put(machine: Accelerator, code: bytes, address: int | None = None) -> None:
     program = program_of(machine)
-    machine._put(program.program_address if address is None else address, code)
+    padded = np.frombuffer(code + bytes(-len(code) % TINY.beat_bytes), np.uint8).reshape(-1, TINY.beat_bytes)
+    machine.put(program.program_address if address is None else address, padded)
     machine.write("program_length", len(code) // DESCRIPTOR_BYTES)
 
 
