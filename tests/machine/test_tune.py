@@ -32,7 +32,7 @@ PEAK = TINY.clock_hz * TINY.port_bytes
 )
 def test_a_ports_own_rate_is_its_memorys(how: MemoryTiming, rate: float) -> None:
     """Contents do not matter, and nothing is written; each beat is counted."""
-    beats = 6000
+    beats = 20000
     with SimDevice(TINY, region_beats(TINY, beats), memory_timing=how, phases=()) as device:
         meter = StreamMeter(device, TINY, timeout_s=600)
         rng = np.random.default_rng(5)
