@@ -168,7 +168,9 @@ def test_a_board_is_tuned_by_what_its_ports_get(
     r = CliRunner().invoke(app, ["tune", "--board", "tiny", "--bitstream", str(bitstream), "--json"])
     assert r.exit_code == 0, r.output
     said = json.loads(r.stdout)
-    assert [p["phases_kib"] for p in said["points"]] == [[0.0]] and said["simulated"] is False
+    # tiny has no board's phases: where the allocator put its one region, and 0, if that is another place.
+    phases = [p["phases_kib"] for p in said["points"]]
+    assert phases[-1] == [0.0] and len(phases) == len({*map(tuple, phases)}) <= 2 and said["simulated"] is False
     assert 1.5 < said["points"][0]["gb_s"][0] <= 1.6 and 1.5 < said["points"][0]["lockstep_gb_s"] <= 1.6
 
 

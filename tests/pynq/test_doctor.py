@@ -22,6 +22,7 @@ pytestmark = pytest.mark.xdist_group("machine")
 
 NAMES = [
     "python",
+    "placement",
     "pynq",
     "bitstream",
     "device",
