@@ -160,7 +160,7 @@ def test_contiguous_memory_must_hold_what_placement_takes_too(tmp_path: Path, bo
         PynqDevice(bitstream, WORD, 1000, phases=phases)
 
 
-def test_a_board_is_tuned_by_what_its_ports_get(
+def test_a_board_is_tuned_by_what_its_ports_get_in_simulation(
     board: Callable[..., Board], bitstream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
