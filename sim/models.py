@@ -43,8 +43,10 @@ def unisims_folder(root: Path) -> Path:
 
 
 def unisim(name: str, root: Path, rename: str | None = None) -> str:
-    """AMD's model of a primitive as Verilator takes it: without global reset, delays and tests for high impedance, and
-    with its parameters as constants, which makes a simulation several times smaller.
+    """AMD's model of a primitive as Verilator takes it: without global reset, delays and tests for high impedance.
+
+    Its parameters stay variables, large as that makes a simulation: as constants (its form XIL_XECLIB) they would start
+    none of its processes, and it would leave out initial values.
 
     Parameters
     ----------
@@ -63,9 +65,6 @@ def unisim(name: str, root: Path, rename: str | None = None) -> str:
     text = re.sub(r"[\w\[\]:]+\s*===\s*1'bz", "1'b0", text)
     text = re.sub(r"[\w\[\]:]+\s*!==\s*1'bz", "1'b1", text)
     text = re.sub(r"#\s*\d+(\.\d+)?", "", text)
-    # A parameter A goes through a variable A_REG to A_BIN, which a form of theirs (XIL_XECLIB) has as a wire.
-    text = re.sub(r"(?m)^  reg (\[[^\]]*\]) (\w+)_REG = \2;", r"  localparam \1 \2_REG = \2;", text)
-    text = re.sub(r"`ifdef XIL_XECLIB(\s+(?:wire|assign)[^;=]*_BIN\b)", r"`ifndef XIL_XECLIB\1", text)
     code = re.sub(r"//[^\n]*", "", text)
     if found := re.search(r"\S*(===\s*1'bz|!==\s*1'bz|\bglbl\.|#\s*[\d.])", code):
         raise ModelError(f"{path}: {found[0]!r} is not known here")

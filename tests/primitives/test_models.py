@@ -116,13 +116,6 @@ def test_a_model_of_amd_loses_reset_delays_and_high_impedance(tmp_path: Path) ->
     assert "module other (" in text and "wire glblGSR = 1'b0;" in text
     assert not any(word in text for word in ("'bz", "glbl.", "#"))
     assert "assign  o = (1'b0) || a;" in text and "p <=  (1'b1) && b[1];" in text
-    (tmp_path / "DSP48E2.v").write_text(
-        "module DSP48E2 #(parameter AREG = 1) ();\n  reg [31:0] AREG_REG = AREG;\n`ifdef XIL_XECLIB\n  wire [1:0] AREG_BIN;\n`endif\n"
-        "`ifdef XIL_XECLIB\n  reg other;\n`endif\nendmodule\n"
-    )
-    text = unisim("DSP48E2", tmp_path)
-    assert "  localparam [31:0] AREG_REG = AREG;\n`ifndef XIL_XECLIB\n  wire [1:0] AREG_BIN;" in text
-    assert "`ifdef XIL_XECLIB\n  reg other;" in text
     (tmp_path / "URAM288.v").write_text("module URAM288; wire x = glbl.PLL; endmodule\n")
     with pytest.raises(ModelError, match=r"URAM288.v: 'glbl\.' is not known here"):
         unisim("URAM288", tmp_path)
