@@ -366,7 +366,7 @@ def test_info():
 
 
 def test_info_of_checkpoints_and_images_counts_what_they_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("COLUMNS", "200")  # pytest-xdist sets 80, at which a table becomes a list
+    monkeypatch.setenv("COLUMNS", "200")  # pytest-xdist sets 80 in its workers, at which a table becomes a list
     spec = small_spec(attn_sub_norm=False, ffn_sub_norm=False, tied=False)
     folder, out = write_checkpoint(tmp_path / "m", spec), tmp_path / "m.tlm"
     assert tellme("convert", str(folder), str(out), "--board", "tiny").exit_code == 0
