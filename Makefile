@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-TELLME := $(BIN)/python -m host.cli
+TELLME := $(BIN)/python -m tellme
 WORKERS ?= 2
 
 .PHONY: help setup demo test lint bench memory unisims oracle verilog wheels docs clean

@@ -1,1 +1,1 @@
-import golden  # noqa: F401 - before NumPy, so that the BLAS leaves the cores to golden
+import tellme.golden  # noqa: F401 - before NumPy, so that the BLAS leaves the cores to golden

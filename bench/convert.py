@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from host.model import demo_folder
+from tellme.host.image.model import demo_folder
 from tests.models import PARTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "measurements" / "convert.md"
@@ -190,7 +190,7 @@ def tellme(*arguments: str) -> Run:
     RuntimeError : it failed.
     """
     start = time.monotonic()
-    script = "from host.cli import main; main()"
+    script = "from tellme.host.cli import main; main()"
     with tempfile.TemporaryFile("w+") as out:
         process = subprocess.Popen([sys.executable, "-c", script, *arguments], stdout=out, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)

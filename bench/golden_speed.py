@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from golden.config import KV260
-from golden.model import ModelSpec
-from golden.shapes import SHAPES
-from golden.ternary import threads
-from host.backends import GoldenBackend
-from host.synthetic import random_weights
+from tellme.golden.config import KV260
+from tellme.golden.model import ModelSpec
+from tellme.golden.shapes import SHAPES
+from tellme.golden.ternary import threads
+from tellme.host.checkpoints.synthetic import random_weights
+from tellme.host.machine.backends import GoldenBackend
 
 WARM = 16
 """Tokens taken before the clock starts: threads start, the allocator finds its sizes."""

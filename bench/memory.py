@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.boards import BOARDS, PHASE_PERIOD
-from golden.config import PRESETS
-from sim import stream
-from sim.timing import TIMINGS, Dram, MemoryTiming, timing
+from tellme.golden.boards import BOARDS, PHASE_PERIOD
+from tellme.golden.config import PRESETS
+from tellme.sim import stream
+from tellme.sim.timing import TIMINGS, Dram, MemoryTiming, timing
 
 MEASUREMENTS = Path(__file__).parent.parent / "docs" / "measurements"
 SWEEP = MEASUREMENTS / "silicon" / "k26-port-offsets.csv"

@@ -6,7 +6,7 @@ import json
 
 from typer.testing import CliRunner
 
-from host.cli import app
+from tellme.host.cli import app
 
 
 def test_ultra96v2_speaks_bit_exactly() -> None:

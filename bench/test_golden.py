@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from golden.shapes import SHAPES
+from tellme.golden.shapes import SHAPES
 
 PAGE = Path(__file__).parent.parent / "docs" / "measurements" / "golden.md"
 

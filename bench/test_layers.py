@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from golden.config import KV260
-from golden.shapes import BITNET_07B, BITNET_2B
-from host.backends import CheckedBackend, GoldenBackend
-from host.checkpoint import Checkpoint
-from host.model import Model, convert, demo_folder
-from host.simulation import SimulatedAccelerator
-from host.tokenizer import Files
-from sim.timing import timing
+from tellme.golden.config import KV260
+from tellme.golden.shapes import BITNET_07B, BITNET_2B
+from tellme.host.checkpoints.checkpoint import Checkpoint
+from tellme.host.image.model import Model, convert, demo_folder
+from tellme.host.machine.backends import CheckedBackend, GoldenBackend
+from tellme.host.machine.simulation import SimulatedAccelerator
+from tellme.host.text.tokenizer import Files
+from tellme.sim.timing import timing
 from tests.models import random_weights
 
 CONTEXT = 128

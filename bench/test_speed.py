@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from golden.config import KV260
-from golden.shapes import SHAPES
-from host.bench import Measurement, measure
-from host.pictures import draw
-from sim.plan import predict, steps
-from sim.timing import timing
+from tellme.golden.config import KV260
+from tellme.golden.shapes import SHAPES
+from tellme.host.commands.bench import Measurement, measure
+from tellme.host.commands.pictures import draw
+from tellme.sim.plan import predict, steps
+from tellme.sim.timing import timing
 
 FOLDER = Path(__file__).parent.parent / "docs" / "measurements"
 FAST, SLOW = "kv260-ideal", "kv260-pessimistic"

@@ -29,7 +29,7 @@ def command(board: str) -> list[str]:
 @cache
 def report(board: str) -> dict[str, Any]:
     out = subprocess.run(
-        [sys.executable, "-c", "from host.cli import main; main()", *command(board)],
+        [sys.executable, "-c", "from tellme.host.cli import main; main()", *command(board)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,

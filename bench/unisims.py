@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sim.models import OURS, UNISIMS, ModelError, unisim, unisims_folder
-from sim.runner import SimulationError
+from tellme.sim.models import OURS, UNISIMS, ModelError, unisim, unisims_folder
+from tellme.sim.runner import SimulationError
 from tests.primitives.bench import (
     CYCLES,
     Part,

@@ -9,7 +9,7 @@ nothing else is drawn from.
 
 Example
 -------
-``python -m demo.stories --count 1000 --seed 1 --out stories.txt`` writes one story per line.
+``python -m tellme.demo.stories --count 1000 --seed 1 --out stories.txt`` writes one story per line.
 """
 
 import argparse

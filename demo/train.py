@@ -2,7 +2,7 @@
 
 Usage
 -----
-``python -m demo.train --out demo/model`` needs PyTorch and tokenizers (extra ``oracle``) and well under an hour of one
+``python -m tellme.demo.train --out demo/model`` needs PyTorch and tokenizers (extra ``oracle``) and well under an hour of one
 CPU core. Everything is seeded; on the same machine and library versions the same checkpoint comes out.
 """
 
@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from demo.network import Network, Shape, ternary_codes
-from demo.stories import stories
-from golden.config import TINY
-from host.evaluate import evaluate
+from tellme.demo.network import Network, Shape, ternary_codes
+from tellme.demo.stories import stories
+from tellme.golden.config import TINY
+from tellme.host.commands.evaluate import evaluate
 
 TRAINING_SEED, VALIDATION_SEED = 1, 2
 VALIDATION_STORIES = 200
@@ -203,7 +203,7 @@ not trained on |
 [`demo/heldout.txt`](../heldout.txt), each story alone (PyTorch, float32); {golden:.4f} nats a token on the \
 accelerator's arithmetic: `tellme eval demo --text demo/heldout.txt --documents` |
 
-Made with `python -m demo.train --out demo/model` (extra `oracle`); the losses are those of the written, packed weights.
+Made with `python -m tellme.demo.train --out demo/model` (extra `oracle`); the losses are those of the written, packed weights.
 
 Greedy, after "{prompt}":
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from golden import fp, layout, ternary
-from golden.attention import attend
-from golden.config import KV260
-from golden.model import GoldenModel
-from host.checkpoint import read_checkpoint
-from host.model import demo_folder
-from host.tokenizer import Tokenizer
+from tellme.golden import fp, layout, ternary
+from tellme.golden.attention import attend
+from tellme.golden.config import KV260
+from tellme.golden.model import GoldenModel
+from tellme.host.checkpoints.checkpoint import read_checkpoint
+from tellme.host.image.model import demo_folder
+from tellme.host.text.tokenizer import Tokenizer
 
 PROMPT = "One day, a small"
 ROW = 0

@@ -14,9 +14,6 @@ from typing import Any
 import griffe
 from properdocs.structure.files import File, Files
 
-PACKAGE = ""
-"""Import package that holds the folders; empty while each is a package of its own."""
-
 FOLDERS = ("golden", "hw", "sim", "host")
 
 PAGES = {
@@ -98,8 +95,7 @@ def modules() -> dict[str, str]:
 
 def identifier(source: str) -> str:
     """What a source file is imported as."""
-    parts = [PACKAGE] * bool(PACKAGE) + source.removesuffix(".py").removesuffix("/__init__").split("/")
-    return ".".join(parts)
+    return ".".join(("tellme", *source.removesuffix(".py").removesuffix("/__init__").split("/")))
 
 
 def _page(place: str) -> str | None:

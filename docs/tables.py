@@ -12,23 +12,23 @@ from typing import Any
 
 from amaranth.lib.wiring import In, Out
 
-import host.image
-import host.model
+import tellme.host.image.file
+import tellme.host.image.model
 from docs.journey import journey
-from golden.boards import BOARDS, MIB
-from golden.config import PRESETS, AcceleratorConfig
-from golden.program import FIELDS, Kind, Opcode
-from golden.registers import BUSY, REGISTERS, STALLS, ErrorCode
-from host.boards import described
-from hw import fp
-from hw.attention.block import PIPES, Sizes
-from hw.attention.merge import SumAccumulator
-from hw.elementwise.elementwise import Elementwise
-from hw.elementwise.epilogue import Epilogue
-from hw.elementwise.statistics import Statistics
-from hw.tlmm.engine import TlmmEngine
-from hw.tlmm.engine import expected_cycles as tlmm_cycles
-from hw.tlmm.rows import RowFifo
+from tellme.golden.boards import BOARDS, MIB
+from tellme.golden.config import PRESETS, AcceleratorConfig
+from tellme.golden.program import FIELDS, Kind, Opcode
+from tellme.golden.registers import BUSY, REGISTERS, STALLS, ErrorCode
+from tellme.host.commands.boards import described
+from tellme.hw import fp
+from tellme.hw.attention.block import PIPES, Sizes
+from tellme.hw.attention.merge import SumAccumulator
+from tellme.hw.elementwise.elementwise import Elementwise
+from tellme.hw.elementwise.epilogue import Epilogue
+from tellme.hw.elementwise.statistics import Statistics
+from tellme.hw.tlmm.engine import TlmmEngine
+from tellme.hw.tlmm.engine import expected_cycles as tlmm_cycles
+from tellme.hw.tlmm.rows import RowFifo
 
 PAGES = tuple(
     Path(__file__).parent / name for name in ("architecture.md", "formats.md", "numerics.md", "boards.md", "token.md")
@@ -131,8 +131,8 @@ def cycles() -> str:
 
 def image() -> str:
     """The `.tlm` format, from the modules that write and read it."""
-    parts = (inspect.cleandoc(module.__doc__ or "") for module in (host.image, host.model))
-    return "\n\n".join(parts).replace("host/model.py", "below")
+    parts = (inspect.cleandoc(module.__doc__ or "") for module in (tellme.host.image.file, tellme.host.image.model))
+    return "\n\n".join(parts).replace("host/image/model.py", "below")
 
 
 def boards() -> str:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from golden import fp
-from golden.ternary import product
+from tellme.golden import fp
+from tellme.golden.ternary import product
 
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from golden.config import PRESETS, AcceleratorConfig
-from golden.registers import build_hash
+from tellme.golden.config import PRESETS, AcceleratorConfig
+from tellme.golden.registers import build_hash
 
 GIB = 1 << 30
 MIB = 1 << 20

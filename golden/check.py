@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from golden import layout
-from golden.config import CHUNK, MAX_GROUP, AcceleratorConfig
-from golden.layout import ROW_MULTIPLE
-from golden.program import DESCRIPTOR_BYTES, Kind, Opcode, decode
-from golden.registers import MAX_SLOTS
-from golden.schedule import groups, kv_block_beats
+from tellme.golden import layout
+from tellme.golden.config import CHUNK, MAX_GROUP, AcceleratorConfig
+from tellme.golden.layout import ROW_MULTIPLE
+from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, decode
+from tellme.golden.registers import MAX_SLOTS
+from tellme.golden.schedule import groups, kv_block_beats
 
 ADDRESSES = 1 << 32
 """Beats that addresses can name."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from golden import fp
-from golden.config import CHUNK, PARTIALS
+from tellme.golden import fp
+from tellme.golden.config import CHUNK, PARTIALS
 
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]

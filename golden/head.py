@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from golden import fp
-from golden.elementwise import INV_127, SMALLEST_ABSMAX
-from golden.ternary import exact_product, product
+from tellme.golden import fp
+from tellme.golden.elementwise import INV_127, SMALLEST_ABSMAX
+from tellme.golden.ternary import exact_product, product
 
 _PRODUCT = 1 << 14
 """Largest magnitude of a product of two int8."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from golden import ternary
-from golden.config import TRITS_PER_BYTE, AcceleratorConfig
+from tellme.golden import ternary
+from tellme.golden.config import TRITS_PER_BYTE, AcceleratorConfig
 
 Beats = NDArray[np.uint8]
 F32 = NDArray[np.float32]

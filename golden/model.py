@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from golden import attention, elementwise, fp, head, layout, ternary
-from golden.config import MAX_GROUP, AcceleratorConfig
+from tellme.golden import attention, elementwise, fp, head, layout, ternary
+from tellme.golden.config import MAX_GROUP, AcceleratorConfig
 
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass
 from enum import IntEnum
 
-from golden.config import AcceleratorConfig
+from tellme.golden.config import AcceleratorConfig
 
 IDENTITY = 0x546C_4D65
 """'TlMe'."""

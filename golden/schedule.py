@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from golden.config import AcceleratorConfig
-from golden.program import DESCRIPTOR_BYTES, Opcode, decode
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.program import DESCRIPTOR_BYTES, Opcode, decode
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from golden import ternary
-from golden.config import AcceleratorConfig
-from golden.layout import pack_linear
+from tellme.golden import ternary
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.layout import pack_linear
 
 SELFTEST = AcceleratorConfig(
     name="selftest",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from golden.config import TRITS_PER_BYTE
+from tellme.golden.config import TRITS_PER_BYTE
 
 MAX_CODE = 3**TRITS_PER_BYTE - 1
 """Largest byte that packs five weights."""

@@ -14,39 +14,48 @@ from rich.console import Console
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from golden.config import PRESETS, AcceleratorConfig
-from golden.project import advice
-from golden.shapes import SHAPES
-from host.backends import CheckedBackend, GoldenBackend, load_weights
-from host.bench import Measurement, measure, shape
-from host.board import BoardAccelerator, open_board
-from host.boards import show_boards
-from host.build import NAMES as BUILDABLE
-from host.build import build
-from host.checkpoint import is_checkpoint, open_checkpoint
-from host.doctor import Examination
-from host.errors import CheckError, TellmeError, UserError
-from host.evaluate import evaluate, tables
-from host.generate import Generation, Report
-from host.info import examine, print_info, try_program
-from host.model import Model, convert, find_model, preset_of
-from host.passes import Backend, chunks
-from host.placement import in_use
-from host.places import check_new_file, check_new_folder, replacing
-from host.program import check_fits, compile_program, usable_context
-from host.progress import Status
-from host.provenance import commit, json_line, version
-from host.sampling import Sampling
-from host.session import Session
-from host.simulation import SimulatedAccelerator, check_simulator, memory_timing, open_simulated
-from host.synth import synth
-from host.tables import grid, pairs, show
-from host.tensors import peek
-from host.terminal import Chat
-from host.text import checked, drop_output, finish_output, output_failed, prepare_streams
-from host.tokenizer import Tokenizer
-from host.tune import LONG_FIFOS, SHORT, Measured, StreamMeter, read_offsets, region_beats, show_tuned, tune
-from host.tune import TIMEOUT_S as TUNE_TIMEOUT_S
+from tellme.golden.config import PRESETS, AcceleratorConfig
+from tellme.golden.project import advice
+from tellme.golden.shapes import SHAPES
+from tellme.host.checkpoints.checkpoint import is_checkpoint, open_checkpoint
+from tellme.host.checkpoints.tensors import peek
+from tellme.host.commands.bench import Measurement, measure, shape
+from tellme.host.commands.boards import show_boards
+from tellme.host.commands.build import NAMES as BUILDABLE
+from tellme.host.commands.build import build
+from tellme.host.commands.doctor import Examination
+from tellme.host.commands.evaluate import evaluate, tables
+from tellme.host.commands.info import examine, print_info, try_program
+from tellme.host.commands.synth import synth
+from tellme.host.commands.tune import (
+    LONG_FIFOS,
+    SHORT,
+    Measured,
+    StreamMeter,
+    read_offsets,
+    region_beats,
+    show_tuned,
+    tune,
+)
+from tellme.host.commands.tune import TIMEOUT_S as TUNE_TIMEOUT_S
+from tellme.host.errors import CheckError, TellmeError, UserError
+from tellme.host.image.model import Model, convert, find_model, preset_of
+from tellme.host.machine.backends import CheckedBackend, GoldenBackend, load_weights
+from tellme.host.machine.board import BoardAccelerator, open_board
+from tellme.host.machine.passes import Backend, chunks
+from tellme.host.machine.placement import in_use
+from tellme.host.machine.program import check_fits, compile_program, usable_context
+from tellme.host.machine.simulation import SimulatedAccelerator, check_simulator, memory_timing, open_simulated
+from tellme.host.places import check_new_file, check_new_folder, replacing
+from tellme.host.progress import Status
+from tellme.host.provenance import commit, json_line, version
+from tellme.host.tables import grid, pairs, show
+from tellme.host.talk.generate import Generation, Report
+from tellme.host.talk.session import Session
+from tellme.host.talk.terminal import Chat
+from tellme.host.text.sampling import Sampling
+from tellme.host.text.streams import checked, drop_output, finish_output, output_failed, prepare_streams
+from tellme.host.text.tokenizer import Tokenizer
 
 BACKENDS = ("sim", "golden", "board")
 
@@ -58,8 +67,8 @@ def _fail(message: object, code: int) -> NoReturn:
 
 
 _FAILURES = (
-    ("sim.runner", "SimulationError", "the simulation failed: ", 1),
-    ("hw.cache", "CacheError", "", 2),
+    ("tellme.sim.runner", "SimulationError", "the simulation failed: ", 1),
+    ("tellme.hw.cache", "CacheError", "", 2),
 )
 """Errors of packages that are not imported here: module, class, words in front, exit code."""
 
@@ -699,7 +708,7 @@ def bench_command(
     if trace is not None:
         check_new_file(trace)
     if pictures is not None:
-        from host.pictures import draw, prepare
+        from tellme.host.commands.pictures import draw, prepare
 
         prepare(pictures)
     shape(model)
@@ -723,7 +732,7 @@ def bench_command(
     else:
         _bench_tables(measured, Console())
     if trace is not None:
-        from sim.trace import write_chrome
+        from tellme.sim.trace import write_chrome
 
         assert measured.trace is not None
         title = f"{model}, two layers, {context} keys, simulated {config.name}"
@@ -751,7 +760,7 @@ def plan_command(
     for what, value in (("context", context), ("prompt", prompt)):
         if not 0 <= value < usable:
             raise UserError(f"{what} must be from 0 to {usable - 1} for {model} on {config.name!r}, not {value}")
-    from sim.plan import fifo_memory, plan
+    from tellme.sim.plan import fifo_memory, plan
 
     passes = chunks(config, spec.heads // spec.kv_heads, prompt)
     placement = in_use(config, "sim")
@@ -849,7 +858,7 @@ def verilog_command(
     if out.is_dir():
         check_new_file(out / "tellme.v")
     try:
-        from hw.top import to_verilog
+        from tellme.hw.top import to_verilog
     except ImportError as e:
         raise UserError(f"the generator cannot be loaded ({e}); install it: {advice('generate')}") from e
     with Console(stderr=True).status(f"generating the Verilog of {config.name}"):
@@ -932,7 +941,7 @@ def cache_command(
     """Show the cache: where it is, what is in it, how large it is."""
     if context.invoked_subcommand is not None:
         return
-    from hw import cache
+    from tellme.hw import cache
 
     entries = cache.entries()
     size = sum(e.bytes for e in entries)
@@ -963,7 +972,7 @@ def cache_clear(
     ] = 0.0,
 ) -> None:
     """Remove what is in the cache, but for what a process uses now."""
-    from hw import cache
+    from tellme.hw import cache
 
     gone, kept = cache.clear(unused_days)
     still = f"; {len(kept)} in use stay" if kept else ""

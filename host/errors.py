@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from golden.project import DISTRIBUTION
+from tellme.golden.project import DISTRIBUTION
 
 LONGEST = 1000
 """Characters of a message; what a broken file holds may be repeated in it."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from host.errors import UserError
+from tellme.host.errors import UserError
 
 
 def _refused(path: Path, error: OSError) -> UserError:

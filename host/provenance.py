@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from golden.project import DISTRIBUTION
+from tellme.golden.project import DISTRIBUTION
 
 _ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,10 +11,10 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from golden.config import AcceleratorConfig, clog2
-from golden.registers import build_hash
-from golden.selftest import Job, expected, jobs
-from hw.tlmm.engine import TlmmEngine
+from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.golden.registers import build_hash
+from tellme.golden.selftest import Job, expected, jobs
+from tellme.hw.tlmm.engine import TlmmEngine
 
 BAUD = 1_000_000
 """Bits a second; the serial adapter of a ULX3S (FT231X) takes up to 3 million."""

@@ -6,28 +6,28 @@ from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig, clog2
-from golden.program import Opcode
-from golden.registers import ADDRESS_BITS, IDENTITY, VERSION, build_hash, geometry
-from hw import emit
-from hw.attention.unit import AttentionUnit
-from hw.control.counters import Counters
-from hw.control.descriptor import ProgramMemory, field
-from hw.control.execute import Executor, Route
-from hw.control.fetch import Fetcher
-from hw.control.lanes import LaneCheck
-from hw.control.registers import ControlRegisters
-from hw.control.sequence import PhaseSequencer
-from hw.control.supervise import Supervisor
-from hw.elementwise.elementwise import Elementwise
-from hw.memory.axi import Axi, AxiLite
-from hw.memory.kv_writer import KvWriter
-from hw.memory.logit_writer import LogitWriter
-from hw.memory.reader import StreamReader
-from hw.memory.writer import BeatWriter
-from hw.platforms import platform_of
-from hw.primitives import Inferred
-from hw.tlmm.engine import TlmmEngine
+from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.golden.program import Opcode
+from tellme.golden.registers import ADDRESS_BITS, IDENTITY, VERSION, build_hash, geometry
+from tellme.hw import emit
+from tellme.hw.attention.unit import AttentionUnit
+from tellme.hw.control.counters import Counters
+from tellme.hw.control.descriptor import ProgramMemory, field
+from tellme.hw.control.execute import Executor, Route
+from tellme.hw.control.fetch import Fetcher
+from tellme.hw.control.lanes import LaneCheck
+from tellme.hw.control.registers import ControlRegisters
+from tellme.hw.control.sequence import PhaseSequencer
+from tellme.hw.control.supervise import Supervisor
+from tellme.hw.elementwise.elementwise import Elementwise
+from tellme.hw.memory.axi import Axi, AxiLite
+from tellme.hw.memory.kv_writer import KvWriter
+from tellme.hw.memory.logit_writer import LogitWriter
+from tellme.hw.memory.reader import StreamReader
+from tellme.hw.memory.writer import BeatWriter
+from tellme.hw.platforms import platform_of
+from tellme.hw.primitives import Inferred
+from tellme.hw.tlmm.engine import TlmmEngine
 
 
 class Accelerator(wiring.Component):

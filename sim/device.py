@@ -19,14 +19,14 @@ import numpy as np
 from amaranth.hdl import Elaboratable
 from numpy.typing import NDArray
 
-from golden.boards import phases as board_phases
-from golden.config import AcceleratorConfig
-from golden.registers import offset
-from hw import cache
-from sim import harness
-from sim.runner import SimulationError, Started, check_tools, libraries, simulator_environment, tools
-from sim.server import ANSWER, COMMAND, QUIT, READ, RUN, SOCKET_FD, WRITE
-from sim.timing import KV260_TIMING, MemoryTiming, timing
+from tellme.golden.boards import phases as board_phases
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.registers import offset
+from tellme.hw import cache
+from tellme.sim import harness
+from tellme.sim.runner import SimulationError, Started, check_tools, libraries, simulator_environment, tools
+from tellme.sim.server import ANSWER, COMMAND, QUIT, READ, RUN, SOCKET_FD, WRITE
+from tellme.sim.timing import KV260_TIMING, MemoryTiming, timing
 
 SLICE = 200_000
 """Cycles that the simulation runs before it looks at the wall clock: about half a second."""
@@ -84,7 +84,7 @@ def built(config: AcceleratorConfig, *, waves: bool = False, started: Started | 
     check_tools()
     if started is not None:
         started(expected_seconds(config), cache.root())
-    from hw.top import Accelerator
+    from tellme.hw.top import Accelerator
 
     begun = time.monotonic()
     folder = harness.build(Accelerator(config), waves=waves)
@@ -155,7 +155,7 @@ class SimDevice:
         self._socket, child = socket.socketpair()
         # Without a name: it goes when the processes go.
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        environment = simulator_environment("sim.server", "tb_top") | {
+        environment = simulator_environment("tellme.sim.server", "tb_top") | {
             # The child's own descriptor: it works whatever becomes of ours.
             "TELLME_MEMORY": self._shared.settings(memory_timing, f"/proc/self/fd/{self._shared.fd}"),
             SOCKET_FD: str(child.fileno()),

@@ -19,10 +19,10 @@ import numpy as np
 from amaranth.hdl import Elaboratable
 from numpy.typing import NDArray
 
-from golden.boards import check_phases, place, region_bytes
-from golden.config import AcceleratorConfig
-from sim import runner
-from sim.timing import MemoryTiming
+from tellme.golden.boards import check_phases, place, region_bytes
+from tellme.golden.config import AcceleratorConfig
+from tellme.sim import runner
+from tellme.sim.timing import MemoryTiming
 
 HERE = Path(__file__).parent
 MEMORY_BASE = 0x8_0000_0000

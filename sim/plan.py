@@ -12,25 +12,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from golden import layout
-from golden.boards import BOARDS
-from golden.boards import phases as board_phases
-from golden.config import AcceleratorConfig
-from golden.model import ModelSpec
-from golden.program import DESCRIPTOR_BYTES, Kind
-from golden.registers import STALLS
-from golden.schedule import phases
-from hw.attention import cycles as attention
-from hw.control.check import ProgramCheck
-from hw.control.lanes import LaneCheck
-from hw.elementwise.elementwise import Elementwise
-from hw.elementwise.quantiser import Quantiser
-from hw.elementwise.scales import ScaleUnit
-from hw.elementwise.statistics import Statistics
-from hw.memory.fifo import COLUMN_BITS, ULTRA_DEPTH
-from hw.tlmm import engine
-from sim import stream
-from sim.timing import MemoryTiming
+from tellme.golden import layout
+from tellme.golden.boards import BOARDS
+from tellme.golden.boards import phases as board_phases
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.model import ModelSpec
+from tellme.golden.program import DESCRIPTOR_BYTES, Kind
+from tellme.golden.registers import STALLS
+from tellme.golden.schedule import phases
+from tellme.hw.attention import cycles as attention
+from tellme.hw.control.check import ProgramCheck
+from tellme.hw.control.lanes import LaneCheck
+from tellme.hw.elementwise.elementwise import Elementwise
+from tellme.hw.elementwise.quantiser import Quantiser
+from tellme.hw.elementwise.scales import ScaleUnit
+from tellme.hw.elementwise.statistics import Statistics
+from tellme.hw.memory.fifo import COLUMN_BITS, ULTRA_DEPTH
+from tellme.hw.tlmm import engine
+from tellme.sim import stream
+from tellme.sim.timing import MemoryTiming
 
 URAM_DEPTH, BRAM_DEPTH = 4096, 512
 """Words of 72 bits in a URAM288 and in a RAMB36 (UG573); a column of the FIFO (hw/memory/fifo.py) takes one word."""

@@ -25,11 +25,12 @@ from amaranth.hdl import Elaboratable
 from cocotb_tools.check_results import get_results
 from cocotb_tools.runner import Verilator
 
-from golden.project import advice
-from hw import cache
-from hw.emit import to_verilog
-from hw.primitives import UltraScalePlus
-from sim import models
+import tellme
+from tellme.golden.project import advice
+from tellme.hw import cache
+from tellme.hw.emit import to_verilog
+from tellme.hw.primitives import UltraScalePlus
+from tellme.sim import models
 
 PARAMETERS = "TELLME_TEST_PARAMETERS"
 """Environment variable that carries a test's parameters (JSON) into the simulation process."""
@@ -295,7 +296,7 @@ def simulator_environment(module: str, top: str, seed: int = 1) -> dict[str, str
         "COCOTB_RANDOM_SEED": str(seed),
         "COCOTB_RESULTS_FILE": os.devnull,
         "LD_LIBRARY_PATH": libraries(),
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).resolve().parent.parent), *(p for p in sys.path if p)]),
+        "PYTHONPATH": os.pathsep.join([str(Path(tellme.__file__).parent.parent), *(p for p in sys.path if p)]),
     }
     return dict(runner.env)
 
@@ -360,8 +361,8 @@ def sources_of(
     if form == "primitives":
         return to_verilog(component, name, UltraScalePlus()), *models.primitives(cache.prepare() / "models")
     if form == "netlist":
-        from hw.synth.mapped import mapped_verilog
-        from hw.synth.mapped import models as cells
+        from tellme.hw.synth.mapped import mapped_verilog
+        from tellme.hw.synth.mapped import models as cells
 
         # Of these two Yosys has no model.
         folder = cache.prepare() / "models"

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sim import runner
-from sim.timing import MemoryTiming
+from tellme.sim import runner
+from tellme.sim.timing import MemoryTiming
 
 HERE = Path(__file__).parent
 ROW_BYTES = 1 << 26

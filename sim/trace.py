@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.registers import BUSY, STALLS
+from tellme.golden.registers import BUSY, STALLS
 
 RECORD = np.dtype([("cycle", "<u8"), ("state", "<u4"), ("level", "<u4")])
 _RUNNING = 1 << 15

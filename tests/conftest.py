@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 
-from hw import cache
+from tellme.hw import cache
 
 # Nothing that a user has tuned counts here.
 os.environ["XDG_CONFIG_HOME"] = os.path.join(tempfile.gettempdir(), f"tellme-no-configuration-{os.getpid()}")

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-from golden import head
-from golden.model import LayerWeights, ModelSpec, ModelWeights
-from host.synthetic import random_weights
+from tellme.golden import head
+from tellme.golden.model import LayerWeights, ModelSpec, ModelWeights
+from tellme.host.checkpoints.synthetic import random_weights
 
 DEMO = Path(__file__).parents[1] / "demo" / "model"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.model import ModelWeights
+from tellme.golden.model import ModelWeights
 
 F64 = NDArray[np.float64]
 

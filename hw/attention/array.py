@@ -7,12 +7,12 @@ from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from golden.config import clog2
-from hw.attention.block import Sizes, log2
-from hw.attention.runs import tag_layout
-from hw.fp import delay_line
-from hw.fp.dsp import multiply_chosen
-from hw.fp.pipeline import wire
+from tellme.golden.config import clog2
+from tellme.hw.attention.block import Sizes, log2
+from tellme.hw.attention.runs import tag_layout
+from tellme.hw.fp import delay_line
+from tellme.hw.fp.dsp import multiply_chosen
+from tellme.hw.fp.pipeline import wire
 
 
 class MultiplierArray(wiring.Component):

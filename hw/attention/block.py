@@ -7,8 +7,8 @@ from functools import cached_property
 
 from amaranth.lib import data
 
-from golden.config import MAX_GROUP as MAX_GROUP
-from golden.config import AcceleratorConfig, clog2
+from tellme.golden.config import MAX_GROUP as MAX_GROUP
+from tellme.golden.config import AcceleratorConfig, clog2
 
 PIPES = 2
 """Queries that the softmax takes at a time, unless the unit is told otherwise (keys_per_beat keys of each, every

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from golden.config import AcceleratorConfig
-from golden.schedule import Phase, phases
-from hw.attention.block import PIPES, SCORE_SPACING, Sizes, log2
-from hw.attention.queries import QueryLoader
-from hw.fp import Exp2Mantissa, FloatToFixed, IntToFloat, Multiplier, Reciprocal
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.schedule import Phase, phases
+from tellme.hw.attention.block import PIPES, SCORE_SPACING, Sizes, log2
+from tellme.hw.attention.queries import QueryLoader
+from tellme.hw.fp import Exp2Mantissa, FloatToFixed, IntToFloat, Multiplier, Reciprocal
 
 PHASE_CYCLES = 5
 """PhaseQueue: from one phase to the next."""

@@ -6,10 +6,10 @@ from amaranth import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig, clog2
-from hw.attention.block import Sizes, log2
-from hw.attention.queue import ShortQueue
-from hw.fp import delay_line
+from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.hw.attention.block import Sizes, log2
+from tellme.hw.attention.queue import ShortQueue
+from tellme.hw.fp import delay_line
 
 LOGIT_BEATS = 16
 """Beats of logits that wait to be written."""

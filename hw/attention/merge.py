@@ -7,9 +7,9 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from golden.config import clog2
-from hw.attention.block import Sizes, log2
-from hw.fp import IntToFloat, Multiplier, delay_line
+from tellme.golden.config import clog2
+from tellme.hw.attention.block import Sizes, log2
+from tellme.hw.fp import IntToFloat, Multiplier, delay_line
 
 
 class SumAccumulator(wiring.Component):

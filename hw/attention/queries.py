@@ -6,9 +6,9 @@ from amaranth import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import clog2
-from hw.attention.block import Sizes, log2
-from hw.fp import delay_line
+from tellme.golden.config import clog2
+from tellme.hw.attention.block import Sizes, log2
+from tellme.hw.fp import delay_line
 
 
 class QueryLoader(wiring.Component):

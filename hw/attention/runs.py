@@ -8,10 +8,10 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from golden.config import clog2
-from hw.attention.block import SCORE_SPACING, BlockDescriptor, Sizes, log2
-from hw.attention.queue import ShortQueue
-from hw.fp.pipeline import wire
+from tellme.golden.config import clog2
+from tellme.hw.attention.block import SCORE_SPACING, BlockDescriptor, Sizes, log2
+from tellme.hw.attention.queue import ShortQueue
+from tellme.hw.fp.pipeline import wire
 
 CONSUMERS = ("load", "play", "query", "score", "dump")
 """Parts that walk the phases, each at its own pace."""

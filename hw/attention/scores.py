@@ -7,11 +7,11 @@ from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from golden.config import clog2
-from hw.attention.array import MultiplierArray
-from hw.attention.block import Sizes
-from hw.attention.runs import tag_layout
-from hw.fp import delay_line
+from tellme.golden.config import clog2
+from tellme.hw.attention.array import MultiplierArray
+from tellme.hw.attention.block import Sizes
+from tellme.hw.attention.runs import tag_layout
+from tellme.hw.fp import delay_line
 
 
 class DotAccumulator(wiring.Component):

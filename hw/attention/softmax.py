@@ -9,12 +9,12 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from golden.attention import RATIO_MAX, SCORE_FRAC
-from golden.config import clog2
-from hw.attention.block import SCORE_BITS, Sizes, log2
-from hw.attention.queue import ShortQueue
-from hw.attention.scores import DotAccumulator
-from hw.fp import Exp2Mantissa, FloatToFixed, IntToFloat, Multiplier, Reciprocal, delay_line
+from tellme.golden.attention import RATIO_MAX, SCORE_FRAC
+from tellme.golden.config import clog2
+from tellme.hw.attention.block import SCORE_BITS, Sizes, log2
+from tellme.hw.attention.queue import ShortQueue
+from tellme.hw.attention.scores import DotAccumulator
+from tellme.hw.fp import Exp2Mantissa, FloatToFixed, IntToFloat, Multiplier, Reciprocal, delay_line
 
 
 def float_const(x: float) -> Const:

@@ -7,18 +7,18 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig, clog2
-from hw.attention.array import MultiplierArray
-from hw.attention.block import PIPES, BlockDescriptor, Sizes
-from hw.attention.head import LogitSink, logit_layout
-from hw.attention.merge import SumAccumulator
-from hw.attention.queries import QueryLoader
-from hw.attention.runs import Loader, PhaseQueue, Player, own_bits
-from hw.attention.scores import DotAccumulator
-from hw.attention.softmax import ScorePass, WeightPass, score_layout
-from hw.fp import delay_line
-from hw.memory.columns import ColumnMemory
-from hw.primitives import deep_ram
+from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.hw.attention.array import MultiplierArray
+from tellme.hw.attention.block import PIPES, BlockDescriptor, Sizes
+from tellme.hw.attention.head import LogitSink, logit_layout
+from tellme.hw.attention.merge import SumAccumulator
+from tellme.hw.attention.queries import QueryLoader
+from tellme.hw.attention.runs import Loader, PhaseQueue, Player, own_bits
+from tellme.hw.attention.scores import DotAccumulator
+from tellme.hw.attention.softmax import ScorePass, WeightPass, score_layout
+from tellme.hw.fp import delay_line
+from tellme.hw.memory.columns import ColumnMemory
+from tellme.hw.primitives import deep_ram
 
 
 class AttentionUnit(wiring.Component):

@@ -9,12 +9,12 @@ from amaranth import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.check import HEAD_DIM_MULTIPLE, max_kv_heads
-from golden.config import CHUNK, MAX_GROUP, AcceleratorConfig, clog2
-from golden.layout import ROW_MULTIPLE
-from golden.program import DESCRIPTOR_BYTES, Kind, Opcode
-from golden.registers import MAX_SLOTS
-from hw.control.descriptor import field
+from tellme.golden.check import HEAD_DIM_MULTIPLE, max_kv_heads
+from tellme.golden.config import CHUNK, MAX_GROUP, AcceleratorConfig, clog2
+from tellme.golden.layout import ROW_MULTIPLE
+from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode
+from tellme.golden.registers import MAX_SLOTS
+from tellme.hw.control.descriptor import field
 
 
 def _log2(n: int) -> int:

@@ -4,7 +4,7 @@ from amaranth import Module, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.registers import BUSY, STALLS
+from tellme.golden.registers import BUSY, STALLS
 
 SEEN = ("beat", "write", "running", "unit_busy", "port_beat", "port_stall")
 """Inputs besides the causes."""

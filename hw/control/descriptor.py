@@ -7,8 +7,8 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig, clog2
-from golden.program import DESCRIPTOR_BYTES, FIELDS, Opcode
+from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.golden.program import DESCRIPTOR_BYTES, FIELDS, Opcode
 
 
 def field(descriptor: Value, opcode: Opcode, name: str) -> Value:

@@ -6,12 +6,12 @@ from amaranth import Module, Mux, Signal
 from amaranth.lib import enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig, clog2
-from golden.program import DESCRIPTOR_BYTES, Kind, Opcode
-from golden.registers import MAX_SLOTS
-from hw.control.check import ProgramCheck
-from hw.control.descriptor import field
-from hw.control.sequence import phase_layout
+from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode
+from tellme.golden.registers import MAX_SLOTS
+from tellme.hw.control.check import ProgramCheck
+from tellme.hw.control.descriptor import field
+from tellme.hw.control.sequence import phase_layout
 
 
 class Route(enum.Enum, shape=2):

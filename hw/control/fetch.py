@@ -6,12 +6,12 @@ from amaranth import Cat, Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig, clog2
-from golden.program import DESCRIPTOR_BYTES, Opcode
-from hw.control.descriptor import field
-from hw.control.sequence import PhaseSequencer
-from hw.fp.dsp import CASCADE_SHIFT, multiply_add, positive
-from hw.fp.pipeline import register
+from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.golden.program import DESCRIPTOR_BYTES, Opcode
+from tellme.hw.control.descriptor import field
+from tellme.hw.control.sequence import PhaseSequencer
+from tellme.hw.fp.dsp import CASCADE_SHIFT, multiply_add, positive
+from tellme.hw.fp.pipeline import register
 
 SEGMENT = data.StructLayout({"address": 32, "beats": 32})
 """Payload of a stream segment: `beats` consecutive beats from `address`."""

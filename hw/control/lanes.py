@@ -6,8 +6,8 @@ from amaranth import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig, clog2
-from golden.registers import MAX_SLOTS
+from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.golden.registers import MAX_SLOTS
 
 
 class LaneCheck(wiring.Component):

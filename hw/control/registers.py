@@ -6,9 +6,9 @@ from amaranth import Module, Signal, ValueLike
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig
-from golden.registers import ADDRESS_BITS, BUSY, MAX_SLOTS, REGISTERS, STALLS, Register
-from hw.memory.axi import AxiLite
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.registers import ADDRESS_BITS, BUSY, MAX_SLOTS, REGISTERS, STALLS, Register
+from tellme.hw.memory.axi import AxiLite
 
 PORTS = ("base_low", "base_high", "owed", "port_beats", "port_stalls")
 """Registers with an entry for each port."""

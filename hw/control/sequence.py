@@ -6,7 +6,7 @@ from amaranth import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig, clog2
+from tellme.golden.config import AcceleratorConfig, clog2
 
 
 def phase_layout(config: AcceleratorConfig) -> data.StructLayout:

@@ -4,7 +4,7 @@ from amaranth import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.registers import ErrorCode
+from tellme.golden.registers import ErrorCode
 
 
 class Supervisor(wiring.Component):

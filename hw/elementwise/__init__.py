@@ -1,5 +1,5 @@
 """The element-wise pipeline: epilogues, statistics, quantisers and their buffers. Golden: `golden.elementwise`."""
 
-from hw.elementwise.elementwise import Elementwise
+from tellme.hw.elementwise.elementwise import Elementwise
 
 __all__ = ["Elementwise"]

@@ -6,8 +6,8 @@ from amaranth.hdl import Cat, Module, Signal, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import CHUNK, clog2
-from hw.primitives import deep_ram
+from tellme.golden.config import CHUNK, clog2
+from tellme.hw.primitives import deep_ram
 
 
 class BankedBuffer(wiring.Component):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, memory
 
-from golden.config import CHUNK, AcceleratorConfig, clog2
+from tellme.golden.config import CHUNK, AcceleratorConfig, clog2
 
 FLOAT = unsigned(32)
 """A binary32 pattern."""

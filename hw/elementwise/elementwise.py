@@ -6,16 +6,24 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from golden.config import CHUNK, AcceleratorConfig, clog2
-from golden.program import Kind
-from hw.elementwise.buffers import BankedBuffer, BeatTable, ScaleRam
-from hw.elementwise.common import CHUNK_LAYOUT, chunk_bits, count_bits, head_pitch, lane_address, lane_bits, word_bits
-from hw.elementwise.epilogue import HEADS_AHEAD, Epilogue
-from hw.elementwise.load import Loader
-from hw.elementwise.quantiser import Quantiser, own_depth
-from hw.elementwise.scales import SLOTS, ScaleUnit, Target
-from hw.elementwise.statistics import Statistics, chunk_info
-from hw.elementwise.transpose import GROUP
+from tellme.golden.config import CHUNK, AcceleratorConfig, clog2
+from tellme.golden.program import Kind
+from tellme.hw.elementwise.buffers import BankedBuffer, BeatTable, ScaleRam
+from tellme.hw.elementwise.common import (
+    CHUNK_LAYOUT,
+    chunk_bits,
+    count_bits,
+    head_pitch,
+    lane_address,
+    lane_bits,
+    word_bits,
+)
+from tellme.hw.elementwise.epilogue import HEADS_AHEAD, Epilogue
+from tellme.hw.elementwise.load import Loader
+from tellme.hw.elementwise.quantiser import Quantiser, own_depth
+from tellme.hw.elementwise.scales import SLOTS, ScaleUnit, Target
+from tellme.hw.elementwise.statistics import Statistics, chunk_info
+from tellme.hw.elementwise.transpose import GROUP
 
 
 class Elementwise(wiring.Component):

@@ -6,14 +6,23 @@ from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from golden.config import CHUNK, AcceleratorConfig
-from golden.program import Kind
-from hw.elementwise.common import CHUNK_LAYOUT, ONE, chunk_bits, count_bits, delayed, flags, head_pitch, lane_bits
-from hw.elementwise.scales import HeadCounter, Target
-from hw.elementwise.statistics import chunk_info
-from hw.elementwise.transpose import GROUP, Transposer
-from hw.fp import Adder, Exponential, IntToFloat, Multiplier, Reciprocal
-from hw.fp.pipeline import delay_line
+from tellme.golden.config import CHUNK, AcceleratorConfig
+from tellme.golden.program import Kind
+from tellme.hw.elementwise.common import (
+    CHUNK_LAYOUT,
+    ONE,
+    chunk_bits,
+    count_bits,
+    delayed,
+    flags,
+    head_pitch,
+    lane_bits,
+)
+from tellme.hw.elementwise.scales import HeadCounter, Target
+from tellme.hw.elementwise.statistics import chunk_info
+from tellme.hw.elementwise.transpose import GROUP, Transposer
+from tellme.hw.fp import Adder, Exponential, IntToFloat, Multiplier, Reciprocal
+from tellme.hw.fp.pipeline import delay_line
 
 HEADS_AHEAD = 2
 """Heads whose maxima the statistics can hold."""

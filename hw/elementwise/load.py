@@ -6,8 +6,8 @@ from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import CHUNK, AcceleratorConfig, clog2
-from hw.elementwise.common import CHUNK_LAYOUT, chunk_bits, count_bits, head_pitch, lane_bits
+from tellme.golden.config import CHUNK, AcceleratorConfig, clog2
+from tellme.hw.elementwise.common import CHUNK_LAYOUT, chunk_bits, count_bits, head_pitch, lane_bits
 
 
 class Loader(wiring.Component):

@@ -6,10 +6,10 @@ from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig, clog2
-from hw.elementwise.common import count_bits, delayed, flags, lane_bits, word_bits
-from hw.elementwise.scales import SLOTS, HeadCounter, ScaleUnit, Target, scale_tag
-from hw.fp import FloatToInt8, Multiplier
+from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.hw.elementwise.common import count_bits, delayed, flags, lane_bits, word_bits
+from tellme.hw.elementwise.scales import SLOTS, HeadCounter, ScaleUnit, Target, scale_tag
+from tellme.hw.fp import FloatToInt8, Multiplier
 
 
 def own_lanes(config: AcceleratorConfig) -> int:

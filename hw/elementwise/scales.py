@@ -9,12 +9,12 @@ from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig
-from golden.elementwise import INV_127, SMALLEST_ABSMAX
-from golden.fp import bits
-from hw.elementwise.common import ONE, count_bits, delayed, flags, lane_bits
-from hw.elementwise.statistics import Statistics
-from hw.fp import Adder, Multiplier, Reciprocal, ReciprocalSqrt
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.elementwise import INV_127, SMALLEST_ABSMAX
+from tellme.golden.fp import bits
+from tellme.hw.elementwise.common import ONE, count_bits, delayed, flags, lane_bits
+from tellme.hw.elementwise.statistics import Statistics
+from tellme.hw.fp import Adder, Multiplier, Reciprocal, ReciprocalSqrt
 
 SLOTS = 4
 """Heads whose scales may wait for the quantiser."""

@@ -6,10 +6,10 @@ from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import CHUNK, PARTIALS, AcceleratorConfig
-from hw.elementwise.buffers import BeatTable
-from hw.elementwise.common import CHUNK_LAYOUT, ONE, chunk_bits, delayed, flags, lane_bits
-from hw.fp import Adder, Multiplier
+from tellme.golden.config import CHUNK, PARTIALS, AcceleratorConfig
+from tellme.hw.elementwise.buffers import BeatTable
+from tellme.hw.elementwise.common import CHUNK_LAYOUT, ONE, chunk_bits, delayed, flags, lane_bits
+from tellme.hw.fp import Adder, Multiplier
 
 BANKS = CHUNK
 """Partial k lives in bank k mod 4, half k // 4."""

@@ -6,8 +6,8 @@ from amaranth.hdl import Cat, Module, Signal, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import CHUNK, AcceleratorConfig
-from hw.elementwise.common import count_bits, lane_bits
+from tellme.golden.config import CHUNK, AcceleratorConfig
+from tellme.hw.elementwise.common import count_bits, lane_bits
 
 GROUP = 2 * CHUNK
 """Rows that are transposed together."""

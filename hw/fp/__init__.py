@@ -1,10 +1,10 @@
 """binary32 arithmetic: pipelines that take an operation a cycle, without handshake. Golden: `golden.fp`."""
 
-from hw.fp.adder import Adder
-from hw.fp.convert import FloatToFixed, FloatToInt8, IntToFloat
-from hw.fp.functions import Exp2Float, Exp2Mantissa, Exponential, Reciprocal, ReciprocalSqrt
-from hw.fp.multiplier import Multiplier
-from hw.fp.pipeline import delay_line
+from tellme.hw.fp.adder import Adder
+from tellme.hw.fp.convert import FloatToFixed, FloatToInt8, IntToFloat
+from tellme.hw.fp.functions import Exp2Float, Exp2Mantissa, Exponential, Reciprocal, ReciprocalSqrt
+from tellme.hw.fp.multiplier import Multiplier
+from tellme.hw.fp.pipeline import delay_line
 
 __all__ = [
     "Adder",

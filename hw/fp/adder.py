@@ -4,8 +4,8 @@ from amaranth.hdl import Cat, Const, Module, Mux
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.fp.format import classify, pack
-from hw.fp.pipeline import Normaliser, delay_line, register, shift_right_sticky, wire
+from tellme.hw.fp.format import classify, pack
+from tellme.hw.fp.pipeline import Normaliser, delay_line, register, shift_right_sticky, wire
 
 
 class Adder(wiring.Component):

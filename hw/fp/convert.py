@@ -4,8 +4,8 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.fp.format import BIAS, classify
-from hw.fp.pipeline import Normaliser, register, shift_right_sticky, wire
+from tellme.hw.fp.format import BIAS, classify
+from tellme.hw.fp.pipeline import Normaliser, register, shift_right_sticky, wire
 
 
 class IntToFloat(wiring.Component):

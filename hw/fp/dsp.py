@@ -9,8 +9,8 @@ from typing import Any
 
 from amaranth.hdl import C, Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value, signed
 
-from hw.fp.pipeline import delay_line
-from hw.primitives import UltraScalePlus
+from tellme.hw.fp.pipeline import delay_line
+from tellme.hw.primitives import UltraScalePlus
 
 CASCADE_BITS = 48
 """Of P, PCIN and PCOUT."""

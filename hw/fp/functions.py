@@ -5,10 +5,10 @@ from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden import fp
-from hw.fp.dsp import CASCADE_SHIFT, fits, multiply_add, positive
-from hw.fp.format import BIAS, classify
-from hw.fp.pipeline import delay_line, register, shift_right_sticky
+from tellme.golden import fp
+from tellme.hw.fp.dsp import CASCADE_SHIFT, fits, multiply_add, positive
+from tellme.hw.fp.format import BIAS, classify
+from tellme.hw.fp.pipeline import delay_line, register, shift_right_sticky
 
 
 class Quadratic(wiring.Component):

@@ -4,9 +4,9 @@ from amaranth.hdl import Cat, Module, Mux
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.fp.dsp import CASCADE_SHIFT, multiply_add, positive
-from hw.fp.format import classify, pack
-from hw.fp.pipeline import delay_line, register, wire
+from tellme.hw.fp.dsp import CASCADE_SHIFT, multiply_add, positive
+from tellme.hw.fp.format import classify, pack
+from tellme.hw.fp.pipeline import delay_line, register, wire
 
 
 class Multiplier(wiring.Component):

@@ -6,7 +6,7 @@ from amaranth.hdl import Cat, Const, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.registers import BASE_ALIGNMENT, PORT_ADDRESS_BITS
+from tellme.golden.registers import BASE_ALIGNMENT, PORT_ADDRESS_BITS
 
 ADDRESS_WIDTH = PORT_ADDRESS_BITS
 """Bits of an AXI4 byte address. Higher bits of a base are dropped."""

@@ -6,8 +6,8 @@ from amaranth.hdl import Cat, Module, Value, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import clog2
-from hw.primitives import deep_ram
+from tellme.golden.config import clog2
+from tellme.hw.primitives import deep_ram
 
 WORD = 72
 """Bits of a word of an UltraRAM, or of a block RAM in simple dual-port mode."""

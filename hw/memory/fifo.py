@@ -7,7 +7,7 @@ from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
-from hw.primitives import deep_ram
+from tellme.hw.primitives import deep_ram
 
 COLUMN_BITS = 64
 """Data bits of a RAM column: a URAM288 or a BRAM36 in simple dual-port mode is 72 wide, 8 of them parity."""

@@ -6,8 +6,8 @@ from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, ResetInserter, S
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig, clog2
-from hw.memory.writer import write_layout
+from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.hw.memory.writer import write_layout
 
 LANE_NUMBER_BITS = 16
 """Bits of a position and of a slot number."""

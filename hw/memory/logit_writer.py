@@ -6,9 +6,9 @@ from amaranth.hdl import Cat, Const, Module, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig
-from hw.attention.head import logit_layout
-from hw.memory.writer import write_layout
+from tellme.golden.config import AcceleratorConfig
+from tellme.hw.attention.head import logit_layout
+from tellme.hw.memory.writer import write_layout
 
 STEPS = 3
 """Cycles from a beat's acceptance to its address: partial products, product, sum."""

@@ -7,10 +7,10 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for
 
-from golden.boards import PHASE_PERIOD
-from golden.config import AcceleratorConfig, ConfigError
-from golden.registers import ErrorCode
-from hw.memory.axi import (
+from tellme.golden.boards import PHASE_PERIOD
+from tellme.golden.config import AcceleratorConfig, ConfigError
+from tellme.golden.registers import ErrorCode
+from tellme.hw.memory.axi import (
     ADDRESS_WIDTH,
     BURST_INCR,
     CACHE_MODIFIABLE_BUFFERABLE,
@@ -19,7 +19,7 @@ from hw.memory.axi import (
     AxiRead,
     aligned,
 )
-from hw.memory.fifo import DeepFifo, Queue, RegisterSlice
+from tellme.hw.memory.fifo import DeepFifo, Queue, RegisterSlice
 
 SEGMENT = data.StructLayout({"address": 32, "beats": 32})
 """A run of beats: first beat address, number of beats."""

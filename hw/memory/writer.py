@@ -6,17 +6,17 @@ from amaranth.hdl import Cat, Const, Module, Signal
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig, ConfigError
-from golden.registers import ErrorCode
-from hw.memory.axi import (
+from tellme.golden.config import AcceleratorConfig, ConfigError
+from tellme.golden.registers import ErrorCode
+from tellme.hw.memory.axi import (
     BURST_INCR,
     CACHE_MODIFIABLE_BUFFERABLE,
     PROT_DATA,
     AxiWrite,
     aligned,
 )
-from hw.memory.fifo import Queue
-from hw.memory.reader import first_error, response_error
+from tellme.hw.memory.fifo import Queue
+from tellme.hw.memory.reader import first_error, response_error
 
 WRITE_QUEUE = 16
 """Writes that wait at each port."""

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from hw.platforms.zynq import PLATFORMS, ZynqPlatform, platform_of
+from tellme.hw.platforms.zynq import PLATFORMS, ZynqPlatform, platform_of
 
 __all__ = ["PLATFORMS", "ZynqPlatform", "platform_of"]

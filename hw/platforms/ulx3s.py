@@ -11,10 +11,10 @@ from amaranth.lib import io
 from amaranth.lib.cdc import ResetSynchronizer
 from amaranth_boards.ulx3s import ULX3S_85F_Platform
 
-from golden.config import AcceleratorConfig
-from golden.registers import build_hash
-from golden.selftest import SELFTEST
-from hw.selftest import SelfTest
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.registers import build_hash
+from tellme.golden.selftest import SELFTEST
+from tellme.hw.selftest import SelfTest
 
 NAME = "ulx3s"
 DIVIDER = 8

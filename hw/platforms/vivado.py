@@ -14,11 +14,11 @@ from typing import Any
 from amaranth.lib.wiring import Out
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from golden.boards import CELL, MODULE, VLNV, ZYNQMP, Board, build_name
-from golden.config import AcceleratorConfig, ConfigError
-from golden.registers import ADDRESS_BITS, VERSION, build_hash
-from hw.memory.axi import ADDRESS_WIDTH, Axi, AxiLite
-from hw.top import to_verilog
+from tellme.golden.boards import CELL, MODULE, VLNV, ZYNQMP, Board, build_name
+from tellme.golden.config import AcceleratorConfig, ConfigError
+from tellme.golden.registers import ADDRESS_BITS, VERSION, build_hash
+from tellme.hw.memory.axi import ADDRESS_WIDTH, Axi, AxiLite
+from tellme.hw.top import to_verilog
 
 HERE = Path(__file__).resolve().parent
 CONSTRAINTS = HERE.parent.parent / "constraints"

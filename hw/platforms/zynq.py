@@ -13,10 +13,10 @@ from amaranth.vendor import XilinxPlatform
 from amaranth_boards.resources import ButtonResources, LEDResources, SwitchResources
 from amaranth_boards.rfsoc4x2 import RFSoC4x2Platform as AmaranthRFSoC4x2Platform
 
-from golden import boards
-from golden.boards import Board
-from golden.config import AcceleratorConfig
-from hw.primitives import UltraScalePlus
+from tellme.golden import boards
+from tellme.golden.boards import Board
+from tellme.golden.config import AcceleratorConfig
+from tellme.hw.primitives import UltraScalePlus
 
 
 class ZynqPlatform(XilinxPlatform):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from amaranth.hdl import Const, Elaboratable, Fragment, Instance, Shape, Value
 from amaranth.hdl._mem import MemoryInstance
 
-from hw.memory.columns import WORD
+from tellme.hw.memory.columns import WORD
 
 
 class ColumnError(ValueError):

@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from hw.synth.netlist import CONSTANT, Cell, Netlist
+from tellme.hw.synth.netlist import CONSTANT, Cell, Netlist
 
 CLOCKS = {"C", "CLK", "WCLK", "CLKARDCLK", "CLKBWRCLK"}
 """Pins that are no ends of paths. (C of a DSP48 is data; its clock is not among what `_dsp_inputs` gives.)"""

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from amaranth.hdl import Elaboratable
 
-from golden.project import advice
-from hw import cache as user_cache
-from hw.emit import to_rtlil
-from hw.primitives import UltraScalePlus
-from hw.synth import yosys
-from hw.synth.synthesis import MAP, digest, write
+from tellme.golden.project import advice
+from tellme.hw import cache as user_cache
+from tellme.hw.emit import to_rtlil
+from tellme.hw.primitives import UltraScalePlus
+from tellme.hw.synth import yosys
+from tellme.hw.synth.synthesis import MAP, digest, write
 
 
 def mapped_verilog(component: Elaboratable, name: str = "dut", cache: Path | None = None) -> str:

@@ -21,15 +21,15 @@ from amaranth.hdl import Cat, Elaboratable, Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
-from golden.config import TINY, AcceleratorConfig
-from golden.project import advice
-from hw import cache as user_cache
-from hw.elementwise import Elementwise
-from hw.emit import to_rtlil
-from hw.primitives import Inferred
-from hw.synth import yosys
-from hw.synth.synthesis import digest, write
-from hw.tlmm.engine import TlmmEngine
+from tellme.golden.config import TINY, AcceleratorConfig
+from tellme.golden.project import advice
+from tellme.hw import cache as user_cache
+from tellme.hw.elementwise import Elementwise
+from tellme.hw.emit import to_rtlil
+from tellme.hw.primitives import Inferred
+from tellme.hw.synth import yosys
+from tellme.hw.synth.synthesis import digest, write
+from tellme.hw.tlmm.engine import TlmmEngine
 
 SMALL = replace(TINY, name="ecp5", lanes=2)
 """A 16-byte beat, two lanes."""

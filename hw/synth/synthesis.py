@@ -23,18 +23,18 @@ from typing import Any
 from amaranth.hdl import Module
 from amaranth.hdl._xfrm import TransformedElaboratable
 
-from golden.boards import BOARDS, ZYNQMP, Board
-from golden.config import AcceleratorConfig
-from hw import cache as user_cache
-from hw.emit import to_rtlil
-from hw.platforms import platform_of
-from hw.primitives import UltraScalePlus
-from hw.synth import yosys
-from hw.synth.inventory import check_columns, inventory
-from hw.synth.levels import Levels
-from hw.synth.levels import Path as LogicPath
-from hw.synth.netlist import Resources, flatten
-from hw.top import Accelerator
+from tellme.golden.boards import BOARDS, ZYNQMP, Board
+from tellme.golden.config import AcceleratorConfig
+from tellme.hw import cache as user_cache
+from tellme.hw.emit import to_rtlil
+from tellme.hw.platforms import platform_of
+from tellme.hw.primitives import UltraScalePlus
+from tellme.hw.synth import yosys
+from tellme.hw.synth.inventory import check_columns, inventory
+from tellme.hw.synth.levels import Levels
+from tellme.hw.synth.levels import Path as LogicPath
+from tellme.hw.synth.netlist import Resources, flatten
+from tellme.hw.top import Accelerator
 
 TOP = "tellme"
 GLUE = "top"

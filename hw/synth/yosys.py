@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from golden.project import advice
+from tellme.golden.project import advice
 
 RUNNER = """
 import sys

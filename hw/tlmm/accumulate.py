@@ -7,7 +7,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig
+from tellme.golden.config import AcceleratorConfig
 
 REVISIT = 3
 """Cycles that must lie between two beats of the same row (a tile has at least 8 rows)."""

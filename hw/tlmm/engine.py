@@ -6,13 +6,13 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig, clog2
-from hw.tlmm.accumulate import Accumulator, row_layout
-from hw.tlmm.loader import TileLoader
-from hw.tlmm.rows import RowFifo
-from hw.tlmm.tables import TableBuilder, TableMemory, sum_width
-from hw.tlmm.tree import AdderTree, tree_delay
-from hw.tlmm.unpack import Unpacker, entries
+from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.hw.tlmm.accumulate import Accumulator, row_layout
+from tellme.hw.tlmm.loader import TileLoader
+from tellme.hw.tlmm.rows import RowFifo
+from tellme.hw.tlmm.tables import TableBuilder, TableMemory, sum_width
+from tellme.hw.tlmm.tree import AdderTree, tree_delay
+from tellme.hw.tlmm.unpack import Unpacker, entries
 
 
 def _told(config: AcceleratorConfig) -> int:

@@ -6,7 +6,7 @@ from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig, clog2
+from tellme.golden.config import AcceleratorConfig, clog2
 
 
 class TileLoader(wiring.Component):

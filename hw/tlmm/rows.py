@@ -7,8 +7,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig
-from hw.tlmm.accumulate import row_layout
+from tellme.golden.config import AcceleratorConfig
+from tellme.hw.tlmm.accumulate import row_layout
 
 
 class RowFifo(wiring.Component):

@@ -11,9 +11,9 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from golden.config import AcceleratorConfig
-from hw.primitives import UltraScalePlus
-from hw.tlmm.unpack import entries, grouping, index_bits, index_of
+from tellme.golden.config import AcceleratorConfig
+from tellme.hw.primitives import UltraScalePlus
+from tellme.hw.tlmm.unpack import entries, grouping, index_bits, index_of
 
 
 def sum_width(group_size: int) -> int:

@@ -12,10 +12,10 @@ from amaranth.lib import data
 from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
-from golden import attention, fp, head, schedule
-from golden.config import PRESETS, AcceleratorConfig
-from hw.attention.block import BlockDescriptor
-from hw.attention.head import logit_layout
+from tellme.golden import attention, fp, head, schedule
+from tellme.golden.config import PRESETS, AcceleratorConfig
+from tellme.hw.attention.block import BlockDescriptor
+from tellme.hw.attention.head import logit_layout
 
 CONFIGS = {
     "tiny": PRESETS["tiny"],

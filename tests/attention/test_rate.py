@@ -6,9 +6,9 @@ from typing import Any
 
 import cocotb
 
-from hw.attention import AttentionUnit
-from hw.attention.cycles import expected_cycles
-from sim.runner import parameters, simulate
+from tellme.hw.attention import AttentionUnit
+from tellme.hw.attention.cycles import expected_cycles
+from tellme.sim.runner import parameters, simulate
 from tests.attention.bench import CONFIGS, Bench, attention_job
 
 

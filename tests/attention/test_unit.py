@@ -7,10 +7,10 @@ from typing import Any
 import cocotb
 import pytest
 
-from golden.config import AcceleratorConfig
-from hw.attention import AttentionUnit
-from hw.attention.cycles import expected_cycles, expected_head_cycles
-from sim.runner import parameters, simulate
+from tellme.golden.config import AcceleratorConfig
+from tellme.hw.attention import AttentionUnit
+from tellme.hw.attention.cycles import expected_cycles, expected_head_cycles
+from tellme.sim.runner import parameters, simulate
 from tests.attention.bench import CONFIGS, Bench, attention_job, head_job
 
 

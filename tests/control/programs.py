@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from golden.config import AcceleratorConfig
-from golden.model import ModelSpec
-from golden.program import DESCRIPTOR_BYTES, DESCRIPTOR_WORDS, FIELDS, Field, Opcode, decode
-from host.program import Program, compile_sections, planned_sections
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.model import ModelSpec
+from tellme.golden.program import DESCRIPTOR_BYTES, DESCRIPTOR_WORDS, FIELDS, Field, Opcode, decode
+from tellme.host.machine.program import Program, compile_sections, planned_sections
 
 
 def compiled(spec: ModelSpec, config: AcceleratorConfig, *, slots: int = 3, context: int | None = None) -> Program:

@@ -13,15 +13,15 @@ from amaranth.lib import wiring
 from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
-from golden.check import bad_lanes, problem
-from golden.config import KV260, TINY, ULTRA96V2, AcceleratorConfig
-from golden.program import DESCRIPTOR_BYTES
-from golden.registers import MAX_SLOTS
-from golden.shapes import BITNET_07B, BITNET_2B
-from hw.control.check import ProgramCheck
-from hw.control.descriptor import ProgramMemory
-from hw.control.lanes import LaneCheck
-from sim.runner import parameters, simulate
+from tellme.golden.check import bad_lanes, problem
+from tellme.golden.config import KV260, TINY, ULTRA96V2, AcceleratorConfig
+from tellme.golden.program import DESCRIPTOR_BYTES
+from tellme.golden.registers import MAX_SLOTS
+from tellme.golden.shapes import BITNET_07B, BITNET_2B
+from tellme.hw.control.check import ProgramCheck
+from tellme.hw.control.descriptor import ProgramMemory
+from tellme.hw.control.lanes import LaneCheck
+from tellme.sim.runner import parameters, simulate
 from tests.control.programs import compiled, damaged, mutation
 from tests.models import small_spec
 

@@ -13,13 +13,13 @@ from amaranth.lib.wiring import In, Out
 from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
-from golden import schedule
-from golden.config import KV260, TINY, AcceleratorConfig, clog2
-from golden.program import DESCRIPTOR_BYTES, Kind, Opcode, encode
-from hw.control.descriptor import ProgramMemory
-from hw.control.fetch import SEGMENT, Fetcher
-from hw.control.sequence import PhaseSequencer, phase_layout
-from sim.runner import parameters, simulate
+from tellme.golden import schedule
+from tellme.golden.config import KV260, TINY, AcceleratorConfig, clog2
+from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, encode
+from tellme.hw.control.descriptor import ProgramMemory
+from tellme.hw.control.fetch import SEGMENT, Fetcher
+from tellme.hw.control.sequence import PhaseSequencer, phase_layout
+from tellme.sim.runner import parameters, simulate
 
 CONFIGS = {c.name: c for c in (TINY, KV260)}
 

@@ -9,13 +9,13 @@ from amaranth.hdl._ir import Fragment, PortDirection, build_netlist
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
-from golden.config import TINY, ULTRA96V2, AcceleratorConfig
-from golden.registers import ADDRESS_BITS
-from hw.control.registers import ControlRegisters
-from hw.memory import BeatWriter, StreamReader
-from hw.memory.axi import AxiLite
-from hw.primitives import Inferred
-from hw.top import Accelerator
+from tellme.golden.config import TINY, ULTRA96V2, AcceleratorConfig
+from tellme.golden.registers import ADDRESS_BITS
+from tellme.hw.control.registers import ControlRegisters
+from tellme.hw.memory import BeatWriter, StreamReader
+from tellme.hw.memory.axi import AxiLite
+from tellme.hw.primitives import Inferred
+from tellme.hw.top import Accelerator
 from tests.memory.common import SMALL
 from tests.sim.copier import Copier
 

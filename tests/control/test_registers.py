@@ -14,13 +14,13 @@ from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 from cocotbext.axi import AxiLiteBus, AxiLiteMaster
 
-from golden import registers
-from golden.config import TINY
-from golden.registers import BUSY, REGISTERS, STALLS, ErrorCode
-from hw.control.counters import Counters
-from hw.control.registers import ControlRegisters, count
-from hw.control.supervise import Supervisor
-from sim.runner import simulate
+from tellme.golden import registers
+from tellme.golden.config import TINY
+from tellme.golden.registers import BUSY, REGISTERS, STALLS, ErrorCode
+from tellme.hw.control.counters import Counters
+from tellme.hw.control.registers import ControlRegisters, count
+from tellme.hw.control.supervise import Supervisor
+from tellme.sim.runner import simulate
 
 
 @cocotb.test()

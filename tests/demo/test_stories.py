@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-import demo
-from demo.stories import ANIMALS, FRIENDS, HEROES, stories, with_article
+from tellme import demo
+from tellme.demo.stories import ANIMALS, FRIENDS, HEROES, stories, with_article
 
 HELD_OUT = (Path(demo.__file__).parent / "heldout.txt").read_text(encoding="utf-8").splitlines()
 

@@ -11,10 +11,10 @@ import numpy as np
 from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
-from golden import elementwise as golden
-from golden import fp
-from golden.config import CHUNK, AcceleratorConfig
-from golden.program import Kind
+from tellme.golden import elementwise as golden
+from tellme.golden import fp
+from tellme.golden.config import CHUNK, AcceleratorConfig
+from tellme.golden.program import Kind
 
 TIMEOUT = 200_000
 

@@ -8,10 +8,10 @@ import cocotb
 import numpy as np
 import pytest
 
-from golden.config import KV260, TINY
-from golden.program import Kind
-from hw.elementwise import Elementwise
-from sim.runner import parameters, simulate
+from tellme.golden.config import KV260, TINY
+from tellme.golden.program import Kind
+from tellme.hw.elementwise import Elementwise
+from tellme.sim.runner import parameters, simulate
 from tests.elementwise.bench import Bench
 
 CONFIGS = {c.name: c for c in (KV260, TINY)}

@@ -12,15 +12,15 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
-from golden import elementwise as golden
-from golden import fp
-from golden.config import CHUNK, TINY
-from golden.program import Kind
-from hw.elementwise.buffers import BankedBuffer, BeatTable
-from hw.elementwise.common import CHUNK_LAYOUT, chunk_bits, lane_bits
-from hw.elementwise.epilogue import Epilogue
-from hw.elementwise.statistics import Statistics
-from sim.runner import parameters, simulate
+from tellme.golden import elementwise as golden
+from tellme.golden import fp
+from tellme.golden.config import CHUNK, TINY
+from tellme.golden.program import Kind
+from tellme.hw.elementwise.buffers import BankedBuffer, BeatTable
+from tellme.hw.elementwise.common import CHUNK_LAYOUT, chunk_bits, lane_bits
+from tellme.hw.elementwise.epilogue import Epilogue
+from tellme.hw.elementwise.statistics import Statistics
+from tellme.sim.runner import parameters, simulate
 from tests.elementwise.bench import f32, floats, pack, same
 
 

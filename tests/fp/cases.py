@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from golden import fp
+from tellme.golden import fp
 
 _MAGNITUDES = [
     0x00000000,  # zero

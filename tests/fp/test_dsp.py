@@ -12,8 +12,8 @@ from amaranth.lib.wiring import In, Out
 from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
-from hw.fp.dsp import A_BITS, B_BITS, multiply_add, multiply_chosen
-from sim.runner import parameters, simulate
+from tellme.hw.fp.dsp import A_BITS, B_BITS, multiply_add, multiply_chosen
+from tellme.sim.runner import parameters, simulate
 
 CHAIN = 3
 """Links of the chain."""

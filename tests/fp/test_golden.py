@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from golden import fp
+from tellme.golden import fp
 from tests.fp import cases
 
 SEED = 20251

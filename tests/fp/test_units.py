@@ -16,10 +16,10 @@ from amaranth.lib.wiring import In, Out
 from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
-from golden import fp
-from hw import fp as hw
-from hw.fp.pipeline import delay_line
-from sim.runner import parameters, simulate
+from tellme.golden import fp
+from tellme.hw import fp as hw
+from tellme.hw.fp.pipeline import delay_line
+from tellme.sim.runner import parameters, simulate
 from tests.fp import cases
 
 SLOT = 64

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from host.errors import UserError
+from tellme.host.errors import UserError
 
 SECONDS = 20.0
 """Wall clock of a case, on a busy machine. All of them take milliseconds."""

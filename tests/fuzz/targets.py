@@ -14,16 +14,16 @@ from typing import Any
 import gguf
 from gguf import GGMLQuantizationType as T
 
-from golden.config import TINY
-from host.checkpoint import read_checkpoint
-from host.errors import UserError
-from host.gguf import read_gguf
-from host.image import PAGE, Image
-from host.model import Model, convert
-from host.program import compile_program
-from host.tokenizer import Files, Tokenizer
+from tellme.golden.config import TINY
+from tellme.host.checkpoints.checkpoint import read_checkpoint
+from tellme.host.checkpoints.gguf import read_gguf
+from tellme.host.errors import UserError
+from tellme.host.image.file import PAGE, Image
+from tellme.host.image.model import Model, convert
+from tellme.host.machine.program import compile_program
+from tellme.host.text.tokenizer import Files, Tokenizer
 from tests.fuzz.driver import Target, whole
-from tests.host.gguf_support import model, write_gguf
+from tests.host.checkpoints.gguf_support import model, write_gguf
 from tests.host.support import config_json, tensors_of, write_folder
 from tests.models import random_weights, small_spec
 

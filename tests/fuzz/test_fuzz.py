@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from host.errors import UserError
+from tellme.host.errors import UserError
 from tests.fuzz.driver import Hang, Target, mutation, run
 from tests.fuzz.targets import targets
 

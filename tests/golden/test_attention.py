@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from golden import attention, fp
-from golden.attention import Softmax
+from tellme.golden import attention, fp
+from tellme.golden.attention import Softmax
 
 SEED = 21
 

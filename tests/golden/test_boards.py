@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from golden.boards import BOARDS, PAGE, PHASE_PERIOD, buffer_bytes, check_phases, phases, place, region_bytes
-from golden.config import KV260, PRESETS, TINY, AcceleratorConfig
-from golden.registers import BASE_ALIGNMENT
+from tellme.golden.boards import BOARDS, PAGE, PHASE_PERIOD, buffer_bytes, check_phases, phases, place, region_bytes
+from tellme.golden.config import KV260, PRESETS, TINY, AcceleratorConfig
+from tellme.golden.registers import BASE_ALIGNMENT
 
 PAGES = PHASE_PERIOD // PAGE
 PORTS = {

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from golden.config import KV260, PRESETS, ConfigError
+from tellme.golden.config import KV260, PRESETS, ConfigError
 
 
 @pytest.mark.parametrize(

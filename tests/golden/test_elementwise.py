@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from golden import elementwise, fp
+from tellme.golden import elementwise, fp
 
 SEED = 11
 

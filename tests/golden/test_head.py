@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from golden import head
+from tellme.golden import head
 
 
 @pytest.mark.parametrize("features", [32, 1024, 1056, 2560, 8192])

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from golden import layout, ternary
-from golden.config import KV260, TINY, AcceleratorConfig
-from golden.layout import KvLayout, LayoutError
+from tellme.golden import layout, ternary
+from tellme.golden.config import KV260, TINY, AcceleratorConfig
+from tellme.golden.layout import KvLayout, LayoutError
 
 HALF = AcceleratorConfig(
     name="half", ports=2, port_bytes=16, lanes=4, key_tile=16, max_hidden=256, max_features=1024, max_context=256

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from golden.config import KV260, TINY
-from golden.model import GoldenModel, LayerWeights, ModelError, ModelSpec, ModelWeights, PassError, rope_tables
+from tellme.golden.config import KV260, TINY
+from tellme.golden.model import GoldenModel, LayerWeights, ModelError, ModelSpec, ModelWeights, PassError, rope_tables
 from tests.models import load_demo, random_weights, small_spec
 from tests.reference import Options, forward
 

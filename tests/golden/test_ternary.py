@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from golden import ternary
-from golden.ternary import WeightError
+from tellme.golden import ternary
+from tellme.golden.ternary import WeightError
 
 TRITS = st.integers(-1, 1)
 

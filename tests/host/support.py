@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from golden.config import TINY, AcceleratorConfig
-from golden.model import ModelSpec, ModelWeights
-from host.driver import Accelerator
-from host.model import Model, demo_folder
-from host.program import compile_program
-from tests.host.reference_machine import ReferenceMachine
+from tellme.golden.config import TINY, AcceleratorConfig
+from tellme.golden.model import ModelSpec, ModelWeights
+from tellme.host.image.model import Model, demo_folder
+from tellme.host.machine.driver import Accelerator
+from tellme.host.machine.program import compile_program
+from tests.host.machine.reference_machine import ReferenceMachine
 from tests.models import PARTS, random_weights
 
 DEMO = demo_folder()

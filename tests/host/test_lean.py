@@ -13,12 +13,12 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
-from golden.config import TINY
-from host.backends import GoldenBackend
-from host.checkpoint import read_checkpoint
-from host.cli import app
-from host.generate import Generation
-from host.model import Model, convert, demo_folder
+from tellme.golden.config import TINY
+from tellme.host.checkpoints.checkpoint import read_checkpoint
+from tellme.host.cli import app
+from tellme.host.image.model import Model, convert, demo_folder
+from tellme.host.machine.backends import GoldenBackend
+from tellme.host.talk.generate import Generation
 
 ROOT = Path(__file__).parent.parent.parent
 GENERATOR = (
@@ -41,7 +41,7 @@ class Missing(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Missing())
-from host.cli import main
+from tellme.host.cli import main
 main()
 """
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from host.errors import UserError
-from host.places import alone, check_new_file, check_new_folder, replacing
+from tellme.host.errors import UserError
+from tellme.host.places import alone, check_new_file, check_new_folder, replacing
 
 
 def bad_places(tmp_path: Path) -> list[Path]:

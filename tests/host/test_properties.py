@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from safetensors.numpy import save_file
 
-from golden import layout, ternary
-from golden.config import KV260, TINY, AcceleratorConfig
-from golden.model import ModelError, ModelSpec, RopeScaling, rope_tables
-from host.checkpoint import read_checkpoint
-from host.image import Image, Plan, write_image
-from host.model import read_spec
-from host.tensors import Tensors
+from tellme.golden import layout, ternary
+from tellme.golden.config import KV260, TINY, AcceleratorConfig
+from tellme.golden.model import ModelError, ModelSpec, RopeScaling, rope_tables
+from tellme.host.checkpoints.checkpoint import read_checkpoint
+from tellme.host.checkpoints.tensors import Tensors
+from tellme.host.image.file import Image, Plan, write_image
+from tellme.host.image.model import read_spec
 from tests.host.support import WORD, config_json, pack, tensors_of, write_folder
 from tests.models import PARTS, random_weights, small_spec
 
@@ -90,7 +90,7 @@ def test_tensors_of_the_format_s_own_writer_are_read(shapes: dict[str, Any], see
         got = Tensors(Path(name))
         assert set(got) == set(tensors)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("host.tensors.PIECE", piece)
+            patch.setattr("tellme.host.checkpoints.tensors.PIECE", piece)
             for n, value in tensors.items():
                 assert got.shape(n) == value.shape
                 rows = np.concatenate([p for _, p in got.pieces(n)])

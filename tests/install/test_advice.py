@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from golden.project import DISTRIBUTION, advice
+from tellme.golden.project import DISTRIBUTION, advice
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXTS = ("*.py", "*.md", "*.ipynb", "*.toml", "*.yml", "*.yaml", "*.j2", "*.tcl", "Makefile", "run")

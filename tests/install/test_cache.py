@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from host.cli import app
-from hw import cache
+from tellme.host.cli import app
+from tellme.hw import cache
 
 KEY, OTHER = "0123456789abcdef", "fedcba9876543210"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-import golden.project
+from tellme.golden import project
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("golden", "hw", "sim", "host", "demo", "constraints")
@@ -27,7 +27,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, in which a build leaves what it leaves; without network."""
     source = tmp_path_factory.mktemp("source") / AWKWARD
     leave = shutil.ignore_patterns(".*", "build", "__pycache__", "*.egg-info", "vectors", "measurements")
-    shutil.copytree(ROOT, source, ignore=leave)
+    shutil.copytree(ROOT, source, ignore=leave, symlinks=True)
     script = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
     out = tmp_path_factory.mktemp("wheel")
     made = subprocess.run([sys.executable, "-c", script, str(out)], cwd=source, capture_output=True, text=True)
@@ -65,7 +65,7 @@ def tellme(
     """The installed command; what the environment says of this clone is left out."""
     clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return subprocess.run(
-        [str(python), "-c", "from host.cli import main; main()", *arguments],
+        [str(python), "-c", "from tellme.host.cli import main; main()", *arguments],
         cwd=cwd,
         env=clean | environment,
         input=told,
@@ -77,25 +77,31 @@ def tellme(
 def test_the_wheel_holds_every_file_of_its_parts_and_nothing_else(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as z:
         names = set(z.namelist())
-        meta = f"{golden.project.DISTRIBUTION.replace('-', '_')}-"
+        meta = f"{project.DISTRIBUTION.replace('-', '_')}-"
         metadata = z.read(next(n for n in names if n.endswith("METADATA"))).decode()
     want = {
-        str(p.relative_to(ROOT))
+        f"tellme/{p.relative_to(ROOT)}"
         for part in PARTS
         for p in (ROOT / part).rglob("*")
         if p.is_file() and "__pycache__" not in p.parts
-    }
+    } | {"tellme/__init__.py", "tellme/__main__.py"}
     assert want <= names, sorted(want - names)
     rest = {n for n in names if not n.startswith(meta)} - want
     assert not rest, sorted(rest)
     assert any(n.endswith("licenses/LICENSE") for n in names)
-    assert f"Name: {golden.project.DISTRIBUTION}\n" in metadata
+    assert f"Name: {project.DISTRIBUTION}\n" in metadata
 
 
 def test_nothing_is_imported_from_the_clone(python: Path, place: Path) -> None:
-    script = f"import golden, hw, sim, host, demo; print(*(m.__file__ for m in ({', '.join(PARTS[:5])})), sep='\\n')"
+    script = "import importlib, sys; print(*(importlib.import_module(n).__file__ for n in sys.argv[1:]), sep='\\n')"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    out = subprocess.run([str(python), "-c", script], cwd=place, env=environment, capture_output=True, text=True)
+    out = subprocess.run(
+        [str(python), "-c", script, *(f"tellme.{p}" for p in PARTS[:5])],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert out.returncode == 0, out.stderr
     assert all(line.startswith(str(python.parents[1])) for line in out.stdout.splitlines()), out.stdout
 
@@ -142,7 +148,7 @@ def test_a_simulator_is_built_where_every_folder_has_an_awkward_name(python: Pat
 from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from sim import runner
+from tellme.sim import runner
 
 class Inverter(wiring.Component):
     a: In(8)
@@ -162,7 +168,13 @@ runner.simulate(Inverter(), "bench")
     cache = place / "cache $(touch x) `y`"
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TELLME_BUILD")}
     environment |= {"TELLME_BUILD": str(cache), "PYTHONPATH": str(place)}
-    r = subprocess.run([str(python), "-c", script], cwd=place, env=environment, capture_output=True, text=True)
+    r = subprocess.run(
+        [str(python), "-c", script, *(f"tellme.{p}" for p in PARTS[:5])],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert r.returncode == 0, r.stdout + r.stderr
     assert "1 cocotb tests passed" in r.stdout
     (entry,) = (p for p in cache.iterdir() if (p / "done").exists())

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from golden.config import TINY
-from host.checkpoint import read_checkpoint
-from host.model import Model, convert, demo_folder
-from host.simulation import SimulatedAccelerator
-from sim.timing import timing
+from tellme.golden.config import TINY
+from tellme.host.checkpoints.checkpoint import read_checkpoint
+from tellme.host.image.model import Model, convert, demo_folder
+from tellme.host.machine.simulation import SimulatedAccelerator
+from tellme.sim.timing import timing
 
 SLOTS = 3
 

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from golden.boards import BOARDS
-from golden.config import KV260, PYNQ_Z2, TINY, ULTRA96V2, AcceleratorConfig
-from golden.model import ModelSpec
-from golden.registers import BUSY, STALLS
-from golden.shapes import BITNET_07B, BITNET_2B, SHAPES
-from host import bench
-from host.bench import Machine, Measurement, measure
-from host.cli import app
-from host.errors import CheckError
-from host.passes import chunks
-from sim.plan import DEPTHS, fifo_memory, plan, predict, steps, sustained_rate
-from sim.timing import timing
+from tellme.golden.boards import BOARDS
+from tellme.golden.config import KV260, PYNQ_Z2, TINY, ULTRA96V2, AcceleratorConfig
+from tellme.golden.model import ModelSpec
+from tellme.golden.registers import BUSY, STALLS
+from tellme.golden.shapes import BITNET_07B, BITNET_2B, SHAPES
+from tellme.host.cli import app
+from tellme.host.commands import bench
+from tellme.host.commands.bench import Machine, Measurement, measure
+from tellme.host.errors import CheckError
+from tellme.host.machine.passes import chunks
+from tellme.sim.plan import DEPTHS, fifo_memory, plan, predict, steps, sustained_rate
+from tellme.sim.timing import timing
 
 pytestmark = pytest.mark.xdist_group("machine")
 
@@ -63,7 +63,7 @@ def test_the_report_has_what_others_read(measured: Measurement) -> None:
 
 
 def test_the_trace_adds_up_to_the_counters(tmp_path: Path) -> None:
-    from sim import trace
+    from tellme.sim import trace
 
     with Machine(SMALL, 2, TINY, MEMORY, cached=5, context=64, trace=tmp_path / "t") as m:
         cost = m.run([3, 4], 5, head=True)
@@ -84,7 +84,7 @@ def test_the_trace_adds_up_to_the_counters(tmp_path: Path) -> None:
 
 
 def test_a_recording_without_a_pass_is_refused(tmp_path: Path) -> None:
-    from sim import trace
+    from tellme.sim import trace
 
     (tmp_path / "empty").touch()
     with pytest.raises(ValueError, match="no pass was recorded"):
@@ -198,7 +198,7 @@ def test_plan_prints_what_the_analysis_says() -> None:
 
 
 def test_pictures_of_a_measurement(measured: Measurement, tmp_path: Path) -> None:
-    from host.pictures import draw
+    from tellme.host.commands.pictures import draw
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SHAPES, "small", SMALL)
@@ -212,7 +212,7 @@ def test_pictures_of_a_measurement(measured: Measurement, tmp_path: Path) -> Non
 def test_random_layers_do_not_depend_on_how_many_there_are() -> None:
     from dataclasses import replace
 
-    from host.synthetic import random_weights
+    from tellme.host.checkpoints.synthetic import random_weights
 
     few = random_weights(replace(SMALL, layers=1), 7).layers[0]
     many = random_weights(SMALL, 7).layers

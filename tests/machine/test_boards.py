@@ -7,8 +7,8 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from golden.config import PRESETS
-from host.cli import app
+from tellme.golden.config import PRESETS
+from tellme.host.cli import app
 
 pytestmark = pytest.mark.xdist_group("boards")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from host.cli import app
+from tellme.host.cli import app
 
 pytestmark = pytest.mark.xdist_group("machine")
 

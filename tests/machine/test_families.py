@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from golden.config import TINY
-from host.backends import CheckedBackend, GoldenBackend
-from host.checkpoint import read_checkpoint
-from host.model import Model
-from host.simulation import SimulatedAccelerator
-from sim.timing import timing
+from tellme.golden.config import TINY
+from tellme.host.checkpoints.checkpoint import read_checkpoint
+from tellme.host.image.model import Model
+from tellme.host.machine.backends import CheckedBackend, GoldenBackend
+from tellme.host.machine.simulation import SimulatedAccelerator
+from tellme.sim.timing import timing
 from tests.oracle.families import FAMILIES, checkpoint, vectors
 
 pytestmark = pytest.mark.xdist_group("machine")  # one build of the preset for all

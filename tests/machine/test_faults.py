@@ -10,20 +10,20 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from golden import registers
-from golden.check import problem
-from golden.config import TINY
-from golden.program import DESCRIPTOR_BYTES, FIELDS, Opcode
-from golden.registers import REGISTERS, ErrorCode
-from host.backends import CheckedBackend, GoldenBackend
-from host.driver import Accelerator
-from host.errors import DeviceError
-from host.model import Model
-from host.passes import PassResult
-from host.program import Program
-from host.simulation import SimulatedAccelerator
-from hw.control.check import ProgramCheck
-from sim.timing import MemoryTiming, timing
+from tellme.golden import registers
+from tellme.golden.check import problem
+from tellme.golden.config import TINY
+from tellme.golden.program import DESCRIPTOR_BYTES, FIELDS, Opcode
+from tellme.golden.registers import REGISTERS, ErrorCode
+from tellme.host.errors import DeviceError
+from tellme.host.image.model import Model
+from tellme.host.machine.backends import CheckedBackend, GoldenBackend
+from tellme.host.machine.driver import Accelerator
+from tellme.host.machine.passes import PassResult
+from tellme.host.machine.program import Program
+from tellme.host.machine.simulation import SimulatedAccelerator
+from tellme.hw.control.check import ProgramCheck
+from tellme.sim.timing import MemoryTiming, timing
 from tests.control.programs import damaged, mutation, split, with_field
 from tests.machine.conftest import SLOTS
 
@@ -239,7 +239,7 @@ def test_a_lost_answer_is_named_and_the_bitstream_must_be_loaded_again(
 ) -> None:
     program = program_of(machine)
     place = program.image_address + demo.image.sections["3.down"].address if kind == "read" else program.logits_address
-    monkeypatch.setattr("host.driver.RESET_S", 0.5)
+    monkeypatch.setattr("tellme.host.machine.driver.RESET_S", 0.5)
     with SimulatedAccelerator(demo, TINY, timing=silent(program, place), slots=SLOTS) as stuck:
         stuck.write("timeout", 5000)
         begin = time.monotonic()
@@ -262,7 +262,7 @@ def test_a_silent_memory_and_no_time_out_end_by_the_clock_of_the_host(
 ) -> None:
     program = program_of(machine)
     place = program.image_address + demo.image.sections["3.down"].address
-    monkeypatch.setattr("host.driver.RESET_S", 0.2)
+    monkeypatch.setattr("tellme.host.machine.driver.RESET_S", 0.2)
     with SimulatedAccelerator(demo, TINY, timing=silent(program, place), timeout_s=1.0) as stuck:
         stuck.write("timeout", 0)
         with pytest.raises(DeviceError) as e:

@@ -25,7 +25,16 @@ def descendants(pid: int) -> list[int]:
 def test_an_interrupt_ends_the_simulation_with_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    command = [sys.executable, "-c", "from host.cli import main; main()", "run", "--backend", "sim", "--model", "demo"]
+    command = [
+        sys.executable,
+        "-c",
+        "from tellme.host.cli import main; main()",
+        "run",
+        "--backend",
+        "sim",
+        "--model",
+        "demo",
+    ]
     command += ["--prompt", PROMPT, "--max-new-tokens", "200"]
     host = subprocess.Popen(
         command,

@@ -11,19 +11,19 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from golden import schedule
-from golden.config import TINY
-from golden.model import GoldenModel
-from golden.registers import STALLS
-from host.backends import CheckedBackend, GoldenBackend
-from host.checkpoint import Checkpoint
-from host.cli import app
-from host.errors import DeviceError, UserError
-from host.model import Model, convert, demo_folder
-from host.passes import PassResult
-from host.simulation import SimulatedAccelerator
-from host.tokenizer import Files
-from sim.timing import timing
+from tellme.golden import schedule
+from tellme.golden.config import TINY
+from tellme.golden.model import GoldenModel
+from tellme.golden.registers import STALLS
+from tellme.host.checkpoints.checkpoint import Checkpoint
+from tellme.host.cli import app
+from tellme.host.errors import DeviceError, UserError
+from tellme.host.image.model import Model, convert, demo_folder
+from tellme.host.machine.backends import CheckedBackend, GoldenBackend
+from tellme.host.machine.passes import PassResult
+from tellme.host.machine.simulation import SimulatedAccelerator
+from tellme.host.text.tokenizer import Files
+from tellme.sim.timing import timing
 from tests.machine.conftest import SLOTS
 from tests.models import random_weights, small_spec
 

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from golden.config import TINY
-from host.cli import app
-from host.tune import LONG_FIFOS, SHORT, StreamMeter, region_beats, stream_beats
-from sim.device import SimDevice
-from sim.stream import sustained_rate
-from sim.timing import KV260_TIMING, MemoryTiming, timing
+from tellme.golden.config import TINY
+from tellme.host.cli import app
+from tellme.host.commands.tune import LONG_FIFOS, SHORT, StreamMeter, region_beats, stream_beats
+from tellme.sim.device import SimDevice
+from tellme.sim.stream import sustained_rate
+from tellme.sim.timing import KV260_TIMING, MemoryTiming, timing
 
 pytestmark = pytest.mark.xdist_group("machine")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from golden.boards import BOARDS, MODULE
-from golden.config import PRESETS
-from host.cli import app
-from sim.runner import PRIMITIVES, verilator
+from tellme.golden.boards import BOARDS, MODULE
+from tellme.golden.config import PRESETS
+from tellme.host.cli import app
+from tellme.sim.runner import PRIMITIVES, verilator
 
 DISTINCT = {replace(c, name="any"): name for name, c in reversed(PRESETS.items()) if name != "ultra96v2"}
 """Of presets that differ in name alone, one. The Ultra96-V2's, between the others, is built in bench/test_boards.py."""

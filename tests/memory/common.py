@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from cocotb.triggers import RisingEdge
 
-from golden.config import AcceleratorConfig
-from sim.harness import SharedMemory
+from tellme.golden.config import AcceleratorConfig
+from tellme.sim.harness import SharedMemory
 
 SMALL = AcceleratorConfig(
     name="small", ports=2, port_bytes=8, fifo_beats=64, burst_beats=8, outstanding=4, max_context=256

@@ -7,8 +7,8 @@ import random
 import pytest
 from amaranth.sim import Simulator
 
-from hw.memory.columns import ColumnMemory
-from hw.synth.inventory import check_columns, inventory
+from tellme.hw.memory.columns import ColumnMemory
+from tellme.hw.synth.inventory import check_columns, inventory
 
 SHAPES = [(1, 50), (1, 145), (2, 16), (4, 100), (8, 32), (8, 25), (3, 20), (9, 8), (5, 64), (3, 65), (2, 72), (2, 144)]
 

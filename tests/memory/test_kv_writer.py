@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from cocotb.triggers import FallingEdge, RisingEdge
 
-from golden.config import KV260, TINY, AcceleratorConfig
-from hw.memory import KvWriter
-from sim import harness, runner
+from tellme.golden.config import KV260, TINY, AcceleratorConfig
+from tellme.hw.memory import KvWriter
+from tellme.sim import harness, runner
 from tests.memory.common import SMALL
 
 CONFIGS = {c.name: c for c in (KV260, TINY, SMALL)}

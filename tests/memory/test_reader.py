@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from cocotb.triggers import RisingEdge
 
-from golden.config import KV260, AcceleratorConfig, ConfigError
-from golden.registers import ErrorCode
-from hw.memory import StreamReader
-from sim import harness, runner
-from sim.timing import MemoryTiming, timing
+from tellme.golden.config import KV260, AcceleratorConfig, ConfigError
+from tellme.golden.registers import ErrorCode
+from tellme.hw.memory import StreamReader
+from tellme.sim import harness, runner
+from tellme.sim.timing import MemoryTiming, timing
 from tests.memory.common import CONFIGS, SMALL, beats_of, fill, soft_reset, start
 
 BEATS = 4096

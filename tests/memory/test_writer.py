@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from cocotb.triggers import FallingEdge, RisingEdge
 
-from golden.config import AcceleratorConfig, ConfigError
-from golden.registers import ErrorCode
-from hw.memory import BeatWriter
-from sim import harness, runner
-from sim.timing import MemoryTiming, timing
+from tellme.golden.config import AcceleratorConfig, ConfigError
+from tellme.golden.registers import ErrorCode
+from tellme.hw.memory import BeatWriter
+from tellme.sim import harness, runner
+from tellme.sim.timing import MemoryTiming, timing
 from tests.memory.common import CONFIGS, SMALL, beats_of, fill, soft_reset, start
 
 BEATS = 1024

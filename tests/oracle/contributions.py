@@ -14,8 +14,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from golden.config import KV260
-from golden.model import GoldenModel
+from tellme.golden.config import KV260
+from tellme.golden.model import GoldenModel
 from tests.models import load_demo
 from tests.oracle.heldout import VECTORS, stories
 from tests.reference import Options, forward, nll

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from golden.config import KV260
-from golden.model import GoldenModel
-from host.backends import GoldenBackend
-from host.checkpoint import read_checkpoint
-from host.evaluate import BackendScorer, score, windows
-from host.model import demo_folder
-from host.tokenizer import Tokenizer
+from tellme.golden.config import KV260
+from tellme.golden.model import GoldenModel
+from tellme.host.checkpoints.checkpoint import read_checkpoint
+from tellme.host.commands.evaluate import BackendScorer, score, windows
+from tellme.host.image.model import demo_folder
+from tellme.host.machine.backends import GoldenBackend
+from tellme.host.text.tokenizer import Tokenizer
 from tests.models import load_demo
 from tests.oracle.contributions import REFERENCE, scores, table
 from tests.oracle.heldout import TAPPED, VECTORS, fingerprint, stories

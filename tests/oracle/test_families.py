@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from golden import elementwise, ternary
-from golden.config import KV260, TINY
-from golden.model import GoldenModel, ModelSpec, ModelWeights, rope_tables
-from host.checkpoint import read_checkpoint
-from host.model import Model
+from tellme.golden import elementwise, ternary
+from tellme.golden.config import KV260, TINY
+from tellme.golden.model import GoldenModel, ModelSpec, ModelWeights, rope_tables
+from tellme.host.checkpoints.checkpoint import read_checkpoint
+from tellme.host.image.model import Model
 from tests.oracle.families import FAMILIES, LENGTH, SEQUENCES, TAPPED, checkpoint, fingerprint, vectors
 from tests.reference import nll
 

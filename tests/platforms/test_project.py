@@ -13,13 +13,13 @@ from types import SimpleNamespace
 import pynqmetadata
 import pytest
 
-from golden.boards import BOARDS, CELL, VLNV, Board, build_name
-from golden.config import PRESETS, ConfigError
-from golden.registers import build_hash
-from host.errors import DeviceError
-from host.pynq_device import check_widths, design_mhz, port_widths
-from hw.platforms import PLATFORMS
-from hw.platforms.vivado import CONSTRAINTS, manifest, ps_parameters, script, wrapper
+from tellme.golden.boards import BOARDS, CELL, VLNV, Board, build_name
+from tellme.golden.config import PRESETS, ConfigError
+from tellme.golden.registers import build_hash
+from tellme.host.errors import DeviceError
+from tellme.host.machine.pynq.device import check_widths, design_mhz, port_widths
+from tellme.hw.platforms import PLATFORMS
+from tellme.hw.platforms.vivado import CONSTRAINTS, manifest, ps_parameters, script, wrapper
 from tests.platforms.vivado import CATALOG, Refused, Vivado
 from tests.pynq import old
 

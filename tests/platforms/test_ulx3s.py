@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from host.cli import app
-from hw.platforms.ulx3s import DIVIDER, ULX3SPlatform, build_name, figures, plan
+from tellme.host.cli import app
+from tellme.hw.platforms.ulx3s import DIVIDER, ULX3SPlatform, build_name, figures, plan
 
 FMAX_MHZ = 80
 

@@ -16,8 +16,8 @@ import cocotb
 from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, ReadOnly
 
-from hw.synth.inventory import Primitive
-from sim.runner import PRIMITIVES, build, parameters, run
+from tellme.hw.synth.inventory import Primitive
+from tellme.sim.runner import PRIMITIVES, build, parameters, run
 from tests.primitives.designs import designs
 
 CYCLES = 6_000

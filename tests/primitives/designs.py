@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 
-from golden.config import PRESETS
-from hw.platforms import platform_of
-from hw.primitives import UltraScalePlus
-from hw.synth.inventory import Inventory, inventory
-from hw.top import Accelerator
+from tellme.golden.config import PRESETS
+from tellme.hw.platforms import platform_of
+from tellme.hw.primitives import UltraScalePlus
+from tellme.hw.synth.inventory import Inventory, inventory
+from tellme.hw.top import Accelerator
 
 
 @cache

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from bench.unisims import ROOT, TESTS
-from hw.synth.mapped import models
-from sim.models import OURS, ModelError, cell, unisim, unisims_folder
-from sim.runner import SimulationError
+from tellme.hw.synth.mapped import models
+from tellme.sim.models import OURS, ModelError, cell, unisim, unisims_folder
+from tellme.sim.runner import SimulationError
 from tests.primitives.bench import (
     INMODES,
     MODES,

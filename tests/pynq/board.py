@@ -6,7 +6,7 @@ forgotten flush or invalidate gives wrong answers, as on the board. `LocalDevice
 the edges to Linux and XRT replaced, of PYNQ 4.0 (XRT's `pyxrt`) or 3.0.1 (XRT's C library), whichever is installed;
 `serve` answers PYNQ.remote's calls, which 4.0 has.
 
-In a process of its own: `python -c "from tests.pynq.board import plug; plug(); from host.cli import main; main()"`.
+In a process of its own: `python -c "from tests.pynq.board import plug; plug(); from tellme.host.cli import main; main()"`.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from numpy.typing import NDArray
 from pynq import ps
 from pynq.pl_server import embedded_device, xrt_device
 
-from golden.config import PRESETS, AcceleratorConfig
-from golden.registers import offset
+from tellme.golden.config import PRESETS, AcceleratorConfig
+from tellme.golden.registers import offset
 from tests.host.support import WORD
 from tests.pynq.files import REGISTERS
 
@@ -71,21 +71,21 @@ def simulation(name: str) -> Path:
     """The built simulation of a preset."""
     if FOLDER in os.environ:
         return Path(os.environ[FOLDER])
-    from sim.device import built
+    from tellme.sim.device import built
 
     return built(CONFIGS[name])
 
 
 def rtl(config: AcceleratorConfig) -> Any:
     """The accelerator as RTL under Verilator."""
-    from sim.device import SimDevice
+    from tellme.sim.device import SimDevice
 
     return SimDevice(config, BEATS, accelerator=simulation(config.name), memory_timing="ideal")
 
 
 def reference(config: AcceleratorConfig) -> Any:
     """The accelerator as an interpreter in NumPy: no Verilator, any number of ports."""
-    from tests.host.reference_machine import ReferenceMachine
+    from tests.host.machine.reference_machine import ReferenceMachine
 
     return ReferenceMachine(config, BEATS)
 
@@ -511,14 +511,14 @@ class LocalDevice(embedded_device.EmbeddedDevice):
 @contextlib.contextmanager
 def plugged(board: Board) -> Iterator[LocalDevice]:
     """PYNQ finds this board, and nothing else, until the context ends."""
-    import host.pynq_device
+    import tellme.host.machine.pynq.device
 
     places: list[tuple[Any, str, Any]] = [
         (pynq.buffer, "libc", SimpleNamespace(munmap=lambda *a: 0)),
         (pynq.buffer, "ctypes", ctypes),
         (pynq.interrupt, "get_uio_irq", lambda irq: board.uio_path if irq == 121 else None),
-        (host.pynq_device, "read_text", _reader(host.pynq_device.read_text, board)),
-        (host.pynq_device, "platform", SimpleNamespace(machine=lambda: "aarch64")),
+        (tellme.host.machine.pynq.device, "read_text", _reader(tellme.host.machine.pynq.device.read_text, board)),
+        (tellme.host.machine.pynq.device, "platform", SimpleNamespace(machine=lambda: "aarch64")),
         # The clocks of the process's first device are kept for good.
         (type(pynq.Clocks), "_instance", property(lambda cls: clocks(cls))),
     ]

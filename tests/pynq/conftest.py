@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from golden.config import TINY
-from host.backends import GoldenBackend
-from host.generate import Generation
-from host.model import Model
+from tellme.golden.config import TINY
+from tellme.host.image.model import Model
+from tellme.host.machine.backends import GoldenBackend
+from tellme.host.talk.generate import Generation
 from tests.machine.conftest import demo  # noqa: F401
 from tests.pynq.board import Board, plugged
 from tests.pynq.files import write_build

@@ -16,8 +16,8 @@ from typing import Any
 
 import pynqmetadata
 
-from golden.boards import CELL, MODULE, VLNV, build_name
-from golden.config import AcceleratorConfig
+from tellme.golden.boards import CELL, MODULE, VLNV, build_name
+from tellme.golden.config import AcceleratorConfig
 
 REGISTERS = 0xA000_0000
 PART = "xczu48dr-ffvg1517-2-e"

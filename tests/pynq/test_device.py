@@ -18,20 +18,20 @@ import pynq
 import pytest
 from typer.testing import CliRunner
 
-from golden.boards import CELL, PAGE, PHASE_PERIOD, VLNV, buffer_bytes, region_bytes
-from golden.config import TINY
-from golden.model import GoldenModel
-from golden.registers import IDENTITY, offset
-from host.board import BoardAccelerator
-from host.checkpoint import read_checkpoint
-from host.cli import app
-from host.device import Device
-from host.driver import Accelerator
-from host.errors import DeviceError
-from host.model import Model, convert
-from host.passes import PassResult
-from host.program import compile_program
-from host.pynq_device import PynqDevice
+from tellme.golden.boards import CELL, PAGE, PHASE_PERIOD, VLNV, buffer_bytes, region_bytes
+from tellme.golden.config import TINY
+from tellme.golden.model import GoldenModel
+from tellme.golden.registers import IDENTITY, offset
+from tellme.host.checkpoints.checkpoint import read_checkpoint
+from tellme.host.cli import app
+from tellme.host.errors import DeviceError
+from tellme.host.image.model import Model, convert
+from tellme.host.machine.board import BoardAccelerator
+from tellme.host.machine.device import Device
+from tellme.host.machine.driver import Accelerator
+from tellme.host.machine.passes import PassResult
+from tellme.host.machine.program import compile_program
+from tellme.host.machine.pynq.device import PynqDevice
 from tests.host.support import WORD, write_checkpoint
 from tests.models import small_spec
 from tests.pynq.board import Board, reference, simulation
@@ -74,7 +74,7 @@ def test_the_same_passes_give_the_same_bits_and_counters_on_every_device(
     kind: str, board: Callable[..., Board], remote: Callable[..., Any], demo: Model, bitstream: Path
 ) -> None:
     if kind == "simulation":
-        from sim.device import SimDevice
+        from tellme.sim.device import SimDevice
 
         beats = compile_program(demo, TINY).window_beats
         accelerator = Accelerator(SimDevice(TINY, beats, accelerator=simulation("tiny"), memory_timing="ideal"), TINY)
@@ -122,7 +122,7 @@ def test_regions_begin_at_the_boards_phases_whatever_was_allocated(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The allocator gives pages that are no multiple of 64 KiB; passes are as ever, bit by bit."""
-    monkeypatch.setattr("host.placement.board_phases", lambda config: phases)
+    monkeypatch.setattr("tellme.host.machine.placement.board_phases", lambda config: phases)
     spec = small_spec()
     convert(read_checkpoint(write_checkpoint(tmp_path / "m", spec)), tmp_path / "m.tlm", WORD)
     made = board(engine=reference, mhz=250)

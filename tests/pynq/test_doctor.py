@@ -12,9 +12,9 @@ import pynq
 import pytest
 from typer.testing import CliRunner
 
-from golden.config import TINY
-from host.cli import app
-from tests.host.test_session import sensor
+from tellme.golden.config import TINY
+from tellme.host.cli import app
+from tests.host.talk.test_session import sensor
 from tests.pynq.board import MIB, OLD, Board
 from tests.pynq.files import hand_off, write_build
 
@@ -49,7 +49,7 @@ def checks(result: Any) -> dict[str, tuple[bool | None, str]]:
 def test_a_good_board_passes_every_check(
     board: Callable[..., Board], bitstream: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("host.power.HWMON", tmp_path)
+    monkeypatch.setattr("tellme.host.talk.power.HWMON", tmp_path)
     sensor(tmp_path, 0, "ina260_u14", power1_input=4_800_000)
     made = board(mhz=50, uio=True)
     result = doctor(bitstream)  # the preset is in the bitstream's name

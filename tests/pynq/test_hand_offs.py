@@ -13,10 +13,10 @@ import pynq.pl_server.embedded_device as embedded
 import pynqmetadata
 import pytest
 
-from golden.boards import BOARDS, PYNQ_Z2, RFSOC4X2, ZCU104, Board, build_name
-from golden.config import TINY
-from host.errors import DeviceError, UserError
-from host.pynq_device import (
+from tellme.golden.boards import BOARDS, PYNQ_Z2, RFSOC4X2, ZCU104, Board, build_name
+from tellme.golden.config import TINY
+from tellme.host.errors import DeviceError, UserError
+from tellme.host.machine.pynq.device import (
     accelerator_name,
     bit_part,
     check_widths,

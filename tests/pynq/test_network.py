@@ -12,8 +12,8 @@ import pynq
 import pytest
 from pynq.pl_server.remote_device import PYNQ_PORT
 
-from golden.boards import build_name
-from golden.config import TINY
+from tellme.golden.boards import build_name
+from tellme.golden.config import TINY
 from tests.pynq.board import Board
 from tests.pynq.files import bit, hand_off, write_build
 from tests.pynq.remote import serving
@@ -34,7 +34,7 @@ def package() -> Iterator[None]:
 
 def tellme(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", "from host.cli import main; main()", *arguments],
+        [sys.executable, "-c", "from tellme.host.cli import main; main()", *arguments],
         env=os.environ | {"PYNQ_REMOTE_DEVICES": "127.0.0.1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         capture_output=True,
         text=True,

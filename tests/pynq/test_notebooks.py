@@ -12,8 +12,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from golden.config import TINY
-from hw import cache
+from tellme.golden.config import TINY
+from tellme.hw import cache
 from tests.pynq.board import FOLDER, simulation
 from tests.pynq.files import write_build
 

@@ -17,15 +17,15 @@ import pynq
 import pytest
 from typer.testing import CliRunner
 
-from golden.boards import build_name
-from golden.config import KV260, TINY
-from golden.registers import offset
-from host.board import BoardAccelerator
-from host.checkpoint import read_checkpoint
-from host.cli import app
-from host.errors import DeviceError, TellmeError, UserError
-from host.model import Model, convert, demo_folder
-from host.pynq_device import Lock, PynqDevice
+from tellme.golden.boards import build_name
+from tellme.golden.config import KV260, TINY
+from tellme.golden.registers import offset
+from tellme.host.checkpoints.checkpoint import read_checkpoint
+from tellme.host.cli import app
+from tellme.host.errors import DeviceError, TellmeError, UserError
+from tellme.host.image.model import Model, convert, demo_folder
+from tellme.host.machine.board import BoardAccelerator
+from tellme.host.machine.pynq.device import Lock, PynqDevice
 from tests.pynq.board import ENGINE, FOLDER, MIB, TAG, Board, simulation
 from tests.pynq.files import bit, hand_off, write_build
 
@@ -246,7 +246,7 @@ def test_an_accelerator_that_hangs_is_given_up_and_stopped(
     board: Callable[..., Board], bitstream: Path, demo: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = board()
-    monkeypatch.setattr("host.board.TIMEOUT_S", 0.3)
+    monkeypatch.setattr("tellme.host.machine.board.TIMEOUT_S", 0.3)
     monkeypatch.setattr(made, "advance", lambda cycles=0: False)  # no time goes by
     refused(
         run(bitstream, "--board", "tiny", "--model", "demo", "--prompt", "One", "--json"),
@@ -328,7 +328,7 @@ import atexit, sys
 from tests.pynq.board import plug
 board = plug()
 atexit.register(lambda: print("left:", len(board.buffers), board.violations, file=sys.stderr))
-from host.cli import main
+from tellme.host.cli import main
 main()
 """
 

@@ -12,12 +12,12 @@ import pytest
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge, RisingEdge, Timer, with_timeout
 
-from golden.registers import build_hash
-from golden.selftest import SELFTEST, checksum, expected, jobs
-from golden.ternary import linear
-from hw.selftest import BAUD, SelfTest, UartTransmitter
-from hw.tlmm.engine import expected_cycles
-from sim.runner import parameters, simulate
+from tellme.golden.registers import build_hash
+from tellme.golden.selftest import SELFTEST, checksum, expected, jobs
+from tellme.golden.ternary import linear
+from tellme.hw.selftest import BAUD, SelfTest, UartTransmitter
+from tellme.hw.tlmm.engine import expected_cycles
+from tellme.sim.runner import parameters, simulate
 
 PERIOD_NS = 10
 """The simulated clock is faster than the board's; a bit takes as many cycles."""

@@ -6,9 +6,9 @@ from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from golden.config import AcceleratorConfig
-from golden.registers import IDENTITY, offset
-from hw.memory import Axi, AxiLite, BeatWriter, StreamReader
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.registers import IDENTITY, offset
+from tellme.hw.memory import Axi, AxiLite, BeatWriter, StreamReader
 
 SOURCE = offset("program_address")
 COUNT = offset("program_length")

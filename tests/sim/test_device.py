@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 
 from bench import memory
-from golden.boards import BOARDS, PHASE_PERIOD
-from golden.config import KV260, TINY, AcceleratorConfig
-from golden.registers import IDENTITY, ErrorCode, offset
-from host.tune import as_published
-from sim.device import SimDevice
-from sim.device import built as find_built
-from sim.runner import SimulationError
-from sim.stream import sustained_rate
-from sim.timing import K26_DRAM, KV260_TIMING, MemoryTiming, timing
+from tellme.golden.boards import BOARDS, PHASE_PERIOD
+from tellme.golden.config import KV260, TINY, AcceleratorConfig
+from tellme.golden.registers import IDENTITY, ErrorCode, offset
+from tellme.host.commands.tune import as_published
+from tellme.sim.device import SimDevice
+from tellme.sim.device import built as find_built
+from tellme.sim.runner import SimulationError
+from tellme.sim.stream import sustained_rate
+from tellme.sim.timing import K26_DRAM, KV260_TIMING, MemoryTiming, timing
 from tests.memory.common import SMALL
 from tests.sim.copier import COUNT, SOURCE, TARGET, Copier
 
@@ -297,8 +297,8 @@ def test_a_build_is_found_again_until_anything_it_is_made_from_changes(
         (folder / "done").touch()
         return folder
 
-    monkeypatch.setattr("sim.device.harness.build", build)
-    monkeypatch.setattr("hw.top.Accelerator", lambda config: config)
+    monkeypatch.setattr("tellme.sim.device.harness.build", build)
+    monkeypatch.setattr("tellme.hw.top.Accelerator", lambda config: config)
 
     def get(config: AcceleratorConfig = TINY, waves: bool = False) -> Path:
         return find_built(config, waves=waves)

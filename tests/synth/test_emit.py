@@ -10,11 +10,11 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from golden.config import TINY
-from hw.emit import to_rtlil, to_verilog
-from hw.memory.reader import StreamReader
-from hw.primitives import Inferred, UltraScalePlus
-from hw.tlmm.loader import TileLoader
+from tellme.golden.config import TINY
+from tellme.hw.emit import to_rtlil, to_verilog
+from tellme.hw.memory.reader import StreamReader
+from tellme.hw.primitives import Inferred, UltraScalePlus
+from tellme.hw.tlmm.loader import TileLoader
 
 
 class Two(wiring.Component):

@@ -6,7 +6,7 @@ import pytest
 from amaranth.hdl import Elaboratable, Module
 from amaranth.lib.memory import Memory
 
-from hw.synth.inventory import ColumnError, check_columns, inventory
+from tellme.hw.synth.inventory import ColumnError, check_columns, inventory
 from tests.primitives.designs import designs
 
 

@@ -16,12 +16,12 @@ from amaranth.hdl import C, Cat, ClockSignal, Elaboratable, Instance, Module, Si
 from amaranth.lib.memory import Memory
 from typer.testing import CliRunner
 
-from golden.config import TINY
-from host.cli import app
-from hw.synth import yosys
-from hw.synth.levels import LevelError, Levels
-from hw.synth.netlist import Cell, Netlist, Resources, count, flatten
-from hw.synth.synthesis import synthesise
+from tellme.golden.config import TINY
+from tellme.host.cli import app
+from tellme.hw.synth import yosys
+from tellme.hw.synth.levels import LevelError, Levels
+from tellme.hw.synth.netlist import Cell, Netlist, Resources, count, flatten
+from tellme.hw.synth.synthesis import synthesise
 
 
 class Circuit(Elaboratable):
@@ -253,7 +253,7 @@ def test_an_unknown_block_is_refused_before_anything_is_elaborated(
     def work(*_: object, **__: object) -> str:
         raise AssertionError("the accelerator was elaborated")
 
-    monkeypatch.setattr("hw.synth.synthesis.to_rtlil", work)
+    monkeypatch.setattr("tellme.hw.synth.synthesis.to_rtlil", work)
     for board in ("kv260", "tiny"):
         result = CliRunner().invoke(app, ["synth", "--board", board, "--block", "counters", "--block", block])
         assert result.exit_code == 2 and message in result.stderr and result.stderr.count("\n") == 1, result.stderr
@@ -262,8 +262,8 @@ def test_an_unknown_block_is_refused_before_anything_is_elaborated(
 _ENDLESS = """
 import sys
 from pathlib import Path
-from golden.config import TINY
-from hw.synth import synthesis, yosys
+from tellme.golden.config import TINY
+from tellme.hw.synth import synthesis, yosys
 synthesis._rtlil = lambda config, cache: ""
 synthesis._modules = lambda text: {"tellme": "", "tellme.counters": "", "tellme.executor": ""}
 yosys.run = lambda script, folder, progress: yosys.follow(

@@ -12,11 +12,11 @@ import numpy as np
 from cocotb.simtime import get_sim_time
 from cocotb.triggers import RisingEdge, Timer, with_timeout
 
-from golden.config import AcceleratorConfig
-from golden.layout import pack_linear
-from golden.ternary import linear
-from hw.tlmm.engine import TlmmEngine
-from sim import runner
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.layout import pack_linear
+from tellme.golden.ternary import linear
+from tellme.hw.tlmm.engine import TlmmEngine
+from tellme.sim import runner
 
 MAX_JOBS = 256
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
-from golden.config import TINY
-from hw.tlmm.accumulate import Accumulator
-from hw.tlmm.rows import RowFifo
+from tellme.golden.config import TINY
+from tellme.hw.tlmm.accumulate import Accumulator
+from tellme.hw.tlmm.rows import RowFifo
 
 CONFIG = replace(TINY, name="t", lanes=2, block_rows=64)
 SEED = 4

@@ -9,9 +9,9 @@ import cocotb
 import numpy as np
 import pytest
 
-from golden.config import KV260, TINY, AcceleratorConfig
-from hw.tlmm.engine import expected_cycles
-from sim.runner import parameters
+from tellme.golden.config import KV260, TINY, AcceleratorConfig
+from tellme.hw.tlmm.engine import expected_cycles
+from tellme.sim.runner import parameters
 from tests.tlmm.bench import Job, check, play, run
 
 SMALL = replace(TINY, name="small", block_rows=64)

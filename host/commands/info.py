@@ -1,0 +1,210 @@
+"""What `tellme info` says of a model: shape, parts, ternary statistics, and what boards make of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from tellme.golden import layout
+from tellme.golden.boards import buffer_bytes, phases
+from tellme.golden.config import PRESETS, AcceleratorConfig
+from tellme.golden.model import ModelSpec, ModelWeights
+from tellme.golden.schedule import segments
+from tellme.host.checkpoints.checkpoint import golden_errors, is_checkpoint, open_checkpoint
+from tellme.host.errors import UserError
+from tellme.host.image.file import Image, geometry_of
+from tellme.host.image.model import Model
+from tellme.host.machine.program import Program, compile_sections, planned_sections
+from tellme.host.progress import progress
+from tellme.host.tables import grid, pairs, show
+
+KINDS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How often -1, 0 and +1 occur in the matrices of one kind, over all layers."""
+
+    minus: int = 0
+    zero: int = 0
+    plus: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.minus + self.zero + self.plus
+
+    def add(self, weights: NDArray[np.int8]) -> Shares:
+        """With the weights of one more matrix."""
+        some, total = int(np.count_nonzero(weights)), int(weights.sum(dtype=np.int64))
+        minus, plus = (some - total) // 2, (some + total) // 2
+        return Shares(self.minus + minus, self.zero + weights.size - some, self.plus + plus)
+
+
+def ternary_statistics(weights: ModelWeights, *, show: bool = False) -> dict[str, Shares]:
+    """Shares of every kind of matrix. Reads every layer once.
+
+    Raises
+    ------
+    UserError : a layer cannot be read.
+    """
+    out = dict.fromkeys(KINDS, Shares())
+    with progress("counting weights", weights.spec.layers, show=show) as advance, golden_errors("the model"):
+        for i in range(weights.spec.layers):
+            layer = weights.layers[i]
+            for kind in KINDS:
+                out[kind] = out[kind].add(getattr(layer, kind))
+            advance(1)
+    return out
+
+
+def decode_beats(program: Program, position: int) -> int:
+    """Beats that a decode pass at a position reads."""
+    parts = segments(program.config, program.code, program.program_address, [position], [0], 1)
+    return sum(s.beats for s in parts)
+
+
+def try_program(name: str, spec: ModelSpec, config: AcceleratorConfig) -> Program | UserError:
+    """The program of such a model on an accelerator, or why there is none."""
+    try:
+        with golden_errors(name):
+            return compile_sections(name, spec, planned_sections(spec, config), config)
+    except UserError as e:
+        return e
+
+
+def _parts(spec: ModelSpec, config: AcceleratorConfig, shares: dict[str, Shares], files: int) -> list[dict[str, Any]]:
+    """Every part of an image: name, shape, element type, bytes; of ternary ones how many weights are -1, 0 and +1."""
+    s, width = spec, config.beat_bytes
+    shapes = {
+        "q": (s.q_dim, s.hidden),
+        "k": (s.kv_dim, s.hidden),
+        "v": (s.kv_dim, s.hidden),
+        "o": (s.hidden, s.q_dim),
+        "gate": (s.ffn, s.hidden),
+        "up": (s.ffn, s.hidden),
+        "down": (s.hidden, s.ffn),
+    }
+    out: list[dict[str, Any]] = []
+
+    def part(name: str, shape: str, kind: str, size: int, share: Shares | None = None) -> None:
+        counts = None if share is None else asdict(share)
+        out.append({"part": name, "shape": shape, "as": kind, "bytes": size, "weights": counts})
+
+    for kind, (rows, inputs) in shapes.items():
+        size = s.layers * rows * layout.tiles(inputs, config) * width
+        part(kind, f"{s.layers} x {rows} x {inputs}", "ternary", size, shares[kind])
+    gains = [s.hidden, s.hidden] + [s.q_dim] * s.attn_sub_norm + [s.ffn] * s.ffn_sub_norm
+    beats = s.layers * sum(layout.float_beats(n, config) for n in gains) + layout.float_beats(s.hidden, config)
+    part("norms", f"{s.layers} x {len(gains)} + 1", "float32", beats * width)
+    blocks = -(-s.vocab // config.key_block)
+    size = blocks * layout.head_block_beats(s.hidden, config) * width
+    part("head = embedding" if s.tied else "head", f"{s.vocab} x {s.hidden}", "int8", size)
+    if not s.tied:
+        part("embedding (host)", f"{s.vocab} x {s.hidden}", "int8", s.vocab * (s.hidden + 4))
+    part("tokenizer (host)", "", "JSON", files)
+    return out
+
+
+def _board(program: Program) -> dict[str, Any]:
+    """What a preset makes of a model."""
+    p, c = program, program.config
+    width = c.beat_bytes
+    beats = decode_beats(p, p.context - 1)
+    return {
+        "board": c.name,
+        "positions": p.context,
+        "descriptors": p.length,
+        "image_bytes": (p.logits_address - p.image_address) * width,
+        "logits_bytes": (p.kv_address - p.logits_address) * width,
+        "kv_cache_bytes": (p.window_beats - p.kv_address) * width,
+        "buffer_bytes": buffer_bytes(c, p.window_beats, phases(c)),
+        "last_pass_beats": beats,
+        "tokens_per_s_at_most": c.clock_hz / beats,
+    }
+
+
+def examine(path: Path, config: AcceleratorConfig | None, *, verify: bool, latent: bool) -> dict[str, Any]:
+    """What a checkpoint or an image holds, and what the presets (or the one given) make of it, as `tellme info --json` says it.
+
+    Parameters
+    ----------
+    verify : check an image against its checksums, too.
+    latent : as in `host.checkpoints.checkpoint.read_checkpoint`.
+
+    Raises
+    ------
+    UserError : it cannot be read, or no preset has an image's beat geometry.
+    """
+    verified = None
+    notes: tuple[str, ...] = ()
+    if is_checkpoint(path):
+        with Console(stderr=True).status(f"reading {path}"):
+            checkpoint = open_checkpoint(path, latent=latent)
+        name, weights, files, notes = checkpoint.name, checkpoint.weights, checkpoint.tokenizer, checkpoint.notes
+        kind = "GGUF checkpoint" if path.is_file() else "Hugging Face checkpoint"
+        configs = list(PRESETS.values()) if config is None else [config]
+        text = len(files.tokenizer) + len(files.config)
+    else:
+        image = Image(path, verify=False)
+        if verify:
+            with progress("checksums", image.bytes) as advance:
+                image.verify(advance)
+            verified = (
+                f"checksums: {len(image.sections)} sections and {len(image.blobs)} parts are as they were written"
+            )
+        configs = [c for c in PRESETS.values() if geometry_of(c) == image.geometry]
+        if config is not None:
+            image.require(config)
+            configs = [config]
+        if not configs:
+            raise UserError(f"{path}: was made for beats of {image.geometry}, which none of {', '.join(PRESETS)} has")
+        model = Model(image, configs[0])
+        name, weights = model.name, model.weights()
+        kind = f".tlm image, {image.bytes:,} bytes, beats of {configs[0].ports} x {configs[0].port_bytes} bytes"
+        text = image.blob_bytes("tokenizer.json") + image.blob_bytes("tokenizer_config.json")
+    spec = weights.spec
+    programs = {c.name: try_program(name, spec, c) for c in configs}
+    return {
+        "model": name,
+        "kind": kind,
+        "spec": asdict(spec),
+        "assumed": list(map(str, map(UserError, notes))),
+        "ternary_weights": spec.layers * spec.layer_weights,
+        "laid_out_for": configs[0].name,
+        "parts": _parts(spec, configs[0], ternary_statistics(weights, show=True), text),
+        "presets": [_board(p) for p in programs.values() if not isinstance(p, UserError)],
+        "refused": {c: str(p) for c, p in programs.items() if isinstance(p, UserError)},
+        "verified": verified,
+    }
+
+
+def print_info(facts: dict[str, Any], console: Console) -> None:
+    """Prints what `examine` found, as tables."""
+    shape = [*facts["spec"].items(), ("ternary weights", facts["ternary_weights"])]
+    show(pairs(f"model {facts['model']}: {facts['kind']}", shape), console)
+    for note in facts["assumed"]:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+    parts = []
+    for p in facts["parts"]:
+        counts = p["weights"] or {}
+        total = sum(counts.values())
+        shares = [f"{counts[k] / total:.1%}" if counts else "" for k in ("minus", "zero", "plus")]
+        parts.append((p["part"], p["shape"], p["as"], p["bytes"], *shares))
+    header: tuple[str, ...] = ("part", "shape", "as", "bytes in an image", "-1", "0", "+1")
+    show(grid(f"parts, laid out for {facts['laid_out_for']}", header, parts), console)
+    if facts["presets"]:
+        header = (
+            "board", "positions", "descriptors", "image, bytes", "logits, bytes", "KV cache, bytes",
+            "buffer, bytes", "beats of a last decode pass", "tokens/s at most, at a beat a cycle",
+        )  # fmt: skip
+        rows = [(*list(p.values())[:-1], f"{p['tokens_per_s_at_most']:,.1f}") for p in facts["presets"]]
+        show(grid("presets that run it", header, rows), console)
+    for preset, reason in facts["refused"].items():
+        console.print(f"does not fit {preset}: {reason}", highlight=False, soft_wrap=True, markup=False)
+    if facts["verified"]:
+        console.print(facts["verified"], highlight=False, soft_wrap=True)

@@ -1,0 +1,559 @@
+"""A model in an image: what the driver loads, the program compiler measures and the golden model can be fed with.
+
+Sections of an image, in the order of the program (N is a layer):
+
+| section | content | `info` |
+|---|---|---|
+| `input_norm` | gain of the first norm | gain_beats |
+| `N.qkv` | QKV matrix | matrix; scales Q, K, V |
+| `N.attention` | gain of the attention sub-norm; absent if there is none | gain_beats |
+| `N.o` | gain of the post-attention norm, output projection | matrix; one scale |
+| `N.gate` | gain of the FFN sub-norm if any, gate and up matrix | matrix; scales gate, up |
+| `N.down` | gain of the next layer's first norm or of the last norm, down projection | matrix; one scale |
+| `head` | output head | |
+
+where matrix is gain_beats, rows, inputs, block_rows, scales. Blobs: `tokenizer.json`, `tokenizer_config.json`;
+`embedding` (int8) and `embedding_scales` (float32) of a model whose head is not its embedding; otherwise the host takes
+embedding rows from the head. The header's `model` holds {name, spec, eos_ids}; spec is a `golden.model.ModelSpec`.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellme.golden import elementwise, layout, ternary
+from tellme.golden.config import PRESETS, AcceleratorConfig
+from tellme.golden.model import LayerWeights, ModelSpec, ModelWeights, RopeScaling
+from tellme.golden.project import DISTRIBUTION
+from tellme.host.checkpoints.checkpoint import (
+    Checkpoint,
+    LazyLayers,
+    golden_errors,
+    is_checkpoint,
+    open_checkpoint,
+    sound,
+    sound_floats,
+    tell,
+)
+from tellme.host.errors import UserError
+from tellme.host.image.file import Image, Plan, geometry_of, write_image, write_stream
+from tellme.host.progress import progress
+from tellme.host.text.streams import readable
+from tellme.host.text.tokenizer import Files, Tokenizer
+
+Beats = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class SectionShape:
+    """What a specification and a beat geometry say of a section: its length, its `info` without the scales, and how many
+    scales it has."""
+
+    name: str
+    beats: int
+    info: dict[str, int]
+    scales: int = 0
+
+
+def section_count(spec: ModelSpec) -> int:
+    """Sections of an image."""
+    return 2 + spec.layers * (5 if spec.attn_sub_norm else 4)
+
+
+def section_shapes(spec: ModelSpec, config: AcceleratorConfig) -> Iterator[SectionShape]:
+    """The sections of an image, in order."""
+    s = spec
+
+    def gain(name: str, features: int) -> SectionShape:
+        n = layout.float_beats(features, config)
+        return SectionShape(name, n, {"gain_beats": n})
+
+    def matrix(name: str, rows: int, inputs: int, scales: int, gain_features: int = 0) -> SectionShape:
+        n = layout.float_beats(gain_features, config)
+        info = {"gain_beats": n, "rows": rows, "inputs": inputs, "block_rows": layout.row_block(rows, config)}
+        return SectionShape(name, n + rows * layout.tiles(inputs, config), info, scales)
+
+    yield gain("input_norm", s.hidden)
+    for i in range(s.layers):
+        yield matrix(f"{i}.qkv", s.qkv_rows, s.hidden, 3)
+        if s.attn_sub_norm:
+            yield gain(f"{i}.attention", s.q_dim)
+        yield matrix(f"{i}.o", s.hidden, s.q_dim, 1, s.hidden)
+        yield matrix(f"{i}.gate", 2 * s.ffn, s.hidden, 2, s.ffn if s.ffn_sub_norm else 0)
+        yield matrix(f"{i}.down", s.hidden, s.ffn, 1, s.hidden)
+    blocks = -(-s.vocab // config.key_block)
+    yield SectionShape("head", blocks * layout.head_block_beats(s.hidden, config), {})
+
+
+_MOST = float(np.finfo(np.float32).max)
+_HEAD_BLOCKS = 64
+_ROWS = 1 << 12
+"""Blocks of the head that are laid out, and rows of an embedding that are checked, at a time."""
+
+
+def plan_sections(weights: ModelWeights, config: AcceleratorConfig) -> list[Plan]:
+    """The sections of an image of these weights, made when they are written, each layer read once."""
+    s, layers = weights.spec, weights.layers
+
+    def following(i: int) -> NDArray[np.float32]:
+        return layers[i + 1].input_norm if i + 1 < s.layers else weights.norm
+
+    def parts(part: str, w: LayerWeights) -> tuple[NDArray[np.int8], tuple[float, ...], NDArray[np.float32] | None]:
+        """Matrix, scales and gain of a section; `following` is looked up last, so that layers are read in order."""
+        if part == "qkv":
+            return layout.join_qkv(w.q, w.k, w.v, s.head_dim), (w.q_scale, w.k_scale, w.v_scale), None
+        if part == "o":
+            return w.o, (w.o_scale,), w.post_norm
+        if part == "gate":
+            return layout.join_gate_up(w.gate, w.up), (w.gate_scale, w.up_scale), w.ffn_norm
+        return w.down, (w.down_scale,), None
+
+    def head() -> Iterator[Beats]:
+        rows, scales = weights.head_rows
+        step = _HEAD_BLOCKS * config.key_block
+        for i in range(0, s.vocab, step):
+            yield layout.pack_head(rows[i : i + step], scales[i : i + step], config)
+
+    def make(shape: SectionShape) -> tuple[dict[str, Any], Iterable[Beats]]:
+        if shape.name == "head":
+            return {}, head()
+        if shape.name == "input_norm":
+            return dict(shape.info), [layout.pack_gain(layers[0].input_norm, config)]
+        layer, part = shape.name.split(".")
+        i = int(layer)
+        if part == "attention":
+            return dict(shape.info), [layout.pack_gain(np.asarray(layers[i].attn_norm), config)]
+        rows, scales, gain = parts(part, layers[i])
+        if part == "down":
+            gain = following(i)
+
+        def pieces() -> Iterator[Beats]:
+            if gain is not None:
+                yield layout.pack_gain(gain, config)
+            block = shape.info["block_rows"]
+            for first in range(0, len(rows), block):
+                yield layout.pack_linear(rows[first : first + block], config, block)
+
+        return {**shape.info, "scales": list(map(float, scales))}, pieces()
+
+    return [Plan(shape.name, shape.beats, lambda shape=shape: make(shape)) for shape in section_shapes(s, config)]  # type: ignore[misc]
+
+
+def _image_parts(checkpoint: Checkpoint, config: AcceleratorConfig) -> dict[str, Any]:
+    """What `write_image` and `write_stream` take."""
+    weights = checkpoint.weights
+    blobs: dict[str, Any] = {
+        "tokenizer.json": checkpoint.tokenizer.tokenizer,
+        "tokenizer_config.json": checkpoint.tokenizer.config,
+    }
+    if not weights.spec.tied:
+        blobs |= {"embedding": weights.embedding, "embedding_scales": weights.embedding_scales.astype("<f4")}
+    spec = {name: value for name, value in asdict(weights.spec).items() if value is not None}
+    return {
+        "config": config,
+        "model": {"name": readable(checkpoint.name), "spec": spec, "eos_ids": list(checkpoint.eos_ids)},
+        "sections": plan_sections(weights, config),
+        "blobs": blobs,
+    }
+
+
+def convert(checkpoint: Checkpoint, path: Path, config: AcceleratorConfig, *, show: bool = False) -> None:
+    """Writes the image of a checkpoint for one board, and says on stderr what had to be assumed of it.
+
+    Parameters
+    ----------
+    show : a progress bar.
+
+    Raises
+    ------
+    UserError : the formats cannot hold the model, its weights are not ternary, or the file cannot be written.
+    """
+    with golden_errors(checkpoint.name):
+        parts = _image_parts(checkpoint, config)
+        beats = sum(p.beats for p in parts["sections"])
+        with progress(f"converting {checkpoint.name}", beats, show=show) as advance:
+            write_image(path, **parts, advance=advance)
+    tell(checkpoint.notes)
+
+
+def read_spec(values: Any) -> ModelSpec:
+    """A specification from an image's header.
+
+    Raises
+    ------
+    ValueError : a field is unknown, missing or of the wrong type. ModelError : a value is out of range.
+    """
+    if not isinstance(values, dict):
+        raise ValueError("spec must be an object")
+    values = dict(values)
+    for name, value in values.items():
+        kind = ModelSpec.__dataclass_fields__[name].type if name in ModelSpec.__dataclass_fields__ else None
+        if kind is None:
+            raise ValueError(f"spec has an unknown field {name!r}")
+        good = {
+            "int": type(value) is int and 0 < value < 1 << 31,
+            "float": type(value) in (int, float) and 0 <= value < 3e38,
+            "bool": type(value) is bool,
+        }
+        if not good.get(str(kind), True):
+            raise ValueError(f"{name} of spec must be of type {kind}, not {value!r}")
+    scaling = values.get("rope_scaling")
+    if scaling is not None:
+        fields = set(RopeScaling.__dataclass_fields__)
+        if not isinstance(scaling, dict) or not {"kind", "factor"} <= set(scaling) <= fields:
+            raise ValueError("rope_scaling of spec must be an object of known fields, with kind and factor")
+        numbers = [v for k, v in scaling.items() if k != "kind"]
+        if not all(type(v) in (int, float) and 0 < v < 3e38 for v in numbers):
+            raise ValueError("rope_scaling of spec must hold positive numbers")
+        values["rope_scaling"] = RopeScaling(**scaling)
+    try:
+        return ModelSpec(**values)
+    except TypeError as e:
+        raise ValueError(f"spec is incomplete ({e})") from e
+
+
+class Model:
+    """A model in an open image.
+
+    Parameters
+    ----------
+    image : the image.
+    config : an accelerator with the image's beat geometry.
+
+    Attributes
+    ----------
+    name, spec, eos_ids : from the header.
+    """
+
+    def __init__(self, image: Image, config: AcceleratorConfig):
+        image.require(config)
+        self.image = image
+        self.config = config
+        try:
+            with golden_errors(image.path):
+                self.name, self.eos_ids = self._identity()
+                self.spec = read_spec(image.model.get("spec"))
+                self._check_sections()
+        except ValueError as e:
+            raise UserError(f"{image.path}: its header is broken, {e}; convert the checkpoint again") from e
+
+    def _identity(self) -> tuple[str, tuple[int, ...]]:
+        name, ids = self.image.model.get("name"), self.image.model.get("eos_ids")
+        if not isinstance(name, str):
+            raise ValueError("name of model must be a string")
+        if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+            raise ValueError("eos_ids of model must be a list of integers")
+        return name, tuple(ids)
+
+    def _check_sections(self) -> None:
+        """Holds the sections of the image against what its specification asks for."""
+        sections = self.image.sections
+        if len(sections) != section_count(self.spec):
+            raise ValueError(f"it has {len(sections)} sections, the model needs {section_count(self.spec)}")
+        for shape, have in zip(section_shapes(self.spec, self.config), sections.values(), strict=True):
+            if (have.name, have.beats) != (shape.name, shape.beats):
+                raise ValueError(
+                    f"section {have.name!r} of {have.beats} beats is where {shape.name!r} of {shape.beats} belongs"
+                )
+            block = have.info.get("block_rows", 8)
+            if type(block) is not int or block <= 0 or block % layout.ROW_MULTIPLE:
+                raise ValueError(f"block_rows of section {shape.name!r} must be a multiple of {layout.ROW_MULTIPLE}")
+            for name, value in shape.info.items():
+                if name != "block_rows" and have.info.get(name) != value:
+                    raise ValueError(f"{name} of section {shape.name!r} must be {value}, not {have.info.get(name)!r}")
+            if shape.scales:
+                scales = have.info.get("scales")
+                if (
+                    not isinstance(scales, list)
+                    or len(scales) != shape.scales
+                    or not all(type(v) in (int, float) and 0 < v <= _MOST for v in scales)
+                    or "block_rows" not in have.info
+                ):
+                    raise ValueError(f"section {shape.name!r} must have {shape.scales} positive scales and block_rows")
+        if not self.spec.tied:
+            for name, size in (
+                ("embedding", self.spec.vocab * self.spec.hidden),
+                ("embedding_scales", 4 * self.spec.vocab),
+            ):
+                if self.image.blob_bytes(name) != size:
+                    raise ValueError(f"part {name!r} must have {size} bytes, not {self.image.blob_bytes(name)}")
+
+    @staticmethod
+    def open(
+        path: Path, config: AcceleratorConfig, *, verify: bool = True, latent: bool = False, show: bool = False
+    ) -> Model:
+        """From a `.tlm` image, or from a checkpoint, which is converted to an image in a file without a name: nothing is left
+        of it however the process ends.
+
+        Parameters
+        ----------
+        verify : check an image against its checksums, and that its weights are not damaged.
+        latent : as in `host.checkpoints.checkpoint.read_checkpoint`.
+        show : a progress bar.
+
+        Raises
+        ------
+        UserError : there is no such file, or it cannot be used.
+        """
+        if not is_checkpoint(path):
+            model = Model(Image(path, verify=verify), config)
+            if verify:
+                model.check_weights()
+            return model
+        checkpoint = open_checkpoint(path, latent=latent)
+        with golden_errors(checkpoint.name):
+            parts = _image_parts(checkpoint, config)
+            try:
+                with tempfile.TemporaryFile(prefix="tellme-") as f:
+                    beats = sum(p.beats for p in parts["sections"])
+                    with progress(f"converting {checkpoint.name}", beats, show=show) as advance:
+                        write_stream(f, **parts, advance=advance)
+                    f.flush()
+                    tell(checkpoint.notes)
+                    return Model(Image(path, verify=False, file=f), config)
+            except OSError as e:
+                raise UserError(
+                    f"{tempfile.gettempdir()}: the image of {checkpoint.name} cannot be written there ({e.strerror}); "
+                    "convert the checkpoint first"
+                ) from e
+
+    def close(self) -> None:
+        """Gives back the memory of the mapped image; the model stays usable."""
+        self.image.release()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        files = Files(self.image.blob("tokenizer.json").tobytes(), self.image.blob("tokenizer_config.json").tobytes())
+        return Tokenizer(files, self.spec.vocab)
+
+    # ---- embedding ---------------------------------------------------------------------------------------------------
+
+    def embedding_row(self, token: int) -> tuple[NDArray[np.int8], np.float32]:
+        """int8 row [hidden] of a token and its scale."""
+        if not self.spec.tied:
+            n = self.spec.hidden
+            row = self.image.blob("embedding")[token * n : (token + 1) * n].view(np.int8)
+            return row, self.image.blob("embedding_scales")[4 * token : 4 * token + 4].view("<f4")[0]
+        c = self.config
+        block, key = divmod(token, c.key_block)
+        start = self.image.sections["head"].address + block * layout.head_block_beats(self.spec.hidden, c)
+        tile, place = divmod(key, c.keys_per_beat)
+        cells = layout.cells(self.spec.hidden, c)
+        at = start + c.scale_beats + tile + c.key_tile * np.arange(cells)
+        beats = layout.unstripe(self.image.data[:, at])
+        row = np.ascontiguousarray(beats[:, place * c.cell : (place + 1) * c.cell]).reshape(-1).view(np.int8)
+        beat, word = divmod(key, c.word)
+        scales = layout.unstripe(self.image.data[:, start + beat : start + beat + 1]).view("<f4")
+        return row, np.float32(scales[0, word])
+
+    def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Inputs float32[tokens, hidden] of a pass."""
+        rows, scales = zip(*(self.embedding_row(t) for t in tokens), strict=True)
+        return elementwise.dequantise(np.stack(rows), np.array(scales, np.float32))
+
+    # ---- weights -----------------------------------------------------------------------------------------------------
+
+    def check_weights(self) -> None:
+        """Looks for damage that was there when the image was made, and which its checksums therefore do not show: in the packed bytes of
+        every matrix, the gains and the rows of head and embedding.
+
+        Raises
+        ------
+        UserError : naming the first part that is damaged.
+        """
+        s, c = self.spec, self.config
+        features = {"attention": s.q_dim, "gate": s.ffn}
+        for shape in section_shapes(s, c):
+            if shape.name == "head":
+                continue
+            info, beats = self.image.sections[shape.name].info, self.image.section(shape.name)
+            part = shape.name.split(".")[-1]
+            gain, matrix = beats[: info["gain_beats"]], beats[info["gain_beats"] :]
+            if len(gain):
+                self._sound_floats(
+                    f"gain of section {shape.name!r}", layout.unpack_floats(gain, features.get(part, s.hidden), c)
+                )
+            if not shape.scales:
+                continue
+            rows = layout.packed_rows(matrix, info["rows"], info["inputs"], c, info["block_rows"])
+            if rows.max() > ternary.MAX_CODE:
+                row, byte = (int(i) for i in np.argwhere(rows > ternary.MAX_CODE)[0])
+                raise UserError(
+                    f"{self.image.path}: section {shape.name!r}: a byte of packed weights must be at most {ternary.MAX_CODE}; found "
+                    f"{rows[row, byte]} at row {row}, byte {byte}; convert the checkpoint again"
+                )
+            matrices: dict[str, Beats] = {part: rows}
+            if part == "qkv":
+                matrices = dict(zip("qkv", np.split(rows, [s.q_dim, s.q_dim + s.kv_dim]), strict=True))
+            elif part == "gate":
+                matrices = {"gate": rows[0::2], "up": rows[1::2]}
+            for name, packed in matrices.items():
+                sound(f"{self.image.path}: {name} of section {shape.name!r}", packed, packed=True)
+        alive, scales = [], []
+        for head, row_scales in self._head_pieces():
+            alive.append(head.any(axis=1))
+            scales.append(row_scales)
+        self._sound_rows("head", np.concatenate(alive)[: s.vocab], np.concatenate(scales)[: s.vocab])
+        if not s.tied:
+            blob = self.image.blob("embedding").reshape(s.vocab, s.hidden)
+            flags = [blob[i : i + _ROWS].any(axis=1) for i in range(0, s.vocab, _ROWS)]
+            self._sound_rows("embedding", np.concatenate(flags), self.image.blob("embedding_scales").view("<f4"))
+        self.image.release()
+
+    def _head_pieces(self) -> Iterator[tuple[NDArray[np.int8], NDArray[np.float32]]]:
+        """Rows and scales of the head, some blocks at a time, the last ones filled up with zeros."""
+        section, c = self.image.sections["head"], self.config
+        block = layout.head_block_beats(self.spec.hidden, c)
+        for i in range(0, section.beats, _HEAD_BLOCKS * block):
+            n = min(_HEAD_BLOCKS * block, section.beats - i)
+            beats = layout.unstripe(self.image.data[:, section.address + i : section.address + i + n])
+            yield layout.unpack_head(beats, n // block * c.key_block, self.spec.hidden, c)
+
+    def _sound_rows(self, what: str, alive: NDArray[np.bool_], scales: NDArray[np.float32]) -> None:
+        self._sound_floats(f"scales of the {what}", scales)
+        if (scales < 0).any():
+            raise UserError(f"{self.image.path}: a scale of the {what} is negative; convert the checkpoint again")
+        sound_floats(f"{self.image.path}: {what}, by rows,", alive)
+
+    def _sound_floats(self, what: str, values: NDArray[np.float32]) -> None:
+        if not np.isfinite(values).all():
+            raise UserError(f"{self.image.path}: {what} holds NaN or infinity; convert the checkpoint again")
+        sound_floats(f"{self.image.path}: {what}", values.reshape(-1))
+
+    def weights(self) -> ModelWeights:
+        """The weights, unpacked from the image.
+
+        Raises
+        ------
+        UserError : they are damaged, as `check_weights` finds.
+        """
+        self.check_weights()
+        s = self.spec
+        rows, row_scales = layout.unpack_head(self.image.section("head"), s.vocab, s.hidden, self.config)
+        embedding, embedding_scales = rows, row_scales
+        if not s.tied:
+            embedding = self.image.blob("embedding").view(np.int8).reshape(s.vocab, s.hidden)
+            embedding_scales = self.image.blob("embedding_scales").view("<f4").astype(np.float32)
+        with golden_errors(self.image.path):
+            return ModelWeights(
+                spec=s,
+                layers=LazyLayers(s, self._layer),
+                norm=self._gain(f"{s.layers - 1}.down", s.hidden),
+                embedding=embedding,
+                embedding_scales=embedding_scales,
+                head=None if s.tied else rows,
+                head_scales=None if s.tied else row_scales,
+            )
+
+    def _gain(self, section: str, features: int) -> NDArray[np.float32]:
+        beats = self.image.section(section)[: layout.float_beats(features, self.config)]
+        return layout.unpack_floats(beats, features, self.config)[0]
+
+    def _matrix(self, section: str) -> NDArray[np.int8]:
+        info = self.image.sections[section].info
+        data = self.image.section(section)[info["gain_beats"] :]
+        with golden_errors(f"{self.image.path}: section {section!r}"):
+            return layout.unpack_linear(data, info["rows"], info["inputs"], self.config, info["block_rows"])
+
+    def _layer(self, i: int) -> LayerWeights:
+        s = self.spec
+        q, k, v = layout.split_qkv(self._matrix(f"{i}.qkv"), s.heads, s.kv_heads, s.head_dim)
+        gate, up = layout.split_gate_up(self._matrix(f"{i}.gate"))
+        scales = {part: self.image.sections[f"{i}.{part}"].info["scales"] for part in ("qkv", "o", "gate", "down")}
+        return LayerWeights(
+            q=q,
+            k=k,
+            v=v,
+            o=self._matrix(f"{i}.o"),
+            gate=gate,
+            up=up,
+            down=self._matrix(f"{i}.down"),
+            q_scale=scales["qkv"][0],
+            k_scale=scales["qkv"][1],
+            v_scale=scales["qkv"][2],
+            o_scale=scales["o"][0],
+            gate_scale=scales["gate"][0],
+            up_scale=scales["gate"][1],
+            down_scale=scales["down"][0],
+            input_norm=self._gain("input_norm" if i == 0 else f"{i - 1}.down", s.hidden),
+            post_norm=self._gain(f"{i}.o", s.hidden),
+            attn_norm=self._gain(f"{i}.attention", s.q_dim) if s.attn_sub_norm else None,
+            ffn_norm=self._gain(f"{i}.gate", s.ffn) if s.ffn_sub_norm else None,
+        )
+
+
+DEMO = "demo"
+"""Name of the model that comes with the project."""
+
+
+def demo_folder() -> Path:
+    """The demo model's checkpoint, `demo/model` of the repository and of an installed package.
+
+    Raises
+    ------
+    UserError : it is not there.
+    """
+    folder = Path(__file__).resolve().parents[2] / "demo" / "model"
+    if not (folder / "config.json").exists():
+        raise UserError(
+            f"{folder}: the demo model is missing; install {DISTRIBUTION} again, or give --model a checkpoint"
+        )
+    return folder
+
+
+def find_model(name: str) -> Path:
+    """Path of `--model NAME`: 'demo' (for a folder of that name say ./demo), a checkpoint or a `.tlm` file.
+
+    Raises
+    ------
+    UserError : there is nothing of that name.
+    """
+    if name == DEMO:
+        return demo_folder()
+    path = Path(name)
+    if path.exists():
+        return path
+    hint = ""
+    if _HUB_NAME.fullmatch(name):
+        folder = name.split("/")[1]
+        hint = (
+            f"; a model of the Hugging Face hub is fetched first: hf download {name} --local-dir {folder} (hf comes with "
+            f"pip install huggingface_hub), then --model {folder}"
+        )
+    raise UserError(f"model {name!r} not found; give 'demo', a checkpoint folder, a .gguf file or a .tlm image{hint}")
+
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.tlm)(?<!\.gguf)")
+"""What may be a model on the hub: owner/name."""
+
+
+def preset_of(path: Path) -> str | None:
+    """Preset that a `.tlm` image was made for: the one it names, or the first of its beat geometry. None for a checkpoint.
+
+    Raises
+    ------
+    UserError : the image cannot be read, or no preset has its geometry.
+    """
+    if is_checkpoint(path):
+        return None
+    image = Image(path, verify=False)
+    named = image.build.removeprefix("tellme-").rpartition("-")[0]
+    fits = [name for name, c in PRESETS.items() if geometry_of(c) == image.geometry]
+    if not fits:
+        raise UserError(f"{path}: was made for beats of {image.geometry}, which none of {', '.join(PRESETS)} has")
+    return named if named in fits else fits[0]

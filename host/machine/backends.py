@@ -1,0 +1,151 @@
+"""The golden model as a back end, and one that runs two back ends and compares every logit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+import tellme.golden.model
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.model import GoldenModel, ModelWeights
+from tellme.host.checkpoints.checkpoint import golden_errors, is_checkpoint, open_checkpoint
+from tellme.host.errors import CheckError
+from tellme.host.image.file import Image
+from tellme.host.image.model import Model
+from tellme.host.machine.passes import Backend, PassResult
+from tellme.host.machine.program import check_fits, usable_context
+
+
+class GoldenBackend(Backend):
+    """The golden model behind the interface of an accelerator.
+
+    Parameters
+    ----------
+    weights : the model.
+    config : the accelerator it stands for: lanes of a pass, limits, context.
+    slots : cache slots.
+    context : positions of a slot; all that the accelerator would allow if None.
+    """
+
+    def __init__(self, weights: ModelWeights, config: AcceleratorConfig, *, slots: int = 1, context: int | None = None):
+        check_fits(weights.spec, config, "the model")
+        self.config = config
+        self.slots = slots
+        self.vocab = weights.spec.vocab
+        self.group = weights.spec.heads // weights.spec.kv_heads
+        self.context = usable_context(weights.spec, config) if context is None else context
+        cut = replace(weights, spec=replace(weights.spec, max_context=self.context))
+        with golden_errors("the model"):
+            self.model = GoldenModel(cut, config, slots)
+
+    def _pass(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int],
+        head: tuple[int, int],
+        write_logits: bool,
+    ) -> PassResult:
+        with golden_errors("golden model"):
+            result = self.model.run_pass(tokens, list(positions), list(slots), head)
+        return self._result(result, head[0], write_logits)
+
+    @staticmethod
+    def _result(result: tellme.golden.model.PassResult, first: int, logits: bool) -> PassResult:
+        best = [int(i) for i in result.best]
+        return PassResult(
+            head_first=first,
+            head_count=len(best),
+            best_index=tuple(best),
+            best_value=tuple(result.logits[i, b] for i, b in enumerate(best)),
+            logits=result.logits if logits else None,
+        )
+
+    def prefill(
+        self, tokens: Sequence[int], *, start: int = 0, slot: int = 0, all_logits: bool = False, logits: bool = False
+    ) -> list[PassResult]:
+        """As `Backend.prefill`, but in passes wider than the accelerator's, which are faster and give the same: one result."""
+        self._check_prompt(tokens, start)
+        with golden_errors("golden model"):
+            result = self.model.prefill(tokens, slot, start=start, all_logits=all_logits)
+        return [self._result(result, 0 if all_logits else len(tokens) - 1, all_logits or logits)]
+
+
+class CheckedBackend(Backend):
+    """Runs every pass on two back ends, with the head on every lane, and compares every logit bit by bit.
+
+    Parameters
+    ----------
+    tested : gives the results and counters.
+    reference : what they must equal.
+
+    Raises (in a pass)
+    ------------------
+    CheckError : at the first logit or arg-max that differs, with pass, lane, token position, index and both values.
+    """
+
+    def __init__(self, tested: Backend, reference: Backend):
+        self.tested, self.reference = tested, reference
+        self.config, self.vocab, self.group = tested.config, tested.vocab, tested.group
+        self.context, self.slots = tested.context, tested.slots
+        self.passes = 0
+        self.logits = 0
+        """Passes and logits compared so far."""
+
+    def _pass(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int],
+        head: tuple[int, int],
+        write_logits: bool,
+    ) -> PassResult:
+        lanes = (0, len(tokens))
+        got = self.tested.run_pass(tokens, positions, slots, head_lanes=lanes, write_logits=True)
+        want = self.reference.run_pass(tokens, positions, slots, head_lanes=lanes, write_logits=True)
+        assert got.logits is not None and want.logits is not None
+        a, b = got.logits.view(np.uint32), want.logits.view(np.uint32)
+        if a.shape != b.shape:
+            raise CheckError(f"pass {self.passes}: logits have shape {a.shape}, the golden model's {b.shape}")
+        for lane, index in np.argwhere(a != b)[:1]:
+            raise CheckError(
+                f"pass {self.passes}, lane {lane}, position {positions[lane]}, vocabulary index {index}: logit "
+                f"{got.logits[lane, index]!r} ({a[lane, index]:#010x}) differs from the golden model's "
+                f"{want.logits[lane, index]!r} ({b[lane, index]:#010x}); "
+                f"{int((a != b).sum())} logits of this pass differ"
+            )
+        for lane in range(len(tokens)):
+            mine = (got.best_index[lane], int(np.float32(got.best_value[lane]).view(np.uint32)))
+            theirs = (want.best_index[lane], int(np.float32(want.best_value[lane]).view(np.uint32)))
+            if mine != theirs:
+                raise CheckError(
+                    f"pass {self.passes}, lane {lane}, position {positions[lane]}: arg-max is token {mine[0]} "
+                    f"({mine[1]:#010x}), the golden model's is token {theirs[0]} ({theirs[1]:#010x})"
+                )
+        self.passes += 1
+        self.logits += a.size
+        first, count = head
+        kept = slice(first, first + count)
+        return replace(
+            got,
+            head_first=first,
+            head_count=count,
+            best_index=got.best_index[kept],
+            best_value=got.best_value[kept],
+            logits=got.logits[kept] if write_logits else None,
+        )
+
+    def close(self) -> None:
+        """Closes both."""
+        self.tested.close()
+        self.reference.close()
+
+
+def load_weights(path: Path, config: AcceleratorConfig, *, latent: bool = False) -> ModelWeights:
+    """Weights of a checkpoint, or of an image made for `config`'s beats."""
+    if is_checkpoint(path):
+        return open_checkpoint(path, latent=latent).weights
+    return Model(Image(path), config).weights()

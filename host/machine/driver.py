@@ -1,0 +1,314 @@
+"""The driver: opens an accelerator behind a device, loads a model, runs passes. One code for boards and simulations."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+import numpy as np
+
+from tellme.golden import layout, registers
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.registers import BUSY, STALLS, ErrorCode
+from tellme.host.errors import DeviceError, UserError
+from tellme.host.image.model import Model
+from tellme.host.machine.device import Device
+from tellme.host.machine.passes import Backend, PassResult
+from tellme.host.machine.program import Program, compile_program
+
+_START, _RESET = 1, 2
+_BUSY, _DONE = 1, 2
+
+RESET_S = 10.0
+"""Wall clock that a soft reset may take, seconds, and never more than a pass: the time memory has for what it owes."""
+
+ERROR_WORDS: dict[ErrorCode, str] = {
+    ErrorCode.NONE: "no error",
+    ErrorCode.READ_WINDOW: "a read outside the buffer's window was refused, at beat {address}",
+    ErrorCode.WRITE_WINDOW: "a write outside the buffer's window was refused, at beat {address}",
+    ErrorCode.READ_SLVERR: "memory answered a read with SLVERR, at beat {address}",
+    ErrorCode.READ_DECERR: "memory answered a read with DECERR (no such address), at beat {address}",
+    ErrorCode.WRITE_SLVERR: "memory answered a write with SLVERR, at beat {address}",
+    ErrorCode.WRITE_DECERR: "memory answered a write with DECERR (no such address), at beat {address}",
+    ErrorCode.TIMEOUT: "no progress for the time set in the timeout register, at descriptor {address}",
+    ErrorCode.BAD_DESCRIPTOR: "descriptor {address} of the program cannot be executed",
+    ErrorCode.BAD_WEIGHT: "a weight byte above 242 was read, the image in memory is damaged, at descriptor {address}",
+    ErrorCode.BAD_LANES: "the lane, head, position or slot registers do not make a pass",
+}
+"""What each error code means; `{address}` is the error_address register."""
+
+
+class Accelerator(Backend):
+    """An accelerator with a model loaded.
+
+    Parameters
+    ----------
+    device : where the accelerator is.
+    config : what was built; checked against the device's registers.
+    timeout_s : wall clock that a pass may take, seconds.
+    timeout_cycles : cycles without progress after which the accelerator itself gives up, 0: never.
+
+    Raises
+    ------
+    DeviceError : identity, version, geometry or build are not what is expected, or a port's region is where the
+        accelerator does not reach.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        config: AcceleratorConfig,
+        *,
+        timeout_s: float = 10.0,
+        timeout_cycles: int = 1 << 20,
+    ):
+        self.device = device
+        self.config = config
+        self.timeout_s = timeout_s
+        self.timeout_cycles = timeout_cycles
+        self.vocab = self.context = self.slots = 0
+        self.group = 1
+        self._model: Model | None = None
+        self._program: Program | None = None
+        expected = {
+            "identity": registers.IDENTITY,
+            "version": registers.VERSION,
+            "geometry": registers.geometry(config),
+            "build": registers.build_hash(config),
+        }
+        for name, value in expected.items():
+            found = self.read(name)
+            if found != value:
+                raise DeviceError(
+                    f"the accelerator's {name} register is {found:#010x}, board {config.name!r} needs {value:#010x}; "
+                    "load the bitstream (or build the simulation) that belongs to this configuration and version"
+                )
+        ports, width = len(device.memory), device.memory[0].shape[1]
+        if ports != config.ports or width != config.port_bytes:
+            raise DeviceError(
+                f"the device's buffer has {ports} regions of {width}-byte beats, board {config.name!r} needs "
+                f"{config.ports} of {config.port_bytes}"
+            )
+        self._check_regions()
+
+    def _check_regions(self) -> None:
+        """Refuses regions that the accelerator's masters would take for others."""
+        length = self.device.memory[0].nbytes
+        regions = sorted((base, port) for port, base in enumerate(self.device.port_bases))
+        for base, port in regions:
+            if base < 0 or base % registers.BASE_ALIGNMENT:
+                raise DeviceError(
+                    f"the region of port {port} begins at {base:#x}, no multiple of {registers.BASE_ALIGNMENT}; "
+                    "the device must hand out buffers of whole pages"
+                )
+            if base + length > 1 << registers.PORT_ADDRESS_BITS:
+                raise DeviceError(
+                    f"the region of port {port} ends at {base + length:#x}, the accelerator's addresses have "
+                    f"{registers.PORT_ADDRESS_BITS} bits"
+                )
+        for (base, port), (following, other) in itertools.pairwise(regions):
+            if base + length > following:
+                raise DeviceError(
+                    f"the regions of ports {port} and {other} overlap: {length:,} bytes from {base:#x} and {following:#x}"
+                )
+
+    # ---- registers ---------------------------------------------------------------------------------------------------
+
+    def read(self, name: str, index: int = 0) -> int:
+        """A register by name."""
+        return self.device.read(registers.offset(name, index))
+
+    def write(self, name: str, value: int, index: int = 0) -> None:
+        """Sets a register by name."""
+        self.device.write(registers.offset(name, index), value)
+
+    def reset(self) -> None:
+        """Soft reset: stops a pass, forgets errors; the loaded model stays.
+
+        Raises
+        ------
+        DeviceError : the accelerator does not become idle; says what memory owes it.
+        """
+        if stuck := self._reset():
+            raise DeviceError(stuck)
+
+    def _reset(self) -> str:
+        """Soft reset; empty, or in words that it did not help, and what to do."""
+        self.write("control", _RESET)
+        limit = min(RESET_S, self.timeout_s)
+        deadline = time.monotonic() + limit
+        while self.read("control") & _RESET or self.read("status") & _BUSY:
+            if time.monotonic() > deadline:
+                lost = self._owed()
+                why = f" because memory never answered {lost}" if lost else ""
+                return f"the accelerator is still busy {limit:g} s after a soft reset{why}; load the bitstream again"
+        return ""
+
+    def _owed(self) -> str:
+        """What memory owes the ports, in words; empty if nothing."""
+        parts = []
+        for port in range(self.config.ports):
+            owed = self.read("owed", port)
+            counts = ((owed & 0xFFFF, "read burst"), (owed >> 16, "write"))
+            words = [f"{n} {what}{'s' * (n > 1)}" for n, what in counts if n]
+            if words:
+                parts.append(f"{' and '.join(words)} of port {port}")
+        return ", ".join(parts)
+
+    # ---- models ------------------------------------------------------------------------------------------------------
+
+    def load(self, model: Model, *, slots: int = 1, context: int | None = None) -> Program:
+        """Puts a model into the buffer and points the accelerator at it.
+
+        Parameters
+        ----------
+        model : an open image.
+        slots : cache slots to lay out.
+        context : positions a slot holds; the most that model and accelerator allow if None.
+
+        Raises
+        ------
+        UserError : the model does not fit the accelerator or the buffer.
+        DeviceError : a pass is running that no reset ends.
+        """
+        model.image.require(self.config)
+        program = compile_program(model, self.config, slots=slots, context=context)
+        beats = len(self.device.memory[0])
+        if program.window_beats > beats:
+            raise UserError(
+                f"{model.name}: needs {program.window_beats * self.config.beat_bytes:,} bytes of buffer with "
+                f"{slots} slot(s) of {program.context} positions, the device has {beats * self.config.beat_bytes:,}; "
+                "take a smaller context or fewer slots"
+            )
+        if (
+            self.read("status") & _BUSY
+        ):  # a pass that another host began and left; registers take no writes while it runs
+            self.reset()
+        self._put(program.image_address, model.image.data)
+        self.put(program.rope_address, program.rope_table)
+        width = self.config.beat_bytes
+        code = program.code + bytes(-len(program.code) % width)
+        self.put(program.program_address, np.frombuffer(code, np.uint8).reshape(-1, width))
+        self.device.flush(0, program.kv_address)
+        self.point(self.device.port_bases, program.window_beats)
+        self.write("program_address", program.program_address)
+        self.write("program_length", program.length)
+        self.write("context", program.context)
+        self.write("slots", slots)
+        self.write("timeout", self.timeout_cycles)
+        self.write("irq_enable", 1)
+        self._model, self._program = model, program
+        self.vocab, self.context, self.slots = model.spec.vocab, program.context, slots
+        self.group = model.spec.heads // model.spec.kv_heads
+        return program
+
+    def put(self, address: int, beats: layout.Beats) -> None:
+        """Writes uint8[n, beat_bytes] to the buffer, from a beat address on; the device must be told by `flush`."""
+        self._put(address, layout.stripe(beats, self.config))
+
+    def get(self, address: int, beats: int) -> layout.Beats:
+        """Beats [address, address + beats) of the buffer, uint8[beats, beat_bytes]; after `invalidate`."""
+        return layout.unstripe([region[address : address + beats] for region in self.device.memory])
+
+    def point(self, bases: Sequence[int], window_beats: int) -> None:
+        """Tells the accelerator where its ports' regions are, and how many beats of them it may touch."""
+        for port, base in enumerate(bases):
+            self.write("base_low", base & 0xFFFFFFFF, port)
+            self.write("base_high", base >> 32, port)
+        self.write("window_beats", window_beats)
+
+    def _put(self, address: int, parts: layout.Beats) -> None:
+        """Writes uint8[ports, n, port_bytes], each port's part to its region."""
+        for region, part in zip(self.device.memory, parts, strict=True):
+            region[address : address + len(part)] = part
+
+    # ---- passes ------------------------------------------------------------------------------------------------------
+
+    def _pass(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int],
+        head: tuple[int, int],
+        write_logits: bool,
+    ) -> PassResult:
+        if self._program is None or self._model is None:
+            raise UserError("no model is loaded; call load() first")
+        program = self._program
+        self.put(program.x_address, layout.pack_floats(self._model.embed(tokens), self.config))
+        self.device.flush(program.x_address, len(tokens) * program.x_beats)
+        for lane, (position, slot) in enumerate(zip(positions, slots, strict=True)):
+            self.write("position", position, lane)
+            self.write("slot", slot, lane)
+        first, count = head
+        self.write("lanes", len(tokens))
+        self.write("head_lanes", first | count << 8)
+        self.write("write_logits", int(write_logits))
+        self.execute()
+        logits = None
+        if write_logits:
+            stride = program.logits_stride
+            begin, beats = program.logits_address + first * stride, count * stride
+            self.device.invalidate(begin, beats)
+            logits = self.get(begin, beats).view("<f4").reshape(count, -1)[:, : self.vocab].astype(np.float32)
+        lanes = range(first, first + count)
+        values = np.array([self.read("best_value", i) for i in lanes], np.uint32).view(np.float32)
+        return PassResult(
+            head_first=first,
+            head_count=count,
+            best_index=tuple(self.read("best_index", i) for i in lanes),
+            best_value=tuple(values),
+            logits=logits,
+            cycles=self.read("cycles"),
+            beats=self.read("beats"),
+            writes=self.read("writes"),
+            stalls={name: self.read("stall", i) for i, name in enumerate(STALLS)},
+            busy={name: self.read("busy", i) for i, name in enumerate(BUSY)},
+        )
+
+    def execute(self) -> None:
+        """Starts a pass with what the registers hold, and waits for its end.
+
+        Raises
+        ------
+        DeviceError : it stopped with an error, or did not end.
+        """
+        self.write("control", _START)
+        try:
+            in_time = self._wait()
+        except KeyboardInterrupt:
+            # Nobody will read this pass; the next one may start at once.
+            with contextlib.suppress(Exception):
+                self.reset()
+            raise
+        status = self.read("status")
+        error = status >> 8 & 0xFF
+        if error:
+            address = self.read("error_address")
+            try:
+                words = ERROR_WORDS[ErrorCode(error)].format(address=address)
+            except ValueError:
+                words = f"unknown error code, error address {address}"
+            self._give_up(f"the accelerator stopped the pass with error {error}: {words}")
+        if not in_time or not status & _DONE:
+            self._give_up(f"{self._overdue()} (status {status:#x})")
+
+    def _wait(self) -> bool:
+        """Waits for the end of the pass; False if it took too long."""
+        return self.device.wait_done(self.timeout_s)
+
+    def _overdue(self) -> str:
+        """What to say of a pass that took too long."""
+        return f"the accelerator did not finish a pass in {self.timeout_s:g} s"
+
+    def _give_up(self, why: str) -> NoReturn:
+        """Makes the accelerator ready for the next pass, and says why this one failed; and whether a next one can be."""
+        stuck = self._reset()
+        raise DeviceError(f"{why}; {stuck}" if stuck else why)
+
+    def close(self) -> None:
+        """Closes the device."""
+        self.device.close()

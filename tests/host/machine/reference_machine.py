@@ -1,0 +1,301 @@
+"""A device that interprets the program from the buffer with golden's functions: what the hardware does, without RTL.
+
+Everything comes from the memory image by the addresses in registers and descriptors; nothing from the host's objects.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellme.golden import attention, check, elementwise, fp, head, layout, registers, schedule, ternary
+from tellme.golden.boards import phases, place
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, decode
+from tellme.golden.registers import ErrorCode, Register
+
+GATES = {Kind.GATE_RELU2: elementwise.gate_relu2, Kind.GATE_SILU: elementwise.gate_silu}
+
+
+class Stop(Exception):
+    """The pass stops with an error code and an address."""
+
+    def __init__(self, code: int, address: int = 0):
+        self.code, self.address = code, address
+
+
+class ReferenceMachine:
+    """A `host.machine.device.Device`.
+
+    Parameters
+    ----------
+    beats : beats of the buffer.
+    dirty : fill the buffer with random bytes first, as DDR is.
+    """
+
+    def __init__(self, config: AcceleratorConfig, beats: int, *, dirty: bool = True):
+        self.config = config
+        shape = (config.ports, beats, config.port_bytes)
+        rng = np.random.Generator(np.random.PCG64(1))
+        self.memory: NDArray[np.uint8] = (
+            rng.integers(0, 256, shape, dtype=np.uint8) if dirty else np.zeros(shape, dtype=np.uint8)
+        )
+        # Far apart, above 4 GiB, each at its phase.
+        self.port_bases = tuple(
+            place((i + 1) << 32 | i << 20, 0, 1, phases(config)[i : i + 1])[0] for i in range(config.ports)
+        )
+        self.values: dict[int, int] = {}
+        self.set("identity", registers.IDENTITY)
+        self.set("version", registers.VERSION)
+        self.set("geometry", registers.geometry(config))
+        self.set("build", registers.build_hash(config))
+        self.injected: Stop | None = None
+        self.hang = False
+        self.resets = 0
+        self.closed = False
+
+    # ---- device ------------------------------------------------------------------------------------------------------
+
+    def set(self, name: str, value: int, index: int = 0) -> None:
+        self.values[registers.offset(name, index)] = value
+
+    def get(self, name: str, index: int = 0) -> int:
+        return self.values.get(registers.offset(name, index), 0)
+
+    def _register(self, offset: int) -> Register:
+        for r in registers.REGISTERS:
+            if r.offset <= offset < r.offset + 4 * r.count and offset % 4 == 0:
+                return r
+        raise AssertionError(f"no register at {offset:#x}")
+
+    def read(self, offset: int) -> int:
+        self._register(offset)
+        return self.values.get(offset, 0)
+
+    def write(self, offset: int, value: int) -> None:
+        r = self._register(offset)
+        assert r.access == "rw", f"{r.name} is read-only"
+        assert 0 <= value < 1 << 32, f"{r.name} written with {value}"
+        if r.name != "control":
+            self.values[offset] = value
+        elif value & 2:
+            self.resets += 1
+            self.set("status", 0)
+        elif value & 1:
+            self._start()
+
+    def flush(self, start: int, beats: int) -> None:
+        assert 0 <= start <= start + beats <= self.memory.shape[1]
+
+    invalidate = flush
+
+    def wait_done(self, timeout_s: float) -> bool:
+        return bool(self.get("status") & 2)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def __enter__(self) -> ReferenceMachine:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # ---- execution ---------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        if self.hang:
+            self.set("status", 1)
+            return
+        try:
+            if self.injected is not None:
+                stop, self.injected = self.injected, None
+                raise stop
+            self._run()
+            self.set("status", 2)
+        except Stop as e:
+            self.set("status", 2 | e.code << 8)
+            self.set("error_address", e.address)
+
+    def beats(self, address: int, count: int) -> NDArray[np.uint8]:
+        """Reads beats, inside the window."""
+        if address + count > self.get("window_beats"):
+            raise Stop(ErrorCode.READ_WINDOW, address)
+        self.read_beats += count
+        return layout.unstripe(self.memory[:, address : address + count])
+
+    def put(self, address: int, beats: NDArray[np.uint8]) -> None:
+        """Writes beats, inside the window."""
+        if address + len(beats) > self.get("window_beats"):
+            raise Stop(ErrorCode.WRITE_WINDOW, address)
+        self.memory[:, address : address + len(beats)] = layout.stripe(beats, self.config)
+
+    def _floats(self, address: int, lanes: int, count: int) -> NDArray[np.float32]:
+        n = layout.float_beats(count, self.config)
+        return layout.unpack_floats(self.beats(address, lanes * n), count, self.config)
+
+    def _run(self) -> None:
+        c = self.config
+        self.read_beats = 0
+        for i, base in enumerate(self.port_bases):
+            if (self.get("base_low", i) | self.get("base_high", i) << 32) != base:
+                raise Stop(ErrorCode.READ_DECERR, 0)
+        lanes = self.get("lanes")
+        if not 1 <= lanes <= c.lanes:
+            raise Stop(ErrorCode.BAD_LANES)
+        self.positions = [self.get("position", i) for i in range(lanes)]
+        self.slots = [self.get("slot", i) for i in range(lanes)]
+        heads = self.get("head_lanes")
+        context, slots = self.get("context"), self.get("slots")
+        if check.bad_lanes(
+            c,
+            lanes=lanes,
+            head=(heads & 0xFF, heads >> 8 & 0xFF),
+            context=context,
+            slots=slots,
+            positions=self.positions,
+            slot=self.slots,
+        ):
+            raise Stop(ErrorCode.BAD_LANES)
+        length = self.get("program_length") * DESCRIPTOR_BYTES
+        code = self.beats(self.get("program_address"), -(-length // c.beat_bytes)).tobytes()[:length]
+        if (found := check.problem(code, c, context=context, slots=slots)) is not None:
+            raise Stop(ErrorCode.BAD_DESCRIPTOR, found[0])
+        for i in range(0, length, DESCRIPTOR_BYTES):
+            try:
+                opcode, f = decode(code[i : i + DESCRIPTOR_BYTES])
+            except ValueError:
+                raise Stop(ErrorCode.BAD_DESCRIPTOR, i // DESCRIPTOR_BYTES) from None
+            if opcode is Opcode.END:
+                break
+            self.index = i // DESCRIPTOR_BYTES
+            gain = None
+            if f.get("gain_out"):
+                if opcode is Opcode.LOAD:
+                    n = f["inputs"]
+                elif opcode is Opcode.ATTENTION:
+                    n = f["heads"] * f["head_dim"]
+                else:
+                    n = f["rows"] if f["kind"] == Kind.RESIDUAL else f["rows"] // 2
+                assert f["gain_beats"] == layout.float_beats(n, c)
+                gain = self._floats(f["address"], 1, n)[0]
+            else:
+                assert f.get("gain_beats", 0) == 0
+            getattr(self, f"_{opcode.name.lower()}")(f, gain)
+        else:
+            raise Stop(ErrorCode.BAD_DESCRIPTOR, self.index)
+        expected = schedule.segments(
+            c, code, self.get("program_address"), self.positions, self.slots, self.get("head_lanes") >> 8
+        )
+        self.set("cycles", sum(s.beats for s in expected))
+        self.set("beats", sum(s.beats for s in expected))
+        for i in range(len(registers.STALLS)):
+            self.set("stall", i + 1, i)
+
+    def _load(self, f: dict, gain: NDArray[np.float32] | None) -> None:
+        assert f["x_beats"] == layout.float_beats(f["inputs"], self.config)
+        self.x = self._floats(f["x_address"], len(self.positions), f["inputs"])
+        tables = [
+            layout.unpack_rope(
+                self.beats(f["rope_address"] + p * f["rope_beats"], f["rope_beats"]), f["head_dim"], self.config
+            )
+            for p in self.positions
+        ]
+        self.cos = np.concatenate([t[0] for t in tables])
+        self.sin = np.concatenate([t[1] for t in tables])
+        self.stats = elementwise.statistics(self.x, gain)
+
+    def _linear(self, f: dict, gain: NDArray[np.float32] | None) -> None:
+        c, lanes = self.config, len(self.positions)
+        assert np.float32(f["inv_n"]) == elementwise.inverse_count(f["inputs"])
+        assert f["block_rows"] <= c.block_rows and f["tiles"] * c.beat_weights <= c.max_features
+        assert self.stats.u.shape[-1] == f["inputs"]
+        data = self.beats(f["address"] + f["gain_beats"], f["tiles"] * f["rows"])
+        try:
+            weights = layout.unpack_linear(data, f["rows"], f["inputs"], c, f["block_rows"])
+        except ternary.WeightError:
+            raise Stop(ErrorCode.BAD_WEIGHT, self.index) from None
+        q, scale = elementwise.quantise(self.stats, norm=bool(f["norm_in"]), eps=f["eps"])
+        acc = ternary.linear(weights, q)
+        kind = Kind(f["kind"])
+        if kind is Kind.QKV:
+            d, heads, kv_heads = f["head_dim"], f["heads"], f["kv_heads"]
+            scales = np.repeat(
+                np.float32([f["scale0"], f["scale1"], f["scale2"]]), [heads * d, kv_heads * d, kv_heads * d]
+            )
+            y = elementwise.scale(acc, scales, scale).reshape(lanes, -1, d)
+            rotated = heads + kv_heads
+            y[:, :rotated] = elementwise.rope(y[:, :rotated], self.cos[:, None], self.sin[:, None])
+            codes, head_scales = elementwise.quantise_head(y)
+            self.query, self.key, self.value = codes[:, :heads], codes[:, heads:rotated], codes[:, rotated:]
+            self.query_scale = fp.mul(head_scales[:, :heads], np.float32(f["q_scale"]))
+            self.key_scale, self.value_scale = head_scales[:, heads:rotated], head_scales[:, rotated:]
+        elif kind is Kind.RESIDUAL:
+            self.x = elementwise.residual(self.x, elementwise.scale(acc, np.float32(f["scale0"]), scale))
+            self.stats = elementwise.statistics(self.x, gain)
+        else:
+            scales = np.tile(np.float32([f["scale0"], f["scale1"]]), f["rows"] // 2)
+            z = elementwise.scale(acc, scales, scale)
+            self.stats = elementwise.statistics(GATES[kind](z[:, 0::2], z[:, 1::2]), gain)
+
+    def _attention(self, f: dict, gain: NDArray[np.float32] | None) -> None:
+        c, d, kv_heads = self.config, f["head_dim"], f["kv_heads"]
+        assert f["group"] == f["heads"] // kv_heads
+        kv = layout.KvLayout(c, d, kv_heads, c.max_context)
+        out = np.empty((len(self.positions), f["heads"] * d), np.float32)
+        for lo, hi in schedule.groups(self.slots):
+            mine, start = slice(lo, hi + 1), self.positions[lo]
+            sets = -(-(hi - lo + 1) * f["group"] // c.attention_lanes)
+            own = hi // c.keys_per_beat - lo // c.keys_per_beat + 1
+            assert sets * (own - -start // c.keys_per_beat) <= c.score_words
+
+            def block(kv_head: int, b: int, slot: int = self.slots[lo]) -> int:
+                base = f["kv_address"] + slot * f["slot_stride"] + kv_head * f["head_stride"]
+                return base + b * kv.block_stride
+
+            caches = []
+            for h in range(kv_heads):
+                parts = [
+                    kv.unpack_block(self.beats(block(h, b), kv.block_stride)) for b in range(-(-start // c.key_block))
+                ]
+                own_part = (self.key[mine, h], self.key_scale[mine, h], self.value[mine, h], self.value_scale[mine, h])
+                cached = [np.concatenate([p[j] for p in parts])[:start] if parts else None for j in range(4)]
+                caches.append(
+                    [o if p is None else np.concatenate([p, o]) for p, o in zip(cached, own_part, strict=True)]
+                )
+            k, ks, v, vs = (np.stack([cache[j] for cache in caches]) for j in range(4))
+            result = attention.attend(self.query[mine], self.query_scale[mine], k, ks, v, vs, start)
+            out[mine] = attention.merge_heads(result.out, hi - lo + 1)
+            for lane in range(lo, hi + 1):
+                b, i = divmod(self.positions[lane], c.key_block)
+                for h in range(kv_heads):
+                    content = kv.unpack_block(self.beats(block(h, b), kv.block_stride))
+                    for array, own_value in zip(
+                        content, (self.key, self.key_scale, self.value, self.value_scale), strict=True
+                    ):
+                        array[i] = own_value[lane, h]
+                    kd, ksd, vd, vsd = content
+                    self.put(block(h, b), kv.pack_block(kd, ksd, vd, vsd))
+        self.stats = elementwise.statistics(out, gain)
+
+    def _head(self, f: dict, gain: NDArray[np.float32] | None) -> None:
+        c, lanes = self.config, self.get("head_lanes")
+        first, count = lanes & 0xFF, lanes >> 8
+        if first + count > len(self.positions):
+            raise Stop(ErrorCode.BAD_LANES)
+        if not count:
+            return
+        assert f["tiles"] == layout.tiles(f["inputs"], c)
+        data = self.beats(f["address"], f["blocks"] * layout.head_block_beats(f["inputs"], c))
+        rows, scales = layout.unpack_head(data, f["rows"], f["inputs"], c)
+        mine = slice(first, first + count)
+        stats = elementwise.Statistics(self.stats.ss[mine], self.stats.amax[mine], self.stats.u[mine])
+        q, scale = elementwise.quantise(stats, norm=True, eps=f["eps"])
+        logits = head.logits(q, scale, rows, scales)
+        for i, best in enumerate(head.best(logits)):
+            self.set("best_index", int(best), first + i)
+            self.set("best_value", int(fp.bits(logits[i, best])), first + i)
+            if self.get("write_logits"):
+                padded = np.zeros((1, f["blocks"] * c.key_block), np.float32)
+                padded[0, : f["rows"]] = logits[i]
+                self.put(f["logits_address"] + (first + i) * f["logits_stride"], layout.pack_floats(padded, c))

@@ -1,0 +1,422 @@
+"""Image, program and driver together, on a machine that knows only the memory: bit-equal to the golden model.
+
+Refusals, device errors, resets and time-outs of the driver.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tellme.golden import registers
+from tellme.golden.config import KV260, TINY, AcceleratorConfig
+from tellme.golden.registers import BUSY, STALLS, ErrorCode
+from tellme.host.checkpoints.checkpoint import read_checkpoint
+from tellme.host.errors import CheckError, DeviceError, UserError
+from tellme.host.image.model import Model
+from tellme.host.machine.backends import CheckedBackend, GoldenBackend
+from tellme.host.machine.device import Device
+from tellme.host.machine.driver import ERROR_WORDS, Accelerator
+from tellme.host.machine.passes import PassResult
+from tellme.host.machine.program import compile_program
+from tests.host.machine.reference_machine import ReferenceMachine, Stop
+from tests.host.support import DEMO, WORD, start, write_checkpoint
+from tests.models import small_spec
+
+SHAPES: list[Any] = [
+    pytest.param(small_spec(), TINY, id="gqa-tiny"),
+    pytest.param(small_spec(kv_heads=4, head_dim=64, activation="silu", tied=False), TINY, id="mha-silu-untied-tiny"),
+    pytest.param(small_spec(attn_sub_norm=False, ffn_sub_norm=False, kv_heads=1), WORD, id="no-sub-norms-word"),
+    pytest.param(small_spec(head_dim=96, heads=2, kv_heads=1, ffn=352), WORD, id="head-96-word"),
+    pytest.param(small_spec(hidden=160, head_dim=128, heads=2, kv_heads=2), KV260, id="head-128-kv260"),
+]
+
+
+def checked(folder: Path, config: AcceleratorConfig, **load: Any) -> tuple[CheckedBackend, ReferenceMachine]:
+    accelerator, machine, _ = start(folder, config, **load)
+    golden = GoldenBackend(read_checkpoint(folder).weights, config, **load)
+    return CheckedBackend(accelerator, golden), machine
+
+
+def tokens(n: int, vocab: int, seed: int = 3) -> list[int]:
+    return [int(t) for t in np.random.default_rng(seed).integers(0, vocab, n)]
+
+
+@pytest.mark.parametrize(("spec", "config"), SHAPES)
+def test_every_logit_of_prefill_and_decode_equals_golden(tmp_path: Path, spec: Any, config: AcceleratorConfig):
+    backend, _ = checked(write_checkpoint(tmp_path / "m", spec), config)
+    prompt = tokens(config.lanes + 3, spec.vocab)
+    results = backend.prefill(prompt)
+    for i, t in enumerate(tokens(4, spec.vocab, 4)):
+        results.append(backend.decode(t, len(prompt) + i))
+    assert backend.passes == len(results) and backend.logits == spec.vocab * (len(prompt) + 4)
+
+
+@pytest.mark.parametrize("n", [1, TINY.lanes - 1, TINY.lanes, TINY.lanes + 1, 100])
+def test_prefill_equals_one_token_at_a_time(n: int):
+    accelerator, _, model = start(DEMO)
+    ids = tokens(n, model.spec.vocab)
+    chunked = accelerator.prefill(ids, logits=True)
+    assert len(chunked) == -(-n // TINY.lanes)
+    single = [accelerator.decode(t, i, logits=i == n - 1) for i, t in enumerate(ids)]
+    assert chunked[-1].logits is not None and single[-1].logits is not None
+    np.testing.assert_array_equal(chunked[-1].logits, single[-1].logits)
+    assert [r.head_count for r in chunked] == [0] * (len(chunked) - 1) + [1]
+
+
+def test_the_context_fills_and_one_token_more_is_refused(tmp_path: Path):
+    spec = small_spec(max_context=40)
+    backend, machine = checked(write_checkpoint(tmp_path / "m", spec), TINY)
+    backend.prefill(tokens(37, spec.vocab))
+    for p in (37, 38, 39):
+        backend.decode(1, p)
+    assert backend.logits == 40 * spec.vocab
+    message = "position 40 is beyond the context of 40 positions; shorten the prompt"
+    with pytest.raises(UserError, match=message):
+        backend.decode(1, 40)
+    with pytest.raises(UserError, match=message):
+        backend.prefill(tokens(41, spec.vocab))
+    before = machine.memory.copy()
+    with pytest.raises(UserError, match=message):
+        backend.tested.prefill(tokens(5, spec.vocab), start=36)
+    np.testing.assert_array_equal(machine.memory, before)
+
+
+def test_prefill_takes_fewer_lanes_where_the_score_memory_ends(tmp_path: Path):
+    # WORD keeps 256 words of 1 key for 2 queries; 4 lanes of 4 query heads are 8 sets, so 32 keys fit.
+    spec = small_spec(kv_heads=1, max_context=128)
+    backend, _ = checked(write_checkpoint(tmp_path / "m", spec), WORD)
+    sizes = []
+    run = backend._pass
+
+    def count(t: Any, *rest: Any) -> PassResult:
+        sizes.append(len(t))
+        return run(t, *rest)
+
+    backend._pass = count  # type: ignore[method-assign]
+    backend.prefill(tokens(127, spec.vocab))
+    backend.decode(1, 127)
+    assert sum(sizes) == 128 and sizes[0] == WORD.lanes and sizes[-2] < WORD.lanes
+    assert sizes[:-2] == sorted(sizes[:-2], reverse=True)
+    with pytest.raises(UserError, match="4 lanes at position 120 need more than the 256 words of score memory"):
+        backend.run_pass([1] * 4, range(120, 124), [0] * 4)
+
+
+def test_sequences_in_several_slots_do_not_touch_each_other(tmp_path: Path):
+    spec = small_spec()
+    backend, _ = checked(write_checkpoint(tmp_path / "m", spec), TINY, slots=3)
+    backend.prefill(tokens(6, spec.vocab, 1), slot=2)
+    backend.prefill(tokens(3, spec.vocab, 2), slot=0)
+    backend.run_pass([1, 2, 3, 4], [3, 0, 6, 7], [0, 1, 2, 2], head_lanes=(0, 4))
+    backend.run_pass([5, 6], [8, 4], [2, 0], head_lanes=(1, 1))
+    assert backend.passes == 5
+
+
+def test_head_lanes_choose_whose_logits_return():
+    accelerator, _, _ = start(DEMO)
+    ids = [0, 432, 433, 260]
+    whole = accelerator.run_pass(ids, range(4), head_lanes=(0, 4), write_logits=True)
+    part = accelerator.run_pass(ids, range(4), head_lanes=(1, 2), write_logits=True)
+    none = accelerator.run_pass(ids, range(4), write_logits=True)
+    assert whole.logits is not None and part.logits is not None and none.logits is None
+    np.testing.assert_array_equal(part.logits, whole.logits[1:3])
+    assert part.best_index == whole.best_index[1:3] == tuple(np.argmax(part.logits, axis=1))
+    assert part.best_value == tuple(np.max(part.logits, axis=1))
+    assert (none.best_index, none.head_count) == ((), 0)
+    assert accelerator.run_pass(ids, range(4), head_lanes=(3, 1)).logits is None
+
+
+def test_counters_carry_their_names():
+    accelerator, machine, _ = start(DEMO)
+    r = accelerator.decode(0, 0)
+    assert r.stalls == {name: i + 1 for i, name in enumerate(STALLS)}
+    assert tuple(r.busy) == BUSY
+    assert r.beats == machine.get("beats") == r.cycles
+
+
+def test_the_reference_machine_is_a_device():
+    assert isinstance(ReferenceMachine(TINY, 1), Device)
+
+
+def test_the_buffer_is_written_only_inside_the_window():
+    with Model.open(DEMO, TINY) as model:
+        program = compile_program(model, TINY)
+        machine = ReferenceMachine(TINY, program.window_beats + 50)
+        guard = machine.memory[:, program.window_beats :].copy()
+        accelerator = Accelerator(machine, TINY)
+        accelerator.load(model)
+        accelerator.prefill([0, 432, 433, 260, 406], logits=True)
+        np.testing.assert_array_equal(machine.memory[:, program.window_beats :], guard)
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["identity", "version", "geometry", "build"])
+def test_an_accelerator_that_is_not_the_expected_one_is_refused(name: str):
+    machine = ReferenceMachine(TINY, 8)
+    machine.set(name, machine.get(name) ^ 1)
+    with pytest.raises(DeviceError, match=f"{name} register is 0x.*, board 'tiny' needs 0x.*; load the bitstream"):
+        Accelerator(machine, TINY)
+
+
+def test_another_configuration_of_the_same_geometry_is_refused_by_its_build():
+    with pytest.raises(DeviceError, match="build register"):
+        Accelerator(ReferenceMachine(replace(TINY, block_rows=64), 8), TINY)
+
+
+def test_a_buffer_of_another_shape_is_refused():
+    machine = ReferenceMachine(TINY, 8)
+    machine.memory = np.zeros((2, 8, 16), np.uint8)
+    with pytest.raises(DeviceError, match="buffer has 2 regions of 16-byte beats, board 'tiny' needs 1 of 16"):
+        Accelerator(machine, TINY)
+
+
+@pytest.mark.parametrize(
+    ("bases", "message"),
+    [
+        (
+            [0x1000_0010] * 2,
+            r"the region of port 0 begins at 0x10000010, no multiple of 4096; the device must hand out",
+        ),
+        ([0x1000_0000, 0x2000_0800], "the region of port 1 begins at 0x20000800, no multiple of 4096"),
+        ([-4096, 0x1000_0000], "the region of port 0 begins at -0x1000"),
+        ([0x1000_0000, 0xFF_FFFF_F000], "the region of port 1 ends at 0x10000000f40, .* addresses have 40 bits"),
+        ([0x1000_0000, 1 << 44], "the region of port 1 ends at .* 40 bits"),
+        (
+            [0x1000_1000, 0x1000_0000],
+            "the regions of ports 1 and 0 overlap: 8,000 bytes from 0x10000000 and 0x10001000",
+        ),
+    ],
+)
+def test_regions_that_the_masters_would_take_for_others_are_refused(bases: list[int], message: str):
+    config = replace(TINY, ports=2)
+    machine = ReferenceMachine(config, 500)
+    machine.port_bases = tuple(bases)
+    with pytest.raises(DeviceError, match=message) as e:
+        Accelerator(machine, config)
+    assert "\n" not in str(e.value)
+
+
+def test_regions_side_by_side_at_the_end_of_the_addresses_are_taken():
+    config = replace(TINY, ports=2)
+    machine = ReferenceMachine(config, 512)
+    machine.port_bases = ((1 << 40) - 16384, (1 << 40) - 8192)
+    Accelerator(machine, config)
+
+
+def test_a_pass_that_another_host_left_is_ended_before_a_model_is_loaded():
+    with Model.open(DEMO, TINY) as model:
+        machine = ReferenceMachine(TINY, compile_program(model, TINY).window_beats)
+        machine.set("status", 1)
+        accelerator = Accelerator(machine, TINY)
+        accelerator.load(model)
+        assert machine.resets == 1
+        assert accelerator.decode(0, 0).head_count == 1
+
+
+def test_context_and_slots_reach_their_registers():
+    _, machine, _ = start(DEMO, slots=3, context=100)
+    assert (machine.get("context"), machine.get("slots")) == (100, 3)
+
+
+def test_a_buffer_that_is_too_small_is_refused():
+    with Model.open(DEMO, TINY) as model:
+        accelerator = Accelerator(ReferenceMachine(TINY, 1000), TINY)
+        with pytest.raises(UserError, match="needs 623,872 bytes of buffer .* the device has 16,000; take a smaller"):
+            accelerator.load(model)
+        with pytest.raises(UserError, match="no model is loaded"):
+            accelerator._pass([0], [0], [0], (0, 1), False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], []), "a pass has from 1 to 4 lanes, not 0"),
+        (([0] * 5, range(5)), "a pass has from 1 to 4 lanes, not 5"),
+        (([0, 0], [0]), "2 tokens need 2 positions and slots, not 1 and 2"),
+        (([1024], [0]), "token 1024 is outside the vocabulary of 1024"),
+        (([-1], [0]), "token -1 is outside"),
+        (([0], [256]), "position 256 is beyond the context of 256 positions"),
+        (([0], [-1]), "position -1 is beyond"),
+        (([0], [0], [2]), "cache slot 2 does not exist; there are 2"),
+        (([0, 0], [3, 5]), "lanes 0 and 1 share slot 0, so their positions must follow each other, not 3, 5"),
+        (([0, 0, 0], [0, 0, 1], [0, 1, 0]), "lanes of slot 0 must be neighbours"),
+        (([0, 0], [0, 1], [0, 0], (1, 2)), r"head lanes 1..2 are not lanes of a pass of 2"),
+    ],
+)
+def test_passes_that_make_no_sense_are_refused(arguments: tuple[Any, ...], message: str):
+    accelerator, machine, _ = start(DEMO, slots=2)
+    machine.write = lambda *_: pytest.fail("a register was written")  # type: ignore[method-assign]
+    head = arguments[3] if len(arguments) > 3 else (0, 0)
+    with pytest.raises(UserError, match=message):
+        accelerator.run_pass(*arguments[:3], head_lanes=head)
+
+
+def test_an_empty_prompt_is_refused():
+    accelerator, _, _ = start(DEMO)
+    with pytest.raises(UserError, match="there is nothing to prefill"):
+        accelerator.prefill([])
+
+
+# ---- errors of the device --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [c for c in ErrorCode if c is not ErrorCode.NONE])
+def test_errors_are_told_in_words_and_the_next_pass_works(code: ErrorCode):
+    accelerator, machine, _ = start(DEMO)
+    machine.injected = Stop(code, 1234)
+    with pytest.raises(DeviceError, match=f"stopped the pass with error {int(code)}: ") as e:
+        accelerator.decode(0, 0)
+    words = ERROR_WORDS[code]
+    assert words.format(address=1234) in str(e.value)
+    assert machine.resets == 1
+    assert accelerator.decode(0, 0).head_count == 1
+
+
+def test_every_error_code_has_words():
+    assert set(ERROR_WORDS) == set(ErrorCode)
+
+
+def test_an_unknown_error_code_is_told_too():
+    accelerator, machine, _ = start(DEMO)
+    machine.injected = Stop(99, 7)
+    with pytest.raises(DeviceError, match="error 99: unknown error code, error address 7"):
+        accelerator.decode(0, 0)
+
+
+def test_a_damaged_weight_in_memory_is_found():
+    accelerator, machine, model = start(DEMO)
+    assert accelerator._program is not None
+    s = model.image.sections["2.down"]
+    machine.memory[0, accelerator._program.image_address + s.address + s.beats - 1, 15] = 243
+    with pytest.raises(DeviceError, match="a weight byte above 242 was read, .* at descriptor 15"):
+        accelerator.decode(0, 0)
+
+
+def test_a_window_too_small_stops_the_pass():
+    accelerator, machine, _ = start(DEMO)
+    accelerator.write("window_beats", machine.get("window_beats") // 2)
+    with pytest.raises(DeviceError, match="outside the buffer's window was refused, at beat"):
+        accelerator.decode(0, 0)
+
+
+def test_a_device_that_does_not_answer_times_out_and_recovers():
+    accelerator, machine, _ = start(DEMO)
+    machine.hang = True
+    with pytest.raises(DeviceError, match=r"did not finish a pass in 10 s \(status 0x1\)"):
+        accelerator.decode(0, 0)
+    machine.hang = False
+    assert machine.resets == 1
+    assert accelerator.decode(0, 0).head_count == 1
+
+
+def test_a_device_that_stays_busy_is_given_up():
+    accelerator, machine, _ = start(DEMO)
+    accelerator.timeout_s = 0.01
+    machine.set("status", 1)
+    write = machine.write
+    machine.write = lambda o, v: None if v == 2 else write(o, v)  # type: ignore[method-assign]
+    with pytest.raises(DeviceError, match="still busy 0.01 s after a soft reset; load the bitstream again"):
+        accelerator.reset()
+
+
+@pytest.mark.parametrize(
+    ("owed", "words"),
+    [
+        ({0: 1}, " because memory never answered 1 read burst of port 0;"),
+        ({0: 5}, " because memory never answered 5 read bursts of port 0;"),
+        ({1: 2 << 16}, " because memory never answered 2 writes of port 1;"),
+        (
+            {0: 3 | 1 << 16, 1: 1},
+            " because memory never answered 3 read bursts and 1 write of port 0, 1 read burst of port 1;",
+        ),
+    ],
+)
+def test_what_memory_owes_is_told_with_what_stopped_the_pass(owed: dict[int, int], words: str):
+    accelerator, machine, _ = start(DEMO, replace(TINY, ports=2, port_bytes=8))
+    accelerator.timeout_s = 0.01
+    machine.injected = Stop(ErrorCode.TIMEOUT, 9)
+    write = machine.write
+
+    def stuck(offset: int, value: int) -> None:
+        if offset == registers.offset("control") and value == 2:
+            machine.set("status", machine.get("status") | 5)
+            for port, count in owed.items():
+                machine.set("owed", count, port)
+        else:
+            write(offset, value)
+
+    machine.write = stuck  # type: ignore[method-assign]
+    with pytest.raises(DeviceError) as e:
+        accelerator.decode(0, 0)
+    message = str(e.value)
+    assert message.startswith("the accelerator stopped the pass with error 7: no progress")
+    assert (
+        f"at descriptor 9; the accelerator is still busy 0.01 s after a soft reset{words} load the bitstream" in message
+    )
+    assert message.count("\n") == 0
+
+
+def test_close_closes_the_device():
+    accelerator, machine, _ = start(DEMO)
+    with accelerator:
+        pass
+    assert machine.closed
+
+
+def test_base_addresses_above_4_gib_reach_both_registers():
+    accelerator, machine, _ = start(DEMO)
+    assert machine.get("base_high", 0) == 1 and machine.port_bases[0] == 1 << 32
+    assert accelerator.read("base_low") == 0 and registers.offset("base_low", 7) == 0x5C
+
+
+# ---- checking --------------------------------------------------------------------------------------------------------
+
+
+class Liar(GoldenBackend):
+    """A golden model with one wrong bit in the third pass, or a wrong arg-max."""
+
+    wrong = "logit"
+    count = 0
+
+    def _pass(self, *arguments: Any) -> PassResult:
+        r = super()._pass(*arguments)
+        self.count += 1
+        if self.count != 3:
+            return r
+        if self.wrong == "arg-max":
+            return replace(r, best_index=(*r.best_index[:-1], r.best_index[-1] ^ 1))
+        assert r.logits is not None
+        bits = r.logits.copy().view(np.uint32)
+        bits[1, 700] ^= 1
+        bits[3, 9] ^= 1 << 20
+        return replace(r, logits=bits.view(np.float32))
+
+
+@pytest.mark.parametrize("wrong", ["logit", "arg-max"])
+def test_check_fails_on_the_first_difference_and_says_where(wrong: str):
+    weights = read_checkpoint(DEMO).weights
+    liar = Liar(weights, TINY)
+    liar.wrong = wrong
+    backend = CheckedBackend(liar, GoldenBackend(weights, TINY))
+    expected = {
+        "logit": r"pass 2, lane 1, position 9, vocabulary index 700: logit .*\(0x.*\) differs from the golden model's "
+        r".*\(0x.*\); 2 logits of this pass differ",
+        "arg-max": r"pass 2, lane 3, position 11: arg-max is token \d+ .* the golden model's is token \d+",
+    }
+    with pytest.raises(CheckError, match=expected[wrong]):
+        backend.prefill(tokens(16, 1024))
+    assert backend.passes == 2
+
+
+def test_check_computes_the_head_on_every_lane_but_returns_what_was_asked():
+    backend, _ = checked(DEMO, TINY)
+    r = backend.prefill([0, 432, 433, 260, 406, 13])
+    assert [x.head_count for x in r] == [0, 1] and backend.logits == 6 * 1024
+    assert len(r[-1].best_index) == 1 and r[-1].logits is None and r[-1].cycles is not None
+    assert backend.decode(5, 6, logits=True).logits.shape == (1, 1024)  # type: ignore[union-attr]

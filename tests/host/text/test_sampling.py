@@ -1,0 +1,133 @@
+"""Sampling draws from the distribution that a plain softmax gives, and repeats itself for a seed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tellme.host.errors import UserError
+from tellme.host.text.sampling import Sampler, Sampling, distribution
+
+SEED = 20
+
+
+def logits(n: int = 50, seed: int = SEED) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 2, n).astype(np.float32)
+
+
+def softmax(x: np.ndarray, temperature: float) -> np.ndarray:
+    e = np.exp(x.astype(np.float64) / temperature)
+    return e / e.sum()
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.7, 1.0, 5.0])
+def test_distribution_is_the_softmax_of_the_logits_over_the_temperature(temperature: float):
+    x = logits()
+    p = distribution(x, Sampling(temperature=temperature))
+    np.testing.assert_allclose(p, softmax(x, temperature), rtol=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 49, 50, 51])
+def test_top_k_keeps_the_k_likeliest_and_renormalises(k: int):
+    x = logits()
+    p = distribution(x, Sampling(temperature=0.9, top_k=k))
+    full = softmax(x, 0.9)
+    kept = np.argsort(-x)[:k]
+    assert set(np.flatnonzero(p)) == set(kept)
+    np.testing.assert_allclose(p[kept], full[kept] / full[kept].sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.5, 0.9, 0.999999, 1.0])
+def test_top_p_keeps_the_fewest_that_reach_p(top_p: float):
+    x = logits()
+    full = softmax(x, 1.0)
+    kept = np.flatnonzero(distribution(x, Sampling(temperature=1, top_p=top_p)))
+    assert full[kept].sum() >= top_p - 1e-12
+    assert full[kept].sum() - full[kept].min() < top_p
+    assert full[kept].min() >= np.delete(full, kept).max(initial=0)
+
+
+def test_top_p_exactly_reached_takes_no_more():
+    x = np.log(np.float32([0.5, 0.25, 0.125, 0.125]))
+    assert list(np.flatnonzero(distribution(x, Sampling(temperature=1, top_p=0.5 - 1e-7)))) == [0]
+    assert list(np.flatnonzero(distribution(x, Sampling(temperature=1, top_p=0.5 + 1e-6)))) == [0, 1]
+
+
+def test_top_k_comes_before_top_p():
+    x = np.log(np.float32([0.4, 0.3, 0.2, 0.1]))
+    p = distribution(x, Sampling(temperature=1, top_k=2, top_p=0.6))
+    assert list(np.flatnonzero(p)) == [0, 1]
+    assert list(np.flatnonzero(distribution(x, Sampling(temperature=1, top_k=2, top_p=0.5)))) == [0]
+
+
+def test_equal_logits_rank_by_id():
+    x = np.zeros(10, np.float32)
+    assert list(np.flatnonzero(distribution(x, Sampling(temperature=1, top_k=3)))) == [0, 1, 2]
+    assert list(np.flatnonzero(distribution(x, Sampling(temperature=1, top_p=0.35)))) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1, top_k=1), Sampling(temperature=1e-300)])
+def test_greedy_and_its_limits_take_the_arg_max(sampling: Sampling):
+    x = logits()
+    assert {Sampler(sampling)(x) for _ in range(20)} == {int(np.argmax(x))}
+
+
+def test_greedy_takes_the_lowest_id_of_equals():
+    assert Sampler(Sampling())(np.float32([1, 3, -0.0, 3])) == 1
+    assert Sampler(Sampling())(np.float32([-1, -0.0, 0.0])) == 1
+
+
+def test_a_seed_repeats_and_another_does_not():
+    x = logits()
+    runs = []
+    for s in (1, 1, 2):
+        sampler = Sampler(Sampling(temperature=1, seed=s))
+        runs.append([sampler(x) for _ in range(40)])
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_draws_follow_the_distribution():
+    x = logits(8)
+    sampling = Sampling(temperature=1.3, top_k=6, top_p=0.95, seed=SEED)
+    sampler, n = Sampler(sampling), 20000
+    counts = np.bincount([sampler(x) for _ in range(n)], minlength=8)
+    p = distribution(x, sampling)
+    assert (counts[p == 0] == 0).all()
+    kept = p > 0
+    chi2 = ((counts[kept] - n * p[kept]) ** 2 / (n * p[kept])).sum()
+    assert chi2 < 20.5, f"seed {SEED}: chi-squared {chi2:.1f} of {kept.sum() - 1} degrees of freedom"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_numbers_are_refused(bad: float):
+    x = logits()
+    x[7] = bad
+    for sampling in (Sampling(), Sampling(temperature=1)):
+        with pytest.raises(UserError, match="the logit of token 7 is .*; the model's weights or scales are broken"):
+            Sampler(sampling)(x)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": -0.1}, r"temperature must be 0 \(greedy\) or a positive number, not -0.1"),
+        ({"temperature": float("nan")}, "not nan"),
+        ({"temperature": float("inf")}, "not inf"),
+        ({"top_k": -1}, r"top-k must be 0 \(all tokens\) or more, not -1"),
+        ({"top_p": 0.0}, "top-p must be above 0 and at most 1, not 0.0"),
+        ({"top_p": 1.1}, "not 1.1"),
+        ({"seed": -1}, "seed must be 0 or more, not -1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(values: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        Sampling(**values)
+
+
+@pytest.mark.parametrize("u", [0.0, np.nextafter(1.0, 0.0)])
+def test_the_ends_of_the_uniform_draw_never_take_a_token_that_was_cut(u: float):
+    sampler = Sampler(Sampling(temperature=1, top_k=2))
+    sampler._generator = SimpleNamespace(random=lambda: u)  # type: ignore[assignment]
+    assert sampler(np.float32([-5, -5, 1, 1, -5])) == (2 if u == 0 else 3)
