@@ -10,9 +10,8 @@ from amaranth.lib.wiring import In, Out
 from tellme.golden.config import clog2
 from tellme.hw.attention.block import Sizes, log2
 from tellme.hw.attention.runs import tag_layout
-from tellme.hw.fp import delay_line
 from tellme.hw.fp.dsp import multiply_chosen
-from tellme.hw.fp.pipeline import wire
+from tellme.hw.pipeline import delay_line, wire
 
 
 class MultiplierArray(wiring.Component):

@@ -9,7 +9,8 @@ from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import clog2
 from tellme.hw.attention.block import Sizes, log2
-from tellme.hw.fp import IntToFloat, Multiplier, delay_line
+from tellme.hw.fp import IntToFloat, Multiplier
+from tellme.hw.pipeline import delay_line
 
 
 class SumAccumulator(wiring.Component):

@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import clog2
 from tellme.hw.attention.block import Sizes, log2
-from tellme.hw.fp import delay_line
+from tellme.hw.pipeline import delay_line
 
 
 class QueryLoader(wiring.Component):

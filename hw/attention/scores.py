@@ -11,7 +11,7 @@ from tellme.golden.config import clog2
 from tellme.hw.attention.array import MultiplierArray
 from tellme.hw.attention.block import Sizes
 from tellme.hw.attention.runs import tag_layout
-from tellme.hw.fp import delay_line
+from tellme.hw.pipeline import delay_line
 
 
 class DotAccumulator(wiring.Component):

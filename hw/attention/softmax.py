@@ -14,7 +14,8 @@ from tellme.golden.config import clog2
 from tellme.hw.attention.block import SCORE_BITS, Sizes, log2
 from tellme.hw.attention.queue import ShortQueue
 from tellme.hw.attention.scores import DotAccumulator
-from tellme.hw.fp import Exp2Mantissa, FloatToFixed, IntToFloat, Multiplier, Reciprocal, delay_line
+from tellme.hw.fp import Exp2Mantissa, FloatToFixed, IntToFloat, Multiplier, Reciprocal
+from tellme.hw.pipeline import delay_line
 
 
 def float_const(x: float) -> Const:

@@ -16,8 +16,8 @@ from tellme.hw.attention.queries import QueryLoader
 from tellme.hw.attention.runs import Loader, PhaseQueue, Player, own_bits
 from tellme.hw.attention.scores import DotAccumulator
 from tellme.hw.attention.softmax import ScorePass, WeightPass, score_layout
-from tellme.hw.fp import delay_line
 from tellme.hw.memory.columns import ColumnMemory
+from tellme.hw.pipeline import delay_line
 from tellme.hw.primitives import deep_ram
 
 

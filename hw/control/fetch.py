@@ -11,7 +11,7 @@ from tellme.golden.program import DESCRIPTOR_BYTES, Opcode
 from tellme.hw.control.descriptor import field
 from tellme.hw.control.sequence import PhaseSequencer
 from tellme.hw.fp.dsp import CASCADE_SHIFT, multiply_add, positive
-from tellme.hw.fp.pipeline import register
+from tellme.hw.pipeline import register
 
 SEGMENT = data.StructLayout({"address": 32, "beats": 32})
 """Payload of a stream segment: `beats` consecutive beats from `address`."""

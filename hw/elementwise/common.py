@@ -1,9 +1,9 @@
-"""What the blocks of the element-wise pipeline share: shapes, constants, delay lines."""
+"""What the blocks of the element-wise pipeline share: shapes and constants."""
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, unsigned
-from amaranth.lib import data, memory
+from amaranth.hdl import Cat, Module, Signal, Value, unsigned
+from amaranth.lib import data
 
 from tellme.golden.config import CHUNK, AcceleratorConfig, clog2
 
@@ -15,9 +15,6 @@ CHUNK_LAYOUT = data.ArrayLayout(FLOAT, CHUNK)
 
 ONE = 0x3F800000
 """1.0"""
-
-SHORT = 3
-"""Delay lines up to this length are registers, longer ones rings of memory."""
 
 
 def lane_bits(config: AcceleratorConfig) -> int:
@@ -54,44 +51,3 @@ def lane_address(m: Module, lane: Value, pitch: int, place: Value, name: str) ->
             with m.Case(n):
                 m.d.comb += base.eq(n * (pitch >> low))
     return Cat(place[:low], base + place[low:])
-
-
-def delayed(m: Module, value: object, cycles: int, name: str) -> Value:
-    """`value`, `cycles` cycles later. Data only: the line is not reset.
-
-    Lines longer than SHORT are rings in distributed memory, which cost the fabric no more than shift registers and the
-    simulator far less.
-    """
-    v = Value.cast(value)
-    if cycles < 0:
-        raise ValueError(f"a delay must be 0 or more cycles, not {cycles} ({name})")
-    if cycles <= SHORT:
-        for i in range(cycles):
-            stage = Signal(len(v), name=f"{name}_d{i + 1}", reset_less=True)
-            m.d.sync += stage.eq(v)
-            v = stage
-        return v
-    ring = memory.Memory(shape=unsigned(len(v)), depth=cycles - 1, init=[])
-    m.submodules[f"{name}_ring"] = ring
-    write, read = ring.write_port(), ring.read_port(domain="comb")
-    place = Signal(range(cycles - 1), name=f"{name}_place")
-    out = Signal(len(v), name=f"{name}_delayed", reset_less=True)
-    m.d.comb += [write.addr.eq(place), read.addr.eq(place), write.data.eq(v), write.en.eq(1)]
-    m.d.sync += [place.eq(_next(place, cycles - 1)), out.eq(read.data)]
-    return out
-
-
-def flags(m: Module, value: object, cycles: int, name: str) -> Value:
-    """`value`, `cycles` cycles later, zeros after a reset: for what starts an action."""
-    v = Value.cast(value)
-    if cycles == 0:
-        return v
-    line = Signal(len(v) * cycles, name=f"{name}_line")
-    both = Signal(len(v) * (cycles + 1), name=f"{name}_shift")
-    m.d.comb += both.eq(line << len(v) | v)
-    m.d.sync += line.eq(both)
-    return line[len(v) * (cycles - 1) :]
-
-
-def _next(counter: Signal, count: int) -> Value:
-    return Mux(counter == count - 1, 0, counter + 1)

@@ -13,8 +13,6 @@ from tellme.hw.elementwise.common import (
     ONE,
     chunk_bits,
     count_bits,
-    delayed,
-    flags,
     head_pitch,
     lane_bits,
 )
@@ -22,7 +20,7 @@ from tellme.hw.elementwise.scales import HeadCounter, Target
 from tellme.hw.elementwise.statistics import chunk_info
 from tellme.hw.elementwise.transpose import GROUP, Transposer
 from tellme.hw.fp import Adder, Exponential, IntToFloat, Multiplier, Reciprocal
-from tellme.hw.fp.pipeline import delay_line
+from tellme.hw.pipeline import delay_line, delayed, flags
 
 HEADS_AHEAD = 2
 """Heads whose maxima the statistics can hold."""

@@ -7,9 +7,10 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig, clog2
-from tellme.hw.elementwise.common import count_bits, delayed, flags, lane_bits, word_bits
+from tellme.hw.elementwise.common import count_bits, lane_bits, word_bits
 from tellme.hw.elementwise.scales import SLOTS, HeadCounter, ScaleUnit, Target, scale_tag
 from tellme.hw.fp import FloatToInt8, Multiplier
+from tellme.hw.pipeline import delayed, flags
 
 
 def own_lanes(config: AcceleratorConfig) -> int:

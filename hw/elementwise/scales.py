@@ -12,9 +12,10 @@ from amaranth.lib.wiring import In, Out
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.elementwise import INV_127, SMALLEST_ABSMAX
 from tellme.golden.fp import bits
-from tellme.hw.elementwise.common import ONE, count_bits, delayed, flags, lane_bits
+from tellme.hw.elementwise.common import ONE, count_bits, lane_bits
 from tellme.hw.elementwise.statistics import Statistics
 from tellme.hw.fp import Adder, Multiplier, Reciprocal, ReciprocalSqrt
+from tellme.hw.pipeline import delayed, flags
 
 SLOTS = 4
 """Heads whose scales may wait for the quantiser."""

@@ -8,8 +8,9 @@ from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import CHUNK, PARTIALS, AcceleratorConfig
 from tellme.hw.elementwise.buffers import BeatTable
-from tellme.hw.elementwise.common import CHUNK_LAYOUT, ONE, chunk_bits, delayed, flags, lane_bits
+from tellme.hw.elementwise.common import CHUNK_LAYOUT, ONE, chunk_bits, lane_bits
 from tellme.hw.fp import Adder, Multiplier
+from tellme.hw.pipeline import delayed, flags
 
 BANKS = CHUNK
 """Partial k lives in bank k mod 4, half k // 4."""

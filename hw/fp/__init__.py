@@ -4,7 +4,6 @@ from tellme.hw.fp.adder import Adder
 from tellme.hw.fp.convert import FloatToFixed, FloatToInt8, IntToFloat
 from tellme.hw.fp.functions import Exp2Float, Exp2Mantissa, Exponential, Reciprocal, ReciprocalSqrt
 from tellme.hw.fp.multiplier import Multiplier
-from tellme.hw.fp.pipeline import delay_line
 
 __all__ = [
     "Adder",
@@ -17,5 +16,4 @@ __all__ = [
     "Multiplier",
     "Reciprocal",
     "ReciprocalSqrt",
-    "delay_line",
 ]

@@ -5,7 +5,8 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.hw.fp.format import BIAS, classify
-from tellme.hw.fp.pipeline import Normaliser, register, shift_right_sticky, wire
+from tellme.hw.fp.shift import Normaliser, shift_right_sticky
+from tellme.hw.pipeline import register, wire
 
 
 class IntToFloat(wiring.Component):

@@ -9,7 +9,7 @@ from typing import Any
 
 from amaranth.hdl import C, Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value, signed
 
-from tellme.hw.fp.pipeline import delay_line
+from tellme.hw.pipeline import delay_line
 from tellme.hw.primitives import UltraScalePlus
 
 CASCADE_BITS = 48

@@ -8,7 +8,8 @@ from amaranth.lib.wiring import In, Out
 from tellme.golden import fp
 from tellme.hw.fp.dsp import CASCADE_SHIFT, fits, multiply_add, positive
 from tellme.hw.fp.format import BIAS, classify
-from tellme.hw.fp.pipeline import delay_line, register, shift_right_sticky
+from tellme.hw.fp.shift import shift_right_sticky
+from tellme.hw.pipeline import delay_line, register
 
 
 class Quadratic(wiring.Component):

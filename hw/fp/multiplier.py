@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 
 from tellme.hw.fp.dsp import CASCADE_SHIFT, multiply_add, positive
 from tellme.hw.fp.format import classify, pack
-from tellme.hw.fp.pipeline import delay_line, register, wire
+from tellme.hw.pipeline import delay_line, register, wire
 
 
 class Multiplier(wiring.Component):

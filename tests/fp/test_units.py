@@ -18,7 +18,7 @@ from cocotb.triggers import RisingEdge
 
 from tellme.golden import fp
 from tellme.hw import fp as hw
-from tellme.hw.fp.pipeline import delay_line
+from tellme.hw.pipeline import delay_line
 from tellme.sim.runner import parameters, simulate
 from tests.fp import cases
 

@@ -1,52 +1,10 @@
-"""Small parts that pipelines share."""
+"""Shifts by amounts that are signals, and normalisation."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 
-
-def delay_line(m: Module, signal: Any, cycles: int, name: str, *, reset_less: bool = True) -> Any:
-    """Delays a value.
-
-    Parameters
-    ----------
-    m : module that gets the registers (domain sync).
-    signal : a value or a view of any shape.
-    cycles : registers to pass, 0 or more; 0 returns `signal` itself.
-    name : stem of the registers' names (`<name>_d1`, ...).
-    reset_less : False for flags that must fall on reset (valid bits); others become shift registers of LUTs.
-
-    Returns
-    -------
-    A value of the same shape, `cycles` later.
-
-    Raises
-    ------
-    ValueError : for negative cycles.
-    """
-    if cycles < 0:
-        raise ValueError(f"delay of {name} must be 0 or more cycles, not {cycles}")
-    for i in range(cycles):
-        stage: Any = Signal(signal.shape(), name=f"{name}_d{i + 1}", reset_less=reset_less)
-        m.d.sync += stage.eq(signal)
-        signal = stage
-    return signal
-
-
-def register(m: Module, value: Any, name: str) -> Any:
-    """One register without reset behind a value, with its shape."""
-    stage: Any = Signal(value.shape(), name=name, reset_less=True)
-    m.d.sync += stage.eq(value)
-    return stage
-
-
-def wire(m: Module, value: Any, name: str) -> Any:
-    """A signal for a value that is used more than once: expressions are copied where they are used."""
-    signal: Any = Signal(value.shape(), name=name)
-    m.d.comb += signal.eq(value)
-    return signal
+from tellme.hw.pipeline import wire
 
 
 def shift_right_sticky(m: Module, value: Value, amount: Value, name: str, *, step: int = 1) -> tuple[Value, Value]:
