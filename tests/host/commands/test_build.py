@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -67,7 +68,11 @@ def test_without_vivado_the_project_is_written_and_the_next_step_said(
 
 
 def test_vivado_on_path_makes_the_bitstream(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    fake(tmp_path / "bin", "vivado", f'PYTHONPATH={ROOT} exec {sys.executable} -m tests.platforms.vivado "$@"')
+    fake(
+        tmp_path / "bin",
+        "vivado",
+        f'PYTHONPATH={quote(str(ROOT))} exec {quote(sys.executable)} -m tests.platforms.vivado "$@"',
+    )
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     out = tmp_path / "b"
     r = tellme("build", "--board", "kv260", "--out", str(out), "--json")
@@ -251,7 +256,11 @@ def test_the_printed_command_is_one_that_a_shell_takes(
 
 def test_an_interrupted_vivado_is_ended_with_what_it_started(tmp_path: Path) -> None:
     fake(tmp_path / "bin", "vivado", "sleep 100 & echo $! > child; echo TELLME: go; wait")
-    script = "import sys; from pathlib import Path; from rich.console import Console; from host.commands.build import _run_vivado\n"
+    script = "import signal, sys; from pathlib import Path; from rich.console import Console\n"
+    script += "from tellme.host.commands.build import _run_vivado\n"
+    script += (
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where the tests run in the background
+    )
     script += "_run_vivado(sys.argv[1], Path(sys.argv[2]), 'x', Console(stderr=True))"
     command = [sys.executable, "-c", script, str(tmp_path / "bin" / "vivado"), str(tmp_path)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
