@@ -69,7 +69,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_a_folder_is_held_by_one_process_and_the_other_is_told_which(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "build"
-    script = "import sys, time; from pathlib import Path; from host.places import alone\n"
+    script = "import sys, time; from pathlib import Path; from tellme.host.places import alone\n"
     script += "with alone(Path(sys.argv[1])): print('go', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True)
     assert other.stdout is not None and other.stdout.readline() == "go\n"

@@ -30,7 +30,7 @@ def make(folder: Path) -> None:
 
 
 def process(code: str) -> subprocess.Popen[str]:
-    script = f"import sys, time\nfrom pathlib import Path\nfrom hw import cache\n{code}"
+    script = f"import sys, time\nfrom pathlib import Path\nfrom tellme.hw import cache\n{code}"
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

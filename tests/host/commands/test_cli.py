@@ -452,7 +452,7 @@ def test_verilog_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_neither_amaranth_nor_the_simulator_is_loaded_without_need():
     script = (
-        "import sys; from host.cli import app\n"
+        "import sys; from tellme.host.cli import app\n"
         "try: app(['run', '--backend', 'golden', '--prompt', 'Once', '--max-new-tokens', '2', '--json'])\n"
         "except SystemExit as e: assert not e.code, e.code\n"
         "print([m for m in sys.modules if m.split('.')[0] in ('amaranth', 'cocotb', 'hw', 'sim')])"

@@ -380,8 +380,8 @@ def test_the_image_of_a_checkpoint_has_no_name_and_leaves_nothing(tmp_path: Path
         expected = model.embed([5])
     np.testing.assert_array_equal(model.embed([5]), expected)
     script = (
-        "import os, signal; from golden.config import TINY; from host.image.model import Model, demo_folder\n"
-        "import host.image.file as i; write = i.write_stream; model = Model.open(demo_folder(), TINY)\n"
+        "import os, signal; from tellme.golden.config import TINY; from tellme.host.image.model import Model, demo_folder\n"
+        "import tellme.host.image.file as i; write = i.write_stream; model = Model.open(demo_folder(), TINY)\n"
         "print(os.listdir(os.environ['TMPDIR']), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
