@@ -455,7 +455,7 @@ def test_neither_amaranth_nor_the_simulator_is_loaded_without_need():
         "import sys; from tellme.host.cli import app\n"
         "try: app(['run', '--backend', 'golden', '--prompt', 'Once', '--max-new-tokens', '2', '--json'])\n"
         "except SystemExit as e: assert not e.code, e.code\n"
-        "print([m for m in sys.modules if m.split('.')[0] in ('amaranth', 'cocotb', 'hw', 'sim')])"
+        "print([m for m in sys.modules if m.removeprefix('tellme.').split('.')[0] in ('amaranth', 'cocotb', 'hw', 'sim')])"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert out.stdout.splitlines()[-1] == "[]"
