@@ -1,0 +1,129 @@
+"""Passes of any layout of lanes: conversations that begin at odd lanes, at any position, with two keys a beat.
+
+A property test of the whole machine against the golden model, and of the arithmetic of lane groups against sets.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tellme.golden import schedule
+from tellme.golden.config import KV260, TINY, AcceleratorConfig
+from tellme.host.checkpoints.checkpoint import Checkpoint
+from tellme.host.image.model import Model, convert, demo_folder
+from tellme.host.machine.backends import CheckedBackend, GoldenBackend
+from tellme.host.machine.passes import fits_scores
+from tellme.host.machine.simulation import SimulatedAccelerator
+from tellme.host.text.tokenizer import Files
+from tellme.sim.timing import timing
+from tests.models import random_weights, small_spec
+
+pytestmark = pytest.mark.xdist_group("machine")
+
+PAIRS = replace(TINY, name="pairs", ports=4, lanes=8, attention_lanes=4, key_tile=16, max_context=128, score_words=512)
+"""Beats of two keys, blocks of 32 of them, and more lanes than slots fill evenly."""
+SLOTS = 5
+SPEC = small_spec(layers=1, heads=6, kv_heads=2, vocab=40, max_context=128)
+
+Lanes = tuple[list[int], list[int]]
+
+
+@st.composite
+def layouts(draw: st.DrawFn, config: AcceleratorConfig, slots: int) -> Lanes:
+    """(position, slot) of each lane: groups of random lengths at random positions, in a random order of slots."""
+    order = draw(st.permutations(range(slots)))
+    positions: list[int] = []
+    of: list[int] = []
+    for slot in order:
+        room = config.lanes - len(of)
+        if not room:
+            break
+        n = draw(st.integers(1, room))
+        first = draw(st.integers(0, config.max_context - n))
+        positions += range(first, first + n)
+        of += [slot] * n
+        if draw(st.booleans()):
+            break
+    return positions, of
+
+
+@pytest.mark.parametrize("config", (TINY, PAIRS, KV260), ids=lambda c: c.name)
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_phases_read_every_key_that_a_lane_attends_to_once(config: AcceleratorConfig, data: st.DataObject) -> None:
+    """By sets of keys: nothing here divides."""
+    positions, slots = data.draw(layouts(config, 7))
+    kpb = config.keys_per_beat
+    for v in (False, True):
+        for lo, hi in schedule.groups(slots):
+            assert {slots[i] for i in range(lo, hi + 1)} == {slots[lo]}
+            of_unit = [
+                p for p in schedule.phases(config, 1, positions, slots) if (p.v, p.lane_lo, p.lane_hi) == (v, lo, hi)
+            ]
+            own = [p for p in of_unit if p.own]
+            assert len(own) == 1 and own[0].keys == hi - lo + 1 and own[0].base == 0
+            # Own keys lie as the lanes do: two of a word in lanes 2n and 2n + 1.
+            words = [{(-1, lane // kpb) for lane in range(lo, hi + 1)}]
+            keys: list[int] = []
+            for p in of_unit[1:]:
+                block = range(p.block * config.key_block, p.block * config.key_block + p.keys)
+                assert p.base == sum(map(len, words))
+                words.append({(p.block, key // kpb) for key in block})
+                keys += block
+            assert sorted(keys) == list(range(positions[lo]))
+            assert of_unit[0].unit_words == sum(map(len, words)) == len(set.union(*words))
+            used = of_unit[0].unit_words * -(-(hi - lo + 1) * 3 // config.attention_lanes)
+            fits = fits_scores(config, 3, positions[lo], hi - lo + 1, lo)
+            assert fits == (used <= config.score_words)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CheckedBackend]:
+    """The RTL with two keys a beat and the golden model beside it, of a small model."""
+    path: Path = tmp_path_factory.mktemp("image") / "small.tlm"
+    weights = random_weights(SPEC, 11)
+    convert(Checkpoint(name="small", weights=weights, tokenizer=Files.read(demo_folder()), eos_ids=()), path, PAIRS)
+    with (
+        Model.open(path, PAIRS) as model,
+        SimulatedAccelerator(model, PAIRS, timing=timing("kv260"), slots=SLOTS) as machine,
+        CheckedBackend(machine, GoldenBackend(weights, PAIRS, slots=SLOTS)) as checked,
+    ):
+        for slot in range(SLOTS):  # whatever a layout attends to is there, and other than in every other slot
+            for first in range(0, SPEC.max_context, PAIRS.lanes):
+                lanes = range(first, first + PAIRS.lanes)
+                checked.run_pass([(7 * p + 11 * slot) % SPEC.vocab for p in lanes], lanes, [slot] * PAIRS.lanes)
+        yield checked
+
+
+def run(both: CheckedBackend, positions: list[int], slots: list[int], token: int) -> None:
+    compared = both.logits
+    ids = [(token + 3 * lane) % SPEC.vocab for lane in range(len(slots))]
+    both.run_pass(ids, positions, slots)
+    assert both.logits - compared == len(slots) * SPEC.vocab
+
+
+@pytest.mark.parametrize("before", range(4))
+def test_a_conversation_may_begin_at_any_lane(both: CheckedBackend, before: int) -> None:
+    """Of every length, behind another one of `before` lanes."""
+    for n in range(1, PAIRS.lanes - before + 1):
+        run(both, [*range(20, 20 + before), *range(9, 9 + n)], [3] * before + [1] * n, n)
+
+
+def test_random_layouts_of_lanes_are_bit_exact(both: CheckedBackend) -> None:
+    rng = random.Random(4)
+    for _ in range(50):
+        positions: list[int] = []
+        slots: list[int] = []
+        for slot in rng.sample(range(SLOTS), rng.randint(1, SLOTS)):
+            n = min(rng.randint(1, 5), PAIRS.lanes - len(slots))
+            first = rng.randint(0, SPEC.max_context - PAIRS.lanes)
+            positions += range(first, first + n)
+            slots += [slot] * n
+        run(both, positions, slots, rng.randrange(SPEC.vocab))
