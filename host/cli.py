@@ -45,7 +45,13 @@ from tellme.host.machine.board import BoardAccelerator, open_board
 from tellme.host.machine.passes import Backend, chunks
 from tellme.host.machine.placement import in_use
 from tellme.host.machine.program import check_fits, compile_program, usable_context
-from tellme.host.machine.simulation import SimulatedAccelerator, check_simulator, memory_timing, open_simulated
+from tellme.host.machine.simulation import (
+    SimulatedAccelerator,
+    check_simulator,
+    memory_timing,
+    open_simulated,
+    unloadable,
+)
 from tellme.host.places import check_new_file, check_new_folder, replacing
 from tellme.host.progress import Status
 from tellme.host.provenance import commit, json_line, version
@@ -760,7 +766,10 @@ def plan_command(
     for what, value in (("context", context), ("prompt", prompt)):
         if not 0 <= value < usable:
             raise UserError(f"{what} must be from 0 to {usable - 1} for {model} on {config.name!r}, not {value}")
-    from tellme.sim.plan import fifo_memory, plan
+    try:
+        from tellme.sim.plan import fifo_memory, plan
+    except ImportError as e:
+        raise unloadable(e, "") from e
 
     passes = chunks(config, spec.heads // spec.kv_heads, prompt)
     placement = in_use(config, "sim")

@@ -16,7 +16,8 @@ A scale of its own (`blk.N.attn_q.scale`) multiplies that of the blocks. Norms, 
 | `llama` | SiLU | neighbours: rows of Q and K are put back in the order of halves | Falcon3, Llama3-8B |
 
 `hidden_activation` of the metadata says which gate it is; most files do not have it. What is assumed then is in `Checkpoint.notes`, unless the shape is that of a
-published model. Special tokens of id -1, in whatever integer type, are left out, as if the file did not name them.
+published model. Special tokens of id -1, in whatever integer type, are left out, as if the file did not name them; padding and unknown tokens beyond
+the vocabulary, too, with a note.
 
 The header is parsed here and not with the package's reader, which knows neither type 36 nor a file that lies: it makes arrays of whatever length is written, and Python
 objects of every element. Here a length, count or offset is compared with the file's size before it is used. Tensors are mapped piece by piece, so what the
@@ -120,6 +121,9 @@ _SHAPE_LARGE = (1536, 24, 4096, 32002)
 generation have features that are no multiples of 32)."""
 _NO_TOKEN = (-1, 0xFF, 0xFFFF, 0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF)
 """-1 in an integer of any kind; only beyond the vocabulary does it mean that there is no such token."""
+_UNUSED = ("unknown", "padding")
+"""Special tokens that say nothing of where a text begins or ends: beyond the vocabulary, as a padding token that was added behind it,
+they are left out with a word, as llama.cpp does."""
 
 
 # ---- blocks ----------------------------------------------------------------------------------------------------------
@@ -787,7 +791,7 @@ def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
             parts[part] = g.gain(f"blk.{i}.{tensor}.weight", features)
         return LayerWeights(**parts)
 
-    tokenizer, eos = _tokenizer(g, spec.vocab)
+    tokenizer, eos = _tokenizer(g, spec.vocab, notes)
     embedding, scales = g.rows("token_embd.weight", (spec.vocab, spec.hidden))
     head_rows, head_scales = None, None
     if not spec.tied:
@@ -828,8 +832,8 @@ def _pieces(g: Gguf, vocab: int) -> list[Piece]:
     return [Piece(t, float(s), Kind(int(k))) for t, s, k in zip(texts, scores, kinds, strict=True)]
 
 
-def _tokenizer(g: Gguf, vocab: int) -> tuple[Files, tuple[int, ...]]:
-    """The vocabulary as tokenizer.json, what tokenizer_config.json would say, and the tokens that end a text."""
+def _tokenizer(g: Gguf, vocab: int, notes: list[str]) -> tuple[Files, tuple[int, ...]]:
+    """The vocabulary as tokenizer.json, what tokenizer_config.json would say, and the tokens that end a text; what was left out goes to `notes`."""
     model = g.text("tokenizer.ggml.model")
     pieces = _pieces(g, vocab)
 
@@ -839,6 +843,11 @@ def _tokenizer(g: Gguf, vocab: int) -> tuple[Files, tuple[int, ...]]:
             return None
         i = g.fields[key]
         if type(i) is int and i in _NO_TOKEN and not 0 <= i < len(pieces):
+            return None
+        if type(i) is int and i >= len(pieces) and name in _UNUSED:
+            notes.append(
+                f"{g.path}: {key} is {i}, but the vocabulary has {len(pieces):,} tokens; it is left out, as no text needs it"
+            )
             return None
         if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < len(pieces):
             raise UserError(f"{g.path}: {key} is {str(i)[:50]!r}; the vocabulary has {len(pieces):,} tokens")

@@ -68,8 +68,9 @@ def memory_timing(name: str | None, stress: int | None) -> MemoryTiming:
         raise UserError(str(e)) from e
 
 
-def _unloadable(error: ImportError) -> UserError:
-    return UserError(f"the simulator cannot be loaded ({error}); install it: {advice('sim')}, or take --backend golden")
+def unloadable(error: ImportError, instead: str = ", or take --backend golden") -> UserError:
+    """Why the simulator cannot be loaded, and what to do; `instead`: what does without it."""
+    return UserError(f"the simulator cannot be loaded ({error}); install it: {advice('sim')}{instead}")
 
 
 def check_simulator(config: AcceleratorConfig, *, waves: bool = False) -> None:
@@ -83,7 +84,7 @@ def check_simulator(config: AcceleratorConfig, *, waves: bool = False) -> None:
         from tellme.sim.device import check
         from tellme.sim.runner import SimulationError
     except ImportError as e:
-        raise _unloadable(e) from e
+        raise unloadable(e) from e
     from tellme.hw.cache import CacheError
 
     try:
@@ -156,7 +157,7 @@ class SimulatedAccelerator(Accelerator):
         try:
             from tellme.sim.device import SimDevice
         except ImportError as e:
-            raise _unloadable(e) from e
+            raise unloadable(e) from e
         try:
             if waves is not None:
                 # Beside the file, so that it can be renamed into place.

@@ -57,7 +57,7 @@ class Files:
 
         Raises
         ------
-        UserError : there is no tokenizer, or a file cannot be read.
+        UserError : there is no tokenizer, or a file cannot be read, or what it holds cannot be used.
         """
         config = _read_config(folder)
         path, model = folder / "tokenizer.json", folder / "tokenizer.model"
@@ -71,7 +71,13 @@ class Files:
             text = _with_added(text, folder, config)
         else:
             text = _convert_model(folder, config)
-        return Files(text, json.dumps(config, ensure_ascii=False).encode())
+        files = Files(text, json.dumps(config, ensure_ascii=False).encode())
+        if _missing is None:  # where there is no library it has been converted, or is not needed
+            try:
+                Tokenizer(files, 1)
+            except UserError as e:
+                raise UserError(f"{folder}: {e}") from e
+        return files
 
 
 _MAX_TEMPLATE = 1 << 20

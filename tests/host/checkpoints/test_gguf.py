@@ -712,6 +712,28 @@ def test_special_tokens_of_id_minus_one_are_left_out(tmp_path: Path, form: str, 
     assert t.encode("One day")[-2:] == [899, 321]
 
 
+@pytest.mark.parametrize("name", ["padding", "unknown"])
+@pytest.mark.parametrize("i", [1024, 5000])
+def test_an_unused_token_behind_the_vocabulary_is_left_out_with_a_word(tmp_path: Path, name: str, i: int):
+    """Trainers add a padding token behind the last one, and converters keep its number."""
+    got = read_gguf(write_gguf(tmp_path / "m.gguf", small(), **{f"tokenizer__ggml__{name}_token_id": i}))
+    assert any(f"tokenizer.ggml.{name}_token_id is {i}, but the vocabulary has 1,024 tokens" in n for n in got.notes)
+    assert Tokenizer(got.tokenizer, 1024).encode("One day") == [0, 899, 321] and got.eos_ids == (1,)
+
+
+@pytest.mark.parametrize("name", ["bos", "eos", "eot", "eom"])
+def test_a_token_that_begins_or_ends_a_text_must_be_in_the_vocabulary(tmp_path: Path, name: str):
+    def vocabulary(w: gguf.GGUFWriter) -> None:
+        demo_vocabulary(w)
+        key = f"tokenizer.ggml.{name}_token_id"
+        w.kv_data[0].pop(key, None)
+        w.add_uint32(key, 1024)
+
+    file = write_gguf(tmp_path / "m.gguf", small(), vocabulary=vocabulary)
+    with pytest.raises(UserError, match=f"{name}_token_id is '1024'; the vocabulary has 1,024 tokens"):
+        read_gguf(file)
+
+
 def test_a_token_of_all_ones_within_the_vocabulary_is_one(tmp_path: Path):
     """255 in a byte may be -1, but is a token of this vocabulary."""
 
