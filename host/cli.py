@@ -534,7 +534,7 @@ def chat(
                 stops=stop,
                 system=system,
             )
-            refused = Chat(session, backend, as_json=as_json).run()
+            refused = Chat(session, backend, model=opened.name, as_json=as_json).run()
     if refused:
         raise SystemExit(2)
 

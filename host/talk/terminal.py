@@ -101,13 +101,23 @@ class Chat:
     ----------
     session : the conversation.
     backend : 'sim', 'golden' or 'board'.
+    model : its name, for the objects of `as_json`.
     as_json : one JSON object an answer instead of its text, {"error": why} for a message that is refused.
     read : gives the next line, raises EOFError at the end. From the terminal or standard input if None.
     """
 
-    def __init__(self, session: Session, backend: str, *, as_json: bool = False, read: Callable[[], str] | None = None):
+    def __init__(
+        self,
+        session: Session,
+        backend: str,
+        *,
+        model: str = "",
+        as_json: bool = False,
+        read: Callable[[], str] | None = None,
+    ):
         self.session = session
         self.backend = backend
+        self.model = model
         self.as_json = as_json
         if read is None and sys.stdin is None:
             raise UserError("standard input is closed; chat reads its messages from it, one a line")
@@ -248,6 +258,8 @@ class Chat:
                 "cycles_prefill": report.cycles_prefill,
                 "cycles_decode": report.cycles_decode,
                 "joules": turn.joules,
+                "model": self.model,
+                "backend": self.backend,
                 "board": self.session.backend.config.name,
                 "clock_hz": self.session.backend.config.clock_hz,
                 "seconds": round(report.seconds, 6),

@@ -137,7 +137,10 @@ def test_the_generator_that_is_not_installed_is_named_with_its_extra(
         (["bench", "--model", "bitnet-0.7b", "--context", "8"], GENERATOR),
         (["tune", "--board", "tiny", "--backend", "sim"], GENERATOR),
         (["chat", "--board", "tiny", "--backend", "sim"], GENERATOR),
-        (["eval", "demo", "--board", "tiny", "--backend", "sim", "--text", "README.md", "--max-tokens", "4"], GENERATOR),
+        (
+            ["eval", "demo", "--board", "tiny", "--backend", "sim", "--text", "README.md", "--max-tokens", "4"],
+            GENERATOR,
+        ),
     ],
 )
 def test_the_simulator_that_is_not_installed_is_named_with_its_extra(

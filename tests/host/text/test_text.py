@@ -122,6 +122,14 @@ def test_a_refused_message_in_json_is_an_object_and_an_exit_code():
     assert tellme("chat", *GOLDEN, "--json", data=b"One day\n/stats\n").returncode == 0
 
 
+def test_an_answer_in_json_says_what_gave_it():
+    (said,) = objects(tellme("chat", "--backend", "golden", "--json", "--max-new-tokens", "2", data=b"One\n"))
+    run = tellme("run", "--backend", "golden", "--json", "--max-new-tokens", "2", "--prompt", "One")
+    (ran,) = objects(run)
+    same = ("model", "backend", "board", "clock_hz", "version", "commit")
+    assert {k: said[k] for k in same} == {k: ran[k] for k in same} and said["model"] and said["seconds"] > 0
+
+
 def test_chat_without_an_input_says_so():
     for source, message in {
         "<&-": "standard input is closed; chat reads its messages from it, one a line",
