@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from tellme.golden import fp, layout, ternary
+from tellme.golden import fp, layout
 from tellme.golden.attention import attend
 from tellme.golden.config import KV260
+from tellme.golden.formats import TERNARY
 from tellme.golden.model import GoldenModel
+from tellme.golden.spec import STEPS
 from tellme.host.checkpoints.checkpoint import read_checkpoint
 from tellme.host.image.model import demo_folder
 from tellme.host.text.tokenizer import Tokenizer
@@ -57,8 +59,9 @@ def journey() -> str:
     step("statistics", "largest magnitude of the features times the norm's gain", f"{np.abs(u).max():.5g}")
     step("quantiser", "int8 activations, and their scale", f"{_few(q, 6)}, ...; {act:.5g}")
 
-    matrix = layout.join_qkv(weights.layers[0].q, weights.layers[0].k, weights.layers[0].v, s.head_dim)
-    first = ternary.pack(matrix[ROW, :5])
+    step_qkv = STEPS["qkv"]
+    matrix = layout.join_rows(step_qkv, [weights.layers[0].matrix(m)[0] for m in step_qkv.matrices], s.head_dim)
+    first = TERNARY.pack(matrix[ROW, :5])
     step(
         "memory", f"first byte of row {ROW} of the QKV matrix, and its five weights",
         f"{int(first[0])} = {', '.join(f'{w:+d}' if w else '0' for w in matrix[ROW, :5])}",

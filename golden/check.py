@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from tellme.golden import layout
 from tellme.golden.config import CHUNK, MAX_GROUP, AcceleratorConfig
+from tellme.golden.kv import KvGeometry
 from tellme.golden.layout import ROW_MULTIPLE
 from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, decode
 from tellme.golden.registers import MAX_SLOTS
-from tellme.golden.schedule import groups, kv_block_beats
+from tellme.golden.schedule import groups
 
 ADDRESSES = 1 << 32
 """Beats that addresses can name."""
@@ -117,7 +118,8 @@ def _attention(f: dict[str, int], config: AcceleratorConfig, state: _State, cont
         yield f"group is {f['group']}, with {heads} query heads and {kv_heads} key-value heads (at most {MAX_GROUP} a head)"
     if (d, heads, kv_heads) != state.heads:
         yield f"head_dim, heads and kv_heads are {d}, {heads}, {kv_heads}, not those of the QKV layer before"
-    need = -(-context // config.key_block) * sum(kv_block_beats(config, d))
+    kv = KvGeometry(config)
+    need = kv.blocks(context) * kv.block_stride(kv.cells(d))
     if f["head_stride"] < need:
         yield f"head_stride is {f['head_stride']}, a head of {context} positions takes {need}"
     if f["slot_stride"] < kv_heads * f["head_stride"]:

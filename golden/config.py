@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-TRITS_PER_BYTE = 5
-"""Ternary weights in a byte, base 3 (design: byte = sum_j (w_j + 1) * 3**j)."""
+from tellme.golden.formats import TERNARY, WeightFormat
+from tellme.golden.ternary import ACTIVATION
 
 CHUNK = 4
 """Features that the element-wise pipeline takes a cycle; part of the numerics (order of sums)."""
@@ -170,10 +170,15 @@ class AcceleratorConfig:
         """Bytes of a beat, what all ports deliver in a cycle."""
         return self.ports * self.port_bytes
 
+    @property
+    def weight_format(self) -> WeightFormat:
+        """How matrices are packed. All presets have the same; with a second format it becomes a parameter."""
+        return TERNARY
+
     @cached_property
     def beat_weights(self) -> int:
-        """Ternary weights in a beat = activations in a K tile."""
-        return self.beat_bytes * TRITS_PER_BYTE
+        """Weights in a beat = activations in a K tile."""
+        return self.weight_format.beat_weights(self.beat_bytes)
 
     @cached_property
     def groups(self) -> int:
@@ -217,8 +222,8 @@ class AcceleratorConfig:
 
     @cached_property
     def row_width(self) -> int:
-        """Bits of a TLMM accumulator: |acc| <= max_features * 128."""
-        return clog2(self.max_features) + 9
+        """Bits of an accumulator, signed: |acc| <= max_features * 128 times the largest weight."""
+        return clog2(self.max_features) + (ACTIVATION * self.weight_format.largest).bit_length() + 1
 
     @cached_property
     def max_rows(self) -> int:

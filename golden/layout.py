@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tellme.golden import ternary
-from tellme.golden.config import TRITS_PER_BYTE, AcceleratorConfig
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import KvGeometry
+from tellme.golden.spec import MATRICES, Step
 
 Beats = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
+Rows = NDArray[Any]
+"""An element, or an array of them, for each row of a matrix."""
 Span = tuple[int, int, int]
 """(beat, first byte, bytes): a place inside an object."""
 
@@ -55,40 +60,51 @@ def rope_order(head_dim: int) -> NDArray[np.int64]:
     return np.arange(head_dim).reshape(2, -1).T.reshape(-1)
 
 
-def interleave_heads(rows: I8, head_dim: int) -> I8:
+def interleave_heads(rows: Rows, head_dim: int) -> Rows:
     """Q or K rows [heads * head_dim, ...] with every head in `rope_order`."""
     _require(rows.shape[0] % head_dim == 0, f"{rows.shape[0]} rows are not whole heads of {head_dim}")
     return rows.reshape(-1, head_dim, *rows.shape[1:])[:, rope_order(head_dim)].reshape(rows.shape)
 
 
-def deinterleave_heads(rows: I8, head_dim: int) -> I8:
+def deinterleave_heads(rows: Rows, head_dim: int) -> Rows:
     """Inverse of `interleave_heads`."""
     inverse = np.argsort(rope_order(head_dim))
     return rows.reshape(-1, head_dim, *rows.shape[1:])[:, inverse].reshape(rows.shape)
 
 
-def join_qkv(q: I8, k: I8, v: I8, head_dim: int) -> I8:
-    """The QKV matrix: Q heads, K heads (both in rope order), V heads (plain)."""
-    return np.concatenate([interleave_heads(q, head_dim), interleave_heads(k, head_dim), v])
+def join_rows(step: Step, matrices: Sequence[Rows], head_dim: int) -> Rows:
+    """Rows of a step's matrices, or of something else that has one for each row, in the order in which they are stored.
+
+    QKV: Q heads and K heads, both in rope order, then V heads. Gate: g0, u0, g1, u1, ...
+    """
+    rows = [
+        r if MATRICES[name].heads is None else interleave_heads(r, head_dim)
+        for name, r in zip(step.matrices, matrices, strict=True)
+    ]
+    if step.alternating:
+        return np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:])
+    return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
 
-def split_qkv(rows: I8, heads: int, kv_heads: int, head_dim: int) -> tuple[I8, I8, I8]:
-    """Inverse of `join_qkv`."""
-    a, b = heads * head_dim, (heads + kv_heads) * head_dim
-    return deinterleave_heads(rows[:a], head_dim), deinterleave_heads(rows[a:b], head_dim), rows[b:]
+def split_rows(step: Step, rows: Rows, sizes: Sequence[int], head_dim: int | None) -> dict[str, Rows]:
+    """Inverse of `join_rows`, by name of the matrix.
+
+    Parameters
+    ----------
+    sizes : rows of each matrix.
+    head_dim : None leaves rows of heads in the order in which they are stored.
+    """
+    if step.alternating:
+        parts = [rows[i :: len(sizes)] for i in range(len(sizes))]
+    else:
+        parts = np.split(rows, np.cumsum(sizes)[:-1])
+    return {
+        name: r if head_dim is None or MATRICES[name].heads is None else deinterleave_heads(r, head_dim)
+        for name, r in zip(step.matrices, parts, strict=True)
+    }
 
 
-def join_gate_up(gate: I8, up: I8) -> I8:
-    """The gate matrix: rows g0, u0, g1, u1, ..."""
-    return np.stack([gate, up], axis=1).reshape(-1, *gate.shape[1:])
-
-
-def split_gate_up(rows: I8) -> tuple[I8, I8]:
-    """Inverse of `join_gate_up`."""
-    return rows[0::2], rows[1::2]
-
-
-# ---- ternary matrices ------------------------------------------------------------------------------------------------
+# ---- matrices --------------------------------------------------------------------------------------------------------
 
 
 def tiles(inputs: int, config: AcceleratorConfig) -> int:
@@ -103,14 +119,14 @@ def row_block(rows: int, config: AcceleratorConfig) -> int:
 
 
 def pack_linear(weights: ArrayLike, config: AcceleratorConfig, block_rows: int | None = None) -> Beats:
-    """A ternary matrix [rows, inputs] in row blocks of `block_rows` (config.block_rows if None): K tile, then row.
+    """A matrix [rows, inputs] in row blocks of `block_rows` (config.block_rows if None): K tile, then row.
 
     Raises
     ------
     LayoutError : rows are not a multiple of 8, or block_rows is outside 8..config.block_rows or no multiple of 8.
-    WeightError : a weight is not -1, 0 or 1.
+    WeightError : a weight that the configuration's format cannot hold (one that is not -1, 0 or 1).
     """
-    w = ternary.check(weights)
+    w = config.weight_format.check(weights)
     n, k = w.shape
     block = config.block_rows if block_rows is None else block_rows
     _require(n % ROW_MULTIPLE == 0 and n > 0, f"a matrix must have a multiple of {ROW_MULTIPLE} rows, not {n}")
@@ -121,7 +137,7 @@ def pack_linear(weights: ArrayLike, config: AcceleratorConfig, block_rows: int |
     width = config.beat_weights
     padded = np.zeros((n, tiles(k, config) * width), np.int8)
     padded[:, :k] = w
-    rows = ternary.pack(padded).reshape(n, -1, config.beat_bytes)
+    rows = config.weight_format.pack(padded).reshape(n, -1, config.beat_bytes)
     parts = [rows[i : i + block].swapaxes(0, 1).reshape(-1, config.beat_bytes) for i in range(0, n, block)]
     return np.concatenate(parts)
 
@@ -139,18 +155,18 @@ def _row_blocks(
 
 
 def unpack_linear(beats: Beats, rows: int, inputs: int, config: AcceleratorConfig, block_rows: int | None = None) -> I8:
-    """Inverse of `pack_linear`. Raises WeightError on a byte above 242."""
+    """Inverse of `pack_linear`. Raises WeightError on a byte that no weights pack to."""
     out = np.empty((rows, inputs), np.int8)
     for i, part in _row_blocks(beats, rows, inputs, config, block_rows):
-        out[i : i + len(part)] = ternary.unpack(part, inputs)
+        out[i : i + len(part)] = config.weight_format.unpack(part, inputs)
     return out
 
 
 def packed_rows(
     beats: Beats, rows: int, inputs: int, config: AcceleratorConfig, block_rows: int | None = None
 ) -> Beats:
-    """The bytes of `pack_linear` by rows, uint8[rows, inputs // 5]: those that hold five weights."""
-    out = np.empty((rows, inputs // TRITS_PER_BYTE), np.uint8)
+    """The bytes of `pack_linear` by rows, uint8[rows, bytes]: those that hold only weights and no filling."""
+    out = np.empty((rows, config.weight_format.whole_bytes(inputs)), np.uint8)
     for i, part in _row_blocks(beats, rows, inputs, config, block_rows):
         out[i : i + len(part)] = part[:, : out.shape[1]]
     return out
@@ -276,25 +292,24 @@ class KvLayout:
             f"max_context must be from 1 to {self.config.max_context} (the accelerator's), not {self.max_context}",
         )
 
-    @property
-    def data_beats(self) -> int:
-        """Beats of the K (or V) data of a block."""
-        return cells(self.head_dim, self.config) * self.config.key_tile
+    @cached_property
+    def geometry(self) -> KvGeometry:
+        """What a block is made of."""
+        return KvGeometry(self.config)
 
     @property
-    def k_record_beats(self) -> int:
-        """Beats of the K record: both scales and the K data."""
-        return 2 * self.config.scale_beats + self.data_beats
+    def _cells(self) -> int:
+        return int(self.geometry.cells(self.head_dim))
 
     @property
     def block_stride(self) -> int:
         """Beats of a block."""
-        return self.k_record_beats + self.data_beats
+        return int(self.geometry.block_stride(self._cells))
 
     @property
     def blocks(self) -> int:
         """Blocks of a (slot, KV head)."""
-        return -(-self.max_context // self.config.key_block)
+        return self.geometry.blocks(self.max_context)
 
     @property
     def head_stride(self) -> int:
@@ -311,27 +326,30 @@ class KvLayout:
         b = position // self.config.key_block
         return slot * self.slot_stride + kv_head * self.head_stride + b * self.block_stride
 
+    def _scale(self, start: int, slot: int, kv_head: int, position: int) -> Span:
+        beat, byte = divmod(4 * (position % self.config.key_block), self.config.beat_bytes)
+        return self.block(slot, kv_head, position) + start + beat, byte, 4
+
     def k_scale(self, slot: int, kv_head: int, position: int) -> Span:
         """Where the K scale of a key is."""
-        i = position % self.config.key_block
-        return self.block(slot, kv_head, position) + i // self.config.word, i % self.config.word * 4, 4
+        return self._scale(self.geometry.k_scales, slot, kv_head, position)
 
     def v_scale(self, slot: int, kv_head: int, position: int) -> Span:
         """Where the V scale of a key is."""
-        beat, byte, length = self.k_scale(slot, kv_head, position)
-        return beat + self.config.scale_beats, byte, length
+        return self._scale(self.geometry.v_scales, slot, kv_head, position)
+
+    def _cell(self, start: int, slot: int, kv_head: int, position: int, cell: int) -> Span:
+        beat, key = divmod(position % self.config.key_block, self.config.keys_per_beat)
+        start += self.block(slot, kv_head, position) + cell * self.config.key_tile
+        return start + beat, key * self.config.cell, self.config.cell
 
     def k_cell(self, slot: int, kv_head: int, position: int, cell: int) -> Span:
         """Where dimensions [cell * C, (cell + 1) * C) of a key are."""
-        i = position % self.config.key_block
-        beat = cell * self.config.key_tile + i // self.config.keys_per_beat
-        start = self.block(slot, kv_head, position) + 2 * self.config.scale_beats
-        return start + beat, i % self.config.keys_per_beat * self.config.cell, self.config.cell
+        return self._cell(self.geometry.k_data, slot, kv_head, position, cell)
 
     def v_cell(self, slot: int, kv_head: int, position: int, cell: int) -> Span:
         """Where dimensions [cell * C, (cell + 1) * C) of a value are."""
-        beat, byte, length = self.k_cell(slot, kv_head, position, cell)
-        return beat + self.data_beats, byte, length
+        return self._cell(self.geometry.v_data(self._cells), slot, kv_head, position, cell)
 
     def pack_block(self, k: ArrayLike, k_scales: ArrayLike, v: ArrayLike, v_scales: ArrayLike) -> Beats:
         """A block: int8 [keys, head_dim] and float32 [keys] of K and V, keys <= key_block; zeros behind them."""
@@ -344,6 +362,6 @@ class KvLayout:
 
     def unpack_block(self, beats: Beats) -> tuple[I8, F32, I8, F32]:
         """Inverse of `pack_block`: k, k_scales, v, v_scales of all key_block keys."""
-        s, r = 2 * self.config.scale_beats, self.k_record_beats
-        scales = unpack_floats(beats[:s], self.config.key_block, self.config)
-        return unpack_cells(beats[s:r], self.config), scales[0], unpack_cells(beats[r:], self.config), scales[1]
+        k, v = self.geometry.k_data, self.geometry.v_data(self._cells)
+        scales = unpack_floats(beats[:k], self.config.key_block, self.config)
+        return unpack_cells(beats[k:v], self.config), scales[0], unpack_cells(beats[v:], self.config), scales[1]

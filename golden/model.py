@@ -4,180 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tellme.golden import attention, elementwise, fp, head, layout, ternary
-from tellme.golden.config import MAX_GROUP, AcceleratorConfig
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.spec import ACTIVATIONS, NORMS, STEPS, ModelError, ModelSpec, RopeScaling, Step, rope_tables
+
+__all__ = [
+    "PREFILL_LANES",
+    "GoldenModel",
+    "LayerWeights",
+    "ModelError",
+    "ModelSpec",
+    "ModelWeights",
+    "PassError",
+    "PassResult",
+    "RopeScaling",
+    "rope_tables",
+]
 
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
 
-HEAD_DIM_MULTIPLE = 32
 PREFILL_LANES = 64
 """Positions that `GoldenModel.prefill` takes at a time, whatever the accelerator's lanes: results do not depend on it."""
-
-
-class ModelError(ValueError):
-    """A model that the accelerator cannot run, or weights that do not fit their specification."""
 
 
 class PassError(ValueError):
     """A pass that the accelerator cannot run."""
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ModelError(message)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """How the rotary frequencies of a model were changed to lengthen its context.
-
-    Parameters
-    ----------
-    kind : 'linear' divides every frequency by `factor`; 'llama3' divides those whose wavelength is above
-        original_context / low_freq_factor, keeps those below original_context / high_freq_factor, and blends between.
-    factor : at least 1.
-    low_freq_factor, high_freq_factor, original_context : of 'llama3'; low < high, context in positions.
-
-    Raises
-    ------
-    ModelError : with the bad value and the limit.
-    """
-
-    kind: Literal["linear", "llama3"]
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_context: int = 8192
-
-    def __post_init__(self) -> None:
-        _require(self.kind in ("linear", "llama3"), f"rope scaling must be 'linear' or 'llama3', not {self.kind!r}")
-        _require(1 <= self.factor < np.inf, f"rope scaling factor must be at least 1, not {self.factor}")
-        low, high = self.low_freq_factor, self.high_freq_factor
-        _require(
-            0 < low < high < np.inf, f"rope scaling needs 0 < low_freq_factor < high_freq_factor, not {low}, {high}"
-        )
-        _require(self.original_context > 0, f"original_context must be positive, not {self.original_context}")
-
-    def apply(self, inverse: F32) -> F32:
-        """Scaled inverse frequencies, in float32 as the reference computes them."""
-        factor = np.float32(self.factor)
-        if self.kind == "linear":
-            return np.asarray(inverse / factor, np.float32)
-        context, low, high = (
-            np.float32(v) for v in (self.original_context, self.low_freq_factor, self.high_freq_factor)
-        )
-        wavelength = np.float32(2 * np.pi) / inverse
-        smooth = (context / wavelength - low) / (high - low)
-        blended = (np.float32(1) - smooth) * inverse / factor + smooth * inverse
-        scaled = np.where(wavelength > context / low, inverse / factor, inverse)
-        medium = (wavelength >= context / high) & (wavelength <= context / low)
-        return np.where(medium, blended, scaled).astype(np.float32)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """Shape of a model. Construction validates.
-
-    Parameters
-    ----------
-    hidden : features of the residual stream.
-    layers : transformer layers.
-    heads, kv_heads, head_dim : query heads, key-value heads (a divisor), dimensions of each (a multiple of 32).
-    ffn : features between up and down projection.
-    vocab : tokens.
-    activation : gate, 'relu2' (squared ReLU) or 'silu'.
-    attn_sub_norm, ffn_sub_norm : whether attention output and gated features are normalised.
-    rope_theta : base of the rotary frequencies.
-    norm_eps : epsilon of every RMS norm.
-    max_context : positions.
-    tied : whether the head is the embedding.
-    rope_scaling : of the rotary frequencies, None if they are as `rope_theta` says.
-
-    Raises
-    ------
-    ModelError : with the bad value and the limit.
-    """
-
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    ffn: int
-    vocab: int
-    activation: Literal["relu2", "silu"] = "relu2"
-    attn_sub_norm: bool = True
-    ffn_sub_norm: bool = True
-    rope_theta: float = 10000.0
-    norm_eps: float = 1e-5
-    max_context: int = 256
-    tied: bool = True
-    rope_scaling: RopeScaling | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_context"):
-            value = getattr(self, name)
-            _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
-        for name in ("hidden", "head_dim", "ffn"):
-            value = getattr(self, name)
-            _require(value % HEAD_DIM_MULTIPLE == 0, f"{name} must be a multiple of {HEAD_DIM_MULTIPLE}, not {value}")
-        _require(
-            self.heads % self.kv_heads == 0, f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})"
-        )
-        _require(self.activation in ("relu2", "silu"), f"activation must be 'relu2' or 'silu', not {self.activation!r}")
-        _require(self.norm_eps >= 0, f"norm_eps must not be negative, not {self.norm_eps}")
-
-    @property
-    def q_dim(self) -> int:
-        """Features of all queries."""
-        return self.heads * self.head_dim
-
-    @property
-    def kv_dim(self) -> int:
-        """Features of all keys."""
-        return self.kv_heads * self.head_dim
-
-    @property
-    def qkv_rows(self) -> int:
-        """Rows of the QKV matrix."""
-        return self.q_dim + 2 * self.kv_dim
-
-    @property
-    def layer_weights(self) -> int:
-        """Ternary weights of a layer."""
-        return self.hidden * (self.qkv_rows + self.q_dim + 3 * self.ffn)
-
-    def check_fits(self, config: AcceleratorConfig) -> None:
-        """Raises ModelError, naming the limit, unless the accelerator runs this model."""
-        for name, value, limit in (
-            ("hidden", self.hidden, config.max_hidden),
-            ("ffn", self.ffn, config.max_features),
-            ("qkv rows", self.qkv_rows, config.max_features),
-            ("kv_heads * head_dim", self.kv_dim, config.max_kv_dim),
-            ("heads * head_dim", self.q_dim, config.max_features // 2),
-            ("heads", self.heads, config.max_heads),
-            ("head_dim", self.head_dim, config.max_head_dim),
-            ("query heads of a KV head", self.heads // self.kv_heads, MAX_GROUP),
-            ("max_context", self.max_context, config.max_context),
-        ):
-            _require(value <= limit, f"{name} is {value}, but accelerator {config.name!r} holds at most {limit}")
-
-
 def _check_shapes(shapes: Sequence[tuple[str, ArrayLike | None, tuple[int, ...] | None]]) -> None:
     for name, array, shape in shapes:
         have = None if array is None else np.shape(array)
-        _require(have == shape, f"{name} must have shape {shape}, not {have}")
+        if have != shape:
+            raise ModelError(f"{name} must have shape {shape}, not {have}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
-    """Weights of a layer: ternary int8 matrices [outputs, inputs] in the checkpoint's row order, scales, norm gains.
+    """Weights of a layer: int8 matrices [outputs, inputs] in the checkpoint's row order, scales, norm gains.
 
     A gain is None where the model has no such norm.
     """
@@ -201,22 +69,14 @@ class LayerWeights:
     attn_norm: F32 | None = None
     ffn_norm: F32 | None = None
 
+    def matrix(self, name: str) -> tuple[I8, float]:
+        """A matrix of `golden.spec.MATRICES` and its scale."""
+        return getattr(self, name), getattr(self, f"{name}_scale")
+
     def check(self, spec: ModelSpec, index: int) -> None:
         """Raises ModelError unless every array of this layer, the model's `index`-th, has the shape of the specification."""
-        s = spec
-        shapes: dict[str, tuple[int, ...] | None] = {
-            "q": (s.q_dim, s.hidden),
-            "k": (s.kv_dim, s.hidden),
-            "v": (s.kv_dim, s.hidden),
-            "o": (s.hidden, s.q_dim),
-            "gate": (s.ffn, s.hidden),
-            "up": (s.ffn, s.hidden),
-            "down": (s.hidden, s.ffn),
-            "input_norm": (s.hidden,),
-            "post_norm": (s.hidden,),
-            "attn_norm": (s.q_dim,) if s.attn_sub_norm else None,
-            "ffn_norm": (s.ffn,) if s.ffn_sub_norm else None,
-        }
+        shapes: dict[str, tuple[int, ...] | None] = dict(spec.matrices)
+        shapes |= {name: (size,) if (size := norm.size(spec)) else None for name, norm in NORMS.items()}
         _check_shapes([(f"layer {index} {name}", getattr(self, name), shape) for name, shape in shapes.items()])
 
 
@@ -242,7 +102,8 @@ class ModelWeights:
 
     def __post_init__(self) -> None:
         s = self.spec
-        _require(len(self.layers) == s.layers, f"the model has {s.layers} layers, not {len(self.layers)}")
+        if len(self.layers) != s.layers:
+            raise ModelError(f"the model has {s.layers} layers, not {len(self.layers)}")
         shapes: list[tuple[str, ArrayLike | None, tuple[int, ...] | None]] = [
             ("norm", self.norm, (s.hidden,)),
             ("embedding", self.embedding, (s.vocab, s.hidden)),
@@ -261,22 +122,6 @@ class ModelWeights:
         if self.head is None or self.head_scales is None:
             return self.embedding, self.embedding_scales
         return self.head, self.head_scales
-
-
-def rope_tables(spec: ModelSpec, positions: int | None = None) -> tuple[F32, F32]:
-    """cos and sin [positions, head_dim / 2] (max_context positions if None).
-
-    As in the reference: inverse frequencies 1 / theta^(2j/D) and angles (their product with the position) are rounded
-    to float32; cos and sin of that angle are computed in float64 and rounded once.
-    """
-    exponent = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
-    power = np.float64(spec.rope_theta) ** exponent.astype(np.float64)
-    inverse = np.float32(1) / power.astype(np.float32)
-    if spec.rope_scaling is not None:
-        inverse = spec.rope_scaling.apply(inverse)
-    n = spec.max_context if positions is None else positions
-    angle = (np.arange(n, dtype=np.float32)[:, None] * inverse).astype(np.float64)
-    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -357,19 +202,15 @@ class GoldenModel:
         self._slots: list[_Slot | None] = [None] * slots
 
     def _layer_of(self, w: LayerWeights) -> _Layer:
-        def matrix(rows: I8, scales: ArrayLike) -> _Matrix:
-            return _Matrix(rows, np.asarray(scales, np.float32))
+        def matrix(step: Step) -> _Matrix:
+            rows, scales = zip(*map(w.matrix, step.matrices), strict=True)
+            if len(scales) == 1:
+                return _Matrix(rows[0], np.array(scales, np.float32))
+            each = [np.full(len(r), scale, np.float32) for r, scale in zip(rows, scales, strict=True)]
+            dim = self.spec.head_dim
+            return _Matrix(layout.join_rows(step, rows, dim), layout.join_rows(step, each, dim))
 
-        s = self.spec
-        qkv_scales = np.repeat(np.array([w.q_scale, w.k_scale, w.v_scale], np.float32), [s.q_dim, s.kv_dim, s.kv_dim])
-        matrices = {
-            "qkv": matrix(layout.join_qkv(w.q, w.k, w.v, s.head_dim), qkv_scales),
-            "o": matrix(w.o, w.o_scale),
-            "gate": matrix(
-                layout.join_gate_up(w.gate, w.up), np.tile(np.array([w.gate_scale, w.up_scale], np.float32), s.ffn)
-            ),
-            "down": matrix(w.down, w.down_scale),
-        }
+        matrices = {step.name: matrix(step) for step in STEPS.values() if step.matrices}
         return _Layer(matrices, w.input_norm, w.post_norm, w.attn_norm, w.ffn_norm)
 
     # ---- cache -------------------------------------------------------------------------------------------------------
@@ -515,12 +356,12 @@ class GoldenModel:
         layer: int,
         part: str,
         stats: elementwise.Statistics,
-        norm: bool,
         keep: dict[str, NDArray[np.generic]] | None,
     ) -> F32:
         m = self._layers[layer].matrices[part]
+        norm = STEPS[part].normalised(self.spec)
         q, scale = elementwise.quantise(stats, norm=norm, eps=self.spec.norm_eps)
-        acc = ternary.product(q, m.weights, ternary.ACTIVATION)
+        acc = ternary.product(q, m.weights, ternary.ACTIVATION * self.config.weight_format.largest)
         if keep is not None:
             keep |= {
                 f"{layer}.{part}.q": q,
@@ -540,7 +381,7 @@ class GoldenModel:
     ) -> tuple[F32, elementwise.Statistics]:
         s, w = self.spec, self._layers[i]
         lanes = len(x)
-        y = self._linear(i, "qkv", stats, True, keep).reshape(lanes, -1, s.head_dim)
+        y = self._linear(i, "qkv", stats, keep).reshape(lanes, -1, s.head_dim)
         rotated = s.heads + s.kv_heads
         y[:, :rotated] = elementwise.rope(y[:, :rotated], self.cos[positions, None], self.sin[positions, None])
         codes, scales = elementwise.quantise_head(y)
@@ -565,12 +406,12 @@ class GoldenModel:
             )
             out[mine] = attention.merge_heads(result.out, n)
         attended = elementwise.statistics(out, w.attn_norm)
-        x = elementwise.residual(x, self._linear(i, "o", attended, s.attn_sub_norm, keep))
+        x = elementwise.residual(x, self._linear(i, "o", attended, keep))
         middle = elementwise.statistics(x, w.post_norm)
-        z = self._linear(i, "gate", middle, True, keep)
-        gate = elementwise.gate_relu2 if s.activation == "relu2" else elementwise.gate_silu
+        z = self._linear(i, "gate", middle, keep)
+        gate = ACTIVATIONS[s.activation].gate
         gated = elementwise.statistics(gate(z[:, 0::2], z[:, 1::2]), w.ffn_norm)
-        x = elementwise.residual(x, self._linear(i, "down", gated, s.ffn_sub_norm, keep))
+        x = elementwise.residual(x, self._linear(i, "down", gated, keep))
         following = self._layers[i + 1].input_norm if i + 1 < s.layers else self._norm
         after = elementwise.statistics(x, following)
         if keep is not None:

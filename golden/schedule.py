@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from tellme.golden import layout
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import KvGeometry
 from tellme.golden.program import DESCRIPTOR_BYTES, Opcode, decode
 
 
@@ -88,12 +90,6 @@ def phases(config: AcceleratorConfig, kv_heads: int, positions: Sequence[int], s
     return out
 
 
-def kv_block_beats(config: AcceleratorConfig, head_dim: int) -> tuple[int, int]:
-    """Beats of a K record and of a V record of one key block."""
-    data = head_dim // config.cell * config.key_tile
-    return 2 * config.scale_beats + data, data
-
-
 def segments(
     config: AcceleratorConfig,
     program: bytes,
@@ -103,7 +99,7 @@ def segments(
     head_count: int,
 ) -> list[Segment]:
     """Every read of a pass in order, the program itself first."""
-    lanes = len(positions)
+    lanes, kv = len(positions), KvGeometry(config)
     out = [Segment(program_address, -(-len(program) // config.beat_bytes))]
 
     def add(address: int, beats: int) -> None:
@@ -125,22 +121,20 @@ def segments(
             add(v["address"] + v["gain_beats"], v["tiles"] * v["rows"])
         elif opcode is Opcode.ATTENTION:
             add(v["address"], v["gain_beats"])
-            k_beats, v_beats = kv_block_beats(config, v["head_dim"])
-            cells = v["head_dim"] // config.cell
+            cells = kv.cells(v["head_dim"])
             for ph in phases(config, v["kv_heads"], positions, slots):
                 if ph.own:
                     continue
                 base = v["kv_address"] + slots[ph.lane_lo] * v["slot_stride"] + ph.kv_head * v["head_stride"]
-                base += ph.block * (k_beats + v_beats) + (k_beats if ph.v else 0)
-                data = base if ph.v else base + 2 * config.scale_beats
+                base += ph.block * kv.block_stride(cells)
                 if not ph.v:
-                    n = -(-ph.keys * 4 // config.beat_bytes)
-                    add(base, n)
-                    add(base + config.scale_beats, n)
+                    add(base + kv.k_scales, kv.scale_reads(ph.keys))
+                    add(base + kv.v_scales, kv.scale_reads(ph.keys))
+                data = base + (kv.v_data(cells) if ph.v else kv.k_data)
                 for c in range(cells):
-                    add(data + c * config.key_tile, -(-ph.keys // config.keys_per_beat))
+                    add(data + c * config.key_tile, kv.cell_reads(ph.keys))
         elif opcode is Opcode.HEAD:
-            beats = v["blocks"] * (config.scale_beats + v["inputs"] // config.cell * config.key_tile)
+            beats = v["blocks"] * layout.head_block_beats(v["inputs"], config)
             for _ in range(-(-head_count // config.attention_lanes)):
                 add(v["address"], beats)
     return out

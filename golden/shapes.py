@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tellme.golden.model import ModelSpec
+from tellme.golden.spec import ModelSpec
 
 BITNET_07B = ModelSpec(
     hidden=1536,

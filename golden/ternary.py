@@ -1,4 +1,4 @@
-"""Ternary weights: quantisation, base-3 packing, exact products, and the table-lookup view of them."""
+"""Ternary weights: quantisation, signs of damage, exact products, and the table-lookup view of them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from tellme.golden.config import TRITS_PER_BYTE
-
-MAX_CODE = 3**TRITS_PER_BYTE - 1
-"""Largest byte that packs five weights."""
 
 _EXACT_FLOAT32 = 1 << 24
 """Integers of float32 are exact up to here."""
@@ -29,14 +24,9 @@ _BLOCK = 1 << 19
 ACTIVATION = 128
 """Largest magnitude of an int8 activation, and so of its product with a ternary weight."""
 
-_POWERS = 3 ** np.arange(TRITS_PER_BYTE)
-_TRITS = (np.arange(MAX_CODE + 1)[:, None] // _POWERS % 3 - 1).astype(np.int8)
-_QUINTETS = np.ascontiguousarray(_TRITS).view(f"V{TRITS_PER_BYTE}").reshape(-1)
-"""The weights of a byte as one element, which is looked up in a fraction of the time."""
-
 
 class WeightError(ValueError):
-    """Weights that are not ternary, or bytes that are not packed weights."""
+    """Weights that a format cannot hold (that are not ternary), or bytes that are not packed weights."""
 
 
 # ---- quantisation ----------------------------------------------------------------------------------------------------
@@ -97,7 +87,7 @@ def damage(rows: NDArray[Any], codes: tuple[int, int, int] = _VALUES, weights_pe
     Parameters
     ----------
     rows : of one byte each, neighbours along the inputs lying side by side.
-    codes : what stands for -1, 0 and +1; of packed rows the bytes of equal weights: `PACKED`.
+    codes : what stands for -1, 0 and +1; of packed rows the bytes of equal weights.
     weights_per_code : weights that one code stands for.
     """
     n, k = rows.shape
@@ -152,54 +142,6 @@ def scale_group(values: NDArray[np.float32]) -> int | None:
             if ((groups == 0) | (groups == groups.max(axis=2, keepdims=True))).all():
                 return size
     return None
-
-
-# ---- packing ---------------------------------------------------------------------------------------------------------
-
-PACKED = (0, MAX_CODE // 2, MAX_CODE)
-"""Bytes of five times -1, 0 and +1."""
-
-
-def pack(weights: ArrayLike) -> NDArray[np.uint8]:
-    """Five weights a byte along the last axis: `byte = sum_j (w_j + 1) * 3**j`; a short last byte is filled with zeros.
-
-    Raises
-    ------
-    WeightError : a weight is not -1, 0 or 1.
-    """
-    w = check(weights)
-    n = w.shape[-1]
-    padded = np.zeros((*w.shape[:-1], -(-n // TRITS_PER_BYTE), TRITS_PER_BYTE), np.uint8)
-    padded.reshape(*w.shape[:-1], -1)[..., :n] = w.view(np.uint8)  # -1 wraps to 255, and back with the 1 below
-    padded += 1
-    out = padded[..., -1].copy()
-    for j in range(TRITS_PER_BYTE - 2, -1, -1):
-        out *= 3
-        out += padded[..., j]
-    return out
-
-
-def unpack(data: ArrayLike, count: int | None = None) -> NDArray[np.int8]:
-    """Inverse of `pack` along the last axis; `count` weights of it (all, if None).
-
-    Raises
-    ------
-    WeightError : a byte above 242 (`MAX_CODE`), which no weights pack to, or `count` weights are not there.
-    """
-    b = np.asarray(data, np.uint8)
-    bad = b > MAX_CODE
-    if bad.any():
-        place = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise WeightError(f"a byte of packed weights must be at most {MAX_CODE}; found {b[place]} at {place}")
-    w = _QUINTETS[b].view(np.int8).reshape(*b.shape[:-1], b.shape[-1] * TRITS_PER_BYTE)
-    if count is not None and count > w.shape[-1]:
-        raise WeightError(f"{b.shape[-1]} bytes hold {w.shape[-1]} weights, not {count}")
-    return w if count is None else w[..., :count]
-
-
-def count_invalid(data: ArrayLike) -> int:
-    """Bytes above 242, each of which the hardware flags."""
-    return int((np.asarray(data, np.uint8) > MAX_CODE).sum())
 
 
 # ---- products --------------------------------------------------------------------------------------------------------

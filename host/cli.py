@@ -18,7 +18,6 @@ from tellme.golden.config import PRESETS, AcceleratorConfig
 from tellme.golden.project import advice
 from tellme.golden.shapes import SHAPES
 from tellme.host.checkpoints.checkpoint import is_checkpoint, open_checkpoint
-from tellme.host.checkpoints.tensors import peek
 from tellme.host.commands.bench import Measurement, measure, shape
 from tellme.host.commands.boards import show_boards
 from tellme.host.commands.build import NAMES as BUILDABLE
@@ -39,6 +38,7 @@ from tellme.host.commands.tune import (
 )
 from tellme.host.commands.tune import TIMEOUT_S as TUNE_TIMEOUT_S
 from tellme.host.errors import CheckError, TellmeError, UserError
+from tellme.host.files import peek
 from tellme.host.image.model import Model, convert, find_model, preset_of
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend, load_weights
 from tellme.host.machine.board import BoardAccelerator, open_board

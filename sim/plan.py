@@ -16,10 +16,11 @@ from tellme.golden import layout
 from tellme.golden.boards import BOARDS
 from tellme.golden.boards import phases as board_phases
 from tellme.golden.config import AcceleratorConfig
-from tellme.golden.model import ModelSpec
+from tellme.golden.kv import KvGeometry
 from tellme.golden.program import DESCRIPTOR_BYTES, Kind
 from tellme.golden.registers import STALLS
 from tellme.golden.schedule import phases
+from tellme.golden.spec import STEPS, ModelSpec
 from tellme.hw.attention import cycles as attention
 from tellme.hw.control.check import ProgramCheck
 from tellme.hw.control.lanes import LaneCheck
@@ -157,7 +158,7 @@ def steps(
     def floats(count: int) -> int:
         return -(-count // width)
 
-    descriptors = 3 + 5 * spec.layers
+    descriptors = 3 + len(STEPS) * spec.layers
     length = descriptors * DESCRIPTOR_BYTES // config.beat_bytes
     # Before anything is read or executed: lanes, then all descriptors, of one slot.
     checks = LaneCheck.expected_cycles(lanes=n) + ProgramCheck.expected_cycles(
@@ -179,32 +180,32 @@ def steps(
             floats(spec.hidden) + x + rope,
         ),
     ]
-    cells = spec.head_dim // config.cell
+    kv = KvGeometry(config)
+    cells = kv.cells(spec.head_dim)
     reads: list[int] = []
     for p in phases(config, spec.kv_heads, positions, slots):
         if not p.own:
-            reads += [-(-p.keys // config.keys_per_beat)] * cells
-            reads += [] if p.v else [-(-p.keys * 4 // config.beat_bytes)] * 2
+            reads += [kv.cell_reads(p.keys)] * cells
+            reads += [] if p.v else [kv.scale_reads(p.keys)] * 2
     bursts = sum(-(-r // config.burst_beats) for r in reads)
     attend = attention.expected_cycles(
         config, heads=spec.heads, kv_heads=spec.kv_heads, head_dim=spec.head_dim, positions=positions, slots=slots
     )
-    gate = Kind.GATE_RELU2 if spec.activation == "relu2" else Kind.GATE_SILU
-    attn_gain = floats(spec.q_dim) if spec.attn_sub_norm else 0
-    layer = [
-        *_linear(config, "qkv", Kind.QKV, spec.qkv_rows, spec.hidden, 0, n, spec.head_dim),
-        Step("attention gain", "control", STEP_OVER + attn_gain, attn_gain),
-        Step("attention", "attention", attend + Statistics.settle_delay, sum(reads), bursts),
-        *_linear(config, "o", Kind.RESIDUAL, spec.hidden, spec.q_dim, floats(spec.hidden), n, 32),
-        *_linear(config, "gate", gate, 2 * spec.ffn, spec.hidden, floats(spec.ffn) if spec.ffn_sub_norm else 0, n, 32),
-        *_linear(config, "down", Kind.RESIDUAL, spec.hidden, spec.ffn, floats(spec.hidden), n, 32),
-    ]
+    layer: list[Step] = []
+    for step in STEPS.values():
+        gain = floats(step.gains(spec))
+        if step.matrices:
+            kind, dim = step.kind(spec), spec.head_dim if step.kind(spec) is Kind.QKV else 32
+            layer += _linear(config, step.name, kind, step.rows(spec), step.inputs(spec), gain, n, dim)
+        else:
+            layer.append(Step("attention gain", "control", STEP_OVER + gain, gain))
+            layer.append(Step("attention", "attention", attend + Statistics.settle_delay, sum(reads), bursts))
     out += layer * spec.layers
     if head_count:
         tiles = layout.tiles(spec.hidden, config)
         lead = Elementwise.expected_quantise_cycles(config, tiles=tiles, lanes=n)
         out.append(Step("head lead", "elementwise", STEP_OVER + lead, 0))
-        beats = -(-spec.vocab // config.key_block) * (config.scale_beats + spec.hidden // config.cell * config.key_tile)
+        beats = -(-spec.vocab // config.key_block) * layout.head_block_beats(spec.hidden, config)
         for first in range(0, head_count, config.attention_lanes):
             count = min(config.attention_lanes, head_count - first)
             sweep = attention.expected_head_cycles(config, inputs=spec.hidden, vocabulary=spec.vocab, head_count=count)

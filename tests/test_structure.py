@@ -33,9 +33,6 @@ LONG = {
     "host.machine.program": {"compile_sections"},
 }
 """Functions that are longer, still."""
-UPWARD = {("host.text.tokenizer", "host.checkpoints.tensors")}
-CIRCLES = {("host.checkpoints.gguf", "host.checkpoints.checkpoint")}
-"""Imports that should not be, still."""
 
 
 def modules() -> dict[str, ast.Module]:
@@ -85,14 +82,12 @@ def rank(name: str) -> tuple[int, int]:
 
 @pytest.mark.parametrize("name", MODULES)
 def test_no_module_imports_from_above(name: str) -> None:
-    above = {(short(name), short(other)) for other in imports(name) if rank(other) > rank(name)}
-    assert above == {(a, b) for a, b in UPWARD if a == short(name)}
+    assert not {short(other) for other in imports(name) if rank(other) > rank(name)}
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
     try:
-        graph = {n: {o for o in imports(n) if (short(n), short(o)) not in CIRCLES} for n in MODULES}
-        TopologicalSorter(graph).prepare()
+        TopologicalSorter({n: imports(n) for n in MODULES}).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
 

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellme.golden import head
-from tellme.golden.model import LayerWeights, ModelSpec, ModelWeights
-from tellme.host.checkpoints.checkpoint import LazyLayers
+from tellme.golden.model import LayerWeights, ModelWeights
+from tellme.golden.spec import ModelSpec
+from tellme.host.checkpoints.common import LazyLayers
 
 _HEAD_CHUNK = 4096
 """Rows of the embedding that are drawn at a time."""
@@ -35,30 +36,15 @@ def random_weights(spec: ModelSpec, seed: int) -> ModelWeights:
     A layer depends on `seed` and its number alone, and is made when it is asked for: models of a shape with fewer
     layers begin with the same ones.
     """
-    shapes = {
-        "q": (spec.q_dim, spec.hidden),
-        "k": (spec.kv_dim, spec.hidden),
-        "v": (spec.kv_dim, spec.hidden),
-        "o": (spec.hidden, spec.q_dim),
-        "gate": (spec.ffn, spec.hidden),
-        "up": (spec.ffn, spec.hidden),
-        "down": (spec.hidden, spec.ffn),
-    }
 
     def layer(i: int) -> LayerWeights:
         rng = np.random.default_rng([seed, i])
-        matrices: dict[str, Any] = {n: rng.integers(-1, 2, s, np.int8) for n, s in shapes.items()}
+        matrices: dict[str, Any] = {n: rng.integers(-1, 2, s, np.int8) for n, s in spec.matrices.items()}
         scales: dict[str, Any] = {
-            f"{n}_scale": float(np.float32(rng.uniform(1, 2) / np.sqrt(s[1]))) for n, s in shapes.items()
+            f"{n}_scale": float(np.float32(rng.uniform(1, 2) / np.sqrt(s[1]))) for n, s in spec.matrices.items()
         }
-        return LayerWeights(
-            **matrices,
-            **scales,
-            input_norm=_gain(rng, spec.hidden),
-            post_norm=_gain(rng, spec.hidden),
-            attn_norm=_gain(rng, spec.q_dim) if spec.attn_sub_norm else None,
-            ffn_norm=_gain(rng, spec.ffn) if spec.ffn_sub_norm else None,
-        )
+        gains: dict[str, Any] = {n: _gain(rng, size) for n, size in spec.norms.items()}
+        return LayerWeights(**matrices, **scales, **gains)
 
     rng = np.random.default_rng(seed)
     norm = _gain(rng, spec.hidden)

@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellme.golden.config import AcceleratorConfig
-from tellme.golden.model import GoldenModel, ModelSpec
+from tellme.golden.model import GoldenModel
 from tellme.golden.registers import BUSY, STALLS
 from tellme.golden.shapes import SHAPES
+from tellme.golden.spec import STEPS, ModelSpec
 from tellme.host.checkpoints.checkpoint import Checkpoint
 from tellme.host.checkpoints.synthetic import random_weights
 from tellme.host.errors import CheckError, UserError
@@ -299,8 +300,7 @@ class Measurement:
 
 def _names(program: Program) -> list[str]:
     """A name for each descriptor."""
-    parts = ("qkv", "attention", "o", "gate", "down")
-    layers = [f"layer {i} {part}" for i in range(program.spec.layers) for part in parts]
+    layers = [f"layer {i} {step}" for i in range(program.spec.layers) for step in STEPS]
     return ["load", *layers, "head", "end"]
 
 

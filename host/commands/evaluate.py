@@ -25,8 +25,8 @@ from tellme.golden.config import AcceleratorConfig
 from tellme.golden.model import PREFILL_LANES
 from tellme.golden.project import advice
 from tellme.host.checkpoints.checkpoint import is_checkpoint, open_checkpoint, tell
-from tellme.host.checkpoints.tensors import read_json
 from tellme.host.errors import CheckError, UserError
+from tellme.host.files import read_json
 from tellme.host.image.file import Image
 from tellme.host.image.model import Model, find_model
 from tellme.host.machine.backends import GoldenBackend

@@ -13,8 +13,9 @@ from rich.console import Console
 from tellme.golden import layout
 from tellme.golden.boards import buffer_bytes, phases
 from tellme.golden.config import PRESETS, AcceleratorConfig
-from tellme.golden.model import ModelSpec, ModelWeights
+from tellme.golden.model import ModelWeights
 from tellme.golden.schedule import segments
+from tellme.golden.spec import MATRICES, ModelSpec
 from tellme.host.checkpoints.checkpoint import golden_errors, is_checkpoint, open_checkpoint
 from tellme.host.errors import UserError
 from tellme.host.image.file import Image, geometry_of
@@ -22,8 +23,6 @@ from tellme.host.image.model import Model
 from tellme.host.machine.program import Program, compile_sections, planned_sections
 from tellme.host.progress import progress
 from tellme.host.tables import grid, pairs, show
-
-KINDS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,12 @@ def ternary_statistics(weights: ModelWeights, *, show: bool = False) -> dict[str
     ------
     UserError : a layer cannot be read.
     """
-    out = dict.fromkeys(KINDS, Shares())
+    out = dict.fromkeys(MATRICES, Shares())
     with progress("counting weights", weights.spec.layers, show=show) as advance, golden_errors("the model"):
         for i in range(weights.spec.layers):
             layer = weights.layers[i]
-            for kind in KINDS:
-                out[kind] = out[kind].add(getattr(layer, kind))
+            for kind in MATRICES:
+                out[kind] = out[kind].add(layer.matrix(kind)[0])
             advance(1)
     return out
 
@@ -80,27 +79,19 @@ def try_program(name: str, spec: ModelSpec, config: AcceleratorConfig) -> Progra
 def _parts(spec: ModelSpec, config: AcceleratorConfig, shares: dict[str, Shares], files: int) -> list[dict[str, Any]]:
     """Every part of an image: name, shape, element type, bytes; of ternary ones how many weights are -1, 0 and +1."""
     s, width = spec, config.beat_bytes
-    shapes = {
-        "q": (s.q_dim, s.hidden),
-        "k": (s.kv_dim, s.hidden),
-        "v": (s.kv_dim, s.hidden),
-        "o": (s.hidden, s.q_dim),
-        "gate": (s.ffn, s.hidden),
-        "up": (s.ffn, s.hidden),
-        "down": (s.hidden, s.ffn),
-    }
     out: list[dict[str, Any]] = []
 
     def part(name: str, shape: str, kind: str, size: int, share: Shares | None = None) -> None:
         counts = None if share is None else asdict(share)
         out.append({"part": name, "shape": shape, "as": kind, "bytes": size, "weights": counts})
 
-    for kind, (rows, inputs) in shapes.items():
+    for kind, (rows, inputs) in s.matrices.items():
         size = s.layers * rows * layout.tiles(inputs, config) * width
-        part(kind, f"{s.layers} x {rows} x {inputs}", "ternary", size, shares[kind])
-    gains = [s.hidden, s.hidden] + [s.q_dim] * s.attn_sub_norm + [s.ffn] * s.ffn_sub_norm
-    beats = s.layers * sum(layout.float_beats(n, config) for n in gains) + layout.float_beats(s.hidden, config)
-    part("norms", f"{s.layers} x {len(gains)} + 1", "float32", beats * width)
+        part(kind, f"{s.layers} x {rows} x {inputs}", config.weight_format.name, size, shares[kind])
+    beats = s.layers * sum(layout.float_beats(n, config) for n in s.norms.values()) + layout.float_beats(
+        s.hidden, config
+    )
+    part("norms", f"{s.layers} x {len(s.norms)} + 1", "float32", beats * width)
     blocks = -(-s.vocab // config.key_block)
     size = blocks * layout.head_block_beats(s.hidden, config) * width
     part("head = embedding" if s.tied else "head", f"{s.vocab} x {s.hidden}", "int8", size)

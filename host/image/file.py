@@ -49,8 +49,8 @@ from numpy.typing import NDArray
 from tellme.golden.boards import build_name
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.registers import VERSION
-from tellme.host.checkpoints.tensors import parse_json, what_it_is
 from tellme.host.errors import UserError
+from tellme.host.files import parse_json, what_it_is
 
 MAGIC = b"TELLMETM"
 FORMAT_VERSION = 2

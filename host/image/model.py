@@ -14,7 +14,7 @@ Sections of an image, in the order of the program (N is a layer):
 
 where matrix is gain_beats, rows, inputs, block_rows, scales. Blobs: `tokenizer.json`, `tokenizer_config.json`;
 `embedding` (int8) and `embedding_scales` (float32) of a model whose head is not its embedding; otherwise the host takes
-embedding rows from the head. The header's `model` holds {name, spec, eos_ids}; spec is a `golden.model.ModelSpec`.
+embedding rows from the head. The header's `model` holds {name, spec, eos_ids}; spec is a `golden.spec.ModelSpec`.
 """
 
 from __future__ import annotations
@@ -22,27 +22,20 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tellme.golden import elementwise, layout, ternary
+from tellme.golden import elementwise, layout
 from tellme.golden.config import PRESETS, AcceleratorConfig
-from tellme.golden.model import LayerWeights, ModelSpec, ModelWeights, RopeScaling
+from tellme.golden.model import LayerWeights, ModelWeights
 from tellme.golden.project import DISTRIBUTION
-from tellme.host.checkpoints.checkpoint import (
-    Checkpoint,
-    LazyLayers,
-    golden_errors,
-    is_checkpoint,
-    open_checkpoint,
-    sound,
-    sound_floats,
-    tell,
-)
+from tellme.golden.spec import LAST_STEP, NORMS, STEPS, ModelSpec, RopeScaling, Step
+from tellme.host.checkpoints.checkpoint import Checkpoint, golden_errors, is_checkpoint, open_checkpoint, tell
+from tellme.host.checkpoints.common import LazyLayers, sound_floats, undamaged
 from tellme.host.errors import UserError
 from tellme.host.image.file import Image, Plan, geometry_of, write_image, write_stream
 from tellme.host.progress import progress
@@ -65,30 +58,30 @@ class SectionShape:
 
 def section_count(spec: ModelSpec) -> int:
     """Sections of an image."""
-    return 2 + spec.layers * (5 if spec.attn_sub_norm else 4)
+    return 2 + spec.layers * len(_layer_sections(spec))
+
+
+def _layer_sections(spec: ModelSpec) -> list[Step]:
+    """Steps of a layer that have a section: those with a matrix or a gain."""
+    return [step for step in STEPS.values() if step.matrices or step.gains(spec)]
 
 
 def section_shapes(spec: ModelSpec, config: AcceleratorConfig) -> Iterator[SectionShape]:
     """The sections of an image, in order."""
     s = spec
 
-    def gain(name: str, features: int) -> SectionShape:
-        n = layout.float_beats(features, config)
-        return SectionShape(name, n, {"gain_beats": n})
-
-    def matrix(name: str, rows: int, inputs: int, scales: int, gain_features: int = 0) -> SectionShape:
-        n = layout.float_beats(gain_features, config)
-        info = {"gain_beats": n, "rows": rows, "inputs": inputs, "block_rows": layout.row_block(rows, config)}
-        return SectionShape(name, n + rows * layout.tiles(inputs, config), info, scales)
-
-    yield gain("input_norm", s.hidden)
+    n = layout.float_beats(s.hidden, config)
+    yield SectionShape("input_norm", n, {"gain_beats": n})
     for i in range(s.layers):
-        yield matrix(f"{i}.qkv", s.qkv_rows, s.hidden, 3)
-        if s.attn_sub_norm:
-            yield gain(f"{i}.attention", s.q_dim)
-        yield matrix(f"{i}.o", s.hidden, s.q_dim, 1, s.hidden)
-        yield matrix(f"{i}.gate", 2 * s.ffn, s.hidden, 2, s.ffn if s.ffn_sub_norm else 0)
-        yield matrix(f"{i}.down", s.hidden, s.ffn, 1, s.hidden)
+        for step in _layer_sections(s):
+            n = layout.float_beats(step.gains(s), config)
+            shape = SectionShape(f"{i}.{step.name}", n, {"gain_beats": n})
+            if step.matrices:
+                rows, inputs = step.rows(s), step.inputs(s)
+                shape.info.update(rows=rows, inputs=inputs, block_rows=layout.row_block(rows, config))
+                beats = n + rows * layout.tiles(inputs, config)
+                shape = replace(shape, beats=beats, scales=len(step.matrices))
+            yield shape
     blocks = -(-s.vocab // config.key_block)
     yield SectionShape("head", blocks * layout.head_block_beats(s.hidden, config), {})
 
@@ -103,18 +96,11 @@ def plan_sections(weights: ModelWeights, config: AcceleratorConfig) -> list[Plan
     """The sections of an image of these weights, made when they are written, each layer read once."""
     s, layers = weights.spec, weights.layers
 
-    def following(i: int) -> NDArray[np.float32]:
-        return layers[i + 1].input_norm if i + 1 < s.layers else weights.norm
-
-    def parts(part: str, w: LayerWeights) -> tuple[NDArray[np.int8], tuple[float, ...], NDArray[np.float32] | None]:
-        """Matrix, scales and gain of a section; `following` is looked up last, so that layers are read in order."""
-        if part == "qkv":
-            return layout.join_qkv(w.q, w.k, w.v, s.head_dim), (w.q_scale, w.k_scale, w.v_scale), None
-        if part == "o":
-            return w.o, (w.o_scale,), w.post_norm
-        if part == "gate":
-            return layout.join_gate_up(w.gate, w.up), (w.gate_scale, w.up_scale), w.ffn_norm
-        return w.down, (w.down_scale,), None
+    def gain_of(i: int, step: Step) -> NDArray[np.float32] | None:
+        if step.name == LAST_STEP:
+            return layers[i + 1].input_norm if i + 1 < s.layers else weights.norm
+        parts = [getattr(layers[i], norm) for norm in step.gain if norm in s.norms]
+        return np.concatenate(parts) if parts else None
 
     def head() -> Iterator[Beats]:
         rows, scales = weights.head_rows
@@ -129,11 +115,13 @@ def plan_sections(weights: ModelWeights, config: AcceleratorConfig) -> list[Plan
             return dict(shape.info), [layout.pack_gain(layers[0].input_norm, config)]
         layer, part = shape.name.split(".")
         i = int(layer)
-        if part == "attention":
-            return dict(shape.info), [layout.pack_gain(np.asarray(layers[i].attn_norm), config)]
-        rows, scales, gain = parts(part, layers[i])
-        if part == "down":
-            gain = following(i)
+        step = STEPS[part]
+        # The matrices first: the last step's gain is of the next layer, and layers are read in order, each once.
+        matrices, scales = zip(*map(layers[i].matrix, step.matrices), strict=True) if step.matrices else ((), ())
+        gain = gain_of(i, step)
+        if not matrices:
+            return dict(shape.info), [layout.pack_gain(np.asarray(gain), config)]
+        rows = layout.join_rows(step, matrices, s.head_dim)
 
         def pieces() -> Iterator[Beats]:
             if gain is not None:
@@ -377,33 +365,29 @@ class Model:
         UserError : naming the first part that is damaged.
         """
         s, c = self.spec, self.config
-        features = {"attention": s.q_dim, "gate": s.ffn}
         for shape in section_shapes(s, c):
             if shape.name == "head":
                 continue
             info, beats = self.image.sections[shape.name].info, self.image.section(shape.name)
-            part = shape.name.split(".")[-1]
+            step = STEPS.get(shape.name.split(".")[-1])
             gain, matrix = beats[: info["gain_beats"]], beats[info["gain_beats"] :]
             if len(gain):
                 self._sound_floats(
-                    f"gain of section {shape.name!r}", layout.unpack_floats(gain, features.get(part, s.hidden), c)
+                    f"gain of section {shape.name!r}",
+                    layout.unpack_floats(gain, step.gains(s) if step else s.hidden, c),
                 )
-            if not shape.scales:
+            if step is None or not step.matrices:
                 continue
             rows = layout.packed_rows(matrix, info["rows"], info["inputs"], c, info["block_rows"])
-            if rows.max() > ternary.MAX_CODE:
-                row, byte = (int(i) for i in np.argwhere(rows > ternary.MAX_CODE)[0])
+            place = c.weight_format.first_invalid(rows)
+            if place is not None:
                 raise UserError(
-                    f"{self.image.path}: section {shape.name!r}: a byte of packed weights must be at most {ternary.MAX_CODE}; found "
-                    f"{rows[row, byte]} at row {row}, byte {byte}; convert the checkpoint again"
+                    f"{self.image.path}: section {shape.name!r}: {c.weight_format.rule}; found {rows[place]} at row {place[0]}, "
+                    f"byte {place[1]}; convert the checkpoint again"
                 )
-            matrices: dict[str, Beats] = {part: rows}
-            if part == "qkv":
-                matrices = dict(zip("qkv", np.split(rows, [s.q_dim, s.q_dim + s.kv_dim]), strict=True))
-            elif part == "gate":
-                matrices = {"gate": rows[0::2], "up": rows[1::2]}
-            for name, packed in matrices.items():
-                sound(f"{self.image.path}: {name} of section {shape.name!r}", packed, packed=True)
+            sizes = [n for n, _ in step.shapes(s)]
+            for name, packed in layout.split_rows(step, rows, sizes, None).items():
+                undamaged(f"{self.image.path}: {name} of section {shape.name!r}", c.weight_format.damage(packed))
         alive, scales = [], []
         for head, row_scales in self._head_pieces():
             alive.append(head.any(axis=1))
@@ -453,16 +437,24 @@ class Model:
             return ModelWeights(
                 spec=s,
                 layers=LazyLayers(s, self._layer),
-                norm=self._gain(f"{s.layers - 1}.down", s.hidden),
+                norm=self._gain(s.layers, "input_norm"),
                 embedding=embedding,
                 embedding_scales=embedding_scales,
                 head=None if s.tied else rows,
                 head_scales=None if s.tied else row_scales,
             )
 
-    def _gain(self, section: str, features: int) -> NDArray[np.float32]:
-        beats = self.image.section(section)[: layout.float_beats(features, self.config)]
-        return layout.unpack_floats(beats, features, self.config)[0]
+    def _gain(self, layer: int, norm: str) -> NDArray[np.float32]:
+        """The gain of a layer's norm, from the section of the step before it; of the layer behind the last one, the last norm's."""
+        step = next(step for step in STEPS.values() if norm in step.gain)
+        section = f"{layer}.{step.name}"
+        if step.name == LAST_STEP:
+            section = f"{layer - 1}.{step.name}" if layer else "input_norm"
+        size, first = NORMS[norm].size(self.spec), 0
+        for before in step.gain[: step.gain.index(norm)]:
+            first += NORMS[before].size(self.spec)
+        beats = self.image.section(section)[: layout.float_beats(step.gains(self.spec), self.config)]
+        return layout.unpack_floats(beats, step.gains(self.spec), self.config)[0, first : first + size]
 
     def _matrix(self, section: str) -> NDArray[np.int8]:
         info = self.image.sections[section].info
@@ -472,29 +464,14 @@ class Model:
 
     def _layer(self, i: int) -> LayerWeights:
         s = self.spec
-        q, k, v = layout.split_qkv(self._matrix(f"{i}.qkv"), s.heads, s.kv_heads, s.head_dim)
-        gate, up = layout.split_gate_up(self._matrix(f"{i}.gate"))
-        scales = {part: self.image.sections[f"{i}.{part}"].info["scales"] for part in ("qkv", "o", "gate", "down")}
-        return LayerWeights(
-            q=q,
-            k=k,
-            v=v,
-            o=self._matrix(f"{i}.o"),
-            gate=gate,
-            up=up,
-            down=self._matrix(f"{i}.down"),
-            q_scale=scales["qkv"][0],
-            k_scale=scales["qkv"][1],
-            v_scale=scales["qkv"][2],
-            o_scale=scales["o"][0],
-            gate_scale=scales["gate"][0],
-            up_scale=scales["gate"][1],
-            down_scale=scales["down"][0],
-            input_norm=self._gain("input_norm" if i == 0 else f"{i - 1}.down", s.hidden),
-            post_norm=self._gain(f"{i}.o", s.hidden),
-            attn_norm=self._gain(f"{i}.attention", s.q_dim) if s.attn_sub_norm else None,
-            ffn_norm=self._gain(f"{i}.gate", s.ffn) if s.ffn_sub_norm else None,
-        )
+        parts: dict[str, Any] = {norm: self._gain(i, norm) for norm in s.norms}
+        for step in STEPS.values():
+            if step.matrices:
+                rows, sizes = self._matrix(f"{i}.{step.name}"), [n for n, _ in step.shapes(s)]
+                parts |= layout.split_rows(step, rows, sizes, s.head_dim)
+                scales = self.image.sections[f"{i}.{step.name}"].info["scales"]
+                parts |= {f"{name}_scale": scale for name, scale in zip(step.matrices, scales, strict=True)}
+        return LayerWeights(**parts)
 
 
 DEMO = "demo"

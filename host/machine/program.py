@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from tellme.golden import attention, layout
+from tellme.golden import layout
 from tellme.golden.check import problem
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.layout import KvLayout
-from tellme.golden.model import ModelSpec, rope_tables
-from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, encode
+from tellme.golden.program import DESCRIPTOR_BYTES, Opcode, encode
 from tellme.golden.registers import MAX_SLOTS
+from tellme.golden.spec import STEPS, ModelSpec, Step, rope_tables
 from tellme.host.checkpoints.checkpoint import golden_errors
 from tellme.host.errors import UserError
 from tellme.host.image.file import Section
@@ -143,7 +144,7 @@ def compile_sections(
             )
     context = usable if context is None else context
     spec = replace(spec, max_context=context)
-    length = 1 + 5 * spec.layers + 2
+    length = 1 + len(STEPS) * spec.layers + 2
     if length > config.max_descriptors:
         raise UserError(
             f"{name}: needs {length} descriptors ({spec.layers} layers), accelerator {config.name!r} holds "
@@ -176,28 +177,28 @@ def compile_sections(
     def at(section: str) -> int:
         return image_address + sections[section].address
 
-    def linear(section: str, kind: Kind, norm_in: bool, **more: int | float) -> bytes:
-        info = sections[section].info
-        scales = dict(zip(("scale0", "scale1", "scale2"), info["scales"], strict=False))
+    def executed(i: int, step: Step) -> bytes:
+        """The descriptor of a layer's step."""
+        section = sections.get(f"{i}.{step.name}")  # attention without a sub-norm has none
+        info: dict[str, Any] = section.info if section else {"gain_beats": 0}
+        gain_beats = info["gain_beats"]
+        address = at(section.name) if section else 0
+        common = {"address": address, "gain_beats": gain_beats, "gain_out": gain_beats > 0, **step.fields(spec)}
+        if not step.matrices:
+            cache = kv_address + i * layer_stride
+            strides = {"slot_stride": kv.slot_stride, "head_stride": kv.head_stride}
+            return encode(Opcode.ATTENTION, kv_address=cache, **strides, **common)
         return encode(
             Opcode.LINEAR,
-            kind=kind,
-            norm_in=norm_in,
-            gain_out=info["gain_beats"] > 0,
-            address=at(section),
-            gain_beats=info["gain_beats"],
             tiles=layout.tiles(info["inputs"], config),
             rows=info["rows"],
             inputs=info["inputs"],
             block_rows=info["block_rows"],
             inv_n=1 / info["inputs"],
-            eps=spec.norm_eps,
-            **scales,
-            **more,
+            **{f"scale{n}": scale for n, scale in enumerate(info["scales"])},
+            **common,
         )
 
-    heads = {"head_dim": spec.head_dim, "heads": spec.heads, "kv_heads": spec.kv_heads}
-    gate = Kind.GATE_RELU2 if spec.activation == "relu2" else Kind.GATE_SILU
     with golden_errors(name):
         try:
             code = encode(
@@ -213,23 +214,7 @@ def compile_sections(
                 head_dim=spec.head_dim,
             )
             for i in range(spec.layers):
-                q_scale = float(attention.query_factor(spec.head_dim))
-                code += linear(f"{i}.qkv", Kind.QKV, True, q_scale=q_scale, **heads)
-                gain = sections.get(f"{i}.attention")
-                code += encode(
-                    Opcode.ATTENTION,
-                    gain_out=gain is not None,
-                    address=at(f"{i}.attention") if gain else 0,
-                    gain_beats=gain.beats if gain else 0,
-                    kv_address=kv_address + i * layer_stride,
-                    slot_stride=kv.slot_stride,
-                    head_stride=kv.head_stride,
-                    group=spec.heads // spec.kv_heads,
-                    **heads,
-                )
-                code += linear(f"{i}.o", Kind.RESIDUAL, spec.attn_sub_norm)
-                code += linear(f"{i}.gate", gate, True)
-                code += linear(f"{i}.down", Kind.RESIDUAL, spec.ffn_sub_norm)
+                code += b"".join(executed(i, step) for step in STEPS.values())
             code += encode(
                 Opcode.HEAD,
                 norm_in=1,

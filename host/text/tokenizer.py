@@ -9,8 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tellme.host.checkpoints.tensors import read_json
 from tellme.host.errors import UserError, missing_package
+from tellme.host.files import read_json
 from tellme.host.text import vocabulary
 from tellme.host.text.streams import checked
 from tellme.host.text.template import ChatTemplate, Message

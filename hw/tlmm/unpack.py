@@ -8,7 +8,8 @@ from amaranth.hdl import Cat, Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from tellme.golden.config import TRITS_PER_BYTE, AcceleratorConfig
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.formats.packed_ternary import TRITS_PER_BYTE
 
 CODES = 3**TRITS_PER_BYTE
 """Codes of a byte that stand for weights; the others are errors."""

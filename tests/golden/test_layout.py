@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from tellme.golden import layout, ternary
+from tellme.golden import layout
 from tellme.golden.config import KV260, TINY, AcceleratorConfig
+from tellme.golden.formats import TERNARY
 from tellme.golden.layout import KvLayout, LayoutError
+from tellme.golden.spec import STEPS
 
 HALF = AcceleratorConfig(
     name="half", ports=2, port_bytes=16, lanes=4, key_tile=16, max_hidden=256, max_features=1024, max_context=256
@@ -40,7 +42,7 @@ def test_a_matrix_is_streamed_by_block_tile_and_row(
     assert n == len(beats)
     assert (layout.unpack_linear(beats, rows, inputs, config, block) == w).all()
     whole = inputs // 5 * 5
-    assert (ternary.unpack(layout.packed_rows(beats, rows, inputs, config, block), whole) == w[:, :whole]).all()
+    assert (TERNARY.unpack(layout.packed_rows(beats, rows, inputs, config, block), whole) == w[:, :whole]).all()
 
 
 def test_padding_of_a_matrix_is_zero_weights() -> None:
@@ -84,12 +86,15 @@ def test_rope_order_makes_pairs_neighbours() -> None:
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 32), (4, 2, 64), (5, 1, 96), (8, 2, 128)])
 def test_qkv_rows_join_and_split(heads: int, kv_heads: int, dim: int) -> None:
     q, k, v = (ternary_rows(n * dim, 32, n) for n in (heads, kv_heads, kv_heads))
-    joined = layout.join_qkv(q, k, v, dim)
+    joined = layout.join_rows(STEPS["qkv"], (q, k, v), dim)
     assert (joined[dim + 1] == q[dim + dim // 2]).all()  # second row of the second query head
     assert (joined[heads * dim + 2] == k[1]).all()
     assert (joined[(heads + kv_heads) * dim :] == v).all()
-    for got, want in zip(layout.split_qkv(joined, heads, kv_heads, dim), (q, k, v), strict=True):
-        assert (got == want).all()
+    parts = layout.split_rows(STEPS["qkv"], joined, [len(q), len(k), len(v)], dim)
+    for got, want in zip("qkv", (q, k, v), strict=True):
+        assert (parts[got] == want).all()
+    stored = layout.split_rows(STEPS["qkv"], joined, [len(q), len(k), len(v)], None)
+    assert (stored["k"][1] == k[dim // 2]).all() and (stored["v"] == v).all()
 
 
 def test_heads_that_are_not_whole_are_refused() -> None:
@@ -99,9 +104,10 @@ def test_heads_that_are_not_whole_are_refused() -> None:
 
 def test_gate_and_up_rows_alternate() -> None:
     gate, up = ternary_rows(16, 32, 1), ternary_rows(16, 32, 2)
-    joined = layout.join_gate_up(gate, up)
+    joined = layout.join_rows(STEPS["gate"], (gate, up), 32)
     assert (joined[6] == gate[3]).all() and (joined[7] == up[3]).all()
-    assert all((a == b).all() for a, b in zip(layout.split_gate_up(joined), (gate, up), strict=True))
+    parts = layout.split_rows(STEPS["gate"], joined, [16, 16], 32)
+    assert (parts["gate"] == gate).all() and (parts["up"] == up).all()
 
 
 @CONFIGS

@@ -26,7 +26,9 @@ from tellme.golden.config import TINY
 from tellme.golden.model import GoldenModel, ModelWeights, RopeScaling
 from tellme.host import cli
 from tellme.host.checkpoints.checkpoint import read_checkpoint
-from tellme.host.checkpoints.gguf import Gguf, read_gguf, unpack_i2_s, unpack_tq1_0, unpack_tq2_0
+from tellme.host.checkpoints.gguf import read_gguf
+from tellme.host.checkpoints.gguf.elements import unpack_i2_s, unpack_tq1_0, unpack_tq2_0
+from tellme.host.checkpoints.gguf.tensors import Gguf
 from tellme.host.errors import UserError
 from tellme.host.image.model import Model, convert
 from tellme.host.text.tokenizer import Files, Tokenizer
@@ -304,7 +306,7 @@ def test_published_shapes_have_their_gate_without_being_told(tmp_path: Path, mon
 
     for name, want in (("_SHAPE_2B_4T", "relu2"), ("_SHAPE_LARGE", "silu")):
         with monkeypatch.context() as m:
-            m.setattr(f"tellme.host.checkpoints.gguf.{name}", (128, 1, 128, 1024))
+            m.setattr(f"tellme.host.checkpoints.gguf.spec.{name}", (128, 1, 128, 1024))
             for architecture in ("bitnet", "bitnet-b1.58", "bitnet-25"):
                 assert gate(architecture) == (want, 0)
         assert gate("bitnet", layers=2) == ("silu", 1)
@@ -605,7 +607,7 @@ def test_a_part_of_a_model_is_known_by_its_name_too(tmp_path: Path):
 
 
 def test_a_header_beyond_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tellme.host.checkpoints.gguf.MAX_HEADER", 100)
+    monkeypatch.setattr("tellme.host.checkpoints.gguf.header.MAX_HEADER", 100)
     (tmp_path / "m.gguf").write_bytes(raw([field("a", 8, text("x" * 90))], []))
     with pytest.raises(UserError, match="its header has more than 100 bytes; at most those are read"):
         Gguf(tmp_path / "m.gguf")
@@ -628,7 +630,7 @@ def test_layers_are_read_when_asked_for_in_pieces(tmp_path: Path, monkeypatch: p
     weights = small(layers=3)
     file = write_gguf(tmp_path / "m.gguf", weights)
     whole = read_gguf(file).weights
-    monkeypatch.setattr("tellme.host.checkpoints.gguf.PIECE", 1000)  # 7 rows of 128
+    monkeypatch.setattr("tellme.host.checkpoints.gguf.tensors.PIECE", 1000)  # 7 rows of 128
     got = read_gguf(file).weights
     assert_same(got, whole)
     monkeypatch.setattr(Gguf, "matrix", None)

@@ -23,14 +23,16 @@ from tellme.golden.config import KV260, TINY, AcceleratorConfig
 from tellme.golden.layout import row_block, unpack_linear
 from tellme.golden.model import ModelWeights
 from tellme.golden.registers import VERSION
+from tellme.golden.spec import STEPS
 from tellme.host.checkpoints.checkpoint import read_checkpoint
 from tellme.host.errors import UserError
 from tellme.host.image.file import PAGE, Image, Plan, write_image
 from tellme.host.image.model import Model, convert
+from tests.formats import TwoBits, with_format
 from tests.fuzz.targets import image_header
 from tests.host.checkpoints.test_checkpoint import LFS, assert_same
 from tests.host.checkpoints.test_checkpoint import PAGE as WEB_PAGE
-from tests.host.support import DEMO, WORD, write_checkpoint
+from tests.host.support import DEMO, WORD, start, write_checkpoint
 from tests.models import small_spec
 
 CONFIGS = [TINY, WORD, KV260]
@@ -431,3 +433,50 @@ def test_an_image_knows_the_build_it_was_made_for(
         f"{demo_image}: was made for build {build_name(TINY)}, version {VERSION} of the memory formats, but "
         f"{build_name(wider)} has version {VERSION + 1}; convert the checkpoint with --board wider"
     )
+
+
+def test_a_section_may_hold_the_gains_of_several_norms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "m", small_spec()))
+    monkeypatch.setitem(STEPS, "o", replace(STEPS["o"], gain=("post_norm", "ffn_norm")))
+    monkeypatch.setitem(STEPS, "gate", replace(STEPS["gate"], gain=()))
+    convert(checkpoint, tmp_path / "m.tlm", TINY)
+    model = Model.open(tmp_path / "m.tlm", TINY)
+    assert model.image.sections["0.o"].info["gain_beats"] == (64 + 96) * 4 // 16
+    assert model.image.sections["0.gate"].info["gain_beats"] == 0
+    assert_same(model.weights(), checkpoint.weights)
+
+
+# ---- another format of weights ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
+def test_images_and_programs_ask_the_format_how_weights_are_packed(tmp_path: Path, config: AcceleratorConfig):
+    """Nothing of converter, image, driver and program is changed for it; the machine that runs it is `ReferenceMachine`."""
+    other = with_format(config, TwoBits())
+    folder = write_checkpoint(tmp_path / "m", small_spec(tied=False))
+    accelerator, _, model = start(folder, other)
+    plain, _, usual = start(folder, config)
+    assert model.image.sections["0.o"].info["rows"] == 64
+    assert (model.image.section("0.o") != usual.image.section("0.o")).any()
+    assert_same(model.weights(), usual.weights())
+    for tokens in ([3, 1, 4], [1]):
+        got, want = (a.prefill(tokens, start=0, logits=True)[-1] for a in (accelerator, plain))
+        assert got.logits is not None
+        np.testing.assert_array_equal(got.logits, want.logits)
+
+
+def test_damage_of_another_format_is_named_in_its_words(tmp_path: Path):
+    other = with_format(TINY, TwoBits())
+    path = damaged_image(tmp_path, other, lambda w: with_layer(w, up=-np.abs(w.layers[1].up) * 0 - 1))
+    with pytest.raises(UserError, match=r"up of section '1.gate' holds only -1; the checkpoint is broken .damaged."):
+        Model.open(path, other)
+    convert(read_checkpoint(DEMO), tmp_path / "good.tlm", other)
+    raw = (tmp_path / "good.tlm").read_bytes()
+    at = -(-(24 + struct.unpack("<I", raw[12:16])[0]) // PAGE) * PAGE
+    at += Image(tmp_path / "good.tlm").sections["0.qkv"].address * TINY.port_bytes
+    bad = Model(Image(edit(tmp_path / "good.tlm", tmp_path / "bad.tlm", at + 1, 250), verify=False), other)
+    with pytest.raises(
+        UserError,
+        match=r"bad.tlm: section '0.qkv': two bits of a byte must be at most 2; found 250 at row 0, byte 1; convert",
+    ):
+        bad.weights()

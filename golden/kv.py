@@ -1,0 +1,94 @@
+"""Where keys and values lie: within a block of the cache, and in the RAM of the pass's own K and V.
+
+Described once, for layout, schedule, driver and hardware. Numbers of cells, rows and lanes may be ints or values of the
+hardware, from which the functions make expressions: they add, and multiply by constants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from tellme.golden.config import AcceleratorConfig
+
+
+@dataclass(frozen=True)
+class KvGeometry:
+    """A block holds `key_block` keys of one slot and KV head: K scales, V scales, K data, V data. Data are cells of 32
+    dimensions: for each cell `key_tile` beats of `keys_per_beat` keys. What is read as one is the K record (all before the
+    V data) and the V record.
+
+    All in beats.
+    """
+
+    config: AcceleratorConfig
+
+    def cells(self, head_dim: Any) -> Any:
+        """Cells of a head."""
+        return head_dim >> _log2(self.config.cell)
+
+    # ---- a block of the cache, from its first beat ------------------------------------------------------------------
+
+    k_scales = 0
+    """First beat of the K scales."""
+
+    @property
+    def v_scales(self) -> int:
+        """First beat of the V scales."""
+        return self.k_scales + self.config.scale_beats
+
+    @property
+    def k_data(self) -> int:
+        """First beat of the K data."""
+        return self.v_scales + self.config.scale_beats
+
+    def data_beats(self, cells: Any) -> Any:
+        """Of the K (or V) data."""
+        return cells * self.config.key_tile
+
+    def v_data(self, cells: Any) -> Any:
+        """First beat of the V data, and beats of the K record."""
+        return self.data_beats(cells) + self.k_data
+
+    def block_stride(self, cells: Any) -> Any:
+        """From block to block."""
+        return cells * (2 * self.config.key_tile) + self.k_data
+
+    def blocks(self, positions: int) -> int:
+        """Blocks of a (slot, KV head) of so many positions."""
+        return -(-positions // self.config.key_block)
+
+    # ---- what a pass reads of a block that holds `keys` keys ---------------------------------------------------------
+
+    def scale_reads(self, keys: Any) -> Any:
+        """Beats that hold the K (or V) scales of the block's first keys."""
+        return (keys * 4 + (self.config.beat_bytes - 1)) >> _log2(self.config.beat_bytes)
+
+    def cell_reads(self, keys: Any) -> Any:
+        """Beats that hold a cell of the block's first keys."""
+        return (keys + (self.config.keys_per_beat - 1)) >> _log2(self.config.keys_per_beat)
+
+    # ---- the pass's own K and V --------------------------------------------------------------------------------------
+
+    @cached_property
+    def own_beats(self) -> int:
+        """Beats that hold a cell of all lanes."""
+        return max(1, self.config.lanes // self.config.keys_per_beat)
+
+    @cached_property
+    def own_depth(self) -> int:
+        """Beats of the RAM: keys, then values, of as many cells as the largest `kv_heads` heads have."""
+        return 2 * (self.config.max_kv_dim // self.config.cell) * self.own_beats
+
+    def own_row(self, v: Any, kv_heads: Any, kv_head: Any, cells: Any, cell: Any) -> Any:
+        """Row of a cell: K heads, then V heads, each with its cells."""
+        return (v * kv_heads + kv_head) * cells + cell
+
+    def own_address(self, row: Any, lane_beat: Any) -> Any:
+        """Beat of a row that holds a lane; `lane_beat` is lane // keys_per_beat."""
+        return row * self.own_beats + (lane_beat if self.own_beats > 1 else 0)
+
+
+def _log2(n: int) -> int:
+    return n.bit_length() - 1

@@ -1,0 +1,144 @@
+"""What readers of every kind of checkpoint share: what they make, and how they refuse what is damaged or not supported."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellme.golden import ternary
+from tellme.golden.config import ConfigError
+from tellme.golden.layout import LayoutError
+from tellme.golden.model import LayerWeights, ModelWeights, PassError
+from tellme.golden.spec import ModelError, ModelSpec
+from tellme.host.errors import UserError
+from tellme.host.text.tokenizer import Files
+
+GGUF_MAGIC = b"GGUF"
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Says on stderr what was assumed of a checkpoint. Called when its weights have been read, so that a refusal stays one line."""
+    for note in notes:
+        print(f"tellme: note: {UserError(note)}", file=sys.stderr)
+
+
+def undamaged(where: str, damage: str | None) -> None:
+    """Refuses, with UserError, what the golden model's looks for damage have found."""
+    if damage is not None:
+        raise UserError(f"{where} {damage}; the checkpoint is broken (damaged): download it, or convert it, again")
+
+
+def sound(where: str, weights: NDArray[Any]) -> NDArray[Any]:
+    """Ternary weights [rows, inputs], unless they are damaged (see `golden.ternary.damage`): UserError then."""
+    undamaged(where, ternary.damage(weights))
+    return weights
+
+
+def sound_floats(where: str, values: NDArray[Any]) -> NDArray[Any]:
+    """As `sound`, of gains, or of the rows of an embedding or head."""
+    undamaged(where, ternary.damage_of_floats(values))
+    return values
+
+
+def activation(found: dict[str, Any], known: dict[str, str], path: object) -> str | None:
+    """The gate that a checkpoint names; None if it names none.
+
+    Parameters
+    ----------
+    found : values by the names under which they were found; None counts as not there.
+    known : gates by the names they may have.
+
+    Raises
+    ------
+    UserError : an unknown one, or two that differ.
+    """
+    gates: dict[str, str] = {}
+    for name, value in found.items():
+        if value is None:
+            continue
+        if not isinstance(value, str) or value not in known:
+            raise UserError(f"{path}: {name} is {value!r}; supported are {', '.join(known)}")
+        gates[name] = known[value]
+    if len(set(gates.values())) > 1:
+        said = " and ".join(f"{name} is {found[name]!r}" for name in gates)
+        raise UserError(f"{path}: {said}; correct the wrong one")
+    return next(iter(gates.values()), None)
+
+
+@contextmanager
+def golden_errors(where: object) -> Iterator[None]:
+    """Golden's refusals as UserError, with the place in front."""
+    try:
+        yield
+    except (ModelError, LayoutError, PassError, ConfigError, ternary.WeightError) as e:
+        raise UserError(f"{where}: {e}") from e
+
+
+class LazyLayers(Sequence[LayerWeights]):
+    """Layers of a specification, made and checked when they are asked for; the last one is kept."""
+
+    def __init__(self, spec: ModelSpec, make: Callable[[int], LayerWeights]):
+        self._count = spec.layers
+
+        def checked(i: int) -> LayerWeights:
+            layer = make(i)
+            layer.check(spec, i)
+            return layer
+
+        self._make = lru_cache(maxsize=1)(checked)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(self._count))]
+        if not -self._count <= index < self._count:
+            raise IndexError(index)
+        return self._make(index % self._count)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, read.
+
+    Attributes
+    ----------
+    name : of the folder.
+    weights : shapes and weights; layers are read when they are asked for.
+    tokenizer : files of the tokenizer.
+    eos_ids : tokens that end a text.
+    notes : what the files do not say and had to be assumed, a line each.
+    """
+
+    name: str
+    weights: ModelWeights
+    tokenizer: Files
+    eos_ids: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+
+def several_scales(
+    where: str, group: int, magnitude: NDArray[np.float32], first: int, before: float | np.floating[Any]
+) -> UserError:
+    """What is said of a matrix whose weights are ternary, each group of inputs by a scale of its own.
+
+    Parameters
+    ----------
+    group : inputs that share a scale.
+    magnitude : of a piece of the matrix in which the scale changes, or has changed since the piece before.
+    first : row at which the piece begins. before : scale of the pieces before it.
+    """
+    one = np.float32(before) if first else magnitude[magnitude != 0][0]
+    row, column = (int(v) for v in np.argwhere((magnitude != 0) & (magnitude != one))[0])
+    return UserError(
+        f"{where}: is ternary with several scales, one for every {group:,} inputs of a row ({one:g}, and {magnitude[row, column]:g} "
+        f"at row {row + first}, column {column}); one scale a matrix is supported, several are not yet"
+    )

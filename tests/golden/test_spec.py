@@ -1,0 +1,108 @@
+"""The tables of a model's shape, and that nobody has tables of their own."""
+
+import ast
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tellme.golden.model import LayerWeights
+from tellme.golden.program import Kind
+from tellme.golden.shapes import BITNET_2B
+from tellme.golden.spec import ACTIVATIONS, LAST_STEP, MATRICES, NORMS, STEPS, ModelError, ModelSpec
+from tests.models import PARTS
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLES = {"golden/spec.py"}
+ACTIVATION_DEFAULTS = {
+    "golden/shapes.py",  # what published models have
+    "host/checkpoints/huggingface/config.py",  # defaults of transformers
+    "host/checkpoints/gguf/spec.py",  # what a file that does not say it means
+}
+
+
+def strings(path: Path) -> set[str]:
+    """Constants of a module that are no docstrings."""
+    tree = ast.parse(path.read_text())
+    docs = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+    return {
+        n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in docs if isinstance(n.value, str)
+    }
+
+
+SOURCES = [p for folder in ("golden", "hw", "sim", "host") for p in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def test_only_the_tables_name_the_matrices_of_a_layer() -> None:
+    for path in SOURCES:
+        named = strings(path) & {*MATRICES}
+        if path.relative_to(ROOT).as_posix() not in TABLES:
+            assert len(named) < 4, f"{path}: has a table of matrices: {sorted(named)}"
+    assert {*MATRICES} <= strings(ROOT / "golden/spec.py")
+
+
+def test_only_the_table_names_activations() -> None:
+    for path in SOURCES:
+        if path.relative_to(ROOT).as_posix() not in TABLES | ACTIVATION_DEFAULTS:
+            assert not strings(path) & {*ACTIVATIONS}, f"{path}: asks for an activation by its name"
+
+
+def test_matrices_have_the_shapes_and_names_that_models_are_published_with() -> None:
+    s = BITNET_2B
+    assert s.matrices == {
+        "q": (2560, 2560),
+        "k": (640, 2560),
+        "v": (640, 2560),
+        "o": (2560, 2560),
+        "gate": (6912, 2560),
+        "up": (6912, 2560),
+        "down": (2560, 6912),
+    }
+    assert {m.name: m.transformers for m in MATRICES.values()} == PARTS
+    assert s.layer_weights == sum(a * b for a, b in s.matrices.values())
+    assert s.norms == {"input_norm": 2560, "post_norm": 2560, "attn_norm": 2560, "ffn_norm": 6912}
+    plain = dataclasses.replace(s, attn_sub_norm=False, ffn_sub_norm=False)
+    assert list(plain.norms) == ["input_norm", "post_norm"]
+
+
+def test_weights_of_a_layer_are_those_of_the_tables() -> None:
+    fields = {f.name for f in dataclasses.fields(LayerWeights)}
+    assert fields == {*MATRICES, *(f"{name}_scale" for name in MATRICES), *NORMS}
+
+
+def test_every_matrix_and_every_norm_has_its_step() -> None:
+    assert [name for step in STEPS.values() for name in step.matrices] == list(MATRICES)
+    linear = [step for step in STEPS.values() if step.matrices]
+    assert {step.norm for step in linear} == {*NORMS}
+    # The gain that a step multiplies its outputs with is of the norm behind it: the step after it has it.
+    steps = list(STEPS.values())
+    for step, after in zip(steps, steps[1:] + steps[:1], strict=True):
+        assert step.gain in ((), (after.norm,))
+        assert bool(step.gain) == (step.name != "qkv")
+    assert steps[-1].name == LAST_STEP
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations_have_an_epilogue_each(name: str) -> None:
+    a = ACTIVATIONS[name]
+    assert a.name == name and a.kind not in (Kind.QKV, Kind.RESIDUAL)
+    assert [b.kind for b in ACTIVATIONS.values()].count(a.kind) == 1
+    gate, up = np.float32([[-2, 0, 3]]), np.float32([[5, 5, 7]])
+    want = {"relu2": [[0, 0, 63]], "silu": gate / (1 + np.exp(-gate.astype(np.float64))) * up}[name]
+    assert np.allclose(a.gate(gate, up), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", ["gelu", "", None, 5, ["silu"], {}])
+def test_an_activation_that_there_is_not_is_refused(value: object) -> None:
+    with pytest.raises(ModelError, match="activation must be 'relu2' or 'silu', not "):
+        ModelSpec(
+            hidden=64,
+            layers=1,
+            heads=2,
+            kv_heads=1,
+            head_dim=32,
+            ffn=64,
+            vocab=8,
+            activation=value,  # type: ignore[arg-type]
+        )
