@@ -9,6 +9,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import clog2
+from tellme.golden.kv import KvGeometry
 from tellme.hw.attention.block import SCORE_SPACING, BlockDescriptor, Sizes, log2
 from tellme.hw.attention.queue import ShortQueue
 from tellme.hw.pipeline import wire
@@ -339,7 +340,7 @@ class Player(wiring.Component):
         self.sizes = sizes
         self.depth = depth
         c = sizes.config
-        self.own_beats = max(1, c.lanes // c.keys_per_beat)
+        self.own_beats = KvGeometry(c).own_beats
         super().__init__(
             {
                 "start": In(1),
@@ -573,7 +574,7 @@ def pointer_bits(depth: int) -> int:
 def own_bits(z: Sizes) -> int:
     """Address bits of the own K/V RAM."""
     c = z.config
-    return clog2(2 * (c.max_kv_dim // c.cell) * max(1, c.lanes // c.keys_per_beat))
+    return clog2(KvGeometry(c).own_depth)
 
 
 def tag_layout(z: Sizes) -> data.StructLayout:

@@ -11,6 +11,7 @@ from amaranth.lib.wiring import In, Out
 
 from tellme.golden.check import HEAD_DIM_MULTIPLE, max_kv_heads
 from tellme.golden.config import CHUNK, MAX_GROUP, AcceleratorConfig, clog2
+from tellme.golden.kv import KvGeometry
 from tellme.golden.layout import ROW_MULTIPLE
 from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode
 from tellme.golden.registers import MAX_SLOTS
@@ -90,7 +91,7 @@ class ProgramCheck(wiring.Component):
             known.eq(opcode <= max(Opcode)),
             qkv.eq((opcode == Opcode.LINEAR) & (kind == Kind.QKV)),
             residual.eq((opcode == Opcode.LINEAR) & (kind == Kind.RESIDUAL)),
-            gate.eq((opcode == Opcode.LINEAR) & ((kind == Kind.GATE_RELU2) | (kind == Kind.GATE_SILU))),
+            gate.eq((opcode == Opcode.LINEAR) & (kind != Kind.QKV) & (kind != Kind.RESIDUAL)),
         ]
         inputs, rows = f(Opcode.LINEAR, "inputs"), f(Opcode.LINEAR, "rows")
         head_dim, heads, kv_heads = (f(Opcode.ATTENTION, n) for n in ("head_dim", "heads", "kv_heads"))
@@ -118,10 +119,11 @@ class ProgramCheck(wiring.Component):
         chosen = Signal(17)  # features that the gain is for
         outputs, need, nothing = Signal.like(chosen), Signal.like(chosen), Signal()
         qkv_dims = Signal(17 - units)
-        tile_inputs = Signal(16 + 1)  # of all tiles, in units of beat_bytes: 5 a tile (golden.config.TRITS_PER_BYTE)
+        per_byte = c.weight_format.weights_per_byte
+        tile_inputs = Signal(14 + per_byte.bit_length())  # of all tiles, in units of beat_bytes
         m.d.sync += [
             qkv_dims.eq(q_dims + (kv_dims << 1)),
-            tile_inputs.eq(tiles[:14] + (tiles[:14] << 2)),
+            tile_inputs.eq(_times(tiles[:14], Const(per_byte))),
             outputs.eq(chosen),
             need.eq((chosen + (c.word - 1)) >> word_bits),
             nothing.eq(chosen == 0),
@@ -209,7 +211,7 @@ class ProgramCheck(wiring.Component):
         cells = head_dim[_log2(c.cell) :][: clog2(c.max_head_dim // c.cell + 1)]
         block_beats, slot_blocks = Signal(16), Signal(range(c.max_context // c.key_block + 1))
         m.d.sync += [
-            block_beats.eq((cells << _log2(2 * c.key_tile)) + 2 * c.scale_beats),
+            block_beats.eq(KvGeometry(c).block_stride(cells)),
             slot_blocks.eq((self.context + (c.key_block - 1)) >> _log2(c.key_block)),
         ]
         head_stride, slot_stride = f(Opcode.ATTENTION, "head_stride"), f(Opcode.ATTENTION, "slot_stride")

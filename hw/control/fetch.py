@@ -7,6 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.golden.kv import KvGeometry
 from tellme.golden.program import DESCRIPTOR_BYTES, Opcode
 from tellme.hw.control.descriptor import field
 from tellme.hw.control.sequence import PhaseSequencer
@@ -56,6 +57,7 @@ class Fetcher(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         c = self.config
+        kv = KvGeometry(c)
         cell_bits = c.cell.bit_length() - 1
         tile_bits = c.key_tile.bit_length() - 1
         m.submodules.sequencer = sequencer = PhaseSequencer(c)
@@ -115,18 +117,16 @@ class Fetcher(wiring.Component):
         phase = Signal.like(sequencer.phases.payload)
         cells = Signal(16)
         cell = Signal(16)
-        data_beats = Signal(16)  # of a key block's K or V cells
         tile_beats = Signal(16)
         scale_beats = Signal(16)
         sweeps = Signal(range(-(-c.lanes // c.attention_lanes) + 1))
         m.d.comb += [
-            cells.eq(field(d, Opcode.ATTENTION, "head_dim") >> cell_bits),
-            data_beats.eq(cells << tile_bits),
-            tile_beats.eq((phase.keys + (c.keys_per_beat - 1)) >> (c.keys_per_beat.bit_length() - 1)),
-            scale_beats.eq((phase.keys * 4 + (c.beat_bytes - 1)) >> (c.beat_bytes.bit_length() - 1)),
+            cells.eq(kv.cells(field(d, Opcode.ATTENTION, "head_dim"))),
+            tile_beats.eq(kv.cell_reads(phase.keys)),
+            scale_beats.eq(kv.scale_reads(phase.keys)),
         ]
         k_beats, block_beats = Signal(16), Signal(16)  # of a block's K record, and all of it
-        m.d.sync += [k_beats.eq(data_beats + 2 * c.scale_beats), block_beats.eq(2 * data_beats + 2 * c.scale_beats)]
+        m.d.sync += [k_beats.eq(kv.v_data(cells)), block_beats.eq(kv.block_stride(cells))]
 
         with m.FSM() as fsm:
             with m.State("Idle"):
@@ -242,11 +242,11 @@ class Fetcher(wiring.Component):
                 m.next = "Emit-Cell"
             emit("V-Scales")
             with m.State("V-Scales"):
-                advance(c.scale_beats)
+                advance(kv.v_scales - kv.k_scales)
                 m.next = "Emit-Data"
             emit("Data")
             with m.State("Data"):
-                advance(c.scale_beats)
+                advance(kv.k_data - kv.v_scales)
                 m.d.sync += beats.eq(tile_beats)
                 m.next = "Emit-Cell"
             emit("Cell")

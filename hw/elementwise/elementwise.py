@@ -7,6 +7,7 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from tellme.golden.config import CHUNK, AcceleratorConfig, clog2
+from tellme.golden.kv import KvGeometry
 from tellme.golden.program import Kind
 from tellme.hw.elementwise.buffers import BankedBuffer, BeatTable, ScaleRam
 from tellme.hw.elementwise.common import (
@@ -20,7 +21,7 @@ from tellme.hw.elementwise.common import (
 )
 from tellme.hw.elementwise.epilogue import HEADS_AHEAD, Epilogue
 from tellme.hw.elementwise.load import Loader
-from tellme.hw.elementwise.quantiser import Quantiser, own_depth
+from tellme.hw.elementwise.quantiser import Quantiser
 from tellme.hw.elementwise.scales import SLOTS, ScaleUnit, Target
 from tellme.hw.elementwise.statistics import Statistics, chunk_info
 from tellme.hw.elementwise.transpose import GROUP
@@ -63,7 +64,7 @@ class Elementwise(wiring.Component):
         lane = lane_bits(config)
         super().__init__(
             {
-                "kind": In(2),
+                "kind": In(range(len(Kind))),
                 "norm_in": In(1),
                 "gain_out": In(1),
                 "gain_beats": In(16),
@@ -108,7 +109,7 @@ class Elementwise(wiring.Component):
                 "qscale_lane": In(lane),
                 "qscale_head": In(clog2(config.max_heads)),
                 "qscale_data": Out(32),
-                "own_addr": In(clog2(own_depth(config))),
+                "own_addr": In(clog2(KvGeometry(config).own_depth)),
                 "own_data": Out(8 * config.beat_bytes),
                 "own_scale_v": In(1),
                 "own_scale_head": In(clog2(self._kv_heads)),
@@ -293,7 +294,7 @@ class Elementwise(wiring.Component):
             depth=config.lanes * words, parts=1, part_width=8 * config.word, deep=True
         )
         m.submodules.own = own = BankedBuffer(
-            depth=own_depth(config), parts=config.beat_bytes // config.word, part_width=8 * config.word
+            depth=KvGeometry(config).own_depth, parts=config.beat_bytes // config.word, part_width=8 * config.word
         )
         rope_beats = config.lanes * head_pitch(config) // parts
         m.submodules.rope = rope = BeatTable(beats=rope_beats, word=config.word)

@@ -66,7 +66,7 @@ class Epilogue(wiring.Component):
         super().__init__(
             {
                 "start": In(1),
-                "kind": In(2),
+                "kind": In(range(len(Kind))),
                 "rows": In(16),
                 "lanes": In(count_bits(config)),
                 "scale0": In(32),

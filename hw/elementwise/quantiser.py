@@ -7,20 +7,11 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.golden.kv import KvGeometry
 from tellme.hw.elementwise.common import count_bits, lane_bits, word_bits
 from tellme.hw.elementwise.scales import SLOTS, HeadCounter, ScaleUnit, Target, scale_tag
 from tellme.hw.fp import FloatToInt8, Multiplier
 from tellme.hw.pipeline import delayed, flags
-
-
-def own_lanes(config: AcceleratorConfig) -> int:
-    """Beats that hold a cell of all lanes in the own-K/V RAM."""
-    return max(1, config.lanes // config.keys_per_beat)
-
-
-def own_depth(config: AcceleratorConfig) -> int:
-    """Beats of the own-K/V RAM: keys and values of the pass's own positions."""
-    return 2 * (config.max_kv_dim // config.cell) * own_lanes(config)
 
 
 class Quantiser(wiring.Component):
@@ -72,7 +63,7 @@ class Quantiser(wiring.Component):
                 "write_word": Out(word_bits(config)),
                 "write_data": Out(8 * config.word),
                 "own_write": Out(1),
-                "own_addr": Out(clog2(own_depth(config))),
+                "own_addr": Out(clog2(KvGeometry(config).own_depth)),
                 "own_part": Out(2),
                 "quantised": Out(32),
                 "head_quantised": Out(1),
@@ -176,9 +167,7 @@ class Quantiser(wiring.Component):
         m.d.comb += [
             own.eq(~inputs & (counter.target != Target.QUERY)),
             inside.eq(~own & (~inputs | ~word[-1])),
-            own_addr.eq(
-                (kv_cell + w[cell_bits:]) * own_lanes(config) + (lane[split_bits:] if own_lanes(config) > 1 else 0)
-            ),
+            own_addr.eq(KvGeometry(config).own_address(kv_cell + w[cell_bits:], lane[split_bits:])),
             own_part.eq(Cat(w[:cell_bits], lane[:split_bits])),
         ]
         place = data.StructLayout({"lane": len(lane), "word": word_bits(config), "addr": len(own_addr), "part": 2})

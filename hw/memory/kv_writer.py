@@ -7,6 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.golden.kv import KvGeometry
 from tellme.hw.memory.writer import write_layout
 
 LANE_NUMBER_BITS = 16
@@ -40,7 +41,6 @@ class KvWriter(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._config = config
-        own_beats = max(1, config.lanes // config.keys_per_beat)
         per_lane = data.ArrayLayout(LANE_NUMBER_BITS, config.lanes)
         super().__init__(
             {
@@ -56,7 +56,7 @@ class KvWriter(wiring.Component):
                 "busy": Out(1),
                 "done": Out(1),
                 "clear": In(1),
-                "own_addr": Out(clog2(2 * (config.max_kv_dim // config.cell) * own_beats)),
+                "own_addr": Out(clog2(KvGeometry(config).own_depth)),
                 "own_en": Out(1),
                 "own_grant": In(1),
                 "own_data": In(config.beat_bytes * 8),
@@ -85,7 +85,7 @@ class KvWriter(wiring.Component):
         key_bits = (cfg.key_block - 1).bit_length()
         part_bits = (kpb - 1).bit_length()
         float_bits = (floats - 1).bit_length()
-        own_beats = max(1, cfg.lanes // kpb)
+        kv = KvGeometry(cfg)
 
         # Taken with `start`: other descriptors run while the cache is written.
         job = {
@@ -112,7 +112,7 @@ class KvWriter(wiring.Component):
             self.writes.payload.eq(out),
             last_cell.eq(cell + 1 == job["cells"]),
             last_head.eq(head + 1 == job["kv_heads"]),
-            self.own_addr.eq(row * own_beats + (lane >> part_bits if own_beats > 1 else 0)),
+            self.own_addr.eq(kv.own_address(row, lane >> part_bits)),
             self.own_scale_v.eq(value),
             self.own_scale_head.eq(head),
             self.own_scale_lane.eq(lane),
@@ -152,7 +152,7 @@ class KvWriter(wiring.Component):
                     m.d.sync += [
                         second.eq(1),
                         factor.eq(factor2),
-                        stride.eq((job["cells"] * (2 * cfg.key_tile))[:32] + 2 * cfg.scale_beats),
+                        stride.eq(kv.block_stride(job["cells"])),
                     ]
                 with m.Else():
                     m.d.sync += [
@@ -162,7 +162,7 @@ class KvWriter(wiring.Component):
                         cell.eq(0),
                         row.eq(0),
                         scale.eq(0),
-                        offset.eq(2 * cfg.scale_beats),
+                        offset.eq(kv.k_data),
                     ]
                     m.next = "Read"
             with m.State("Read"):
@@ -175,7 +175,7 @@ class KvWriter(wiring.Component):
                 m.d.sync += full.eq(1)
                 with m.If(scale):
                     m.d.sync += [
-                        out.address.eq(address + Mux(value, cfg.scale_beats, 0) + key[float_bits:]),
+                        out.address.eq(address + Mux(value, kv.v_scales, kv.k_scales) + key[float_bits:]),
                         out.data.eq(Cat(self.own_scale_data for _ in range(floats))),
                         out.strobe.eq(0xF << (key[:float_bits] << 2)),
                     ]
@@ -197,14 +197,14 @@ class KvWriter(wiring.Component):
                         head.eq(head + 1),
                         address.eq(address + job["head_stride"]),
                         # back to the first cell of K, or of V
-                        offset.eq(Mux(value, offset_v(cfg, job["cells"]), 2 * cfg.scale_beats)),
+                        offset.eq(Mux(value, kv.v_data(job["cells"]), kv.k_data)),
                     ]
                     with m.If(last_head):
                         m.d.sync += [
                             value.eq(1),
                             head.eq(0),
                             address.eq(block_base),
-                            offset.eq(offset_v(cfg, job["cells"])),
+                            offset.eq(kv.v_data(job["cells"])),
                         ]
                         with m.If(value):
                             m.d.sync += lane.eq(lane + 1)
@@ -216,8 +216,3 @@ class KvWriter(wiring.Component):
                     m.d.comb += self.done.eq(1)
                     m.next = "Idle"
         return ResetInserter(self.clear)(m)
-
-
-def offset_v(config: AcceleratorConfig, cells: Signal) -> Signal:
-    """Beats from the start of a cache block to its V record."""
-    return (cells * config.key_tile)[:32] + 2 * config.scale_beats
