@@ -26,9 +26,9 @@ from tellme.hw.attention.merge import SumAccumulator
 from tellme.hw.elementwise.elementwise import Elementwise
 from tellme.hw.elementwise.epilogue import Epilogue
 from tellme.hw.elementwise.statistics import Statistics
+from tellme.hw.queues import ReservedQueue
 from tellme.hw.tlmm.engine import TlmmEngine
 from tellme.hw.tlmm.engine import expected_cycles as tlmm_cycles
-from tellme.hw.tlmm.rows import RowFifo
 
 PAGES = tuple(
     Path(__file__).parent / name for name in ("architecture.md", "formats.md", "numerics.md", "boards.md", "token.md")
@@ -103,7 +103,7 @@ def delays() -> str:
     epilogue = "from the issue of a chunk by the transposer to its features"
     rows = [
         ("`TlmmEngine`", "from a beat of a block's last tile to its row in the FIFO", TlmmEngine(c).delay),
-        ("`RowFifo`", "from a push into the empty FIFO to its output", RowFifo.delay),
+        ("`ReservedQueue`", "from a write into the empty queue to its output", ReservedQueue.delay),
         *((f"`Epilogue`, {kind.name}", epilogue, Epilogue.delay(kind)) for kind in Kind),
         ("`Statistics`", "from the finalising read of a lane to its sums", Statistics(c).read_delay),
         ("`SumAccumulator`", "from the read of a sum to its result", SumAccumulator(Sizes(c, PIPES)).delay),

@@ -320,11 +320,3 @@ def exp2_mantissa(f: ArrayLike) -> I64:
     """2^(f / 2^20) in units of 2^-23 (2^23 .. 2^24 - 1), f a 20-bit fraction; at most 1 unit off."""
     v = np.asarray(f, np.int64)
     return EXP2.mantissa(v >> 14, v & 0x3FFF)
-
-
-def exp2_float(d: ArrayLike) -> F32:
-    """2^-(d / 2^20) for unsigned integers d; 0 below 2^-126."""
-    v = np.asarray(d, np.int64)
-    n = (v + 0xFFFFF) >> 20
-    r = ((126 - n) << 23) + exp2_mantissa((n << 20) - v)
-    return from_bits(np.where(n > 126, 0, r))

@@ -28,13 +28,13 @@ from tellme.hw.elementwise.elementwise import Elementwise
 from tellme.hw.elementwise.quantiser import Quantiser
 from tellme.hw.elementwise.scales import ScaleUnit
 from tellme.hw.elementwise.statistics import Statistics
-from tellme.hw.memory.fifo import COLUMN_BITS, ULTRA_DEPTH
+from tellme.hw.queues import COLUMN_BITS, ULTRA_DEPTH
 from tellme.hw.tlmm import engine
 from tellme.sim import stream
 from tellme.sim.timing import MemoryTiming
 
 URAM_DEPTH, BRAM_DEPTH = 4096, 512
-"""Words of 72 bits in a URAM288 and in a RAMB36 (UG573); a column of the FIFO (hw/memory/fifo.py) takes one word."""
+"""Words of 72 bits in a URAM288 and in a RAMB36 (UG573); a column of the FIFO (hw/queues.py) takes one word."""
 ROUND_TRIP = 12
 """Cycles from a read's request to its first beat besides the memory's latency: registers of reader and memory."""
 TURNAROUND = 19

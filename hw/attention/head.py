@@ -8,8 +8,8 @@ from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.hw.attention.block import Sizes, log2
-from tellme.hw.attention.queue import ShortQueue
 from tellme.hw.pipeline import delay_line
+from tellme.hw.queues import ShortQueue
 
 LOGIT_BEATS = 16
 """Beats of logits that wait to be written."""

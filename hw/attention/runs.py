@@ -11,8 +11,8 @@ from amaranth.lib.wiring import In, Out
 from tellme.golden.config import clog2
 from tellme.golden.kv import KvGeometry
 from tellme.hw.attention.block import SCORE_SPACING, BlockDescriptor, Sizes, log2
-from tellme.hw.attention.queue import ShortQueue
 from tellme.hw.pipeline import wire
+from tellme.hw.queues import ShortQueue
 
 CONSUMERS = ("load", "play", "query", "score", "dump")
 """Parts that walk the phases, each at its own pace."""

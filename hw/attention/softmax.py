@@ -12,10 +12,10 @@ from amaranth.lib.wiring import In, Out
 from tellme.golden.attention import RATIO_MAX, SCORE_FRAC
 from tellme.golden.config import clog2
 from tellme.hw.attention.block import SCORE_BITS, Sizes, log2
-from tellme.hw.attention.queue import ShortQueue
 from tellme.hw.attention.scores import DotAccumulator
 from tellme.hw.fp import Exp2Mantissa, FloatToFixed, IntToFloat, Multiplier, Reciprocal
 from tellme.hw.pipeline import delay_line
+from tellme.hw.queues import ShortQueue
 
 
 def float_const(x: float) -> Const:

@@ -140,6 +140,12 @@ class ScaleRam(wiring.Component):
     Parameters
     ----------
     depth : scales.
+
+    Interface attributes
+    --------------------
+    write, write_addr, write_data : In.
+    read_addr : In.
+    read_data : Out, one cycle later; the old scale when it is written in the same cycle as it is read.
     """
 
     def __init__(self, *, depth: int):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from amaranth.hdl import Cat, Module, Signal, Value, unsigned
 from amaranth.lib import data
 
 from tellme.golden.config import CHUNK, AcceleratorConfig, clog2
+from tellme.hw.pipeline import delay_line
 
 FLOAT = unsigned(32)
 """A binary32 pattern."""
@@ -40,6 +43,14 @@ def word_bits(config: AcceleratorConfig) -> int:
 def head_pitch(config: AcceleratorConfig) -> int:
     """Chunks of a lane in the rotary table: a power of two, so that an address is {lane, chunk}."""
     return 1 << (config.max_head_dim // CHUNK - 1).bit_length()
+
+
+def with_flags(m: Module, flags: Value, info: Any, cycles: int, name: str) -> tuple[Value, Any]:
+    """Flags that start an action and what goes with them, both `cycles` later; only the flags are reset."""
+    return (
+        delay_line(m, flags, cycles, f"{name}_state", reset_less=False),
+        delay_line(m, info, cycles, f"{name}_info", ring=True),
+    )
 
 
 def lane_address(m: Module, lane: Value, pitch: int, place: Value, name: str) -> Value:

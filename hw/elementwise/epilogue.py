@@ -15,12 +15,13 @@ from tellme.hw.elementwise.common import (
     count_bits,
     head_pitch,
     lane_bits,
+    with_flags,
 )
 from tellme.hw.elementwise.scales import HeadCounter, Target
 from tellme.hw.elementwise.statistics import chunk_info
 from tellme.hw.elementwise.transpose import GROUP, Transposer
 from tellme.hw.fp import Adder, Exponential, IntToFloat, Multiplier, Reciprocal
-from tellme.hw.pipeline import delay_line, delayed, flags
+from tellme.hw.pipeline import delay_line, register
 
 HEADS_AHEAD = 2
 """Heads whose maxima the statistics can hold."""
@@ -176,13 +177,10 @@ class Epilogue(wiring.Component):
         m.submodules.scale_odd = scale_odd = Multiplier()
         m.d.comb += [scale_even.a.eq(even), scale_even.b.eq(act), scale_odd.a.eq(odd), scale_odd.b.eq(act)]
         late = self._scaled - Transposer.delay - 1 - mul
-        s_even = delayed(m, scale_even.o, late, "s_even")
+        s_even = delay_line(m, scale_even.o, late, "s_even", ring=True)
         is_gate = ~self._is_qkv & ~self._is_residual
-        s_odd = delayed(m, Mux(is_gate, scale_odd.o, scale_even.o), late, "s_odd")
-        values = data.View(
-            rows.values.shape(),
-            delayed(m, rows.values, self._scaled - Transposer.delay - CONVERT, "values"),
-        )
+        s_odd = delay_line(m, Mux(is_gate, scale_odd.o, scale_even.o), late, "s_odd", ring=True)
+        values = delay_line(m, rows.values, self._scaled - Transposer.delay - CONVERT, "values", ring=True)
         y = []
         for i in range(CHUNK):
             m.submodules[f"convert{i}"] = number = IntToFloat(config.row_width)
@@ -192,15 +190,15 @@ class Epilogue(wiring.Component):
             y.append(scaled.o)
 
         # ---- operands that are there together with y
-        tag = data.View(layout, delayed(m, tag, self._y - Transposer.delay - 2, "tag_read"))
+        tag = delay_line(m, tag, self._y - Transposer.delay - 2, "tag_read", ring=True)
         m.d.comb += [
             self.rope_lane.eq(tag.lane),
             self.rope_chunk.eq(Cat(tag.half, tag.dim)),
             self.x_lane.eq(tag.lane),
             self.x_chunk.eq(Cat(tag.half, tag.group)),
         ]
-        tag = data.View(layout, delayed(m, tag, 2, "tag_y"))
-        return y, flags(m, state, self._y - Transposer.delay, "state_y"), tag
+        tag = delay_line(m, tag, 2, "tag_y")
+        return y, delay_line(m, state, self._y - Transposer.delay, "state_y", reset_less=False), tag
 
     def _features(self, m: Module, y: list[Signal], state: Signal, tag: data.View) -> None:
         """RoPE, residual sum or gate, on shared multipliers and adders."""
@@ -216,7 +214,7 @@ class Epilogue(wiring.Component):
             a, b = Signal(32, name=f"add{i}_a", reset_less=True), Signal(32, name=f"add{i}_b", reset_less=True)
             m.d.comb += [unit.a.eq(a), unit.b.eq(b), unit.subtract.eq(self._is_qkv & (i % 2 == 0))]
             adds.append((a, b, unit.o))
-        y_late = data.View(CHUNK_LAYOUT, delayed(m, Cat(*y), self._qkv - self._y, "y_late"))
+        y_late = delay_line(m, Cat(*y), self._qkv - self._y, "y_late", ring=True)
 
         gates = []
         for p in range(CHUNK // 2):
@@ -229,8 +227,8 @@ class Epilogue(wiring.Component):
             m.submodules[f"exp{p}"] = exp = Exponential()
             m.submodules[f"recip{p}"] = recip = Reciprocal()
             m.d.comb += [exp.i.eq(a ^ 1 << 31), recip.i.eq(even[2])]
-            gate = delayed(m, a, self._sigmoid - self._y, f"gate{p}")
-            up = delayed(m, b, self._sigmoid + 1 + mul - self._y, f"up{p}")
+            gate = delay_line(m, a, self._sigmoid - self._y, f"gate{p}", ring=True)
+            up = delay_line(m, b, self._sigmoid + 1 + mul - self._y, f"up{p}", ring=True)
             relu = Mux(gate[31], 0, gate)
             gates.append(m1[2])
 
@@ -254,28 +252,23 @@ class Epilogue(wiring.Component):
             outs += [even[2], odd[2]]
 
         # ---- chunks: a gate's comes with the second half of a group
-        def later(cycles: int, name: str) -> None:
-            nonlocal state, tag
-            state = flags(m, state, cycles, f"state_{name}")
-            tag = data.View(tag.shape(), delayed(m, tag, cycles, f"tag_{name}"))
-
-        first_half = delay_line(m, Cat(*gates), 1, "first_half")
-        later(self._residual - self._y, "residual")
+        first_half = register(m, Cat(*gates), "first_half")
+        state, tag = with_flags(m, state, tag, self._residual - self._y, "residual")
         chosen_state, chosen_tag = Signal(3), Signal(tag.shape())
         v = Signal(CHUNK_LAYOUT)
         with m.If(self._is_residual):
             m.d.comb += [chosen_state.eq(state), chosen_tag.eq(tag), Cat(*(v[i] for i in range(CHUNK))).eq(Cat(*outs))]
         # A chunk that has left must not come out again at a later tap, when the next job is of another kind.
         state = Mux(self._is_residual, 0, state)
-        later(self._qkv - self._residual, "qkv")
+        state, tag = with_flags(m, state, tag, self._qkv - self._residual, "qkv")
         with m.If(self._is_qkv):
             m.d.comb += [
                 chosen_state.eq(state),
                 chosen_tag.eq(tag),
-                v.as_value().eq(Mux(tag.target == Target.VALUE, y_late.as_value(), Cat(*outs))),
+                v.as_value().eq(Mux(tag.target == Target.VALUE, y_late, Cat(*outs))),
             ]
         state = Mux(self._is_qkv, 0, state)
-        later(self._gate - self._qkv, "gate")
+        state, tag = with_flags(m, state, tag, self._gate - self._qkv, "gate")
         with m.If(~self._is_qkv & ~self._is_residual):
             m.d.comb += [
                 chosen_state.eq(Mux(tag.half, state, 0)),

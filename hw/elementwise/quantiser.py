@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
+from dataclasses import dataclass
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.golden.kv import KvGeometry
-from tellme.hw.elementwise.common import count_bits, lane_bits, word_bits
+from tellme.hw.elementwise.common import count_bits, lane_bits, with_flags, word_bits
 from tellme.hw.elementwise.scales import SLOTS, HeadCounter, ScaleUnit, Target, scale_tag
 from tellme.hw.fp import FloatToInt8, Multiplier
-from tellme.hw.pipeline import delayed, flags
+from tellme.hw.pipeline import delay_line
+
+
+@dataclass(frozen=True)
+class _Word:
+    """The word that is read: `issue` now, `last` of its job; `inputs`, or else heads."""
+
+    issue: Signal
+    last: Signal
+    inputs: Signal
+    outer: Signal  # tile or head
+    lane: Signal
+    w: Signal  # within the tile or head
+    word: Signal  # within the lane's part of the buffer
+    kv_cell: Signal  # first cell of the K or V head
+    target: Signal
 
 
 class Quantiser(wiring.Component):
@@ -79,12 +97,15 @@ class Quantiser(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        at = self._walk(m)
+        self._write(m, at)
+        self._multiply(m, self._factor(m, at))
+        return m
+
+    def _walk(self, m: Module) -> _Word:
+        """Word after word of both jobs."""
         config = self._config
         wide = word_bits(config) + 1  # the last tile may reach beyond the buffer
-        cell_words = config.cell // config.word
-        split = config.keys_per_beat
-
-        # ---- which word
         inputs, heads = Signal(), Signal()  # jobs under way
         outer = Signal(16)
         lane, last_lane = Signal(lane_bits(config)), Signal(lane_bits(config))
@@ -145,47 +166,49 @@ class Quantiser(wiring.Component):
         with m.If(self.start_heads):
             m.d.sync += [heads.eq(1), kv_cell.eq(0), *counter.reset()]
 
-        # ---- its factor
+        m.d.comb += [self.u_read.eq(issue), self.u_lane.eq(lane), self.u_word.eq(word)]
+        return _Word(issue, last, inputs, outer, lane, w, word, kv_cell, counter.target)
+
+    def _factor(self, m: Module, at: _Word) -> Value:
+        """The factor of the word, when the word comes from the u buffer."""
+        config = self._config
         m.submodules.factors = factors = memory.Memory(shape=unsigned(32), depth=SLOTS * config.lanes, init=[])
         store, look = factors.write_port(), factors.read_port(domain="comb")
         m.d.comb += [
             store.addr.eq(Cat(self.tag.slot, self.tag.lane)),
             store.data.eq(self.inv),
             store.en.eq(self.done),
-            look.addr.eq(Cat(Mux(inputs, 0, outer[:2]), lane)),
-            self.u_read.eq(issue),
-            self.u_lane.eq(lane),
-            self.u_word.eq(word),
+            look.addr.eq(Cat(Mux(at.inputs, 0, at.outer[:2]), at.lane)),
         ]
-        factor = delayed(m, look.data, 2, "factor")
+        return delay_line(m, look.data, 2, "factor")
 
-        # ---- where it goes
+    def _write(self, m: Module, at: _Word) -> None:
+        """Where the word goes: a lane's part of the int8 buffer, or the own-K/V RAM."""
+        config = self._config
+        cell_bits = exact_log2(config.cell // config.word)
+        split_bits = exact_log2(config.keys_per_beat)
+        half = word_bits(config) - 1
         own, inside = Signal(), Signal()
         own_addr, own_part = Signal(len(self.own_addr)), Signal(2)
-        cell_bits = cell_words.bit_length() - 1
-        split_bits = split.bit_length() - 1
         m.d.comb += [
-            own.eq(~inputs & (counter.target != Target.QUERY)),
-            inside.eq(~own & (~inputs | ~word[-1])),
-            own_addr.eq(KvGeometry(config).own_address(kv_cell + w[cell_bits:], lane[split_bits:])),
-            own_part.eq(Cat(w[:cell_bits], lane[:split_bits])),
+            own.eq(~at.inputs & (at.target != Target.QUERY)),
+            inside.eq(~own & (~at.inputs | ~at.word[-1])),
+            own_addr.eq(KvGeometry(config).own_address(at.kv_cell + at.w[cell_bits:], at.lane[split_bits:])),
+            own_part.eq(Cat(at.w[:cell_bits], at.lane[:split_bits])),
         ]
-        place = data.StructLayout({"lane": len(lane), "word": word_bits(config), "addr": len(own_addr), "part": 2})
+        place = data.StructLayout({"lane": len(at.lane), "word": word_bits(config), "addr": len(own_addr), "part": 2})
         here = Signal(place)
         m.d.comb += [
-            here.lane.eq(lane),
+            here.lane.eq(at.lane),
             # Queries stand in the upper half of a lane's part, where no input of a QKV matrix reaches.
-            here.word.eq(Cat(word[: word_bits(config) - 1], Mux(inputs, word[word_bits(config) - 1], 1))),
+            here.word.eq(Cat(at.word[:half], Mux(at.inputs, at.word[half], 1))),
             here.addr.eq(own_addr),
             here.part.eq(own_part),
         ]
-        there = data.View(place, delayed(m, here, self.delay, "place"))
-        state = flags(
-            m,
-            Cat(issue & inputs, issue & inside, issue & own, last & inputs, last & ~inputs),
-            self.delay,
-            "state",
+        starting = Cat(
+            at.issue & at.inputs, at.issue & inside, at.issue & own, at.last & at.inputs, at.last & ~at.inputs
         )
+        state, there = with_flags(m, starting, here, self.delay, "place")
         m.d.comb += [
             self.write.eq(state[1]),
             self.own_write.eq(state[2]),
@@ -200,8 +223,8 @@ class Quantiser(wiring.Component):
         with m.If(self.start_inputs):
             m.d.sync += self.quantised.eq(0)
 
-        # ---- the arithmetic
-        for i in range(config.word):
+    def _multiply(self, m: Module, factor: Value) -> None:
+        for i in range(self._config.word):
             m.submodules[f"mul{i}"] = mul = Multiplier()
             m.submodules[f"round{i}"] = rounded = FloatToInt8()
             m.d.comb += [
@@ -210,4 +233,3 @@ class Quantiser(wiring.Component):
                 rounded.i.eq(mul.o),
                 self.write_data.word_select(i, 8).eq(rounded.o),
             ]
-        return m

@@ -15,7 +15,7 @@ from tellme.golden.fp import bits
 from tellme.hw.elementwise.common import ONE, count_bits, lane_bits
 from tellme.hw.elementwise.statistics import Statistics
 from tellme.hw.fp import Adder, Multiplier, Reciprocal, ReciprocalSqrt
-from tellme.hw.pipeline import delayed, flags
+from tellme.hw.pipeline import counted, delay_line
 
 SLOTS = 4
 """Heads whose scales may wait for the quantiser."""
@@ -69,7 +69,7 @@ class HeadCounter:
 
     def step(self, m: Module) -> None:
         """Assigns the next head (domain sync)."""
-        m.d.sync += self.head.eq(Mux(self._final, 0, self.head + 1))
+        m.d.sync += self.head.eq(counted(self.head, self._final))
         with m.If(self._final):
             m.d.sync += self.target.eq(self.target + 1)
 
@@ -210,7 +210,7 @@ class ScaleUnit(wiring.Component):
             root.i.eq(add.o),
         ]
         to_root = Statistics.read_delay + mul + Adder.delay + rsqrt
-        tag_root = data.View(tag.shape(), delayed(m, tag, to_root, "tag_root"))
+        tag_root = delay_line(m, tag, to_root, "tag_root", ring=True)
         r = Signal(32, reset_less=True)
         m.d.sync += r.eq(Mux(self.norm_in & (tag_root.target == Target.INPUTS), root.o, ONE))
 
@@ -219,7 +219,7 @@ class ScaleUnit(wiring.Component):
         a = Signal(31, reset_less=True)
         smallest = int(bits(SMALLEST_ABSMAX))
         m.d.comb += [
-            normal.a.eq(delayed(m, self.amax, mul + Adder.delay + rsqrt + 1, "amax")),
+            normal.a.eq(delay_line(m, self.amax, mul + Adder.delay + rsqrt + 1, "amax", ring=True)),
             normal.b.eq(r),
             r127.a.eq(r),
             r127.b.eq(int(bits(np.float32(127)))),
@@ -234,16 +234,16 @@ class ScaleUnit(wiring.Component):
         late = max(recip, mul)
         m.d.comb += [
             inverse.i.eq(a),
-            inv.a.eq(delayed(m, r127.o, 1 + late, "r127")),
-            inv.b.eq(delayed(m, inverse.o, late - recip, "inverse")),
+            inv.a.eq(delay_line(m, r127.o, 1 + late, "r127", ring=True)),
+            inv.b.eq(delay_line(m, inverse.o, late - recip, "inverse", ring=True)),
             self.inv.eq(inv.o),
             scale.a.eq(a),
             scale.b.eq(int(bits(INV_127))),
             query.a.eq(scale.o),
             query.b.eq(self.q_scale),
-            self.scale.eq(delayed(m, scale.o, late, "scale")),
-            self.query_scale.eq(delayed(m, query.o, late - mul, "query")),
-            self.done.eq(flags(m, self.read & self.read_half, self.delay, "done")),
-            self.tag.eq(delayed(m, tag_root.as_value(), self.delay - to_root, "tag")),
+            self.scale.eq(delay_line(m, scale.o, late, "scale", ring=True)),
+            self.query_scale.eq(delay_line(m, query.o, late - mul, "query", ring=True)),
+            self.done.eq(delay_line(m, self.read & self.read_half, self.delay, "done", reset_less=False)),
+            self.tag.eq(delay_line(m, tag_root, self.delay - to_root, "tag", ring=True)),
         ]
         assert to_root + 1 + mul + 1 + late + mul == self.delay

@@ -8,9 +8,9 @@ from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import CHUNK, PARTIALS, AcceleratorConfig
 from tellme.hw.elementwise.buffers import BeatTable
-from tellme.hw.elementwise.common import CHUNK_LAYOUT, ONE, chunk_bits, lane_bits
+from tellme.hw.elementwise.common import CHUNK_LAYOUT, ONE, chunk_bits, lane_bits, with_flags
 from tellme.hw.fp import Adder, Multiplier
-from tellme.hw.pipeline import delayed, flags
+from tellme.hw.pipeline import delay_line, register
 
 BANKS = CHUNK
 """Partial k lives in bank k mod 4, half k // 4."""
@@ -96,9 +96,7 @@ class Statistics(wiring.Component):
 
     def _tap(self, m: Module, cycles: int, name: str) -> tuple[Value, data.View]:
         """(valid, last, head_last) and info of the chunk that entered `cycles` cycles ago."""
-        state = flags(m, Cat(self.valid, self.last, self.head_last), cycles, f"{name}_state")
-        info = data.View(self.info.shape(), delayed(m, self.info, cycles, f"{name}_info"))
-        return state, info
+        return with_flags(m, Cat(self.valid, self.last, self.head_last), self.info, cycles, name)
 
     def _gain(self, m: Module) -> None:
         """u = v * gain."""
@@ -110,8 +108,8 @@ class Statistics(wiring.Component):
             table.write_data.eq(self.gain_data),
             table.read_addr.eq(self.info.chunk),
         ]
-        gained = delayed(m, self.info.gain, BeatTable.delay, "gained")
-        v = data.View(CHUNK_LAYOUT, delayed(m, self.v, BeatTable.delay + 1, "v_gain"))
+        gained = delay_line(m, self.info.gain, BeatTable.delay, "gained")
+        v = delay_line(m, self.v, BeatTable.delay + 1, "v_gain")
         for i in range(CHUNK):
             m.submodules[f"gain_mul{i}"] = mul = Multiplier()
             gain = Signal(32, name=f"gain{i}", reset_less=True)
@@ -154,13 +152,12 @@ class Statistics(wiring.Component):
             add[2].b.eq(add[1].o),
         ]
         partial, new = Signal(32, reset_less=True), Signal(32, reset_less=True)
-        second = flags(m, self.read & self.read_half, 1 + 2 * Adder.delay, "second")
+        second = delay_line(m, self.read & self.read_half, 1 + 2 * Adder.delay, "second", reset_less=False)
         held = Mux(info.first, 0, Array([r.data for r in reads])[info.chunk[:2]])
         m.d.sync += [new.eq(add[2].o), partial.eq(Mux(second, new, held))]
         m.d.comb += [add[3].a.eq(partial), add[3].b.eq(new), self.ss.eq(add[3].o)]
 
-        done = flags(m, state, 1 + Adder.delay, "summed")
-        place = delayed(m, Cat(info.chunk[:3], info.lane), 1 + Adder.delay, "summed_place")
+        done, place = with_flags(m, state, Cat(info.chunk[:3], info.lane), 1 + Adder.delay, "summed")
         for i, write in enumerate(writes):
             m.d.comb += [
                 write.addr.eq(place[2:]),
@@ -187,7 +184,7 @@ class Statistics(wiring.Component):
         new = Signal(width, reset_less=True)
         held = Signal(width, reset_less=True)
         place = Signal(3 + len(info.lane) + 1, reset_less=True)
-        store = flags(m, state, 1, "max_store")
+        store = register(m, state, "max_store", reset_less=False)
         read_pair = [Signal(width, name=f"read_pair{i}", reset_less=True) for i in range(2)]
         finals = []
         helds = []
@@ -217,6 +214,6 @@ class Statistics(wiring.Component):
         read_four, best = Signal(width, reset_less=True), Signal(width, reset_less=True)
         m.d.sync += [read_pair[i].eq(larger(finals[2 * i], finals[2 * i + 1])) for i in range(2)]
         m.d.sync += read_four.eq(larger(*read_pair))
-        second = flags(m, self.read & self.read_half, 3, "max_second")
+        second = delay_line(m, self.read & self.read_half, 3, "max_second", reset_less=False)
         m.d.sync += best.eq(Mux(second, larger(best, read_four), read_four))
-        m.d.comb += self.amax.eq(delayed(m, best, self.read_delay - 4, "best"))
+        m.d.comb += self.amax.eq(delay_line(m, best, self.read_delay - 4, "best", ring=True))

@@ -2,12 +2,11 @@
 
 from tellme.hw.fp.adder import Adder
 from tellme.hw.fp.convert import FloatToFixed, FloatToInt8, IntToFloat
-from tellme.hw.fp.functions import Exp2Float, Exp2Mantissa, Exponential, Reciprocal, ReciprocalSqrt
+from tellme.hw.fp.functions import Exp2Mantissa, Exponential, Reciprocal, ReciprocalSqrt
 from tellme.hw.fp.multiplier import Multiplier
 
 __all__ = [
     "Adder",
-    "Exp2Float",
     "Exp2Mantissa",
     "Exponential",
     "FloatToFixed",

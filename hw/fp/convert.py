@@ -18,7 +18,8 @@ class IntToFloat(wiring.Component):
 
     Interface attributes
     --------------------
-    i : signed integer. o : 32-bit pattern.
+    i : signed integer.
+    o : 32-bit pattern.
 
     Raises
     ------
@@ -67,7 +68,8 @@ class FloatToInt8(wiring.Component):
 
     Interface attributes
     --------------------
-    i : 32-bit pattern. o : signed 8-bit integer.
+    i : 32-bit pattern.
+    o : signed 8-bit integer.
     """
 
     delay = 2
@@ -107,7 +109,8 @@ class FloatToFixed(wiring.Component):
 
     Interface attributes
     --------------------
-    i : 32-bit pattern. o : signed integer.
+    i : 32-bit pattern.
+    o : signed integer.
 
     Raises
     ------

@@ -24,7 +24,9 @@ class Quadratic(wiring.Component):
 
     Interface attributes
     --------------------
-    index : interval. d : distance in it. q : mantissa in units of 2^-23, 2^23..2^24.
+    index : interval.
+    d : distance in it.
+    q : mantissa in units of 2^-23, 2^23..2^24.
     """
 
     delay = 6
@@ -250,7 +252,8 @@ class Exp2Mantissa(wiring.Component):
 
     Interface attributes
     --------------------
-    f : 20-bit fraction. o : 24-bit mantissa, 2^23 .. 2^24 - 1.
+    f : 20-bit fraction.
+    o : 24-bit mantissa, 2^23 .. 2^24 - 1.
     """
 
     delay = Quadratic.delay
@@ -262,44 +265,4 @@ class Exp2Mantissa(wiring.Component):
         m = Module()
         m.submodules.quadratic = quadratic = Quadratic(fp.EXP2)
         m.d.comb += [quadratic.index.eq(self.f[14:]), quadratic.d.eq(self.f[:14]), self.o.eq(quadratic.q)]
-        return m
-
-
-class Exp2Float(wiring.Component):
-    """2^(-d / 2^20) as binary32, 0 below 2^-126; one each cycle, 8 cycles of latency.
-
-    Parameters
-    ----------
-    width : bits of d, 28..64.
-
-    Interface attributes
-    --------------------
-    d : unsigned, 20 fraction bits. o : 32-bit pattern.
-
-    Raises
-    ------
-    ValueError : for another width.
-    """
-
-    delay = Exp2Mantissa.delay + 2
-
-    def __init__(self, width: int = 33) -> None:
-        if not 28 <= width <= 64:
-            raise ValueError(f"width of the exponent must be from 28 to 64, not {width}")
-        self.width = width
-        super().__init__({"d": In(width), "o": Out(32)})
-
-    def elaborate(self, platform: object) -> Module:
-        m = Module()
-        m.submodules.mantissa = mantissa = Exp2Mantissa()
-        # 1: -d = -N + f with an integer N and a fraction f
-        y = register(m, (-self.d)[: self.width + 1], "y")
-        m.d.comb += mantissa.f.eq(y[:20])
-        n = y[20:].as_signed()
-        # 2..7: the mantissa; 8: pack
-        exponent = register(m, (n + BIAS)[:8], "exponent")
-        zero = register(m, n < 1 - BIAS, "zero")
-        exponent = delay_line(m, exponent, Exp2Mantissa.delay - 1, "exponent")
-        zero = delay_line(m, zero, Exp2Mantissa.delay - 1, "zero")
-        m.d.sync += self.o.eq(Mux(zero, 0, Cat(mantissa.o[:23], exponent)))
         return m

@@ -16,7 +16,8 @@ class Multiplier(wiring.Component):
 
     Interface attributes
     --------------------
-    a, b : factors. o : product. All are 32-bit patterns.
+    a, b : factors (32-bit patterns).
+    o : product (32-bit pattern).
     """
 
     delay = 6

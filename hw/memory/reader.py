@@ -19,7 +19,7 @@ from tellme.hw.memory.axi import (
     AxiRead,
     aligned,
 )
-from tellme.hw.memory.fifo import DeepFifo, Queue, RegisterSlice
+from tellme.hw.queues import DeepFifo, Queue, RegisterSlice
 
 SEGMENT = data.StructLayout({"address": 32, "beats": 32})
 """A run of beats: first beat address, number of beats."""

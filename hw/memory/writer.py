@@ -15,8 +15,8 @@ from tellme.hw.memory.axi import (
     AxiWrite,
     aligned,
 )
-from tellme.hw.memory.fifo import Queue
 from tellme.hw.memory.reader import first_error, response_error
+from tellme.hw.queues import Queue
 
 WRITE_QUEUE = 16
 """Writes that wait at each port."""

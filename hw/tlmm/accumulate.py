@@ -9,9 +9,6 @@ from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig
 
-REVISIT = 3
-"""Cycles that must lie between two beats of the same row (a tile has at least 8 rows)."""
-
 
 def row_layout(config: AcceleratorConfig) -> data.ArrayLayout:
     """A row: the accumulators of all lanes."""
@@ -26,7 +23,8 @@ class Accumulator(wiring.Component):
 
     Interface attributes
     --------------------
-    valid, first, last, row : a beat; its `sums` come in the next cycle. The same row not before `REVISIT` cycles.
+    valid, first, last, row : a beat; its `sums` come in the next cycle. The same row comes
+        again three cycles later at the earliest (a tile has at least 8 rows).
     sums : one per lane, signed.
     push, result : a finished row.
     """

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.hw.pipeline import delay_line, register, wire
+from tellme.hw.queues import ReservedQueue
 from tellme.hw.tlmm.accumulate import Accumulator, row_layout
 from tellme.hw.tlmm.loader import TileLoader
-from tellme.hw.tlmm.rows import RowFifo
 from tellme.hw.tlmm.tables import TableBuilder, TableMemory, sum_width
 from tellme.hw.tlmm.tree import AdderTree, tree_delay
 from tellme.hw.tlmm.unpack import Unpacker, entries
@@ -18,6 +21,18 @@ from tellme.hw.tlmm.unpack import Unpacker, entries
 def _told(config: AcceleratorConfig) -> int:
     """Cycles from a beat to the accumulator's flags, which come one cycle before the sums."""
     return Unpacker.delay + tree_delay(config.groups, sum_width(config.group_size)) - 1
+
+
+@dataclass(frozen=True)
+class _Beat:
+    """A beat as it is taken: in which bank its tables are, and where it stands in the job."""
+
+    take: Signal
+    bank: Signal
+    first_tile: Signal
+    last_tile: Signal
+    row: Signal
+    final: Value  # the job's last
 
 
 class TlmmEngine(wiring.Component):
@@ -50,7 +65,7 @@ class TlmmEngine(wiring.Component):
 
     Attributes
     ----------
-    delay : cycles from a beat of a last tile to its push into the row FIFO; rows_out.valid follows RowFifo.delay later.
+    delay : cycles from a beat of a last tile to its push into the row FIFO; rows_out.valid follows ReservedQueue.delay later.
 
     Source: TeLLMe v2, arXiv 2510.15926 (tables, online construction), with symmetric double-buffered tables.
     """
@@ -82,19 +97,34 @@ class TlmmEngine(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        c = self._config
-        m.submodules.loader = loader = TileLoader(c)
-        m.submodules.builder = builder = TableBuilder(c)
-        m.submodules.unpacker = unpacker = Unpacker(c)
-        m.submodules.tree = tree = AdderTree(groups=c.groups, lanes=c.lanes, width=sum_width(c.group_size))
-        m.submodules.accumulator = accumulator = Accumulator(c, sum_width=tree.width)
-        m.submodules.fifo = fifo = RowFifo(c)
+        config = self._config
+        m.submodules.loader = loader = TileLoader(config)
+        m.submodules.builder = builder = TableBuilder(config)
+        m.submodules.unpacker = unpacker = Unpacker(config)
+        m.submodules.tree = tree = AdderTree(
+            groups=config.groups, lanes=config.lanes, width=sum_width(config.group_size)
+        )
+        m.submodules.accumulator = accumulator = Accumulator(config, sum_width=tree.width)
+        m.submodules.fifo = fifo = ReservedQueue(row_layout(config), config.block_rows)
+        m.submodules.tables = tables = TableMemory(config)
 
-        # ---- tables: which bank is complete -----------------------------------------------------
-        complete = Signal(2)
-        write_bank, read_bank = Signal(), Signal()
+        complete = Signal(2)  # which banks hold the tables of all lanes
+        self._build(m, loader, builder, tables, complete)
+        self._load(m, loader)
+        beat = self._take(m, fifo, complete)
+        looked_up = self._look_up(m, beat, unpacker, tables, tree)
+        ending = self._add_up(m, beat, looked_up, tree, accumulator, fifo)
+        self._status(m, ending, looked_up & unpacker.bad)
+        return m
+
+    def _build(
+        self, m: Module, loader: TileLoader, builder: TableBuilder, tables: TableMemory, complete: Signal
+    ) -> None:
+        """Tables of lane after lane into one bank, then into the other."""
+        lanes, groups = self._config.lanes, self._config.groups
+        write_bank = Signal()
         building_end = Signal()  # the tile whose last lane is being written
-        write_lane = Signal(c.lanes)
+        write_lane = Signal(lanes)
         next_bank = Signal()
         table_done = Signal()
         m.d.comb += [
@@ -105,13 +135,18 @@ class TlmmEngine(wiring.Component):
             builder.shift.eq(loader.shift),
             builder.word.eq(self.q_data),
             builder.take.eq(loader.take),
+            tables.write_bank.eq(write_bank),
+            tables.write_entry.eq(builder.entry),
+            tables.write_lane.eq(write_lane & builder.building.replicate(lanes)),
         ]
+        m.d.comb += [tables.write_value[g].eq(builder.value[g]) for g in range(groups)]
         with m.If(loader.take):
             m.d.sync += [write_lane.eq(1 << loader.take_lane), building_end.eq(loader.tile_end)]
         with m.If(table_done):
             m.d.sync += [complete.bit_select(write_bank, 1).eq(1), write_bank.eq(~write_bank)]
 
-        # ---- the int8 buffer --------------------------------------------------------------------
+    def _load(self, m: Module, loader: TileLoader) -> None:
+        """The job for the loader, and its reads of the int8 buffer."""
         rows_ahead, another = Signal(16), Signal()  # rows from the block that is loaded to the end; more than it has
         m.d.sync += another.eq(rows_ahead > self.block_rows)
         m.d.comb += [
@@ -129,15 +164,18 @@ class TlmmEngine(wiring.Component):
         with m.Elif(loader.block_end):
             m.d.sync += rows_ahead.eq(rows_ahead - self.block_rows)
 
-        # ---- beats ------------------------------------------------------------------------------
+    def _take(self, m: Module, fifo: ReservedQueue, complete: Signal) -> _Beat:
+        """Takes beats, in the order row block, K tile, row."""
+        block_rows = self._config.block_rows
         streaming = Signal()
+        read_bank = Signal()
         rows_left = Signal(16)  # from this block's first row to the end
-        row = Signal(range(c.block_rows))
+        row = Signal(range(block_rows))
         tile = Signal(16)
         # Where the counters stand, known before the cycle that asks. A tile has 8 rows or more: what changes with a tile or
         # a block has time for a register or two.
         last_block, last_row, last_tile, first_tile = Signal(), Signal(), Signal(), Signal(init=1)
-        before_last_row, before_last_tile = Signal(range(c.block_rows)), Signal(16)
+        before_last_row, before_last_tile = Signal(range(block_rows)), Signal(16)
         single, following_last = Signal(), Signal()  # one tile; the next tile is a block's last
         m.d.sync += [
             last_block.eq(rows_left <= self.block_rows),
@@ -154,10 +192,7 @@ class TlmmEngine(wiring.Component):
             fifo.reserve.eq(take & last_tile),
             self.stall_tables.eq(streaming & self.beats.valid & ~tables_ready),
             self.stall_rows.eq(streaming & self.beats.valid & tables_ready & last_tile & ~fifo.room),
-            unpacker.beat.eq(self.beats.payload),
         ]
-        final = Signal()
-        m.d.comb += final.eq(last_row & last_tile & last_block)
         with m.If(take):
             m.d.sync += [row.eq(row + 1), last_row.eq(row == before_last_row)]
             with m.If(last_row):
@@ -175,60 +210,48 @@ class TlmmEngine(wiring.Component):
                     m.d.sync += [tile.eq(0), rows_left.eq(rows_left - self.block_rows), streaming.eq(~last_block)]
         with m.If(self.start):
             m.d.sync += [rows_left.eq(self.rows), streaming.eq(1), last_tile.eq(self.tiles == 1)]
+        final = wire(m, last_row & last_tile & last_block, "final")
+        return _Beat(take, read_bank, first_tile, last_tile, row, final)
 
-        # ---- the pipeline: what goes along with a beat --------------------------------------------
-        bank: Value = read_bank
-        looked_up: Value = take
-        for i in range(Unpacker.delay):
-            bank_next, looked_up_next = Signal(name=f"bank_{i}", reset_less=True), Signal(name=f"looked_up_{i}")
-            m.d.sync += [bank_next.eq(bank), looked_up_next.eq(looked_up)]
-            bank, looked_up = bank_next, looked_up_next
-        m.submodules.tables = tables = TableMemory(c)
+    def _look_up(self, m: Module, beat: _Beat, unpacker: Unpacker, tables: TableMemory, tree: AdderTree) -> Value:
+        """The beat's indices into the tables of all lanes, and their entries into the tree; the flag that they are there."""
         m.d.comb += [
-            tables.write_bank.eq(write_bank),
-            tables.write_entry.eq(builder.entry),
-            tables.write_lane.eq(write_lane & builder.building.replicate(c.lanes)),
-            tables.read_bank.eq(bank),
+            unpacker.beat.eq(self.beats.payload),
+            tables.read_bank.eq(delay_line(m, beat.bank, Unpacker.delay, "bank")),
         ]
-        for g in range(c.groups):
-            m.d.comb += [
-                tables.write_value[g].eq(builder.value[g]),
-                tables.index[g].eq(unpacker.index[g]),
-                tree.negate[g].eq(unpacker.negate[g]),
-            ]
+        for g in range(self._config.groups):
+            m.d.comb += [tables.index[g].eq(unpacker.index[g]), tree.negate[g].eq(unpacker.negate[g])]
             m.d.comb += [t.eq(v) for t, v in zip(tree.value[g], tables.value[g], strict=True)]
-        active = Signal(c.lanes, reset_less=True)
-        m.d.sync += active.eq(Cat(self.lanes > i for i in range(c.lanes)))
-        m.d.comb += tree.active.eq(active)
+        m.d.comb += tree.active.eq(register(m, Cat(self.lanes > i for i in range(self._config.lanes)), "active"))
+        return delay_line(m, beat.take, Unpacker.delay, "looked_up", reset_less=False)
 
+    def _add_up(
+        self, m: Module, beat: _Beat, looked_up: Value, tree: AdderTree, accumulator: Accumulator, fifo: ReservedQueue
+    ) -> Value:
+        """Sums into the accumulators, rows out; the flag of the job's last row, as its row enters the FIFO."""
         # The accumulator wants to know of a beat one cycle before its sums.
-        flags = Cat(first_tile, last_tile, row, final)
-        valid = take
-        for i in range(_told(c)):
-            valid_next = Signal(name=f"valid_{i}")
-            flags_next = Signal.like(flags, name=f"flags_{i}", reset_less=True)
-            m.d.sync += [valid_next.eq(valid), flags_next.eq(flags)]
-            valid, flags = valid_next, flags_next
-        is_final = Signal()
-        m.d.comb += [Cat(accumulator.first, accumulator.last, accumulator.row, is_final).eq(flags)]
-        m.d.comb += accumulator.valid.eq(valid)
+        told = _told(self._config)
+        valid = delay_line(m, looked_up, told - Unpacker.delay, "valid", reset_less=False)
+        place = delay_line(m, Cat(beat.first_tile, beat.last_tile, beat.row, beat.final), told, "place")
+        final = Signal()
+        m.d.comb += [
+            Cat(accumulator.first, accumulator.last, accumulator.row, final).eq(place),
+            accumulator.valid.eq(valid),
+            fifo.write.eq(accumulator.push),
+            fifo.payload.eq(accumulator.result),
+        ]
         m.d.comb += [a.eq(s) for a, s in zip(accumulator.sums, tree.sums, strict=True)]
-        m.d.comb += [fifo.push.eq(accumulator.push), fifo.row.eq(accumulator.result)]
-        wiring.connect(m, fifo.rows, wiring.flipped(self.rows_out))
+        wiring.connect(m, fifo.out, wiring.flipped(self.rows_out))
+        return delay_line(m, valid & final, Accumulator.delay, "ending", reset_less=False)
 
-        ending = valid & is_final
-        for i in range(Accumulator.delay):
-            following = Signal(name=f"ending_{i}")
-            m.d.sync += following.eq(ending)
-            ending = following
+    def _status(self, m: Module, ending: Value, bad: Value) -> None:
         with m.If(self.start):
             m.d.sync += [self.busy.eq(1), self.bad_weight.eq(0)]
         with m.Elif(ending):
             m.d.sync += self.busy.eq(0)
         m.d.sync += self.done.eq(ending)
-        with m.If(looked_up & unpacker.bad):
+        with m.If(bad):
             m.d.sync += self.bad_weight.eq(1)
-        return m
 
 
 def expected_cycles(config: AcceleratorConfig, *, tiles: int, rows: int, block_rows: int, lanes: int) -> int:

@@ -7,6 +7,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.hw.pipeline import counted
 
 
 class TileLoader(wiring.Component):
@@ -95,7 +96,7 @@ class TileLoader(wiring.Component):
         with m.Elif(self.take):
             m.d.sync += full.eq(0)
         with m.If(self.take):
-            m.d.sync += self.take_lane.eq(Mux(self.tile_end, 0, self.take_lane + 1))
+            m.d.sync += self.take_lane.eq(counted(self.take_lane, self.tile_end))
         m.d.sync += self.tile_end.eq(self.take_lane == limit)
 
         with m.If(self.q_en):

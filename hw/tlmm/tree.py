@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from amaranth.hdl import C, Cat, Module, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
+
+from tellme.hw.pipeline import delay_line, register
 
 FAN = 4
 """Terms of the shared correction that are added between registers."""
@@ -111,15 +111,6 @@ class AdderTree(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        serial = 0
-
-        def registered(value: Value, name: str) -> Signal:
-            nonlocal serial
-            serial += 1
-            r = Signal(value.shape(), name=f"{name}_{serial}", reset_less=True)
-            m.d.sync += r.eq(value)
-            return r
-
         nodes = [
             _Node([self.value[g][lane] for lane in range(self._lanes)], self._entry, self.negate[g], g)
             for g in range(self._groups)
@@ -141,24 +132,24 @@ class AdderTree(wiring.Component):
                 above.append(_Node(sums, a.width + 1, a.sign, a.first))
             nodes = above + nodes[len(above) * 2 :]
             for n in nodes:
-                n.values = [registered(v, "part") for v in n.values]
-                n.sign = registered(n.sign, "sign")
+                n.values = [register(m, v, "part") for v in n.values]
+                n.sign = register(m, n.sign, "sign")
         root = nodes[0]
         tree_stages, correction_stages = _stages(self._groups, self._entry)
-        correction = self._correction(m, signs, registered)
-        for _ in range(correction_stages, self.delay - 1):
-            correction = registered(correction, "correction")
-        for _ in range(tree_stages, self.delay - 1):
-            root = _Node([registered(v, "part") for v in root.values], root.width, registered(root.sign, "sign"), 0)
+        correction = self._correction(m, signs)
+        correction = delay_line(m, correction, self.delay - 1 - correction_stages, "correction_late")
+        waits = self.delay - 1 - tree_stages
+        sign = delay_line(m, root.sign, waits, "sign_late")
         for lane, value in enumerate(root.values):
+            value = delay_line(m, value, waits, f"part_late_{lane}")
             total = Signal(signed(self.width), name=f"total_{lane}", reset_less=True)
-            m.d.sync += total.eq(correction - (value ^ (~root.sign).replicate(root.width)))
+            m.d.sync += total.eq(correction - (value ^ (~sign).replicate(root.width)))
             with m.If(~self.active[lane]):
                 m.d.sync += total.eq(0)
             m.d.comb += self.sums[lane].eq(total)
         return m
 
-    def _correction(self, m: Module, signs: list[Signal], registered: Callable[[Value, str], Signal]) -> Value:
+    def _correction(self, m: Module, signs: list[Signal]) -> Value:
         """Sum of weight * sign and of the offsets, after the registers that `_stages` counts."""
         _, offset = _errors(self._groups, self._entry)
         parts: list[Value] = []
@@ -171,7 +162,9 @@ class AdderTree(wiring.Component):
                 for code, value in enumerate(values):
                     with m.Case(code):
                         m.d.comb += count.eq(value)
-            parts.append(registered(count, "count"))
+            parts.append(register(m, count, "count"))
         while len(parts) > 1:
-            parts = [registered(sum(parts[i + 1 : i + FAN], parts[i]), "correction") for i in range(0, len(parts), FAN)]
+            parts = [
+                register(m, sum(parts[i + 1 : i + FAN], parts[i]), "correction") for i in range(0, len(parts), FAN)
+            ]
         return parts[0]

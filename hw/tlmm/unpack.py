@@ -10,6 +10,7 @@ from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.formats.packed_ternary import TRITS_PER_BYTE
+from tellme.hw.pipeline import register
 
 CODES = 3**TRITS_PER_BYTE
 """Codes of a byte that stand for weights; the others are errors."""
@@ -176,11 +177,6 @@ class Unpacker(wiring.Component):
         m = Module()
         size = self._config.group_size
 
-        def registered(value: Value, name: str) -> Signal:
-            r = Signal(len(value), name=name, reset_less=True)
-            m.d.sync += r.eq(value)
-            return r
-
         # The register between bytes and groups also keeps synthesis from merging the two into functions of many bits.
         found: list[tuple[Value, Value]] = []
         rest, bad = [], []
@@ -189,10 +185,10 @@ class Unpacker(wiring.Component):
             m.submodules[f"byte_{b}"] = decoder
             m.d.comb += decoder.byte.eq(self.beat[8 * b : 8 * b + 8])
             for i, (index, negate) in enumerate(zip(decoder.index, decoder.negate, strict=True)):
-                found.append((registered(index, f"inside_{b}_{i}"), registered(negate, f"inside_negate_{b}_{i}")))
-            bad.append(registered(decoder.bad, f"bad_{b}"))
+                found.append((register(m, index, f"inside_{b}_{i}"), register(m, negate, f"inside_negate_{b}_{i}")))
+            bad.append(register(m, decoder.bad, f"bad_{b}"))
             if TRITS_PER_BYTE % size:
-                rest += [registered(t, f"rest_{b}_{j}") for j, t in enumerate(decoder.rest)]
+                rest += [register(m, t, f"rest_{b}_{j}") for j, t in enumerate(decoder.rest)]
         for i in range(0, len(rest), size):
             trits = rest[i : i + size]
             indexer = GroupIndexer(group_size=size, count=len(trits))
@@ -202,8 +198,8 @@ class Unpacker(wiring.Component):
         assert len(found) == self._config.groups
         for g, (index, negate) in enumerate(found):
             m.d.comb += [
-                self.index[g].eq(registered(index, f"index_{g}")),
-                self.negate[g].eq(registered(negate, f"negate_{g}")),
+                self.index[g].eq(register(m, index, f"index_{g}")),
+                self.negate[g].eq(register(m, negate, f"negate_{g}")),
             ]
-        m.d.comb += self.bad.eq(registered(Cat(*bad).any(), "flag"))
+        m.d.comb += self.bad.eq(register(m, Cat(*bad).any(), "flag"))
         return m

@@ -80,13 +80,6 @@ def _fraction(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
     return (np.concatenate([starts.ravel(), rng.integers(0, 1 << 20, RANDOM)]),)
 
 
-def _distance(rng: np.random.Generator) -> tuple[np.ndarray, ...]:
-    starts = (np.arange(0, 1 << 13, 3) << 20)[:, None] + np.array([0, 1, (1 << 20) - 1])
-    least = (126 << 20) + np.arange(-3, 4)
-    near = rng.integers(0, 130 << 20, RANDOM)
-    return (np.concatenate([[(1 << 33) - 1], least, starts.ravel(), near]),)
-
-
 def units() -> list[Unit]:
     """Every arithmetic unit of docs/numerics.md, with the widths that the machine uses and others beside them."""
 
@@ -124,7 +117,6 @@ def units() -> list[Unit]:
         Unit("ReciprocalSqrt", hw.ReciprocalSqrt(), ("i",), _floats(fp.rsqrt), _one((0, 2), (-20, 20))),
         Unit("Exponential", hw.Exponential(), ("i",), _floats(fp.exp), _exponential),
         Unit("Exp2Mantissa", hw.Exp2Mantissa(), ("f",), fp.exp2_mantissa, _fraction),
-        Unit("Exp2Float", hw.Exp2Float(), ("d",), fp.exp2_float, _distance),
     ]
 
 
@@ -213,8 +205,6 @@ def test_adder_answers_within_five_cycles() -> None:
         (lambda: hw.FloatToFixed(65, 8), "fraction bits must be from 0 to 64, not 65"),
         (lambda: hw.FloatToFixed(0, 3), "width of a fixed-point result must be from 4 to 48, not 3"),
         (lambda: hw.FloatToFixed(0, 49), "width of a fixed-point result must be from 4 to 48, not 49"),
-        (lambda: hw.Exp2Float(27), "width of the exponent must be from 28 to 64, not 27"),
-        (lambda: delay_line(Module(), None, -1, "flag"), "delay of flag must be 0 or more cycles, not -1"),
     ],
 )
 def test_refused_parameters_say_why(make: Callable[[], object], message: str) -> None:

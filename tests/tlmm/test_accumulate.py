@@ -10,8 +10,8 @@ import pytest
 from amaranth.sim import Simulator
 
 from tellme.golden.config import TINY
-from tellme.hw.tlmm.accumulate import Accumulator
-from tellme.hw.tlmm.rows import RowFifo
+from tellme.hw.queues import ReservedQueue
+from tellme.hw.tlmm.accumulate import Accumulator, row_layout
 
 CONFIG = replace(TINY, name="t", lanes=2, block_rows=64)
 SEED = 4
@@ -56,7 +56,7 @@ def test_blocks_follow_each_other_at_a_beat_a_cycle_down_to_eight_rows(tiles: in
 @pytest.mark.parametrize("taker", [1.0, 0.3])
 def test_fifo_keeps_order_and_never_promises_more_than_it_holds(taker: float) -> None:
     rng = np.random.default_rng(SEED)
-    dut = RowFifo(CONFIG)
+    dut = ReservedQueue(row_layout(CONFIG), CONFIG.block_rows)
     latency, total = 9, 400
     out: list[int] = []
     stats = {"held": 0, "most": 0}
@@ -66,19 +66,19 @@ def test_fifo_keeps_order_and_never_promises_more_than_it_holds(taker: float) ->
         promised = 0
         while len(out) < total:
             ready = rng.random() < taker and (taker == 1.0 or promised > 90 or rng.random() < 0.9)
-            ctx.set(dut.rows.ready, int(ready))
+            ctx.set(dut.out.ready, int(ready))
             room = ctx.get(dut.room) and promised < total
             pipe.insert(0, promised if room else None)
             promised += int(room)
             ctx.set(dut.reserve, int(room))
             arriving = pipe.pop()
-            ctx.set(dut.push, int(arriving is not None))
+            ctx.set(dut.write, int(arriving is not None))
             if arriving is not None:
-                ctx.set(dut.row[0], arriving)
-                ctx.set(dut.row[1], -arriving)
-            if ready and ctx.get(dut.rows.valid):
-                assert ctx.get(dut.rows.payload[1]) == -ctx.get(dut.rows.payload[0])
-                out.append(ctx.get(dut.rows.payload[0]))
+                ctx.set(dut.payload[0], arriving)
+                ctx.set(dut.payload[1], -arriving)
+            if ready and ctx.get(dut.out.valid):
+                assert ctx.get(dut.out.payload[1]) == -ctx.get(dut.out.payload[0])
+                out.append(ctx.get(dut.out.payload[0]))
             stats["most"] = max(stats["most"], promised - len(out))
             await ctx.tick()
 
