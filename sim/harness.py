@@ -1,13 +1,12 @@
 """The test bench around a component: clock, reset, memory model on its AXI4 ports, and a register bus for Python.
 
-`testbench` reads the ports of the generated Verilog by name, so that nothing has to be declared twice:
-`m_axi_<i>_*` (one to three underscores) go to the memory model, `s_axi_*` to the register bus, `irq` to the bus's
-"wait for the interrupt"; all others become variables of the test bench that cocotb can reach.
+`testbench` takes the ports from the component's signature, so that nothing has to be declared twice: the members of the
+array `m_axi` go to the memory model, `s_axi` to the register bus, `irq` to the bus's "wait for the interrupt"; all others
+become variables of the test bench that cocotb can reach.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,11 +15,14 @@ from os import close, environ, ftruncate, getpid, memfd_create
 from pathlib import Path
 
 import numpy as np
-from amaranth.hdl import Elaboratable
+from amaranth.hdl import Value
+from amaranth.lib import wiring
+from amaranth.lib.wiring import Flow, In
 from numpy.typing import NDArray
 
 from tellme.golden.boards import check_phases, place, region_bytes
 from tellme.golden.config import AcceleratorConfig
+from tellme.hw.emit import to_verilog
 from tellme.sim import runner
 from tellme.sim.timing import MemoryTiming
 
@@ -28,9 +30,8 @@ HERE = Path(__file__).parent
 MEMORY_BASE = 0x8_0000_0000
 """Byte address at which the simulated memory starts: above 4 GiB, so that truncated addresses are found."""
 
-_PORT = re.compile(r"^\s*(input|output)\s+(?:wire\s+|reg\s+)?(?:\[(\d+):0\]\s*)?(\\\S+|\w+)\s*;", re.M)
-_MASTER = re.compile(r"m_axi_{1,3}(\d+)_{1,3}([a-z]+)")
-_SLAVE = re.compile(r"s_axi_{1,3}([a-z]+)")
+SEPARATOR = "__"
+"""Between the parts of a port's name in the Verilog."""
 
 _INPUTS = {
     "awid": "ID_WIDTH", "awaddr": "ADDRESS_WIDTH", "awlen": "8", "awsize": "3", "awburst": "2", "awvalid": "1",
@@ -56,49 +57,41 @@ _SLAVE_OUTPUTS = {
 
 @dataclass
 class _Ports:
-    masters: dict[int, dict[str, str]] = field(default_factory=dict)
-    slave: dict[str, str] = field(default_factory=dict)
-    others: list[tuple[str, int, str]] = field(default_factory=list)
-    widths: dict[str, int] = field(default_factory=dict)
+    """A component's ports, by channel of its buses: names in the Verilog, and widths."""
+
+    masters: dict[int, dict[str, tuple[str, int]]] = field(default_factory=dict)
+    slave: dict[str, tuple[str, int]] = field(default_factory=dict)
+    others: list[tuple[Flow, int, str]] = field(default_factory=list)
     irq: bool = False
 
 
-def _parse(text: str, top: str) -> _Ports:
-    start = re.search(rf"^module {re.escape(top)}\b", text, re.M)
-    if start is None:
-        raise ValueError(f"the Verilog has no module {top!r}")
-    body = text[start.start() : text.index("endmodule", start.start())]
+def _ports(component: wiring.Component) -> _Ports:
     ports = _Ports()
-    for direction, high, name in _PORT.findall(body):
-        width = int(high) + 1 if high else 1
-        ports.widths[name] = width
-        if match := _MASTER.fullmatch(name):
-            ports.masters.setdefault(int(match[1]), {})[match[2]] = name
-        elif match := _SLAVE.fullmatch(name):
-            ports.slave[match[1]] = name
-        elif name == "irq":
-            ports.irq = True
-        elif name not in ("clk", "rst"):
-            ports.others.append((direction, width, name))
+    for path, member, value in component.signature.flatten(component):
+        name, width = SEPARATOR.join(map(str, path)), len(Value.cast(value))
+        match path:
+            case ("m_axi", int(number), str(channel)):
+                ports.masters.setdefault(number, {})[channel] = name, width
+            case ("s_axi", str(channel)):
+                ports.slave[channel] = name, width
+            case ("irq",):
+                ports.irq = True
+            case _ if width:
+                ports.others.append((member.flow, width, name))
     return ports
 
 
-def traceable(text: str) -> bool:
-    """Whether the Verilog holds a whole accelerator, whose units sim/trace.svh looks at."""
-    return all(f" {name} (\n" in text for name in ("counters", "executor", "reader"))
+def traceable(component: wiring.Component) -> bool:
+    """Whether it is a whole accelerator, whose units sim/trace.svh looks at."""
+    from tellme.hw.top import Accelerator
+
+    return isinstance(component, Accelerator)
 
 
-def testbench(text: str, *, top: str = "dut") -> str:
-    """SystemVerilog of `tb_top` around module `top` of the Verilog `text`.
-
-    Raises
-    ------
-    ValueError : no such module, or master ports that are not numbered from 0 on.
-    """
-    ports = _parse(text, top)
+def testbench(component: wiring.Component, *, top: str = "dut") -> str:
+    """SystemVerilog of `tb_top` around a component, whose Verilog is module `top`."""
+    ports = _ports(component)
     masters = ports.masters
-    if sorted(masters) != list(range(len(masters))):
-        raise ValueError(f"m_axi ports must be numbered from 0 on, not {sorted(masters)}")
     connections = [".clk(clk)", ".rst(rst)"]
     lines = [
         "`timescale 1ns / 1ps",
@@ -114,15 +107,15 @@ def testbench(text: str, *, top: str = "dut") -> str:
         "    wire clock /* verilator public_flat_rd */ = clk;",
         "    wire reset /* verilator public_flat_rd */ = rst;",
     ]
-    for direction, width, name in ports.others:
-        access = "public_flat_rw" if direction == "input" else "public_flat_rd"
-        zero = " = 0" if direction == "input" else ""
+    for flow, width, name in ports.others:
+        access = "public_flat_rw" if flow is In else "public_flat_rd"
+        zero = " = 0" if flow is In else ""
         lines.append(f"    logic [{width - 1}:0] {name} /* verilator {access} */{zero};")
         connections.append(f".{name}({name})")
     if masters:
-        data = next(ports.widths[p[k]] for p in masters.values() for k in ("rdata", "wdata") if k in p)
-        address = next(ports.widths[p[k]] for p in masters.values() for k in ("araddr", "awaddr") if k in p)
-        ids = [ports.widths[p[k]] for p in masters.values() for k in ("arid", "awid") if k in p]
+        data = next(p[k][1] for p in masters.values() for k in ("rdata", "wdata") if k in p)
+        address = next(p[k][1] for p in masters.values() for k in ("araddr", "awaddr") if k in p)
+        ids = [p[k][1] for p in masters.values() for k in ("arid", "awid") if k in p]
         lines += [
             f"    localparam int PORTS = {len(masters)}, PORT_BYTES = {data // 8};",
             f"    localparam int ADDRESS_WIDTH = {address}, ID_WIDTH = {max(ids, default=1)};",
@@ -137,7 +130,7 @@ def testbench(text: str, *, top: str = "dut") -> str:
             f"        tb_memory (.clk(clk), .rst(rst), {joined});",
         ]
         for i, names in masters.items():
-            for channel, name in names.items():
+            for channel, (name, _) in names.items():
                 if channel in _INPUTS or channel in _OUTPUTS:
                     connections.append(f".{name}({channel}[{i}])")
                 else:
@@ -146,12 +139,12 @@ def testbench(text: str, *, top: str = "dut") -> str:
                 if channel not in names:
                     lines.append(f"    assign {channel}[{i}] = '0;")
     if ports.slave:
-        address = ports.widths[ports.slave["araddr"]]
+        address = ports.slave["araddr"][1]
         bus = {
             "awaddr": address, "araddr": address, "wdata": 32, "wstrb": 4, "awprot": 3, "arprot": 3,
             "awvalid": 1, "wvalid": 1, "bready": 1, "arvalid": 1, "rready": 1,
         } | _SLAVE_OUTPUTS  # fmt: skip
-        for channel, name in ports.slave.items():
+        for channel, (name, _) in ports.slave.items():
             lines.append(f"    logic [{bus[channel] - 1}:0] s_{channel};")
             connections.append(f".{name}(s_{channel})")
         lines.append(f"    localparam int REGISTER_BITS = {address};")
@@ -161,21 +154,20 @@ def testbench(text: str, *, top: str = "dut") -> str:
         else:
             lines.append("    assign irq = 0;")
         lines.append((HERE / "bus.svh").read_text())
-    if traceable(text):
+    if traceable(component):
         lines.append((HERE / "trace.svh").read_text())
     lines.append(f"    {top} dut ({', '.join(connections)});")
     lines.append("endmodule")
     return "\n".join(lines) + "\n"
 
 
-def build(component: Elaboratable | str, *, waves: bool = False) -> Path:
-    """Builds the test bench of a component (or of its Verilog, module `dut`); cached. Returns the build's folder."""
-    text = component if isinstance(component, str) else runner.to_verilog(component)
+def build(component: wiring.Component, *, waves: bool = False) -> Path:
+    """Builds the test bench of a component; cached. Returns the build's folder."""
     return runner.build(
-        text + testbench(text),
+        to_verilog(component, separator=SEPARATOR) + testbench(component),
         top="tb_top",
         sources=[HERE / "memory.sv"],
-        cpp=[HERE / "memory.cpp", *([HERE / "trace.cpp"] if traceable(text) else [])],
+        cpp=[HERE / "memory.cpp", *([HERE / "trace.cpp"] if traceable(component) else [])],
         public=(),
         args=["--timing"],
         waves=waves,
