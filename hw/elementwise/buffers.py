@@ -5,6 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Module, Signal, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from tellme.golden.config import CHUNK, clog2
 from tellme.hw.primitives import deep_ram
@@ -116,7 +117,7 @@ class BeatTable(wiring.Component):
         m = Module()
         m.submodules.table = table = memory.Memory(shape=unsigned(len(self.write_data)), depth=self._beats, init=[])
         write, read = table.write_port(), table.read_port()
-        low = self._parts.bit_length() - 1
+        low = exact_log2(self._parts)
         part = Signal(max(1, low))
         m.d.comb += [
             write.addr.eq(self.write_addr),

@@ -6,6 +6,7 @@ from typing import Any
 
 from amaranth.hdl import Cat, Module, Signal, Value, unsigned
 from amaranth.lib import data
+from amaranth.utils import bits_for, ceil_log2, exact_log2
 
 from tellme.golden.config import CHUNK, AcceleratorConfig, clog2
 from tellme.hw.pipeline import delay_line
@@ -27,7 +28,7 @@ def lane_bits(config: AcceleratorConfig) -> int:
 
 def count_bits(config: AcceleratorConfig) -> int:
     """Width of a number of lanes, 0..lanes."""
-    return config.lanes.bit_length()
+    return bits_for(config.lanes)
 
 
 def chunk_bits(config: AcceleratorConfig) -> int:
@@ -42,7 +43,7 @@ def word_bits(config: AcceleratorConfig) -> int:
 
 def head_pitch(config: AcceleratorConfig) -> int:
     """Chunks of a lane in the rotary table: a power of two, so that an address is {lane, chunk}."""
-    return 1 << (config.max_head_dim // CHUNK - 1).bit_length()
+    return 1 << ceil_log2(config.max_head_dim // CHUNK)
 
 
 def with_flags(m: Module, flags: Value, info: Any, cycles: int, name: str) -> tuple[Value, Any]:
@@ -55,7 +56,7 @@ def with_flags(m: Module, flags: Value, info: Any, cycles: int, name: str) -> tu
 
 def lane_address(m: Module, lane: Value, pitch: int, place: Value, name: str) -> Value:
     """`lane * pitch + place`, without a multiplier: the odd part of the pitch times a lane is a table of few bits."""
-    low = (pitch & -pitch).bit_length() - 1
+    low = exact_log2(pitch & -pitch)
     base = Signal(range(((1 << len(lane)) - 1) * (pitch >> low) + 1), name=name)
     with m.Switch(lane):
         for n in range(1 << len(lane)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.utils import bits_for, exact_log2
 
 from tellme.golden.config import CHUNK, AcceleratorConfig, clog2
 from tellme.golden.kv import KvGeometry
@@ -215,7 +216,7 @@ class Elementwise(wiring.Component):
         chunks = Signal(chunk_bits(config) + 1)
         last_chunk = Signal(chunk_bits(config))
         lanes_left = Signal(lane_bits(config))  # besides the next one to finish
-        dims32 = self.head_dim[5 : 5 + (config.max_head_dim // 32).bit_length()]
+        dims32 = self.head_dim[5 : 5 + bits_for(config.max_head_dim // 32)]
         final = Signal()
         m.d.sync += [chunks.eq(self.heads * dims32 * (32 // CHUNK)), last_chunk.eq(chunks - 1)]
         m.d.comb += final.eq(self.att_valid & (self.att_chunk == last_chunk))
@@ -286,7 +287,7 @@ class Elementwise(wiring.Component):
         config = self.config
         words = config.max_features // config.word
         parts = config.word // CHUNK
-        low = parts.bit_length() - 1
+        low = exact_log2(parts)
         m.submodules.u = u = BankedBuffer(
             depth=config.lanes * words, parts=parts, part_width=32 * CHUNK, deep=True, output_register=True
         )
@@ -356,7 +357,7 @@ class Elementwise(wiring.Component):
 
     @property
     def _own_lane_bits(self) -> int:
-        return self.config.lanes.bit_length() - 1
+        return exact_log2(self.config.lanes)
 
     def _busy(
         self, m: Module, loader: Loader, statistics: Statistics, quantiser: Quantiser, start_heads: Value

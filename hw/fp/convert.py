@@ -3,6 +3,7 @@
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from tellme.hw.fp.format import BIAS, classify
 from tellme.hw.fp.shift import Normaliser, shift_right_sticky
@@ -137,7 +138,7 @@ class FloatToFixed(wiring.Component):
         top = BIAS + w - 2 - self.frac
         right = Signal(signed(11))
         m.d.comb += right.eq(top - x.exponent)
-        amount = register(m, right[: (w - 1).bit_length()], "amount")
+        amount = register(m, right[: ceil_log2(w)], "amount")
         mantissa = register(m, x.mantissa, "mantissa")
         small = register(m, (right >= w) | x.zero | x.nan, "small")
         large = register(m, (right < 0) & ~x.nan, "large")

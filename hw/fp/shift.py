@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 
+from tellme.golden.config import clog2
 from tellme.hw.pipeline import wire
 
 
@@ -38,7 +39,7 @@ class Normaliser:
         """Leading zero nibbles (of a value padded to whole nibbles below); of zero, all but one."""
         nibbles = _nibbles(value)
         count: Value = Const(len(nibbles) - 1)
-        width = max(1, (len(nibbles) - 1).bit_length())
+        width = clog2(len(nibbles))
         for k in reversed(range(len(nibbles) - 1)):
             count = Mux(nibbles[k].any(), k, count)
         return count[:width]

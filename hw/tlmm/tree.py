@@ -5,8 +5,9 @@ from __future__ import annotations
 from amaranth.hdl import C, Cat, Module, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import ceil_log2
+from amaranth.utils import bits_for, ceil_log2
 
+from tellme.golden.arith import ceil_div
 from tellme.hw.pipeline import delay_line, register
 
 FAN = 4
@@ -18,7 +19,7 @@ _CHUNK = 6
 
 def _width(groups: int, width: int) -> int:
     """Bits of a sum: it may be as large as groups * 2^(width-1)."""
-    return width + groups.bit_length()
+    return width + bits_for(groups)
 
 
 def _errors(groups: int, width: int) -> tuple[list[int], int]:
@@ -53,7 +54,7 @@ def _stages(groups: int, width: int) -> tuple[int, int]:
     correction = 1
     parts = len(_chunks(groups, width))
     while parts > 1:
-        parts = -(-parts // FAN)
+        parts = ceil_div(parts, FAN)
         correction += 1
     return ceil_log2(groups), correction
 

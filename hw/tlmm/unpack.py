@@ -7,6 +7,7 @@ from functools import cache
 from amaranth.hdl import Cat, Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.formats.packed_ternary import TRITS_PER_BYTE
@@ -44,7 +45,7 @@ def entries(group_size: int) -> int:
 
 def index_bits(group_size: int) -> int:
     """Bits of a table index."""
-    return (entries(group_size) - 1).bit_length()
+    return ceil_log2(entries(group_size))
 
 
 def index_of(weights: tuple[int, ...]) -> tuple[int, int]:
