@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -129,25 +129,6 @@ def _make(folder: Path, make: Callable[[Path], None]) -> None:
         raise refusal(folder, e) from e
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def scratch(folder: Path, name: str) -> Iterator[Path]:
-    """A folder inside `folder` for one piece of work; it goes if the work fails or is interrupted.
-
-    Raises
-    ------
-    CacheError : it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder))
-    except OSError as e:
-        raise refusal(folder, e) from e
-    try:
-        yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 @dataclass(frozen=True)
