@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tellme.golden.arith import ceil_div
 from tests.fuzz.driver import run
 from tests.fuzz.targets import targets
 
@@ -16,5 +17,5 @@ TARGETS = {t.name: t for t in targets()}
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_damaged_files(name: str, tmp_path: Path) -> None:
-    n = -(-CASES // len(TARGETS))
+    n = ceil_div(CASES, len(TARGETS))
     print(f"{name}: {run(TARGETS[name], tmp_path, SEED, range(n))}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import PRESETS, AcceleratorConfig
 from tellme.golden.registers import build_hash
 
@@ -300,7 +301,7 @@ def place(base: int, size: int, ports: int, phases: Sequence[int]) -> tuple[int,
 
 def region_bytes(config: AcceleratorConfig, beats: int) -> int:
     """Bytes of a port's region that holds so many beats: whole pages."""
-    return -(-beats * config.port_bytes // PAGE) * PAGE
+    return ceil_div(beats * config.port_bytes, PAGE) * PAGE
 
 
 def buffer_bytes(config: AcceleratorConfig, beats: int, phases: Sequence[int]) -> int:

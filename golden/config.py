@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from tellme.golden.arith import ceil_div
 from tellme.golden.formats import TERNARY, WeightFormat
 from tellme.golden.ternary import ACTIVATION
 
@@ -149,7 +150,7 @@ class AcceleratorConfig:
         _require(
             self.max_context + self.lanes <= self.score_words * self.keys_per_beat,
             f"score_words ({self.score_words}) must hold max_context + lanes keys of one set of queries, "
-            f"{self.keys_per_beat} a word: at least {-(-(self.max_context + self.lanes) // self.keys_per_beat)}",
+            f"{self.keys_per_beat} a word: at least {ceil_div(self.max_context + self.lanes, self.keys_per_beat)}",
         )
         dimensions("max_hidden", 65536)
         dimensions("max_kv_dim", 65536)
@@ -183,7 +184,7 @@ class AcceleratorConfig:
     @cached_property
     def groups(self) -> int:
         """Lookup tables of a tile and lane."""
-        return -(-self.beat_weights // self.group_size)
+        return ceil_div(self.beat_weights, self.group_size)
 
     @cached_property
     def word(self) -> int:

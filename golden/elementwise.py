@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tellme.golden import fp
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import CHUNK, PARTIALS
 
 F32 = NDArray[np.float32]
@@ -85,7 +86,7 @@ def sum_of_squares(v: ArrayLike) -> F32:
         raise ValueError(f"features must be a multiple of {CHUNK}, not {x.shape[-1]}")
     sq = fp.mul(x, x).reshape(*x.shape[:-1], -1, CHUNK)
     c = fp.add(fp.add(sq[..., 0], sq[..., 1]), fp.add(sq[..., 2], sq[..., 3]))
-    steps = -(-c.shape[-1] // PARTIALS)
+    steps = ceil_div(c.shape[-1], PARTIALS)
     padded = np.zeros((*x.shape[:-1], steps * PARTIALS), np.float32)
     padded[..., : c.shape[-1]] = c
     # Sums in order, of zeros and of normal numbers that are not negative: never subnormal, so as fp.add makes them

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
 
 
@@ -57,7 +58,7 @@ class KvGeometry:
 
     def blocks(self, positions: int) -> int:
         """Blocks of a (slot, KV head) of so many positions."""
-        return -(-positions // self.config.key_block)
+        return ceil_div(positions, self.config.key_block)
 
     # ---- what a pass reads of a block that holds `keys` keys ---------------------------------------------------------
 

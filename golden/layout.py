@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.kv import KvGeometry
 from tellme.golden.spec import MATRICES, Step
@@ -109,13 +110,13 @@ def split_rows(step: Step, rows: Rows, sizes: Sequence[int], head_dim: int | Non
 
 def tiles(inputs: int, config: AcceleratorConfig) -> int:
     """K tiles of a matrix of `inputs` columns."""
-    return -(-inputs // config.beat_weights)
+    return ceil_div(inputs, config.beat_weights)
 
 
 def row_block(rows: int, config: AcceleratorConfig) -> int:
     """Rows of a row block: as few blocks as the accumulators allow, of about equal size, a multiple of 8."""
-    blocks = -(-rows // config.block_rows)
-    return -(-rows // (blocks * ROW_MULTIPLE)) * ROW_MULTIPLE
+    blocks = ceil_div(rows, config.block_rows)
+    return ceil_div(rows, blocks * ROW_MULTIPLE) * ROW_MULTIPLE
 
 
 def pack_linear(weights: ArrayLike, config: AcceleratorConfig, block_rows: int | None = None) -> Beats:
@@ -177,7 +178,7 @@ def packed_rows(
 
 def float_beats(count: int, config: AcceleratorConfig) -> int:
     """Beats of `count` float32."""
-    return -(-count // config.word)
+    return ceil_div(count, config.word)
 
 
 def pack_floats(values: ArrayLike, config: AcceleratorConfig) -> Beats:
@@ -250,7 +251,7 @@ def head_block_beats(features: int, config: AcceleratorConfig) -> int:
 def pack_head(rows: ArrayLike, scales: ArrayLike, config: AcceleratorConfig) -> Beats:
     """The output head: int8 rows [vocabulary, features] and their scales, padded with zeros to whole blocks."""
     r, s = np.asarray(rows, np.int8), np.asarray(scales, np.float32)
-    blocks = -(-len(r) // config.key_block)
+    blocks = ceil_div(len(r), config.key_block)
     padded_rows = np.zeros((blocks * config.key_block, r.shape[1]), np.int8)
     padded_scales = np.zeros(blocks * config.key_block, np.float32)
     padded_rows[: len(r)], padded_scales[: len(r)] = r, s

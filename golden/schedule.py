@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tellme.golden import layout
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.kv import KvGeometry
 from tellme.golden.program import DESCRIPTOR_BYTES, Opcode, decode
@@ -66,8 +67,8 @@ def phases(config: AcceleratorConfig, kv_heads: int, positions: Sequence[int], s
     def part(unit: int, kv_head: int, lo: int, hi: int, v: bool, final: bool) -> Iterator[Phase]:
         cached = positions[lo]
         own_words = hi // kpb - lo // kpb + 1
-        words = own_words + -(-cached // kpb)
-        blocks = -(-cached // block_keys)
+        words = own_words + ceil_div(cached, kpb)
+        blocks = ceil_div(cached, block_keys)
 
         def phase(own: bool, keys: int, base: int, block: int) -> Phase:
             last = block == 0 if not own else cached == 0
@@ -78,7 +79,7 @@ def phases(config: AcceleratorConfig, kv_heads: int, positions: Sequence[int], s
         for block in range(blocks - 1, -1, -1):
             keys = min(block_keys, cached - block * block_keys)
             yield phase(False, keys, base, block)
-            base += -(-keys // kpb)
+            base += ceil_div(keys, kpb)
 
     units = [(h, lo, hi) for h in range(kv_heads) for lo, hi in groups(slots)]
     out: list[Phase] = []
@@ -100,7 +101,7 @@ def segments(
 ) -> list[Segment]:
     """Every read of a pass in order, the program itself first."""
     lanes, kv = len(positions), KvGeometry(config)
-    out = [Segment(program_address, -(-len(program) // config.beat_bytes))]
+    out = [Segment(program_address, ceil_div(len(program), config.beat_bytes))]
 
     def add(address: int, beats: int) -> None:
         if beats:
@@ -135,6 +136,6 @@ def segments(
                     add(data + c * config.key_tile, kv.cell_reads(ph.keys))
         elif opcode is Opcode.HEAD:
             beats = v["blocks"] * layout.head_block_beats(v["inputs"], config)
-            for _ in range(-(-head_count // config.attention_lanes)):
+            for _ in range(ceil_div(head_count, config.attention_lanes)):
                 add(v["address"], beats)
     return out

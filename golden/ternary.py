@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tellme.golden.arith import ceil_div
+
 _EXACT_FLOAT32 = 1 << 24
 """Integers of float32 are exact up to here."""
 
@@ -91,7 +93,7 @@ def damage(rows: NDArray[Any], codes: tuple[int, int, int] = _VALUES, weights_pe
     weights_per_code : weights that one code stands for.
     """
     n, k = rows.shape
-    run = min(-(-RUN // weights_per_code), k)
+    run = min(ceil_div(RUN, weights_per_code), k)
     # Eight codes at a time where they allow it, which takes a fifth of the time.
     words = k % 8 == 0 and run % 8 == 0
     x = rows.view(np.uint64) if words else rows
@@ -209,7 +211,7 @@ def groups(values: ArrayLike, size: int) -> NDArray[np.int64]:
     """Splits the last axis in groups of `size` (2..5); the last group is filled with zeros."""
     v = np.asarray(values, np.int64)
     n = v.shape[-1]
-    out = np.zeros((*v.shape[:-1], -(-n // size), size), np.int64)
+    out = np.zeros((*v.shape[:-1], ceil_div(n, size), size), np.int64)
     out.reshape(*v.shape[:-1], -1)[..., :n] = v
     return out
 

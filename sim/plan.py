@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tellme.golden import layout
+from tellme.golden.arith import ceil_div
 from tellme.golden.boards import BOARDS
 from tellme.golden.boards import phases as board_phases
 from tellme.golden.config import AcceleratorConfig
@@ -116,7 +117,7 @@ def fifo_memory(config: AcceleratorConfig) -> tuple[int, int]:
     chip has none."""
     columns = config.ports * config.port_bytes * 8 // COLUMN_BITS
     ultra = config.fifo_beats >= ULTRA_DEPTH and (config.name not in BOARDS or BOARDS[config.name].urams > 0)
-    words = columns * -(-config.fifo_beats // (URAM_DEPTH if ultra else BRAM_DEPTH))
+    words = columns * ceil_div(config.fifo_beats, URAM_DEPTH if ultra else BRAM_DEPTH)
     return (words, 0) if ultra else (0, words)
 
 
@@ -128,7 +129,7 @@ def _linear(
 ) -> list[Step]:
     tiles = layout.tiles(inputs, config)
     block = layout.row_block(rows, config)
-    last = rows - (-(-rows // block) - 1) * block
+    last = rows - (ceil_div(rows, block) - 1) * block
     beats = tiles * rows
     # The first word of the quantiser, then the first tile's tables, while the gain is on its way.
     stream = engine.expected_cycles(config, tiles=tiles, rows=rows, block_rows=block, lanes=lanes)
@@ -156,7 +157,7 @@ def steps(
     width = config.word
 
     def floats(count: int) -> int:
-        return -(-count // width)
+        return ceil_div(count, width)
 
     descriptors = 3 + len(STEPS) * spec.layers
     length = descriptors * DESCRIPTOR_BYTES // config.beat_bytes
@@ -187,7 +188,7 @@ def steps(
         if not p.own:
             reads += [kv.cell_reads(p.keys)] * cells
             reads += [] if p.v else [kv.scale_reads(p.keys)] * 2
-    bursts = sum(-(-r // config.burst_beats) for r in reads)
+    bursts = sum(ceil_div(r, config.burst_beats) for r in reads)
     attend = attention.expected_cycles(
         config, heads=spec.heads, kv_heads=spec.kv_heads, head_dim=spec.head_dim, positions=positions, slots=slots
     )
@@ -205,7 +206,7 @@ def steps(
         tiles = layout.tiles(spec.hidden, config)
         lead = Elementwise.expected_quantise_cycles(config, tiles=tiles, lanes=n)
         out.append(Step("head lead", "elementwise", STEP_OVER + lead, 0))
-        beats = -(-spec.vocab // config.key_block) * layout.head_block_beats(spec.hidden, config)
+        beats = ceil_div(spec.vocab, config.key_block) * layout.head_block_beats(spec.hidden, config)
         for first in range(0, head_count, config.attention_lanes):
             count = min(config.attention_lanes, head_count - first)
             sweep = attention.expected_head_cycles(config, inputs=spec.hidden, vocabulary=spec.vocab, head_count=count)

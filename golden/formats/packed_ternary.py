@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tellme.golden import ternary
+from tellme.golden.arith import ceil_div
 from tellme.golden.formats.weight_format import WeightFormat
 from tellme.golden.ternary import WeightError
 
@@ -39,7 +40,7 @@ class PackedTernary(WeightFormat):
     def pack(self, weights: ArrayLike) -> NDArray[np.uint8]:
         w = ternary.check(weights)
         n = w.shape[-1]
-        padded = np.zeros((*w.shape[:-1], -(-n // TRITS_PER_BYTE), TRITS_PER_BYTE), np.uint8)
+        padded = np.zeros((*w.shape[:-1], ceil_div(n, TRITS_PER_BYTE), TRITS_PER_BYTE), np.uint8)
         padded.reshape(*w.shape[:-1], -1)[..., :n] = w.view(np.uint8)  # -1 wraps to 255, and back with the 1 below
         padded += 1
         out = padded[..., -1].copy()

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tellme.golden.arith import ceil_div
 from tellme.golden.boards import BOARDS, MIB, Board, buffer_bytes, build_name
 from tellme.golden.layout import KvLayout
 from tellme.golden.model import ModelSpec
@@ -54,7 +55,7 @@ def fit(board: Board, spec: ModelSpec, name: str) -> dict[str, Any]:
         }
     rate = min(c.clock_hz * c.beat_bytes, board.memory_rate) / c.beat_bytes
     keys = min(CONTEXT, context)
-    read = weights + cache(-(-keys // c.key_block) * c.key_block)
+    read = weights + cache(ceil_div(keys, c.key_block) * c.key_block)
     total = buffer_bytes(c, weights + cache(context), board.phases)
     return {
         "fits": True,
@@ -123,7 +124,7 @@ def show_boards(*, as_json: bool, console: Console) -> None:
         preset = f"{c.beat_bytes}-byte beat, {c.lanes} lanes, {c.clock_hz / 1e6:.0f} MHz"
         for name, f in facts[b.name]["models"].items():
             if f["fits"]:
-                cma = "as it is" if f["cma"] else f"cma={-(-f['buffer_bytes'] // (64 * MIB)) * 64 + 64}M"
+                cma = "as it is" if f["cma"] else f"cma={ceil_div(f['buffer_bytes'], 64 * MIB) * 64 + 64}M"
                 row = (f["context"], f"{f['buffer_bytes'] // MIB:,} MiB", cma, f"{f['tokens_per_second']:.1f}")
             else:
                 row = ("does not fit", "-", "-", "-")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from tellme.golden import layout
+from tellme.golden.arith import ceil_div
 from tellme.golden.boards import buffer_bytes, phases
 from tellme.golden.config import PRESETS, AcceleratorConfig
 from tellme.golden.model import ModelWeights
@@ -92,7 +93,7 @@ def _parts(spec: ModelSpec, config: AcceleratorConfig, shares: dict[str, Shares]
         s.hidden, config
     )
     part("norms", f"{s.layers} x {len(s.norms)} + 1", "float32", beats * width)
-    blocks = -(-s.vocab // config.key_block)
+    blocks = ceil_div(s.vocab, config.key_block)
     size = blocks * layout.head_block_beats(s.hidden, config) * width
     part("head = embedding" if s.tied else "head", f"{s.vocab} x {s.hidden}", "int8", size)
     if not s.tied:

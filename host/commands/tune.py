@@ -29,6 +29,7 @@ import numpy as np
 from rich.console import Console
 
 from tellme.golden import layout
+from tellme.golden.arith import ceil_div
 from tellme.golden.boards import PAGE, PHASE_PERIOD, check_phases
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.program import DESCRIPTOR_BYTES, Opcode, encode
@@ -81,7 +82,7 @@ class Measured:
 def stream_beats(config: AcceleratorConfig, at_least: int) -> int:
     """Beats of the shortest stream that has so many: whole blocks of a head."""
     block = layout.head_block_beats(_inputs(config), config)
-    return -(-at_least // block) * block
+    return ceil_div(at_least, block) * block
 
 
 def _inputs(config: AcceleratorConfig) -> int:
@@ -112,7 +113,7 @@ class StreamMeter(Accelerator):
         # Everything but the stream is before the first period's end, and the stream begins at a phase of its own: 0.
         self._start = PHASE_PERIOD // config.port_bytes
         x_beats, rope_beats = layout.float_beats(n, config), layout.rope_beats(HEAD_DIM, config)
-        self._x_address = -(-3 * DESCRIPTOR_BYTES // config.beat_bytes)
+        self._x_address = ceil_div(3 * DESCRIPTOR_BYTES, config.beat_bytes)
         self._rope_address = self._x_address + x_beats
         self._load = encode(
             Opcode.LOAD,
@@ -196,7 +197,7 @@ class StreamMeter(Accelerator):
         DeviceError : the counters do not add up, or as `execute`.
         """
         c = self.config
-        blocks = -(-beats // self._block)
+        blocks = ceil_div(beats, self._block)
         none = self._counters(phases, 0)
         some = self._counters(phases, blocks)
         total = blocks * self._block

@@ -46,6 +46,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from tellme.golden.arith import ceil_div
 from tellme.golden.boards import build_name
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.registers import VERSION
@@ -63,7 +64,7 @@ _PIECE = 1 << 24
 
 
 def _pages(n: int) -> int:
-    return -(-n // PAGE) * PAGE
+    return ceil_div(n, PAGE) * PAGE
 
 
 def geometry_of(config: AcceleratorConfig) -> dict[str, int]:

@@ -30,6 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellme.golden import elementwise, layout
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import PRESETS, AcceleratorConfig
 from tellme.golden.model import LayerWeights, ModelWeights
 from tellme.golden.project import DISTRIBUTION
@@ -82,7 +83,7 @@ def section_shapes(spec: ModelSpec, config: AcceleratorConfig) -> Iterator[Secti
                 beats = n + rows * layout.tiles(inputs, config)
                 shape = replace(shape, beats=beats, scales=len(step.matrices))
             yield shape
-    blocks = -(-s.vocab // config.key_block)
+    blocks = ceil_div(s.vocab, config.key_block)
     yield SectionShape("head", blocks * layout.head_block_beats(s.hidden, config), {})
 
 

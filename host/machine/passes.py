@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
 from tellme.host.errors import UserError
 
@@ -47,10 +48,10 @@ def fits_scores(config: AcceleratorConfig, group: int, cached: int, lanes: int, 
     cached : keys of the slot below the first lane's position.
     lanes, first_lane : the lanes of the slot.
     """
-    sets = -(-lanes * group // config.attention_lanes)
+    sets = ceil_div(lanes * group, config.attention_lanes)
     kpb = config.keys_per_beat
     own_words = (first_lane + lanes - 1) // kpb - first_lane // kpb + 1
-    return sets * (own_words + -(-cached // kpb)) <= config.score_words
+    return sets * (own_words + ceil_div(cached, kpb)) <= config.score_words
 
 
 def lanes_that_fit(config: AcceleratorConfig, group: int, cached: int, wanted: int) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tellme.golden import layout
+from tellme.golden.arith import ceil_div
 from tellme.golden.check import problem
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.layout import KvLayout
@@ -62,7 +63,7 @@ def usable_context(spec: ModelSpec, config: AcceleratorConfig) -> int:
     limit = min(spec.max_context, config.max_context)
     group = spec.heads // spec.kv_heads
     # The last position sees limit - 1 cached keys, in a pass of one lane.
-    sets = -(-group // config.attention_lanes)
+    sets = ceil_div(group, config.attention_lanes)
     by_scores = (config.score_words // sets - 1) * config.keys_per_beat + 1
     return min(limit, by_scores)
 
@@ -82,7 +83,7 @@ def check_fits(spec: ModelSpec, config: AcceleratorConfig, name: str) -> None:
         ("heads * head_dim", spec.q_dim, config.max_features, "max_features"),
         ("ffn", spec.ffn, config.max_features, "max_features"),
     ):
-        padded = -(-inputs // width) * width
+        padded = ceil_div(inputs, width) * width
         if padded > limit:
             raise UserError(
                 f"{name}: {what} is {inputs}, {padded} in whole tiles of {width}, but accelerator {config.name!r} "
@@ -159,10 +160,10 @@ def compile_sections(
     rope_table = layout.pack_rope(*rope_tables(spec, context), config)
     image_address = rope_address + len(rope_table)
     logits_address = image_address + sum(s.beats for s in sections.values())
-    blocks = -(-spec.vocab // config.key_block)
+    blocks = ceil_div(spec.vocab, config.key_block)
     logits_stride = layout.float_beats(blocks * config.key_block, config)
     # A run of the cache then takes as few bursts as it can: bursts end at multiples of their length.
-    kv_address = -(-(logits_address + config.lanes * logits_stride) // config.burst_beats) * config.burst_beats
+    kv_address = ceil_div(logits_address + config.lanes * logits_stride, config.burst_beats) * config.burst_beats
     layer_stride = slots * kv.slot_stride
     window = kv_address + spec.layers * layer_stride
     if window >= 1 << 32:

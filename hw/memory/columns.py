@@ -6,6 +6,7 @@ from amaranth.hdl import Cat, Module, Value, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import clog2
 from tellme.hw.primitives import deep_ram
 
@@ -61,7 +62,7 @@ class ColumnMemory(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         words, rest = divmod(self._width, WORD)
-        padded = -(-rest // BYTE) * BYTE
+        padded = ceil_div(rest, BYTE) * BYTE
         together = max(1, BYTES // padded) if rest else 1
         parts: list[list[Value]] = [[] for _ in range(self._columns)]
         for column in range(self._columns):

@@ -21,6 +21,7 @@ from amaranth.hdl import Cat, Elaboratable, Module, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import TINY, AcceleratorConfig
 from tellme.golden.project import advice
 from tellme.hw import cache as user_cache
@@ -69,7 +70,7 @@ class Harness(Elaboratable):
         outputs = Cat(v for f, v in flow if f is not In)
         line = Signal(len(inputs), reset_less=True)
         sampled = Signal(len(outputs), reset_less=True)
-        fold = Signal(-(-len(outputs) // 4), reset_less=True)
+        fold = Signal(ceil_div(len(outputs), 4), reset_less=True)
         m.d.sync += [line.eq(Cat(self.serial_in, line)), sampled.eq(outputs)]
         # Four samples fold into each bit of a shift register, which leaves on one pin.
         m.d.sync += [fold[i].eq(sampled[4 * i : 4 * i + 4].xor() ^ (fold[i - 1] if i else 0)) for i in range(len(fold))]

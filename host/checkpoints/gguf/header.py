@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from tellme.golden.arith import ceil_div
 from tellme.host.checkpoints.common import GGUF_MAGIC
 from tellme.host.checkpoints.gguf.elements import I2_S, NOT_YET, block_of, type_name
 from tellme.host.errors import UserError
@@ -163,7 +164,7 @@ class Header:
         alignment = self.integer("general.alignment", 32)
         if alignment & alignment - 1 or alignment > 1 << 20:
             raise UserError(f"{path}: general.alignment is {alignment}; a power of two of at most 1,048,576 is needed")
-        data = -(-c.at // alignment) * alignment
+        data = ceil_div(c.at, alignment) * alignment
         spans = []
         for name, shape, kind, offset in infos:
             entry = self._place(name, shape, kind, data, offset, alignment)

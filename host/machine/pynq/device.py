@@ -35,6 +35,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from tellme.golden.arith import ceil_div
 from tellme.golden.boards import (
     BOARDS,
     PAGE,
@@ -313,7 +314,7 @@ def _mib(size: int) -> str:
 
 def _kernel_argument(config: AcceleratorConfig, needed: int) -> str:
     # A quarter more: the region fragments.
-    size = -(-needed * 5 // 4 >> 20) // 100 * 100 + 100
+    size = ceil_div(needed * 5, 4 << 20) // 100 * 100 + 100
     board = BOARDS.get(config.name)
     if board is not None and needed > board.ddr_bytes * 3 // 4:
         return (
