@@ -1,8 +1,8 @@
 """The DRAM model against rates measured on boards: its constants fitted, predictions beside measurements, placements.
 
-`python -m bench.memory` writes docs/measurements/memory.md and its pictures with the constants of sim/timing.py;
+`python -m bench.memory` writes docs/measurements/memory.md and its pictures with the constants of golden/boards.py;
 `python -m bench.memory --fit` searches for them first, says what it finds, and how well constants that were fitted to one
-half of the points do on the other half. What is fitted: `hold` and `path` of sim.timing.Dram, and how many cycles after
+half of the points do on the other half. What is fitted: `hold` and `path` of golden.boards.Dram, and how many cycles after
 one another the ports of the published sweep were started.
 """
 
@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tellme.golden.boards import BOARDS, PHASE_PERIOD
+from tellme.golden.boards import BOARDS, PHASE_PERIOD, Dram
 from tellme.golden.config import PRESETS
 from tellme.sim import stream
-from tellme.sim.timing import TIMINGS, Dram, MemoryTiming, timing
+from tellme.sim.timing import TIMINGS, MemoryTiming, timing
 
 MEASUREMENTS = Path(__file__).parent.parent / "docs" / "measurements"
 SWEEP = MEASUREMENTS / "silicon" / "k26-port-offsets.csv"
@@ -310,7 +310,7 @@ def report(folds: list[tuple[dict[str, int], Agreement, Agreement]] | None) -> s
         [
             "# The DRAM model against boards",
             "",
-            f"`python -m bench.memory` (or `make memory`); the fit and the halves: `python -m bench.memory --fit`. The model is `sim/dram.hpp`, its values `sim/timing.py`: banks, timing and controller by the registers that the boot image of the K26 writes, FIFOs of the ports by UG1085. Two constants are fitted: a read keeps its place in the window of {d.window} for {d.hold} clocks ({d.hold / d.clock_khz * 1e6:.0f} ns) after its column command, until its data is out of the controller and the place is given back; and the way from port to controller and back takes {d.path} clocks ({d.path / d.clock_khz * 1e6:.0f} ns) besides what is modelled. A third belongs to the experiment: its ports were started {START} cycles apart. Without it the worst placements would be those with HP3 at 0, not at 8 KiB; and HP3, which started last, is measured 1.2 % slower than HP0 everywhere.",
+            f"`python -m bench.memory` (or `make memory`); the fit and the halves: `python -m bench.memory --fit`. The model is `sim/dram.hpp`, its values `golden/boards.py`: banks, timing and controller by the registers that the boot image of the K26 writes, FIFOs of the ports by UG1085. Two constants are fitted: a read keeps its place in the window of {d.window} for {d.hold} clocks ({d.hold / d.clock_khz * 1e6:.0f} ns) after its column command, until its data is out of the controller and the place is given back; and the way from port to controller and back takes {d.path} clocks ({d.path / d.clock_khz * 1e6:.0f} ns) besides what is modelled. A third belongs to the experiment: its ports were started {START} cycles apart. Without it the worst placements would be those with HP3 at 0, not at 8 KiB; and HP3, which started last, is measured 1.2 % slower than HP0 everywhere.",
             "",
             "## The sweep: four ports, 64 placements",
             "",
@@ -385,7 +385,7 @@ def main() -> None:
             print(f"half: {v}: {show(own)}; other half: {show(there)}", flush=True)
         d = TIMINGS["kv260"].dram
         assert d is not None
-        print(f"sim/timing.py has hold {d.hold}, path {d.path}; this file START {START}")
+        print(f"golden/boards.py has hold {d.hold}, path {d.path}; this file START {START}")
     draw(points(), PICTURE)
     PAGE.write_text(report(folds))
     print(f"wrote {PAGE} and {PICTURE}")

@@ -17,6 +17,8 @@ from tellme.golden.shapes import BITNET_07B, BITNET_2B
 from tellme.host.checkpoints.checkpoint import Checkpoint
 from tellme.host.image.model import Model, convert, demo_folder
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend
+from tellme.host.machine.passes import Pass
+from tellme.host.machine.program import compile_program
 from tellme.host.machine.simulation import SimulatedAccelerator
 from tellme.host.text.tokenizer import Files
 from tellme.sim.timing import timing
@@ -52,17 +54,17 @@ def test_a_layer_is_bit_exact(name: str, tmp_path: Path, rows: list[str]) -> Non
     path = tmp_path / "layer.tlm"
     convert(Checkpoint(name=name, weights=weights, tokenizer=Files.read(demo_folder()), eos_ids=()), path, KV260)
     ids = np.random.default_rng(1).integers(0, spec.vocab, CONTEXT + 1).tolist()
-    with Model.open(path, KV260) as model, SimulatedAccelerator(model, KV260, timing=timing("kv260-ideal")) as machine:
+    with (
+        Model.open(path, KV260) as model,
+        SimulatedAccelerator(model, compile_program(model, KV260), timing=timing("kv260-ideal")) as machine,
+    ):
         both = CheckedBackend(machine, GoldenBackend(weights, KV260))
         position = 0
         while position <= CONTEXT:
             n = min(16, CONTEXT - position) or 1
             start = time.monotonic()
             r = both.run_pass(
-                ids[position : position + n],
-                range(position, position + n),
-                head_lanes=(0, n),
-                write_logits=True,
+                Pass.of(ids[position : position + n], range(position, position + n), head=(0, n), write_logits=True)
             )
             assert r.cycles is not None and r.beats is not None
             stalls = ", ".join(f"{k} {v:,}" for k, v in r.stalls.items() if v)

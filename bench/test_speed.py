@@ -14,9 +14,10 @@ import pytest
 
 from tellme.golden.config import KV260
 from tellme.golden.shapes import SHAPES
-from tellme.host.commands.bench import Measurement, measure
 from tellme.host.commands.pictures import draw
-from tellme.sim.plan import predict, steps
+from tellme.host.machine.measurement import Measurement, measure
+from tellme.hw.plan import predict, steps
+from tellme.sim.stream import SustainedMemory
 from tellme.sim.timing import timing
 
 FOLDER = Path(__file__).parent.parent / "docs" / "measurements"
@@ -58,12 +59,12 @@ def measured(model: str, context: int, memory: str) -> Measurement:
 def test_the_plan_is_within_three_percent(model: str, context: int, memory: str) -> None:
     m = measured(model, context, memory)
     spec = SHAPES[model]
-    predicted = predict(steps(spec, KV260, [context], [0], 1), KV260, timing(memory))
+    predicted = predict(steps(spec, KV260, [context], [0], 1), KV260, SustainedMemory(timing(memory)))
     print(f"{model} {context} {memory}: {m.decode.cycles:,} cycles, planned {predicted.cycles:,}", flush=True)
     assert predicted.cycles == pytest.approx(m.decode.cycles, rel=0.03)
     for p in m.prefill:
         todo = steps(spec, KV260, range(p.position, p.position + p.lanes), [0] * p.lanes, int(p is m.prefill[-1]))
-        assert predict(todo, KV260, timing(memory)).cycles == pytest.approx(p.cost.cycles, rel=0.03)
+        assert predict(todo, KV260, SustainedMemory(timing(memory))).cycles == pytest.approx(p.cost.cycles, rel=0.03)
 
 
 @pytest.mark.parametrize(("model", "context"), [run for run, options in RUNS.items() if options.get("complete")])
@@ -106,7 +107,9 @@ def test_write_the_page() -> None:
     for model, context in RUNS:
         for memory in (FAST, SLOW):
             r = measured(model, context, memory).report()
-            predicted = predict(steps(SHAPES[model], KV260, [context], [0], 1), KV260, timing(memory)).cycles
+            predicted = predict(
+                steps(SHAPES[model], KV260, [context], [0], 1), KV260, SustainedMemory(timing(memory))
+            ).cycles
             stalls = ", ".join(f"{k} {v:,}" for k, v in r["stalls"].items() if v)
             lines.append(
                 f"| {model} | {context} | {memory} | {r['cycles_per_pass']:,} | {r['tokens_per_s']:.2f} | {r['gb_per_s']:.2f} | "

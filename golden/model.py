@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tellme.golden import attention, elementwise, fp, head, layout, ternary
+from tellme.golden import attention, elementwise, fp, head, layout, schedule, ternary
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.spec import ACTIVATIONS, NORMS, STEPS, ModelError, ModelSpec, RopeScaling, Step, rope_tables
 
 __all__ = [
     "PREFILL_LANES",
     "GoldenModel",
+    "GoldenPass",
     "LayerWeights",
     "ModelError",
     "ModelSpec",
     "ModelWeights",
     "PassError",
-    "PassResult",
     "RopeScaling",
     "rope_tables",
 ]
@@ -125,7 +125,7 @@ class ModelWeights:
 
 
 @dataclass(frozen=True)
-class PassResult:
+class GoldenPass:
     """What a pass returns.
 
     Attributes
@@ -262,7 +262,7 @@ class GoldenModel:
         start: int | None = None,
         all_logits: bool = False,
         lanes: int = PREFILL_LANES,
-    ) -> PassResult:
+    ) -> GoldenPass:
         """Takes tokens at positions start, start + 1, ... of a slot (behind what it holds, if None).
 
         Parameters
@@ -284,9 +284,9 @@ class GoldenModel:
             results.append(self._run(part, np.arange(first + i, first + i + n), groups, heads, None))
         if len(results) == 1 or not all_logits:
             return results[-1]
-        return PassResult(np.concatenate([r.logits for r in results]), np.concatenate([r.best for r in results]))
+        return GoldenPass(np.concatenate([r.logits for r in results]), np.concatenate([r.best for r in results]))
 
-    def decode(self, token: int, slot: int = 0) -> PassResult:
+    def decode(self, token: int, slot: int = 0) -> GoldenPass:
         """Appends one token to a slot: a pass of one lane."""
         return self.run_pass([token], [self.filled(slot)], [slot], (0, 1))
 
@@ -298,7 +298,7 @@ class GoldenModel:
         head_lanes: tuple[int, int] | None = None,
         *,
         taps: bool = False,
-    ) -> PassResult:
+    ) -> GoldenPass:
         """One pass: a token, position and slot for each lane.
 
         Parameters
@@ -330,7 +330,7 @@ class GoldenModel:
         groups: list[tuple[int, int, int, int]],
         head_lanes: tuple[int, int],
         keep: dict[str, NDArray[np.generic]] | None,
-    ) -> PassResult:
+    ) -> GoldenPass:
         """A pass whose arguments are valid; `keep` takes the taps."""
         x = self.embed(t)
         if keep is not None:
@@ -342,14 +342,14 @@ class GoldenModel:
             self._slot(slot).filled = max(self._slot(slot).filled, start + n)
         first, count = head_lanes
         if not count:
-            return PassResult(np.empty((0, self.spec.vocab), np.float32), np.empty(0, np.int64), keep or {})
+            return GoldenPass(np.empty((0, self.spec.vocab), np.float32), np.empty(0, np.int64), keep or {})
         lane = slice(first, first + count)
         last = elementwise.Statistics(stats.ss[lane], stats.amax[lane], stats.u[lane])
         q, scale = elementwise.quantise(last, norm=True, eps=self.spec.norm_eps)
         values = head.logits(q, scale, self._rows, self._row_scales)
         if keep is not None:
             keep |= {"head.q": q, "head.scale": scale}
-        return PassResult(values, head.best(values), keep or {})
+        return GoldenPass(values, head.best(values), keep or {})
 
     def _linear(
         self,
@@ -450,22 +450,22 @@ class GoldenModel:
 
     def _groups(self, positions: list[int], slots: list[int]) -> list[tuple[int, int, int, int]]:
         """(slot, first lane, lanes, first position) of every group; checks a pass."""
-        groups: list[tuple[int, int, int, int]] = []
-        for lane, (position, slot) in enumerate(zip(positions, slots, strict=True)):
+        out: list[tuple[int, int, int, int]] = []
+        for lo, hi in schedule.groups(slots):
+            slot, first = slots[lo], positions[lo]
             if not 0 <= slot < len(self._slots):
-                raise PassError(f"slot {slot} of lane {lane} is not one of the {len(self._slots)} slots")
-            self._check_context(position)
-            if groups and groups[-1][0] == slot:
-                _, start, n, first = groups[-1]
-                if position != first + n:
+                raise PassError(f"slot {slot} of lane {lo} is not one of the {len(self._slots)} slots")
+            self._check_context(first)
+            if slot in slots[:lo]:
+                raise PassError(f"lanes of slot {slot} must be neighbours; lane {lo} is apart")
+            if not 0 <= first <= self.filled(slot):
+                raise PassError(f"lane {lo} has position {first}, but slot {slot} holds {self.filled(slot)}")
+            for lane in range(lo + 1, hi + 1):
+                self._check_context(positions[lane])
+                if positions[lane] != first + lane - lo:
                     raise PassError(
-                        f"lane {lane} must have position {first + n}, one after its neighbour, not {position}"
+                        f"lane {lane} must have position {first + lane - lo}, one after its neighbour, "
+                        f"not {positions[lane]}"
                     )
-                groups[-1] = (slot, start, n + 1, first)
-                continue
-            if any(g[0] == slot for g in groups):
-                raise PassError(f"lanes of slot {slot} must be neighbours; lane {lane} is apart")
-            if not 0 <= position <= self.filled(slot):
-                raise PassError(f"lane {lane} has position {position}, but slot {slot} holds {self.filled(slot)}")
-            groups.append((slot, lane, 1, position))
-        return groups
+            out.append((slot, lo, hi - lo + 1, first))
+        return out

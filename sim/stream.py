@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tellme.golden.boards import phases as board_phases
+from tellme.golden.config import AcceleratorConfig
 from tellme.sim import runner
-from tellme.sim.timing import MemoryTiming
+from tellme.sim.timing import MemoryTiming, dram_settings
 
 HERE = Path(__file__).parent
 ROW_BYTES = 1 << 26
@@ -24,6 +26,8 @@ ROW_BYTES = 1 << 26
 COMMANDS = ("read", "write", "activate", "precharge", "refresh")
 LIMIT = 1 << 26
 """Cycles after which a run is given up."""
+TURNAROUND = 19
+"""Cycles besides the latency after which a burst makes room for another one, counted from its address."""
 
 
 @lru_cache(maxsize=1)
@@ -116,7 +120,7 @@ def run(
     room = 4 * (sum(lengths) // timing.dram.block + 1024) if commands else 0
     log, logged = np.zeros((room, 4), np.uint64), ctypes.c_uint64(room)
     code = _library().tellme_stream(
-        timing.dram.settings(clock_hz).encode(),
+        dram_settings(timing.dram, clock_hz).encode(),
         n,
         array([i * ROW_BYTES + p for i, p in enumerate(phases)]),
         array(lengths),
@@ -153,6 +157,52 @@ def sustained_rate(
     """
     r = run(timing, phases, clock_hz=clock_hz, length=length, burst=burst, width=width, slack=slack)
     return len(phases) * min(r.rates)
+
+
+@dataclass(frozen=True)
+class SustainedMemory:
+    """What a memory gives an accelerator in the long run, for `hw.plan`.
+
+    Parameters
+    ----------
+    timing : of the memory.
+    regions : with a DRAM, the byte at which each port's region begins, modulo its banks; the board's phases if None.
+    """
+
+    timing: MemoryTiming
+    regions: tuple[int, ...] | None = None
+
+    def latency(self, config: AcceleratorConfig) -> float:
+        """Cycles from a read's address to its first beat, on average, in an idle memory."""
+        return self.timing.read_latency(config.clock_hz)
+
+    def rate(self, config: AcceleratorConfig, burst: float | None = None) -> float:
+        """Beats a cycle: the least of the ports' rates, at most 1; bursts of `burst_beats` if None."""
+        timing, regions = self.timing, self.regions
+        rate = 1.0
+        if timing.dram is not None:
+            d = replace(timing.dram, bursts=min(timing.dram.bursts, config.outstanding))
+            bytes_a_second = sustained_rate(
+                replace(timing, dram=d),
+                tuple(regions or board_phases(config) or [0] * config.ports),
+                clock_hz=config.clock_hz,
+                burst=max(1, round(config.burst_beats if burst is None else burst)) * config.port_bytes,
+                width=config.port_bytes,
+                slack=config.fifo_beats * config.port_bytes,
+                # Long enough for the FIFOs of the fast ports to be full, and phases as they then stay.
+                length=max(1 << 23, 16 * config.fifo_beats * config.port_bytes),
+            )
+            return min(rate, bytes_a_second / (config.beat_bytes * config.clock_hz))
+        if timing.bandwidth:
+            rate = min(rate, timing.bandwidth / config.beat_bytes)
+        for ports, bytes_a_cycle in timing.shared:
+            here = sum(p < config.ports for p in ports)
+            if here:
+                rate = min(rate, bytes_a_cycle / (here * config.port_bytes))
+        # What is asked for ahead must cover the latency, and there must be room for it in the FIFO.
+        flying = min(timing.outstanding, config.outstanding) * (config.burst_beats if burst is None else burst)
+        rate = min(rate, min(flying, config.fifo_beats) / (timing.latency + timing.jitter / 2 + TURNAROUND))
+        return rate * (1 - timing.pause / timing.period if timing.pause else 1)
 
 
 def best_phases(

@@ -25,9 +25,6 @@ LONG = {
     "hw.control.fetch": {"elaborate"},
     "hw.memory.kv_writer": {"elaborate"},
     "hw.top": {"elaborate"},
-    "host.cli": {"run"},
-    "host.commands.evaluate": {"evaluate"},
-    "host.machine.program": {"compile_sections"},
 }
 """Functions that are longer, still."""
 

@@ -1,403 +1,100 @@
-"""Speed of a model's real shape on the simulated accelerator: synthetic weights, every pass held against golden.
-
-Whole layers and the output head are run. Identical layers are multiplied: a pass of L layers takes what a pass of two
-layers takes, and L - 2 times what the second of them added. `complete=True` runs all L layers.
-"""
+"""`tellme bench`: speed of a model's real shape on the simulated accelerator."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated
 
-import numpy as np
-from numpy.typing import NDArray
+import typer
+from rich.console import Console
 
-from tellme.golden.config import AcceleratorConfig
-from tellme.golden.model import GoldenModel
-from tellme.golden.registers import BUSY, STALLS
 from tellme.golden.shapes import SHAPES
-from tellme.golden.spec import STEPS, ModelSpec
-from tellme.host.checkpoints.checkpoint import Checkpoint
-from tellme.host.checkpoints.synthetic import random_weights
-from tellme.host.errors import CheckError, UserError
-from tellme.host.image.model import Model, convert, demo_folder
-from tellme.host.machine.passes import PassResult, chunks
-from tellme.host.machine.placement import in_use
-from tellme.host.machine.program import Program, check_fits, compile_program, usable_context
-from tellme.host.machine.simulation import SimulatedAccelerator
+from tellme.host.commands.common import Board, board
+from tellme.host.commands.pictures import draw, prepare
+from tellme.host.machine.measurement import Measurement, measure, shape
+from tellme.host.machine.placement import regions
+from tellme.host.machine.simulation import check_simulator, memory_timing
+from tellme.host.places import check_new_file, replacing
 from tellme.host.progress import Status
-from tellme.host.text.tokenizer import Files
-
-if TYPE_CHECKING:
-    from tellme.sim.timing import MemoryTiming
-    from tellme.sim.trace import Trace
-
-_CACHE_PARTS = ("K", "K scale", "V", "V scale")
-SEED = 7
-"""Of weights, cached keys and tokens."""
-
-Say = Callable[[str], None]
+from tellme.host.provenance import json_line
+from tellme.host.tables import grid, pairs, show
 
 
-def shape(name: str) -> ModelSpec:
-    """A published model's shape.
+def _tables(measured: Measurement, console: Console) -> None:
+    r = measured.report()
+    cycles = r["cycles_per_pass"]
+    rows: list[tuple[str, object]] = [
+        ("tokens/s", f"{r['tokens_per_s']:.1f}"),
+        ("cycles a token", cycles),
+        ("bytes read a token", r["bytes_per_pass"]),
+        ("GB/s", f"{r['gb_per_s']:.2f}"),
+        ("ports' regions at", regions(r["phases_kib"])),
+        ("share of the beat rate", f"{r['share_of_beat_rate']:.1%}"),
+        *((f"without a beat: {k}", f"{v:,} ({v / cycles:.2%})") for k, v in r["stalls"].items()),
+        *((f"busy: {k}", f"{v:.1%}") for k, v in r["busy"].items()),
+    ]
+    if r["complete_error"] is not None:
+        rows.append(("cycles with every layer run", r["complete_cycles_per_pass"]))
+        rows.append(("error of multiplying layers", f"{r['complete_error']:+.3%}"))
+    title = f"{measured.model} on {r['board']}, simulated, timing {r['timing']}"
+    show(pairs(f"{title}: decode with {r['context']} keys", rows), console)
+    if r["ttft_s"] is not None:
+        passes = []
+        for p in r["prefill"]:
+            stalls = ", ".join(f"{k} {v:,}" for k, v in p["stalls"].items() if v)
+            passes.append((p["position"], p["lanes"], p["cycles"], f"{p['share_of_beat_rate']:.1%}", stalls))
+        header = ("position", "lanes", "cycles", "share of the beat rate", "stalls")
+        show(grid(f"prefill of {r['prompt']} tokens", header, passes, left=("stalls",)), console)
+        console.print(f"TTFT {r['ttft_s']:.4f} s, {r['prefill_tokens_per_s']:.1f} tokens/s", highlight=False)
+    console.print("every pass equals the golden model's, bit for bit", highlight=False)
 
-    Raises
-    ------
-    UserError : it is not one of `golden.shapes.SHAPES`.
-    """
-    if name not in SHAPES:
-        raise UserError(f"model {name!r} is not a known shape; there are {', '.join(SHAPES)}")
-    return SHAPES[name]
 
-
-@dataclass(frozen=True)
-class Cost:
-    """Counters of a pass; sums and multiples of passes are costs too.
-
-    Attributes
-    ----------
-    cycles, beats, writes : of the pass; a beat is read, a write is a beat or a part of one.
-    stalls, busy : cycles by cause (`golden.registers.STALLS`) and by unit (`BUSY`).
-    """
-
-    cycles: int
-    beats: int
-    writes: int
-    stalls: dict[str, int]
-    busy: dict[str, int]
-
-    @staticmethod
-    def of(result: PassResult) -> Cost:
-        """The counters that came with a pass."""
-        assert result.cycles is not None and result.beats is not None and result.writes is not None
-        return Cost(result.cycles, result.beats, result.writes, result.stalls, result.busy)
-
-    def plus(self, other: Cost, times: int = 1) -> Cost:
-        """This and `times` the other."""
-        return Cost(
-            self.cycles + times * other.cycles,
-            self.beats + times * other.beats,
-            self.writes + times * other.writes,
-            {k: self.stalls[k] + times * other.stalls[k] for k in STALLS},
-            {k: self.busy[k] + times * other.busy[k] for k in BUSY},
+def command(
+    model: Annotated[str, typer.Option("--model", help=f"Shape: {', '.join(SHAPES)}.")],
+    board_name: Board = "kv260",
+    context: Annotated[int, typer.Option("--context", help="Cached keys of the decode pass.")] = 128,
+    prompt: Annotated[int, typer.Option("--prompt", help="Tokens to prefill; 0: none.")] = 0,
+    timing: Annotated[str, typer.Option("--timing", help="Timing of the simulated memory.")] = "kv260",
+    complete: Annotated[
+        bool, typer.Option("--complete", help="Run every layer too, against multiplying them.")
+    ] = False,
+    trace: Annotated[Path | None, typer.Option("--trace", help="Write a trace for Perfetto or Chrome (JSON).")] = None,
+    pictures: Annotated[Path | None, typer.Option("--pictures", help="Folder for pictures (SVG).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Measure a model's real shape on the simulated accelerator, with synthetic weights."""
+    config = board(board_name)
+    memory = memory_timing(timing, None)
+    if trace is not None:
+        check_new_file(trace)
+    if pictures is not None:
+        prepare(pictures)
+    shape(model)
+    check_simulator(config)
+    errors = Console(stderr=True)
+    with Status(errors, "starting", lines=True) as status:
+        measured = measure(
+            model,
+            config,
+            memory,
+            context=context,
+            prompt=prompt,
+            complete=complete,
+            trace=trace is not None or pictures is not None,
+            say=status,
+            status=status,
         )
+    # Figures first: they are there even if a file cannot be written.
+    if as_json:
+        print(json_line(measured.report()), flush=True)
+    else:
+        _tables(measured, Console())
+    if trace is not None:
+        from tellme.sim.trace import write_chrome
 
-
-class Machine:
-    """A model with the first `layers` layers of a shape on the simulated accelerator, and golden beside it.
-
-    Parameters
-    ----------
-    spec : the whole model's shape.
-    cached : keys that the cache holds before the first pass: random ones, the same in both.
-    trace : file for the records of what every unit does.
-
-    Raises
-    ------
-    UserError : the shape does not fit the accelerator.
-    """
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        layers: int,
-        config: AcceleratorConfig,
-        timing: MemoryTiming,
-        *,
-        cached: int,
-        context: int,
-        trace: Path | None = None,
-        status: Status | None = None,
-    ):
-        self.config = config
-        self.spec = replace(spec, layers=layers, max_context=context)
-        weights = random_weights(self.spec, SEED)
-        self._folder = tempfile.TemporaryDirectory(prefix="tellme-")
-        try:
-            path = Path(self._folder.name) / "model.tlm"
-            tokenizer = Files.read(demo_folder())
-            convert(Checkpoint(name="synthetic", weights=weights, tokenizer=tokenizer, eos_ids=()), path, config)
-            self.model = Model.open(path, config, verify=False)
-            self.program = compile_program(self.model, config)
-            self.golden = GoldenModel(weights, config)
-            self.accelerator = SimulatedAccelerator(self.model, config, timing=timing, trace=trace, status=status)
-        except BaseException:
-            self._folder.cleanup()
-            raise
-        self._fill(cached)
-
-    def close(self) -> None:
-        """Ends the simulation and removes the model."""
-        self.accelerator.close()
-        self.model.close()
-        self._folder.cleanup()
-
-    def __enter__(self) -> Machine:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def _block(self, layer: int, head: int, position: int) -> int:
-        p = self.program
-        return p.kv_address + layer * p.kv.slot_stride + p.kv.block(0, head, position)
-
-    def _fill(self, n: int) -> None:
-        """Random keys and values at positions [0, n) of slot 0."""
-        s, size = self.spec, self.config.key_block
-        for layer in range(s.layers if n else 0):
-            rng = np.random.default_rng([SEED, 1, layer])
-            k, v = rng.integers(-127, 128, (2, s.kv_heads, n, s.head_dim), np.int8)
-            k_scales, v_scales = rng.uniform(0.01, 0.03, (2, s.kv_heads, n)).astype(np.float32)
-            self.golden.set_cache(0, layer, k, k_scales, v, v_scales)
-            for h in range(s.kv_heads):
-                for b in range(0, n, size):
-                    part = slice(b, min(b + size, n))
-                    beats = self.program.kv.pack_block(k[h, part], k_scales[h, part], v[h, part], v_scales[h, part])
-                    self.accelerator.put(self._block(layer, h, b), beats)
-
-    def run(self, tokens: Sequence[int], position: int, *, head: bool, logits: bool = False) -> Cost:
-        """One pass of neighbouring positions on both; the head on the last lane or not at all.
-
-        Raises
-        ------
-        CheckError : arg-max, a logit, or what the pass wrote to the cache differs from golden's.
-        """
-        n = len(tokens)
-        lanes = (n - 1, 1) if head else (0, 0)
-        positions = range(position, position + n)
-        got = self.accelerator.run_pass(tokens, positions, head_lanes=lanes, write_logits=logits)
-        want = self.golden.run_pass(tokens, list(positions), [0] * n, lanes)
-        where = f"{self.spec.layers} layers, {n} lanes from position {position}"
-        if head:
-            token = int(want.best[0])
-            value = want.logits[0, token]
-            if got.best_index[0] != token or got.best_value[0].tobytes() != value.tobytes():
-                raise CheckError(
-                    f"{where}: arg-max is token {got.best_index[0]} ({got.best_value[0]!r}), "
-                    f"the golden model's is {token} ({value!r})"
-                )
-        if got.logits is not None and not np.array_equal(got.logits.view(np.uint32), want.logits.view(np.uint32)):
-            raise CheckError(f"{where}: logits differ from the golden model's")
-        self._check_cache(position, n, where)
-        return Cost.of(got)
-
-    def _check_cache(self, position: int, n: int, where: str) -> None:
-        p, s, size = self.program, self.spec, self.config.key_block
-        self.accelerator.device.invalidate(p.kv_address, p.window_beats - p.kv_address)
-        for layer in range(s.layers):
-            want: tuple[NDArray[Any], ...] = self.golden.cache(0, layer)
-            for h in range(s.kv_heads):
-                for b in range(position // size * size, position + n, size):
-                    got: tuple[NDArray[Any], ...] = p.kv.unpack_block(
-                        self.accelerator.get(self._block(layer, h, b), p.kv.block_stride)
-                    )
-                    low, high = max(position, b), min(position + n, b + size)
-                    for part, g, w in zip(_CACHE_PARTS, got, want, strict=True):
-                        if not np.array_equal(_bits(g[low - b : high - b]), _bits(w[h, low:high])):
-                            raise CheckError(f"{where}: {part} in layer {layer}, KV head {h} differ from golden's")
-
-
-def _bits(x: NDArray[Any]) -> NDArray[Any]:
-    """Bit patterns, so that -0 and 0 differ."""
-    a = np.ascontiguousarray(x)
-    return a.view(np.uint32) if a.dtype == np.float32 else a
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pass:
-    """Cost of a pass of the whole model."""
-
-    lanes: int
-    position: int
-    cost: Cost
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """What a shape takes on an accelerator.
-
-    Attributes
-    ----------
-    phases : where the ports' regions began, bytes modulo 64 KiB; () : one behind the other.
-    decode : one token with `context` cached keys.
-    prefill : the passes of a prompt, in order; empty if none was asked for.
-    complete : the decode pass with every layer run, None if it was not asked for.
-    trace : of the decode pass with two layers, None if it was not asked for.
-    """
-
-    model: str
-    config: AcceleratorConfig
-    timing: str
-    phases: tuple[int, ...]
-    context: int
-    decode: Cost
-    prefill: tuple[Pass, ...]
-    complete: Cost | None
-    trace: Trace | None
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Decode rate."""
-        return self.config.clock_hz / self.decode.cycles
-
-    @property
-    def ttft_s(self) -> float | None:
-        """Time of the accelerator from the prompt to its first new token."""
-        return sum(p.cost.cycles for p in self.prefill) / self.config.clock_hz if self.prefill else None
-
-    @property
-    def complete_error(self) -> float | None:
-        """What multiplying layers says, against running them all: relative."""
-        return None if self.complete is None else self.decode.cycles / self.complete.cycles - 1
-
-    def report(self) -> dict[str, Any]:
-        """As one JSON object; every figure is simulated."""
-        c, d = self.config, self.decode
-        seconds = d.cycles / c.clock_hz
-        prompt = sum(p.lanes for p in self.prefill)
-        ttft = self.ttft_s
-        return {
-            "model": self.model,
-            "board": c.name,
-            "timing": self.timing,
-            "phases_kib": [x // 1024 for x in self.phases],
-            "simulated": True,
-            "bit_exact": True,
-            "lanes": c.lanes,
-            "beat_bytes": c.beat_bytes,
-            "clock_hz": c.clock_hz,
-            "context": self.context,
-            "tokens_per_s": self.tokens_per_s,
-            "cycles_per_pass": d.cycles,
-            "bytes_per_pass": d.beats * c.beat_bytes,
-            "gb_per_s": d.beats * c.beat_bytes / seconds / 1e9,
-            "share_of_beat_rate": d.beats / d.cycles,
-            "stalls": d.stalls,
-            "busy": {k: v / d.cycles for k, v in d.busy.items()},
-            "prompt": prompt or None,
-            "ttft_s": ttft,
-            "prefill_tokens_per_s": prompt / ttft if ttft else None,
-            "prefill": [
-                {
-                    "lanes": p.lanes,
-                    "position": p.position,
-                    "cycles": p.cost.cycles,
-                    "beats": p.cost.beats,
-                    "share_of_beat_rate": p.cost.beats / p.cost.cycles,
-                    "stalls": p.cost.stalls,
-                }
-                for p in self.prefill
-            ],
-            "complete_cycles_per_pass": self.complete.cycles if self.complete else None,
-            "complete_error": self.complete_error,
-        }
-
-
-def _names(program: Program) -> list[str]:
-    """A name for each descriptor."""
-    layers = [f"layer {i} {step}" for i in range(program.spec.layers) for step in STEPS]
-    return ["load", *layers, "head", "end"]
-
-
-def measure(
-    name: str,
-    config: AcceleratorConfig,
-    timing: MemoryTiming,
-    *,
-    context: int,
-    prompt: int = 0,
-    complete: bool = False,
-    trace: bool = False,
-    logits: bool = True,
-    say: Say = lambda _: None,
-    status: Status | None = None,
-) -> Measurement:
-    """Runs the passes that a measurement needs.
-
-    Parameters
-    ----------
-    name : of `golden.shapes.SHAPES`.
-    context : cached keys of the decode pass.
-    prompt : tokens to prefill from an empty cache; 0: none.
-    complete : run the decode pass with all layers too.
-    trace : record the decode pass with two layers.
-    logits : compare every logit (of the model of one layer), not only the arg-max.
-    say : told what is being done.
-    status : told how long the simulator takes to build.
-
-    Raises
-    ------
-    UserError : shape, context or prompt do not fit the accelerator.
-    CheckError : a result differs from golden's.
-    """
-    spec = shape(name)
-    check_fits(spec, config, name)
-    usable = usable_context(replace(spec, max_context=min(spec.max_context, config.max_context)), config)
-    for what, value in (("context", context), ("prompt", prompt)):
-        if not 0 <= value < usable:
-            raise UserError(f"{what} must be from 0 to {usable - 1} for {name} on {config.name!r}, not {value}")
-    tokens = np.random.default_rng([SEED, 2]).integers(0, spec.vocab, max(prompt, 1)).tolist()
-    # A cache no longer than needed: its length changes nothing but addresses.
-    room = min(usable, max(context, prompt) + config.lanes)
-
-    def machine(layers: int, cached: int, file: Path | None = None) -> Machine:
-        say(f"{name}: preparing {layers} layer{'s' * (layers > 1)}")
-        return Machine(spec, layers, config, timing, cached=cached, context=room, trace=file, status=status)
-
-    def step(m: Machine, tokens: Sequence[int], position: int, **kwargs: bool) -> Cost:
-        n = len(tokens)
-        head = "with" if kwargs["head"] else "without"
-        say(f"{name}: simulating {n} lane{'s' * (n > 1)} at position {position}, {m.spec.layers} layers {head} head")
-        return m.run(tokens, position, **kwargs)
-
-    def whole(one: Cost, two: Cost, base: Cost) -> Cost:
-        """`base`, a pass of two layers, with the rest of the layers; one and two are passes without the head."""
-        return base.plus(two, spec.layers - 2).plus(one, 2 - spec.layers)
-
-    with tempfile.TemporaryDirectory(prefix="tellme-") as folder:
-        file = Path(folder) / "trace" if trace else None
-        last = tokens[:1]
-        with machine(1, context) as m:
-            if logits:
-                step(m, last, context, head=True, logits=True)
-            one = step(m, last, context, head=False)
-        with machine(2, context, file) as m:
-            two = step(m, last, context, head=False)
-            decode = whole(one, two, step(m, last, context, head=True))
-            names = _names(m.program)
-        recorded = None
-        if file is not None:
-            from tellme.sim import trace as traces
-
-            recorded = traces.read(file, names)
-    passes = chunks(config, spec.heads // spec.kv_heads, prompt)
-    prefill = []
-    if passes:
-        with machine(1, 0) as m:
-            ones = [step(m, tokens[at : at + n], at, head=False) for at, n in passes]
-        with machine(2, 0) as m:
-            for (at, n), one in zip(passes, ones, strict=True):
-                base = two = step(m, tokens[at : at + n], at, head=False)
-                if at + n == prompt:
-                    base = step(m, tokens[at : at + n], at, head=True)
-                prefill.append(Pass(lanes=n, position=at, cost=whole(one, two, base)))
-    everything = None
-    if complete:
-        with machine(spec.layers, context) as m:
-            everything = step(m, last, context, head=True)
-    return Measurement(
-        model=name,
-        config=config,
-        timing=timing.name,
-        phases=in_use(config, "sim").phases,
-        context=context,
-        decode=decode,
-        prefill=tuple(prefill),
-        complete=everything,
-        trace=recorded,
-    )
+        assert measured.trace is not None
+        title = f"{model}, two layers, {context} keys, simulated {config.name}"
+        with replacing(trace) as whole:
+            write_chrome(measured.trace, whole, clock_hz=config.clock_hz, title=title)
+    if pictures is not None:
+        draw(measured, pictures)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
 from tellme.golden.arith import ceil_div
@@ -140,3 +141,10 @@ def show_boards(*, as_json: bool, console: Console) -> None:
     show(grid(title, header, fits, left=("preset", "model", "contiguous memory")), console)
     for reason in reasons:
         console.print(f"does not fit: {reason}", highlight=False, soft_wrap=True, markup=False)
+
+
+def command(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the tables.")] = False,
+) -> None:
+    """List the boards: what is on them, what is built for them, and which models fit."""
+    show_boards(as_json=as_json, console=Console())

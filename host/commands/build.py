@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
 from tellme.golden.boards import BOARDS, build_name
@@ -303,3 +304,28 @@ def _ulx3s(out: Path, console: Console) -> Built:
             f"see {out / f'{name}.report.json'}"
         )
     return Built(ULX3S, name, out, (*files, f"{name}.bit"), bitstream=out / f"{name}.bit", facts=facts)
+
+
+def command(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the project; new, empty, or an earlier build of it.")],
+    board_name: Annotated[str, typer.Option("--board", help=f"One of {', '.join(NAMES)}.")] = "kv260",
+    jobs: Annotated[int, typer.Option("--jobs", help="Processes that Vivado may use.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
+) -> None:
+    """Write a board's FPGA project, and make its bitstream if the tools are at hand."""
+    built = build(board_name, out, jobs=jobs, console=Console(stderr=True))
+    if as_json:
+        print(built.json())
+        return
+    print(f"{built.out}: {built.name}, {len(built.files)} files")
+    if "fmax_mhz" in built.facts:
+        f = built.facts
+        print(f"routed: {f['fmax_mhz']:.1f} MHz at most, it runs at {f['clock_mhz']:g} MHz (nextpnr-ecp5)")
+        print(f"used: {f['comb']:,} LUT4, {f['ff']:,} flip-flops, {f['ram']} block RAMs")
+    if built.bitstream is not None:
+        print(f"bitstream: {built.bitstream}")
+    if built.command is not None:
+        print(
+            f"no bitstream yet: vivado is not on PATH. Run, where it is (2022.1 or newer, the folder may be copied):\n"
+            f"  {built.command}"
+        )

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import platform
+import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
 from tellme.golden import registers
 from tellme.golden.boards import BOARDS, buffer_bytes
 from tellme.golden.config import AcceleratorConfig
+from tellme.host.commands.common import AnyBoard, Bitstream, preset, terminate
 from tellme.host.errors import DeviceError, TellmeError
 from tellme.host.image.model import Model, demo_folder
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend
 from tellme.host.machine.board import TIMEOUT_S, bitstream_path
-from tellme.host.machine.driver import Accelerator
+from tellme.host.machine.driver import Driver
 from tellme.host.machine.placement import in_use
-from tellme.host.machine.program import compile_program
+from tellme.host.machine.program import Program, compile_program
+from tellme.host.provenance import json_line
 from tellme.host.talk.power import rails
 
 
@@ -106,7 +110,7 @@ class Examination:
         self._do("memory ports", ("design",), self._ports)
         try:
             self._do("configuration", ("design", "free"), self._configure)
-            self._do("PL clock", ("configuration",), lambda: (True, values["pynq"].set_clock(config)))
+            self._do("PL clock", ("configuration",), self._clock)
             if "free" in values:
                 values["free"].release()
             self._do("power", ("device",), self._power)
@@ -120,59 +124,80 @@ class Examination:
         return self.ok
 
     def _pynq(self) -> tuple[Any, str]:
-        from tellme.host.machine.pynq import device as pynq_device
+        from tellme.host.machine.pynq import ip
 
-        return pynq_device, f"{pynq_device.pynq.__version__}"
+        return ip, f"{ip.pynq.__version__}"
 
     def _bitstream(self) -> tuple[Any, str]:
-        opened = self._values["pynq"].open_bitstream(self._path, self.config)
+        from tellme.host.machine.pynq.handoff import open_bitstream
+
+        opened = open_bitstream(self._path, self.config)
         return opened, f"{opened.path.name} and .hwh, for {opened.device}-{opened.package}"
 
     def _find(self) -> tuple[Any, str]:
-        pynq_device = self._values["pynq"]
-        device = pynq_device.find_device(self._device)
-        where = f" at {device.ip_addr}" if device.has_capability("REMOTE") else ""
-        return device, f"{device.name}{where} ({pynq_device.architecture(device)})"
+        from tellme.host.machine.pynq import network
 
-    def _needed(self) -> int:
+        device = network.find_device(self._device)
+        where = f" at {device.ip_addr}" if device.has_capability("REMOTE") else ""
+        return device, f"{device.name}{where} ({network.architecture(device)})"
+
+    def _program(self) -> Program:
         with Model.open(demo_folder(), self.config) as model:
-            return compile_program(model, self.config).window_beats
+            return compile_program(model, self.config)
 
     def _memory(self) -> tuple[Any, str]:
-        beats = self._needed()
-        needed = buffer_bytes(self.config, beats, in_use(self.config, "board").phases)
-        said = self._values["pynq"].check_memory(self._values["device"], self.config, needed)
-        return beats, f"{said} by the demo model (tellme info MODEL --board {self.config.name} for another)"
+        from tellme.host.machine.pynq.buffers import check_memory
+
+        program = self._program()
+        needed = buffer_bytes(self.config, program.window_beats, in_use(self.config, "board").phases)
+        said = check_memory(self._values["device"], self.config, needed)
+        return program, f"{said} by the demo model (tellme info MODEL --board {self.config.name} for another)"
 
     def _free(self) -> tuple[Any, str]:
-        return self._values["pynq"].Lock(self._values["device"]), "no other program uses the board"
+        from tellme.host.machine.pynq.network import Lock
+
+        return Lock(self._values["device"]), "no other program uses the board"
 
     def _design(self) -> tuple[Any, str]:
-        pynq_device, bitstream = self._values["pynq"], self._values["bitstream"]
-        overlay = pynq_device.open_overlay(bitstream, self._values["device"])
-        name = pynq_device.accelerator_name(overlay, bitstream.path)
-        pynq_device.check_clock(overlay, self.config, bitstream.path)
-        timed = pynq_device.design_mhz(overlay)
+        from tellme.host.machine.pynq import handoff
+        from tellme.host.machine.pynq.overlay import open_overlay
+
+        bitstream = self._values["bitstream"]
+        overlay = open_overlay(bitstream, self._values["device"])
+        name = handoff.accelerator_name(overlay, bitstream.path)
+        handoff.check_clock(overlay, self.config, bitstream.path)
+        timed = handoff.design_mhz(overlay)
         return overlay, f"{name} at {overlay.ip_dict[name]['phys_addr']:#x}, timed for {timed:g} MHz"
 
     def _ports(self) -> tuple[Any, str]:
+        from tellme.host.machine.pynq.handoff import check_widths
+
         overlay, bitstream = self._values["design"], self._values["bitstream"]
-        return True, self._values["pynq"].check_widths(overlay, self.config, bitstream.path)
+        return True, check_widths(overlay, self.config, bitstream.path)
 
     def _configure(self) -> tuple[Any, str]:
-        self._values["pynq"].download(self._values["design"], self._values["bitstream"])
+        from tellme.host.machine.pynq.overlay import download
+
+        download(self._values["design"], self._values["bitstream"])
         return True, "the chip takes the bitstream"
 
+    def _clock(self) -> tuple[Any, str]:
+        from tellme.host.machine.pynq.clocks import set_clock
+
+        return True, set_clock(self.config)
+
     def _accelerator(self) -> tuple[Any, str]:
-        device = self._values["pynq"].PynqDevice(
+        from tellme.host.machine.pynq.device import PynqDevice
+
+        device = PynqDevice(
             self._path,
             self.config,
-            self._values["memory"],
+            self._values["memory"].window_beats,
             device=self._values["device"],
             phases=in_use(self.config, "board").phases,
         )
         try:
-            accelerator = Accelerator(device, self.config, timeout_s=TIMEOUT_S)
+            accelerator = Driver(device, self.config, timeout_s=TIMEOUT_S)
         except BaseException:
             device.close()
             raise
@@ -184,7 +209,7 @@ class Examination:
         accelerator, config = self._values["accelerator"], self.config
         tokens = [1 + 7 * i % 1000 for i in range(config.lanes + 1)]
         with Model.open(demo_folder(), config) as model:
-            accelerator.load(model)
+            accelerator.load(model, self._values["memory"])
             checked = CheckedBackend(accelerator, GoldenBackend(model.weights(), config))
             results = checked.prefill(tokens)
             results.append(checked.decode(2, len(tokens)))
@@ -208,3 +233,20 @@ class Examination:
                 + ("" if board is None or not board.name.startswith("k") else " (a Kria has one: modprobe ina2xx)")
             )
         return True, ", ".join(f"{rail.name} {rail.watts():.2f} W" for rail in found)
+
+
+def command(
+    board_name: AnyBoard = None,
+    bitstream: Bitstream = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check a board; every line that fails says what to do."""
+    config = preset(board_name, "board", bitstream)
+    signal.signal(signal.SIGTERM, terminate)
+    tell = None if as_json else lambda check: print(check.line(), flush=True)
+    examination = Examination(config, bitstream=bitstream, tell=tell)
+    ok = examination.run()
+    if as_json:
+        print(json_line({"ok": ok, "board": config.name, "checks": [c.record() for c in examination.checks]}))
+    if not ok:
+        raise SystemExit(1)

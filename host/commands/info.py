@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -18,11 +19,13 @@ from tellme.golden.model import ModelWeights
 from tellme.golden.schedule import segments
 from tellme.golden.spec import MATRICES, ModelSpec
 from tellme.host.checkpoints.checkpoint import golden_errors, is_checkpoint, open_checkpoint
+from tellme.host.commands.common import MODEL_HELP, Latent, board
 from tellme.host.errors import UserError
 from tellme.host.image.file import Image, geometry_of
-from tellme.host.image.model import Model
+from tellme.host.image.model import Model, find_model
 from tellme.host.machine.program import Program, compile_sections, planned_sections
 from tellme.host.progress import progress
+from tellme.host.provenance import json_line
 from tellme.host.tables import grid, pairs, show
 
 
@@ -200,3 +203,30 @@ def print_info(facts: dict[str, Any], console: Console) -> None:
         console.print(f"does not fit {preset}: {reason}", highlight=False, soft_wrap=True, markup=False)
     if facts["verified"]:
         console.print(facts["verified"], highlight=False, soft_wrap=True)
+
+
+def command(
+    model: Annotated[str | None, typer.Argument(help=MODEL_HELP)] = None,
+    board_name: Annotated[
+        str | None, typer.Option("--board", help="Only this preset; of a model, all are shown if left out.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check an image against its checksums.")] = False,
+    latent: Latent = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Show a board's parameters, or a model's shape, parts and statistics and which presets run it."""
+    console = Console()
+    if model is None:
+        config = board(board_name or "tiny")
+        fields = {f: getattr(config, f) for f in config.__dataclass_fields__} | {"beat_bytes": config.beat_bytes}
+        if as_json:
+            print(json_line({"board": config.name, "parameters": fields}))
+        else:
+            show(pairs(f"board {config.name}", list(fields.items())), console)
+        return
+    only = None if board_name is None else board(board_name)
+    facts = examine(find_model(model), only, verify=verify, latent=latent)
+    if as_json:
+        print(json_line(facts))
+    else:
+        print_info(facts, console)

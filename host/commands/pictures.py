@@ -11,8 +11,8 @@ from tellme.golden.model import ModelSpec
 from tellme.golden.project import advice
 from tellme.golden.registers import STALLS
 from tellme.golden.shapes import SHAPES
-from tellme.host.commands.bench import Measurement
 from tellme.host.errors import UserError
+from tellme.host.machine.measurement import Measurement
 from tellme.host.places import check_new_folder, replacing
 
 if TYPE_CHECKING:

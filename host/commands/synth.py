@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.project import advice
+from tellme.host.commands.common import Board, board
 from tellme.host.errors import CheckError, UserError
 from tellme.host.provenance import json_line
 from tellme.host.tables import show
@@ -107,3 +109,17 @@ def table(report: Report) -> Table:
                 "of the chip", *(_share(total[c], report.chip[c]) if c in report.chip else "" for c in COLUMNS), ""
             )
     return out
+
+
+def command(
+    board_name: Board = "kv260",
+    block: Annotated[
+        list[str] | None, typer.Option("--block", help="Only this block, or part of one (attention.array); repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", help="Yosys processes at a time.")] = 1,
+    paths: Annotated[int, typer.Option("--paths", help="Longest paths shown of each block.")] = 1,
+    ecp5: Annotated[bool, typer.Option("--ecp5", help="Also place and route two small blocks on an ECP5.")] = False,
+) -> None:
+    """Synthesise an accelerator: resources and logic levels, estimated by Yosys."""
+    synth(board(board_name), blocks=block or (), as_json=as_json, jobs=jobs, paths=paths, routed=ecp5)

@@ -17,15 +17,18 @@ pages.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from rich.console import Console
 
 from tellme.golden import layout
@@ -33,10 +36,15 @@ from tellme.golden.arith import ceil_div
 from tellme.golden.boards import PAGE, PHASE_PERIOD, check_phases
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.program import DESCRIPTOR_BYTES, Opcode, encode
+from tellme.host.commands.common import Bitstream, preset, terminate
 from tellme.host.errors import DeviceError, UserError
+from tellme.host.machine.board import open_board
 from tellme.host.machine.device import Device
-from tellme.host.machine.driver import Accelerator
+from tellme.host.machine.driver import Driver
 from tellme.host.machine.placement import in_use, store
+from tellme.host.machine.simulation import open_simulated
+from tellme.host.progress import Status
+from tellme.host.provenance import json_line
 from tellme.host.tables import grid, show
 
 KIB = 1024
@@ -94,7 +102,7 @@ def region_beats(config: AcceleratorConfig, stream: int) -> int:
     return 2 * PHASE_PERIOD // config.port_bytes + stream_beats(config, stream)
 
 
-class StreamMeter(Accelerator):
+class StreamMeter(Driver):
     """An accelerator that reads a stretch of memory, at any placement of the ports' regions within the device's buffer.
 
     Parameters
@@ -103,7 +111,7 @@ class StreamMeter(Accelerator):
 
     Raises
     ------
-    DeviceError : as `Accelerator`.
+    DeviceError : as `Driver`.
     """
 
     def __init__(self, device: Device, config: AcceleratorConfig, *, timeout_s: float):
@@ -388,3 +396,67 @@ def show_tuned(tuned: Tuned, config: AcceleratorConfig, backend: str, console: C
     ]
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def command(
+    backend: Annotated[
+        str, typer.Option("--backend", help="board: a board, through PYNQ; sim: the RTL under Verilator.")
+    ] = "board",
+    board_name: Annotated[
+        str | None, typer.Option("--board", help="Preset. Default: what the bitstream is for, else kv260.")
+    ] = None,
+    bitstream: Bitstream = None,
+    offsets: Annotated[
+        Path | None,
+        typer.Option(
+            "--offsets",
+            help="CSV with columns hp0_offset_kib and so on: the published experiment at these offsets, instead of a search.",
+        ),
+    ] = None,
+    timing: Annotated[
+        str | None, typer.Option("--timing", help="Timing of the simulated memory. Default: the board's.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+) -> None:
+    """Measure what the memory gives for a few dozen placements of the ports' regions, and keep the best for the board."""
+    if backend not in ("sim", "board"):
+        raise UserError(f"backend {backend!r} cannot be tuned; there are sim, board")
+    if bitstream is not None and backend != "board":
+        raise UserError("--bitstream needs --backend board")
+    if timing is not None and backend != "sim":
+        raise UserError("--timing needs --backend sim")
+    config = preset(board_name or (None if bitstream else "kv260"), "board", bitstream)
+    given = None if offsets is None else read_offsets(offsets, config.ports)
+    in_use(config, backend)  # what is stored must be readable before anything is measured
+    beats = region_beats(config, max(SHORT, LONG_FIFOS * config.fifo_beats))
+    signal.signal(signal.SIGTERM, terminate)
+    with contextlib.ExitStack() as stack:
+        status = stack.enter_context(Status(Console(stderr=True), "opening the accelerator"))
+        device = (
+            open_simulated(config, beats, timing, status) if backend == "sim" else open_board(config, beats, bitstream)
+        )
+        stack.callback(device.close)
+        meter = StreamMeter(device, config, timeout_s=TIMEOUT_S)
+        total = "" if given is None else f" of {len(given)}"
+        count = 0
+
+        def done(point: Measured) -> None:
+            nonlocal count
+            count += 1
+            status(f"{count}{total} placements measured")
+
+        tuned = tune(meter, backend, offsets=given, done=done)
+    if as_json:
+        facts = {
+            "board": config.name,
+            "backend": backend,
+            "simulated": backend == "sim",
+            "clock_hz": config.clock_hz,
+            "points": [m.record() for m in tuned.points],
+            "best": tuned.best.record(),
+            "in_use_before": tuned.before.record(),
+            "stored": None if tuned.stored is None else str(tuned.stored),
+        }
+        print(json_line(facts))
+        return
+    show_tuned(tuned, config, backend, Console())

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-import tellme.golden.model
 from tellme.golden.config import AcceleratorConfig
-from tellme.golden.model import GoldenModel, ModelWeights
+from tellme.golden.model import GoldenModel, GoldenPass, ModelWeights
 from tellme.host.checkpoints.checkpoint import golden_errors, is_checkpoint, open_checkpoint
 from tellme.host.errors import CheckError
 from tellme.host.image.file import Image
 from tellme.host.image.model import Model
-from tellme.host.machine.passes import Backend, PassResult
+from tellme.host.machine.passes import Backend, Pass, PassResult
 from tellme.host.machine.program import check_fits, usable_context
 
 
@@ -41,20 +40,13 @@ class GoldenBackend(Backend):
         with golden_errors("the model"):
             self.model = GoldenModel(cut, config, slots)
 
-    def _pass(
-        self,
-        tokens: Sequence[int],
-        positions: Sequence[int],
-        slots: Sequence[int],
-        head: tuple[int, int],
-        write_logits: bool,
-    ) -> PassResult:
+    def _pass(self, given: Pass) -> PassResult:
         with golden_errors("golden model"):
-            result = self.model.run_pass(tokens, list(positions), list(slots), head)
-        return self._result(result, head[0], write_logits)
+            result = self.model.run_pass(given.tokens, given.positions, given.slots, given.head)
+        return self._result(result, given.head[0], given.write_logits)
 
     @staticmethod
-    def _result(result: tellme.golden.model.PassResult, first: int, logits: bool) -> PassResult:
+    def _result(result: GoldenPass, first: int, logits: bool) -> PassResult:
         best = [int(i) for i in result.best]
         return PassResult(
             head_first=first,
@@ -95,39 +87,31 @@ class CheckedBackend(Backend):
         self.logits = 0
         """Passes and logits compared so far."""
 
-    def _pass(
-        self,
-        tokens: Sequence[int],
-        positions: Sequence[int],
-        slots: Sequence[int],
-        head: tuple[int, int],
-        write_logits: bool,
-    ) -> PassResult:
-        lanes = (0, len(tokens))
-        got = self.tested.run_pass(tokens, positions, slots, head_lanes=lanes, write_logits=True)
-        want = self.reference.run_pass(tokens, positions, slots, head_lanes=lanes, write_logits=True)
+    def _pass(self, given: Pass) -> PassResult:
+        whole = replace(given, head=(0, given.lanes), write_logits=True)
+        got, want = self.tested.run_pass(whole), self.reference.run_pass(whole)
         assert got.logits is not None and want.logits is not None
         a, b = got.logits.view(np.uint32), want.logits.view(np.uint32)
         if a.shape != b.shape:
             raise CheckError(f"pass {self.passes}: logits have shape {a.shape}, the golden model's {b.shape}")
         for lane, index in np.argwhere(a != b)[:1]:
             raise CheckError(
-                f"pass {self.passes}, lane {lane}, position {positions[lane]}, vocabulary index {index}: logit "
+                f"pass {self.passes}, lane {lane}, position {given.positions[lane]}, vocabulary index {index}: logit "
                 f"{got.logits[lane, index]!r} ({a[lane, index]:#010x}) differs from the golden model's "
                 f"{want.logits[lane, index]!r} ({b[lane, index]:#010x}); "
                 f"{int((a != b).sum())} logits of this pass differ"
             )
-        for lane in range(len(tokens)):
+        for lane in range(given.lanes):
             mine = (got.best_index[lane], int(np.float32(got.best_value[lane]).view(np.uint32)))
             theirs = (want.best_index[lane], int(np.float32(want.best_value[lane]).view(np.uint32)))
             if mine != theirs:
                 raise CheckError(
-                    f"pass {self.passes}, lane {lane}, position {positions[lane]}: arg-max is token {mine[0]} "
+                    f"pass {self.passes}, lane {lane}, position {given.positions[lane]}: arg-max is token {mine[0]} "
                     f"({mine[1]:#010x}), the golden model's is token {theirs[0]} ({theirs[1]:#010x})"
                 )
         self.passes += 1
         self.logits += a.size
-        first, count = head
+        first, count = given.head
         kept = slice(first, first + count)
         return replace(
             got,
@@ -135,7 +119,7 @@ class CheckedBackend(Backend):
             head_count=count,
             best_index=got.best_index[kept],
             best_value=got.best_value[kept],
-            logits=got.logits[kept] if write_logits else None,
+            logits=got.logits[kept] if given.write_logits else None,
         )
 
     def close(self) -> None:

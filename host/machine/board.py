@@ -9,9 +9,9 @@ from tellme.golden.boards import build_name
 from tellme.golden.config import AcceleratorConfig
 from tellme.host.image.model import Model
 from tellme.host.machine.device import Device
-from tellme.host.machine.driver import Accelerator
+from tellme.host.machine.driver import Driver
 from tellme.host.machine.placement import in_use
-from tellme.host.machine.program import compile_program
+from tellme.host.machine.program import Program
 
 TIMEOUT_S = 10.0
 """Wall clock that a pass may take on a board, where it takes milliseconds."""
@@ -40,16 +40,15 @@ def open_board(config: AcceleratorConfig, beats: int, bitstream: Path | None = N
     return PynqDevice(bitstream_path(config, bitstream), config, beats, phases=())
 
 
-class BoardAccelerator(Accelerator):
+class BoardAccelerator(Driver):
     """The accelerator of a board with a model loaded.
 
     Parameters
     ----------
     model : an open image.
-    config : the board's preset.
+    program : the model's, compiled for the board's preset.
     bitstream : a `.bit` file; see `bitstream_path`.
     device : a `pynq.Device`; PYNQ's active one if None.
-    slots, context : as in `Accelerator.load`.
 
     Raises
     ------
@@ -60,14 +59,12 @@ class BoardAccelerator(Accelerator):
     def __init__(
         self,
         model: Model,
-        config: AcceleratorConfig,
+        program: Program,
         *,
         bitstream: Path | None = None,
         device: Any = None,
-        slots: int = 1,
-        context: int | None = None,
     ):
-        program = compile_program(model, config, slots=slots, context=context)
+        config = program.config
         from tellme.host.machine.pynq.device import PynqDevice
 
         opened = PynqDevice(
@@ -79,7 +76,7 @@ class BoardAccelerator(Accelerator):
         )
         try:
             super().__init__(opened, config, timeout_s=TIMEOUT_S)
-            self.load(model, slots=slots, context=context)
+            self.load(model, program)
         except BaseException:
             opened.close()
             raise

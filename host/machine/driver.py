@@ -16,8 +16,8 @@ from tellme.golden.registers import BUSY, STALLS, ErrorCode
 from tellme.host.errors import DeviceError, UserError
 from tellme.host.image.model import Model
 from tellme.host.machine.device import Device
-from tellme.host.machine.passes import Backend, PassResult
-from tellme.host.machine.program import Program, compile_program
+from tellme.host.machine.passes import Backend, Pass, PassResult
+from tellme.host.machine.program import Program
 
 _START, _RESET = 1, 2
 _BUSY, _DONE = 1, 2
@@ -41,7 +41,7 @@ ERROR_WORDS: dict[ErrorCode, str] = {
 """What each error code means; `{address}` is the error_address register."""
 
 
-class Accelerator(Backend):
+class Driver(Backend):
     """An accelerator with a model loaded.
 
     Parameters
@@ -160,27 +160,30 @@ class Accelerator(Backend):
 
     # ---- models ------------------------------------------------------------------------------------------------------
 
-    def load(self, model: Model, *, slots: int = 1, context: int | None = None) -> Program:
+    def load(self, model: Model, program: Program) -> None:
         """Puts a model into the buffer and points the accelerator at it.
 
         Parameters
         ----------
         model : an open image.
-        slots : cache slots to lay out.
-        context : positions a slot holds; the most that model and accelerator allow if None.
+        program : the model's, compiled for this accelerator (`compile_program`).
 
         Raises
         ------
-        UserError : the model does not fit the accelerator or the buffer.
+        UserError : image or program are another accelerator's, or do not fit the buffer.
         DeviceError : a pass is running that no reset ends.
         """
         model.image.require(self.config)
-        program = compile_program(model, self.config, slots=slots, context=context)
+        if program.config != self.config:
+            raise UserError(
+                f"{model.name}: the program was compiled for {program.config.name!r}, this is {self.config.name!r}; "
+                "compile it again"
+            )
         beats = len(self.device.memory[0])
         if program.window_beats > beats:
             raise UserError(
                 f"{model.name}: needs {program.window_beats * self.config.beat_bytes:,} bytes of buffer with "
-                f"{slots} slot(s) of {program.context} positions, the device has {beats * self.config.beat_bytes:,}; "
+                f"{program.slots} slot(s) of {program.context} positions, the device has {beats * self.config.beat_bytes:,}; "
                 "take a smaller context or fewer slots"
             )
         if (
@@ -197,13 +200,12 @@ class Accelerator(Backend):
         self.write("program_address", program.program_address)
         self.write("program_length", program.length)
         self.write("context", program.context)
-        self.write("slots", slots)
+        self.write("slots", program.slots)
         self.write("timeout", self.timeout_cycles)
         self.write("irq_enable", 1)
         self._model, self._program = model, program
-        self.vocab, self.context, self.slots = model.spec.vocab, program.context, slots
+        self.vocab, self.context, self.slots = model.spec.vocab, program.context, program.slots
         self.group = model.spec.heads // model.spec.kv_heads
-        return program
 
     def put(self, address: int, beats: layout.Beats) -> None:
         """Writes uint8[n, beat_bytes] to the buffer, from a beat address on; the device must be told by `flush`."""
@@ -227,29 +229,22 @@ class Accelerator(Backend):
 
     # ---- passes ------------------------------------------------------------------------------------------------------
 
-    def _pass(
-        self,
-        tokens: Sequence[int],
-        positions: Sequence[int],
-        slots: Sequence[int],
-        head: tuple[int, int],
-        write_logits: bool,
-    ) -> PassResult:
+    def _pass(self, given: Pass) -> PassResult:
         if self._program is None or self._model is None:
             raise UserError("no model is loaded; call load() first")
         program = self._program
-        self.put(program.x_address, layout.pack_floats(self._model.embed(tokens), self.config))
-        self.device.flush(program.x_address, len(tokens) * program.x_beats)
-        for lane, (position, slot) in enumerate(zip(positions, slots, strict=True)):
+        self.put(program.x_address, layout.pack_floats(self._model.embed(given.tokens), self.config))
+        self.device.flush(program.x_address, given.lanes * program.x_beats)
+        for lane, (position, slot) in enumerate(zip(given.positions, given.slots, strict=True)):
             self.write("position", position, lane)
             self.write("slot", slot, lane)
-        first, count = head
-        self.write("lanes", len(tokens))
+        first, count = given.head
+        self.write("lanes", given.lanes)
         self.write("head_lanes", first | count << 8)
-        self.write("write_logits", int(write_logits))
+        self.write("write_logits", int(given.write_logits))
         self.execute()
         logits = None
-        if write_logits:
+        if given.write_logits:
             stride = program.logits_stride
             begin, beats = program.logits_address + first * stride, count * stride
             self.device.invalidate(begin, beats)

@@ -4,14 +4,58 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.schedule import groups
 from tellme.host.errors import UserError
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What goes through a model at once: a token, a position and a cache slot for each lane.
+
+    Parameters
+    ----------
+    tokens, positions, slots : of each lane. Lanes of one slot are neighbours with consecutive ascending positions, and
+        attend to what the slot holds below the first of them.
+    head : first lane whose logits are computed, and how many; 0: none.
+    write_logits : return every logit of those lanes, not only the arg-max.
+    """
+
+    tokens: tuple[int, ...]
+    positions: tuple[int, ...]
+    slots: tuple[int, ...]
+    head: tuple[int, int] = (0, 0)
+    write_logits: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        tokens: Sequence[int],
+        positions: Sequence[int],
+        slots: Sequence[int] | None = None,
+        *,
+        head: tuple[int, int] = (0, 0),
+        write_logits: bool = False,
+    ) -> Pass:
+        """A pass of any sequences; slots default to 0."""
+        return cls(
+            tuple(tokens), tuple(positions), (0,) * len(tokens) if slots is None else tuple(slots), head, write_logits
+        )
+
+    @property
+    def lanes(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def groups(self) -> list[tuple[int, int]]:
+        """(first, last) lane of each run of lanes of one slot."""
+        return groups(self.slots)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,45 +136,27 @@ class Backend(ABC):
     slots: int
 
     @abstractmethod
-    def _pass(
-        self,
-        tokens: Sequence[int],
-        positions: Sequence[int],
-        slots: Sequence[int],
-        head: tuple[int, int],
-        write_logits: bool,
-    ) -> PassResult:
-        """A pass whose arguments are valid."""
+    def _pass(self, given: Pass) -> PassResult:
+        """A pass that is valid."""
 
-    def run_pass(
-        self,
-        tokens: Sequence[int],
-        positions: Sequence[int],
-        slots: Sequence[int] | None = None,
-        *,
-        head_lanes: tuple[int, int] = (0, 0),
-        write_logits: bool = False,
-    ) -> PassResult:
-        """Takes `tokens` through the model, one a lane.
-
-        Parameters
-        ----------
-        tokens, positions, slots : of each lane; slots default to 0. Lanes of one slot are neighbours with consecutive
-            ascending positions, and attend to what the slot holds below the first of them.
-        head_lanes : first lane whose logits are computed, and how many; 0: none.
-        write_logits : return every logit, not only the arg-max.
+    def run_pass(self, given: Pass) -> PassResult:
+        """Takes tokens through the model, one a lane.
 
         Raises
         ------
-        UserError : an argument is outside what the machine or the model has; the message says which and the limit.
+        UserError : something of the pass is outside what the machine or the model has; the message says which and the
+            limit.
         """
-        n = len(tokens)
-        slots = [0] * n if slots is None else slots
+        self._check_pass(given)
+        return self._pass(replace(given, write_logits=given.write_logits and given.head[1] > 0))
+
+    def _check_pass(self, given: Pass) -> None:
+        n, positions, slots = given.lanes, given.positions, given.slots
         if not 1 <= n <= self.config.lanes:
             raise UserError(f"a pass has from 1 to {self.config.lanes} lanes, not {n}")
         if len(positions) != n or len(slots) != n:
             raise UserError(f"{n} tokens need {n} positions and slots, not {len(positions)} and {len(slots)}")
-        for t in tokens:
+        for t in given.tokens:
             if not 0 <= t < self.vocab:
                 raise UserError(f"token {t} is outside the vocabulary of {self.vocab}")
         for p in positions:
@@ -138,26 +164,25 @@ class Backend(ABC):
         for s in slots:
             if not 0 <= s < self.slots:
                 raise UserError(f"cache slot {s} does not exist; there are {self.slots}")
-        for i in range(1, n):
-            if slots[i] == slots[i - 1]:
+        for first, last in given.groups:
+            if slots[first] in slots[:first]:
+                raise UserError(f"lanes of slot {slots[first]} must be neighbours")
+            for i in range(first + 1, last + 1):
                 if positions[i] != positions[i - 1] + 1:
                     raise UserError(
                         f"lanes {i - 1} and {i} share slot {slots[i]}, so their positions must follow each other, "
                         f"not {positions[i - 1]}, {positions[i]}"
                     )
-            elif slots[i] in slots[:i]:
-                raise UserError(f"lanes of slot {slots[i]} must be neighbours")
-        for slot in dict.fromkeys(slots):
-            lo, lanes = list(slots).index(slot), list(slots).count(slot)
-            if not fits_scores(self.config, self.group, positions[lo], lanes, lo):
+        for first, last in given.groups:
+            lanes = last - first + 1
+            if not fits_scores(self.config, self.group, positions[first], lanes, first):
                 raise UserError(
-                    f"{lanes} lanes at position {positions[lo]} need more than the {self.config.score_words} words "
+                    f"{lanes} lanes at position {positions[first]} need more than the {self.config.score_words} words "
                     "of score memory; send fewer lanes in a pass"
                 )
-        first, count = head_lanes
+        first, count = given.head
         if first < 0 or count < 0 or first + count > n:
             raise UserError(f"head lanes {first}..{first + count - 1} are not lanes of a pass of {n}")
-        return self._pass(list(tokens), list(positions), list(slots), (first, count), write_logits and count > 0)
 
     def _check_prompt(self, tokens: Sequence[int], start: int) -> None:
         if not tokens:
@@ -187,18 +212,20 @@ class Backend(ABC):
             head = (0, n) if all_logits else (n - 1, 1) if i + n == len(tokens) else (0, 0)
             results.append(
                 self.run_pass(
-                    tokens[i : i + n],
-                    range(at, at + n),
-                    [slot] * n,
-                    head_lanes=head,
-                    write_logits=all_logits or logits,
+                    Pass.of(
+                        tokens[i : i + n],
+                        range(at, at + n),
+                        [slot] * n,
+                        head=head,
+                        write_logits=all_logits or logits,
+                    )
                 )
             )
         return results
 
     def decode(self, token: int, position: int, *, slot: int = 0, logits: bool = False) -> PassResult:
         """One token of one sequence."""
-        return self.run_pass([token], [position], [slot], head_lanes=(0, 1), write_logits=logits)
+        return self.run_pass(Pass((token,), (position,), (slot,), (0, 1), logits))
 
     def close(self) -> None:  # noqa: B027 - most back ends hold nothing
         """Gives back what the back end holds."""

@@ -45,9 +45,13 @@ class Placement:
         return [x // KIB for x in self.phases]
 
     def __str__(self) -> str:
-        where = f"{', '.join(map(str, self.kib))} KiB modulo 64" if self.phases else "one behind the other"
         rate = f": {self.rate / 1e9:.2f} GB/s" if self.rate else ""
-        return f"{where}{rate} ({self.source})"
+        return f"{regions(self.kib)}{rate} ({self.source})"
+
+
+def regions(kib: Sequence[int]) -> str:
+    """Where the ports' regions begin, in words."""
+    return f"{', '.join(map(str, kib))} KiB modulo 64" if kib else "one behind the other"
 
 
 def path() -> Path:

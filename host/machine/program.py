@@ -131,6 +131,43 @@ def compile_sections(
     context: int | None = None,
 ) -> Program:
     """`compile_program` from the parts of an image that it needs, or of one that is only planned."""
+    context = _checked_context(name, spec, sections, config, slots, context)
+    spec = replace(spec, max_context=context)
+    length = 1 + len(STEPS) * spec.layers + 2
+    if length > config.max_descriptors:
+        raise UserError(
+            f"{name}: needs {length} descriptors ({spec.layers} layers), accelerator {config.name!r} holds "
+            f"at most {config.max_descriptors} (max_descriptors)"
+        )
+    program = _placed(name, spec, sections, config, slots, length)
+    if program.window_beats >= 1 << 32:
+        raise UserError(
+            f"{name}: needs {program.window_beats:,} beats of memory, addresses hold {1 << 32:,}; take fewer slots "
+            "or a smaller context"
+        )
+    if slots > MAX_SLOTS:
+        raise UserError(f"slots must be from 1 to {MAX_SLOTS}, what the accelerator can tell apart, not {slots}")
+
+    with golden_errors(name):
+        try:
+            code = _descriptors(program, sections)
+        except ValueError as e:
+            raise UserError(f"{name}: {e}") from e
+    # A rule of the hardware that no check above has told in the words of the model.
+    if (found := problem(code, config, context=context, slots=slots)) is not None:
+        raise UserError(f"{name}: accelerator {config.name!r} cannot execute descriptor {found[0]}: {found[1]}")
+    return replace(program, code=code)
+
+
+def _checked_context(
+    name: str,
+    spec: ModelSpec,
+    sections: Mapping[str, Section],
+    config: AcceleratorConfig,
+    slots: int,
+    context: int | None,
+) -> int:
+    """The context of a program; refuses what `compile_sections` cannot compile."""
     check_fits(spec, config, name)
     usable = usable_context(spec, config)
     if context is not None and not 1 <= context <= usable:
@@ -143,14 +180,14 @@ def compile_sections(
                 f"{name}: section {s.name!r} has row blocks of {s.info['block_rows']}, board {config.name!r} "
                 f"takes at most {config.block_rows}; convert the checkpoint with --board {config.name}"
             )
-    context = usable if context is None else context
-    spec = replace(spec, max_context=context)
-    length = 1 + len(STEPS) * spec.layers + 2
-    if length > config.max_descriptors:
-        raise UserError(
-            f"{name}: needs {length} descriptors ({spec.layers} layers), accelerator {config.name!r} holds "
-            f"at most {config.max_descriptors} (max_descriptors)"
-        )
+    return usable if context is None else context
+
+
+def _placed(
+    name: str, spec: ModelSpec, sections: Mapping[str, Section], config: AcceleratorConfig, slots: int, length: int
+) -> Program:
+    """The memory map of a program of `length` descriptors, without its code; `spec` has the context of the program."""
+    context = spec.max_context
     with golden_errors(name):
         kv = KvLayout(config, spec.head_dim, spec.kv_heads, context)
     program_address = 0
@@ -164,16 +201,37 @@ def compile_sections(
     logits_stride = layout.float_beats(blocks * config.key_block, config)
     # A run of the cache then takes as few bursts as it can: bursts end at multiples of their length.
     kv_address = ceil_div(logits_address + config.lanes * logits_stride, config.burst_beats) * config.burst_beats
-    layer_stride = slots * kv.slot_stride
-    window = kv_address + spec.layers * layer_stride
-    if window >= 1 << 32:
-        raise UserError(
-            f"{name}: needs {window:,} beats of memory, addresses hold {1 << 32:,}; take fewer slots "
-            "or a smaller context"
-        )
+    return Program(
+        config=config,
+        spec=spec,
+        slots=slots,
+        context=context,
+        code=b"",
+        length=length,
+        program_address=program_address,
+        x_address=x_address,
+        x_beats=x_beats,
+        rope_address=rope_address,
+        rope_table=rope_table,
+        image_address=image_address,
+        logits_address=logits_address,
+        logits_stride=logits_stride,
+        kv_address=kv_address,
+        kv=kv,
+        window_beats=kv_address + spec.layers * slots * kv.slot_stride,
+    )
 
-    if slots > MAX_SLOTS:
-        raise UserError(f"slots must be from 1 to {MAX_SLOTS}, what the accelerator can tell apart, not {slots}")
+
+def _descriptors(program: Program, sections: Mapping[str, Section]) -> bytes:
+    """The descriptors of a program whose memory map is made.
+
+    Raises
+    ------
+    ValueError : a value is beyond its field.
+    """
+    config, spec, kv = program.config, program.spec, program.kv
+    image_address, kv_address = program.image_address, program.kv_address
+    layer_stride = program.slots * kv.slot_stride
 
     def at(section: str) -> int:
         return image_address + sections[section].address
@@ -200,57 +258,32 @@ def compile_sections(
             **common,
         )
 
-    with golden_errors(name):
-        try:
-            code = encode(
-                Opcode.LOAD,
-                gain_out=1,
-                address=at("input_norm"),
-                gain_beats=sections["input_norm"].info["gain_beats"],
-                x_address=x_address,
-                inputs=spec.hidden,
-                x_beats=x_beats,
-                rope_address=rope_address,
-                rope_beats=layout.rope_beats(spec.head_dim, config),
-                head_dim=spec.head_dim,
-            )
-            for i in range(spec.layers):
-                code += b"".join(executed(i, step) for step in STEPS.values())
-            code += encode(
-                Opcode.HEAD,
-                norm_in=1,
-                address=at("head"),
-                blocks=blocks,
-                tiles=layout.tiles(spec.hidden, config),
-                inputs=spec.hidden,
-                inv_n=1 / spec.hidden,
-                eps=spec.norm_eps,
-                logits_address=logits_address,
-                logits_stride=logits_stride,
-                rows=spec.vocab,
-            )
-            code += encode(Opcode.END)
-        except ValueError as e:
-            raise UserError(f"{name}: {e}") from e
-    # A rule of the hardware that no check above has told in the words of the model.
-    if (found := problem(code, config, context=context, slots=slots)) is not None:
-        raise UserError(f"{name}: accelerator {config.name!r} cannot execute descriptor {found[0]}: {found[1]}")
-    return Program(
-        config=config,
-        spec=spec,
-        slots=slots,
-        context=context,
-        code=code,
-        length=length,
-        program_address=program_address,
-        x_address=x_address,
-        x_beats=x_beats,
-        rope_address=rope_address,
-        rope_table=rope_table,
-        image_address=image_address,
-        logits_address=logits_address,
-        logits_stride=logits_stride,
-        kv_address=kv_address,
-        kv=kv,
-        window_beats=window,
+    code = encode(
+        Opcode.LOAD,
+        gain_out=1,
+        address=at("input_norm"),
+        gain_beats=sections["input_norm"].info["gain_beats"],
+        x_address=program.x_address,
+        inputs=spec.hidden,
+        x_beats=program.x_beats,
+        rope_address=program.rope_address,
+        rope_beats=layout.rope_beats(spec.head_dim, config),
+        head_dim=spec.head_dim,
     )
+    for i in range(spec.layers):
+        code += b"".join(executed(i, step) for step in STEPS.values())
+    code += encode(
+        Opcode.HEAD,
+        norm_in=1,
+        address=at("head"),
+        blocks=ceil_div(spec.vocab, config.key_block),
+        tiles=layout.tiles(spec.hidden, config),
+        inputs=spec.hidden,
+        inv_n=1 / spec.hidden,
+        eps=spec.norm_eps,
+        logits_address=program.logits_address,
+        logits_stride=program.logits_stride,
+        rows=spec.vocab,
+    )
+    code += encode(Opcode.END)
+    return code

@@ -16,9 +16,9 @@ from tellme.golden.project import advice
 from tellme.host.errors import UserError
 from tellme.host.image.model import Model
 from tellme.host.machine.device import Device
-from tellme.host.machine.driver import Accelerator
+from tellme.host.machine.driver import Driver
 from tellme.host.machine.placement import in_use
-from tellme.host.machine.program import compile_program
+from tellme.host.machine.program import Program
 from tellme.host.progress import Status
 
 if TYPE_CHECKING:
@@ -118,42 +118,39 @@ def open_simulated(config: AcceleratorConfig, beats: int, timing: str | None, st
         return SimDevice(config, beats, memory_timing=memory, phases=(), started=started)
 
 
-class SimulatedAccelerator(Accelerator):
+class SimulatedAccelerator(Driver):
     """The RTL with a model loaded, and its wave file when it closes.
 
     Parameters
     ----------
     model : an open image.
-    config : what to build.
+    program : the model's, compiled for the configuration to build.
     timing : of the memory.
     waves : FST file to write; it appears when the simulation closes, and not at all if it had to be killed.
     trace : file for the records of what every unit does, complete when the simulation closes (sim/trace.py).
-    slots, context : as in `Accelerator.load`.
     status : told how long the simulator takes to build, if it has to be.
     timeout_s : wall clock without a beat after which a pass is given up, seconds; what the environment says if None.
 
     Raises
     ------
-    UserError : the simulator is not installed, the model does not fit, or the environment's time-out is no number.
+    UserError : the simulator is not installed, or the environment's time-out is no number.
     """
 
     def __init__(
         self,
         model: Model,
-        config: AcceleratorConfig,
+        program: Program,
         *,
         timing: MemoryTiming,
         waves: Path | None = None,
         trace: Path | None = None,
-        slots: int = 1,
-        context: int | None = None,
         status: Status | None = None,
         timeout_s: float | None = None,
     ):
         limit = pass_timeout() if timeout_s is None else timeout_s
         self._waves = waves
         self._folder: Path | None = None
-        program = compile_program(model, config, slots=slots, context=context)
+        config = program.config
         try:
             from tellme.sim.device import SimDevice
         except ImportError as e:
@@ -181,7 +178,7 @@ class SimulatedAccelerator(Accelerator):
             self._simulation = device
             try:
                 super().__init__(device, config, timeout_s=limit)
-                self.load(model, slots=slots, context=context)
+                self.load(model, program)
             except BaseException:
                 device.close()
                 raise

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 from tellme.golden.config import TINY, AcceleratorConfig
 from tellme.golden.model import ModelSpec, ModelWeights
 from tellme.host.image.model import Model, demo_folder
-from tellme.host.machine.driver import Accelerator
+from tellme.host.machine.driver import Driver
 from tellme.host.machine.program import compile_program
 from tests.host.machine.reference_machine import ReferenceMachine
 from tests.models import PARTS, random_weights
@@ -125,11 +125,11 @@ def write_checkpoint(folder: Path, spec: ModelSpec, seed: int = 1, **changes: An
     return write_folder(folder, config_json(spec, **changes), tensors_of(random_weights(spec, seed)))
 
 
-def start(folder: Path, config: AcceleratorConfig = TINY, **load: Any) -> tuple[Accelerator, ReferenceMachine, Model]:
+def start(folder: Path, config: AcceleratorConfig = TINY, **load: Any) -> tuple[Driver, ReferenceMachine, Model]:
     """An accelerator on a reference machine of just the size it needs, with the model loaded."""
     model = Model.open(folder, config)
     program = compile_program(model, config, **load)
     machine = ReferenceMachine(config, program.window_beats)
-    accelerator = Accelerator(machine, config)
-    accelerator.load(model, **load)
+    accelerator = Driver(machine, config)
+    accelerator.load(model, program)
     return accelerator, machine, model

@@ -10,6 +10,7 @@ import pytest
 from tellme.golden.config import TINY
 from tellme.host.checkpoints.checkpoint import read_checkpoint
 from tellme.host.image.model import Model, convert, demo_folder
+from tellme.host.machine.program import compile_program
 from tellme.host.machine.simulation import SimulatedAccelerator
 from tellme.sim.timing import timing
 
@@ -28,5 +29,5 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 @pytest.fixture(scope="module")
 def machine(demo: Model) -> Iterator[SimulatedAccelerator]:
     """The RTL of the tiny preset under the board's memory timing."""
-    with SimulatedAccelerator(demo, TINY, timing=timing("kv260"), slots=SLOTS) as accelerator:
+    with SimulatedAccelerator(demo, compile_program(demo, TINY, slots=SLOTS), timing=timing("kv260")) as accelerator:
         yield accelerator

@@ -19,11 +19,12 @@ from tellme.golden.model import ModelSpec
 from tellme.golden.registers import BUSY, STALLS
 from tellme.golden.shapes import BITNET_07B, BITNET_2B, SHAPES
 from tellme.host.cli import app
-from tellme.host.commands import bench
-from tellme.host.commands.bench import Machine, Measurement, measure
 from tellme.host.errors import CheckError
+from tellme.host.machine import measurement
+from tellme.host.machine.measurement import Machine, Measurement, measure
 from tellme.host.machine.passes import chunks
-from tellme.sim.plan import DEPTHS, fifo_memory, plan, predict, steps, sustained_rate
+from tellme.hw.plan import DEPTHS, fifo_memory, plan, predict, steps
+from tellme.sim.stream import SustainedMemory
 from tellme.sim.timing import timing
 
 pytestmark = pytest.mark.xdist_group("machine")
@@ -67,7 +68,7 @@ def test_the_trace_adds_up_to_the_counters(tmp_path: Path) -> None:
 
     with Machine(SMALL, 2, TINY, MEMORY, cached=5, context=64, trace=tmp_path / "t") as m:
         cost = m.run([3, 4], 5, head=True)
-        names = bench._names(m.program)
+        names = measurement._names(m.program)
     read = trace.read(tmp_path / "t", names)
     assert read.cycles == cost.cycles
     sums: Counter[tuple[str, str]] = Counter()
@@ -108,16 +109,16 @@ def test_the_plan_is_within_three_percent_of_the_simulation(name: str, position:
     with Machine(SMALL, 2, TINY, memory, cached=position, context=256) as m:
         cost = m.run(list(range(2, 2 + lanes)), position, head=True)
         todo = steps(m.spec, TINY, range(position, position + lanes), [0] * lanes, 1)
-    predicted = predict(todo, TINY, memory)
+    predicted = predict(todo, TINY, SustainedMemory(memory))
     assert predicted.beats == cost.beats
     assert predicted.cycles == pytest.approx(cost.cycles, rel=0.03)
 
 
 def test_a_slow_memory_is_predicted_as_memory_stalls() -> None:
     slow = timing("kv260-ideal", bandwidth=8.0)
-    assert sustained_rate(slow, TINY) == pytest.approx(8 / 16 * (1 - 20 / 1950))
+    assert SustainedMemory(slow).rate(TINY) == pytest.approx(8 / 16 * (1 - 20 / 1950))
     todo = steps(SMALL, TINY, [10], [0], 1)
-    fast, late = predict(todo, TINY, MEMORY), predict(todo, TINY, slow)
+    fast, late = (predict(todo, TINY, SustainedMemory(m)) for m in (MEMORY, slow))
     assert late.cycles > 1.5 * fast.cycles and late.stalls["memory"] > fast.cycles / 2
     assert {k: v for k, v in late.stalls.items() if k != "memory"} == {
         k: v for k, v in fast.stalls.items() if k != "memory"
@@ -127,14 +128,14 @@ def test_a_slow_memory_is_predicted_as_memory_stalls() -> None:
 def test_regions_of_one_bank_are_predicted_as_memory_stalls() -> None:
     """Where regions lie is part of the prediction: the board's phases if nothing is said."""
     kv260, todo = timing("kv260"), steps(BITNET_07B, KV260, [128], [0], 1)
-    placed, equal = predict(todo, KV260, kv260), predict(todo, KV260, kv260, (0, 0, 0, 0))
-    assert placed == predict(todo, KV260, kv260, BOARDS["kv260"].phases)
+    placed, equal = (predict(todo, KV260, SustainedMemory(kv260, r)) for r in (None, (0, 0, 0, 0)))
+    assert placed == predict(todo, KV260, SustainedMemory(kv260, BOARDS["kv260"].phases))
     assert equal.cycles > 1.4 * placed.cycles and equal.beats == placed.beats
     assert equal.stalls["memory"] - placed.stalls["memory"] == pytest.approx(equal.cycles - placed.cycles, abs=5)
 
 
 def test_the_depth_needed_is_the_least_that_costs_nothing() -> None:
-    result = plan(BITNET_2B, KV260, MEMORY, context=250, prompt=chunks(KV260, 4, 128))
+    result = plan(BITNET_2B, KV260, SustainedMemory(MEMORY), context=250, prompt=chunks(KV260, 4, 128))
     cycles = {d: c for d, _, c in result.depths}
     assert list(cycles) == list(DEPTHS) and sorted(cycles.values(), reverse=True) == list(cycles.values())
     assert cycles[result.depth] <= 1.001 * cycles[DEPTHS[-1]]
@@ -190,7 +191,9 @@ def test_plan_prints_what_the_analysis_says() -> None:
     said = json.loads(r.stdout)
     assert said["estimated"] is True
     assert said["cycles_per_pass"] == pytest.approx(
-        predict(steps(BITNET_07B, KV260, [128], [0], 1), KV260, timing("kv260"), BOARDS["kv260"].phases).cycles
+        predict(
+            steps(BITNET_07B, KV260, [128], [0], 1), KV260, SustainedMemory(timing("kv260"), BOARDS["kv260"].phases)
+        ).cycles
     )
     assert said["phases_kib"] == [x // 1024 for x in BOARDS["kv260"].phases]
     assert said["memory_rate"] * 16 == pytest.approx(BOARDS["kv260"].memory_rate / 1e9, rel=0.02)

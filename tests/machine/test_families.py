@@ -9,6 +9,8 @@ from tellme.golden.config import TINY
 from tellme.host.checkpoints.checkpoint import read_checkpoint
 from tellme.host.image.model import Model
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend
+from tellme.host.machine.passes import Pass
+from tellme.host.machine.program import compile_program
 from tellme.host.machine.simulation import SimulatedAccelerator
 from tellme.sim.timing import timing
 from tests.oracle.families import FAMILIES, checkpoint, vectors
@@ -23,10 +25,10 @@ def test_a_checkpoint_of_every_family_is_bit_exact(family: str) -> None:
     n = TINY.lanes
     with (
         Model.open(checkpoint(family), TINY) as model,
-        SimulatedAccelerator(model, TINY, timing=timing("ideal")) as machine,
+        SimulatedAccelerator(model, compile_program(model, TINY), timing=timing("ideal")) as machine,
         CheckedBackend(machine, GoldenBackend(read_checkpoint(checkpoint(family)).weights, TINY)) as both,
     ):
         for first, lanes in ((0, n), (n, 1)):
             positions = range(first, first + lanes)
-            both.run_pass([ids[p] for p in positions], positions, head_lanes=(0, lanes), write_logits=True)
+            both.run_pass(Pass.of([ids[p] for p in positions], positions, head=(0, lanes), write_logits=True))
         assert (both.passes, both.logits) == (2, (n + 1) * model.spec.vocab)

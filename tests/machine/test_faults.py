@@ -18,9 +18,9 @@ from tellme.golden.registers import REGISTERS, ErrorCode
 from tellme.host.errors import DeviceError
 from tellme.host.image.model import Model
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend
-from tellme.host.machine.driver import Accelerator
-from tellme.host.machine.passes import PassResult
-from tellme.host.machine.program import Program
+from tellme.host.machine.driver import Driver
+from tellme.host.machine.passes import Pass, PassResult
+from tellme.host.machine.program import Program, compile_program
 from tellme.host.machine.simulation import SimulatedAccelerator
 from tellme.hw.control.check import ProgramCheck
 from tellme.sim.timing import MemoryTiming, timing
@@ -33,18 +33,17 @@ TIMEOUT = 20_000
 """Cycles, for a machine whose longest wait without a beat or a write is some thousands."""
 
 
-def program_of(machine: Accelerator) -> Program:
+def program_of(machine: Driver) -> Program:
     assert machine._program is not None
     return machine._program
 
 
-def run(machine: Accelerator, positions: list[int], slots: list[int] | None = None) -> PassResult:
+def run(machine: Driver, positions: list[int], slots: list[int] | None = None) -> PassResult:
     """A pass that the host's own checks do not see."""
-    slots = [0] * len(positions) if slots is None else slots
-    return machine._pass([5] * len(positions), positions, slots, (0, 1), False)
+    return machine._pass(Pass.of([5] * len(positions), positions, slots, head=(0, 1)))
 
 
-def outcome(machine: Accelerator, positions: list[int], slots: list[int] | None = None) -> tuple[ErrorCode, int]:
+def outcome(machine: Driver, positions: list[int], slots: list[int] | None = None) -> tuple[ErrorCode, int]:
     """(code, descriptor that the message names, or 0) that a pass ends with; the machine is idle then."""
     try:
         run(machine, positions, slots)
@@ -71,14 +70,14 @@ def quick(machine: SimulatedAccelerator) -> Iterator[SimulatedAccelerator]:
     machine.write("program_length", program.length)
 
 
-def put(machine: Accelerator, code: bytes, address: int | None = None) -> None:
+def put(machine: Driver, code: bytes, address: int | None = None) -> None:
     program = program_of(machine)
     padded = np.frombuffer(code + bytes(-len(code) % TINY.beat_bytes), np.uint8).reshape(-1, TINY.beat_bytes)
     machine.put(program.program_address if address is None else address, padded)
     machine.write("program_length", len(code) // DESCRIPTOR_BYTES)
 
 
-def same_but_inputs(machine: Accelerator, before: np.ndarray) -> bool:
+def same_but_inputs(machine: Driver, before: np.ndarray) -> bool:
     """Whether memory is as it was, but for the program and the inputs that the host itself writes."""
     rest = program_of(machine).rope_address
     return bool(np.array_equal(machine.device.memory[:, rest:], before[:, rest:]))
@@ -166,7 +165,7 @@ def test_lanes_that_do_not_make_a_pass_are_refused(
 
 
 def test_a_position_beyond_the_slot_is_refused_where_the_model_has_less_context_than_the_machine(demo: Model) -> None:
-    with SimulatedAccelerator(demo, TINY, timing=timing("ideal"), slots=2, context=40) as small:
+    with SimulatedAccelerator(demo, compile_program(demo, TINY, slots=2, context=40), timing=timing("ideal")) as small:
         run(small, [39])
         before = small.device.memory.copy()
         assert outcome(small, [40]) == (ErrorCode.BAD_LANES, 0)
@@ -198,7 +197,7 @@ def test_what_the_host_writes_during_a_pass_changes_nothing(
                 return wait()
 
             monkeypatch.setattr(machine, "_wait", meddle)
-            both.run_pass([0, 432, 433], [0, 1, 2], [1, 1, 1], head_lanes=(0, 3), write_logits=True)
+            both.run_pass(Pass.of([0, 432, 433], [0, 1, 2], [1, 1, 1], head=(0, 3), write_logits=True))
     assert len(meddled) == 12 and both.logits == 12 * 3 * demo.spec.vocab
 
 
@@ -220,8 +219,8 @@ def test_low_bits_of_a_base_count_as_zero_for_reads_and_writes(machine: Simulate
     assert base % registers.BASE_ALIGNMENT == 0
     for low in (0x10, 0x100, 0x7F0, 0xFFF):
         machine.write("base_low", base | low)
-        both.run_pass([0, 432, 433], [0, 1, 2], [1, 1, 1], head_lanes=(0, 3), write_logits=True)
-        both.run_pass([434], [3], [1], head_lanes=(0, 1), write_logits=True)  # reads what was written
+        both.run_pass(Pass.of([0, 432, 433], [0, 1, 2], [1, 1, 1], head=(0, 3), write_logits=True))
+        both.run_pass(Pass.of([434], [3], [1], head=(0, 1), write_logits=True))  # reads what was written
     machine.write("base_low", base)
 
 
@@ -240,11 +239,11 @@ def test_a_lost_answer_is_named_and_the_bitstream_must_be_loaded_again(
     program = program_of(machine)
     place = program.image_address + demo.image.sections["3.down"].address if kind == "read" else program.logits_address
     monkeypatch.setattr("tellme.host.machine.driver.RESET_S", 0.5)
-    with SimulatedAccelerator(demo, TINY, timing=silent(program, place), slots=SLOTS) as stuck:
+    with SimulatedAccelerator(demo, compile_program(demo, TINY, slots=SLOTS), timing=silent(program, place)) as stuck:
         stuck.write("timeout", 5000)
         begin = time.monotonic()
         with pytest.raises(DeviceError) as e:
-            stuck.run_pass([0], [0], head_lanes=(0, 1), write_logits=True)
+            stuck.run_pass(Pass.of([0], [0], head=(0, 1), write_logits=True))
         assert time.monotonic() - begin < 60
         what = {"read": r"\d+ read bursts?", "write": r"\d+ writes?"}[kind]
         assert re.fullmatch(
@@ -263,10 +262,10 @@ def test_a_silent_memory_and_no_time_out_end_by_the_clock_of_the_host(
     program = program_of(machine)
     place = program.image_address + demo.image.sections["3.down"].address
     monkeypatch.setattr("tellme.host.machine.driver.RESET_S", 0.2)
-    with SimulatedAccelerator(demo, TINY, timing=silent(program, place), timeout_s=1.0) as stuck:
+    with SimulatedAccelerator(demo, compile_program(demo, TINY), timing=silent(program, place), timeout_s=1.0) as stuck:
         stuck.write("timeout", 0)
         with pytest.raises(DeviceError) as e:
-            stuck.run_pass([0], [0], head_lanes=(0, 1))
+            stuck.run_pass(Pass.of([0], [0], head=(0, 1)))
         assert re.fullmatch(
             r"the simulated accelerator took no beat for 1 s of wall clock and was given up \(TELLME_SIM_TIMEOUT sets "
             r"another number of seconds\) \(status 0x1\); the accelerator is still busy .* memory never answered "

@@ -19,7 +19,8 @@ from tellme.golden.config import KV260, TINY, AcceleratorConfig
 from tellme.host.checkpoints.checkpoint import Checkpoint
 from tellme.host.image.model import Model, convert, demo_folder
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend
-from tellme.host.machine.passes import fits_scores
+from tellme.host.machine.passes import Pass, fits_scores
+from tellme.host.machine.program import compile_program
 from tellme.host.machine.simulation import SimulatedAccelerator
 from tellme.host.text.tokenizer import Files
 from tellme.sim.timing import timing
@@ -92,20 +93,22 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CheckedBackend]:
     convert(Checkpoint(name="small", weights=weights, tokenizer=Files.read(demo_folder()), eos_ids=()), path, PAIRS)
     with (
         Model.open(path, PAIRS) as model,
-        SimulatedAccelerator(model, PAIRS, timing=timing("kv260"), slots=SLOTS) as machine,
+        SimulatedAccelerator(model, compile_program(model, PAIRS, slots=SLOTS), timing=timing("kv260")) as machine,
         CheckedBackend(machine, GoldenBackend(weights, PAIRS, slots=SLOTS)) as checked,
     ):
         for slot in range(SLOTS):  # whatever a layout attends to is there, and other than in every other slot
             for first in range(0, SPEC.max_context, PAIRS.lanes):
                 lanes = range(first, first + PAIRS.lanes)
-                checked.run_pass([(7 * p + 11 * slot) % SPEC.vocab for p in lanes], lanes, [slot] * PAIRS.lanes)
+                checked.run_pass(
+                    Pass.of([(7 * p + 11 * slot) % SPEC.vocab for p in lanes], lanes, [slot] * PAIRS.lanes)
+                )
         yield checked
 
 
 def run(both: CheckedBackend, positions: list[int], slots: list[int], token: int) -> None:
     compared = both.logits
     ids = [(token + 3 * lane) % SPEC.vocab for lane in range(len(slots))]
-    both.run_pass(ids, positions, slots)
+    both.run_pass(Pass.of(ids, positions, slots))
     assert both.logits - compared == len(slots) * SPEC.vocab
 
 

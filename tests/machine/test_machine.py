@@ -20,7 +20,8 @@ from tellme.host.cli import app
 from tellme.host.errors import DeviceError, UserError
 from tellme.host.image.model import Model, convert, demo_folder
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend
-from tellme.host.machine.passes import PassResult
+from tellme.host.machine.passes import Pass, PassResult
+from tellme.host.machine.program import compile_program
 from tellme.host.machine.simulation import SimulatedAccelerator
 from tellme.host.text.tokenizer import Files
 from tellme.sim.timing import timing
@@ -50,7 +51,7 @@ def one_at_a_time(machine: SimulatedAccelerator, ids: Sequence[int], slot: int) 
     """The last pass of feeding `ids` a token a pass."""
     for position, token in enumerate(ids):
         last = position == len(ids) - 1
-        result = machine.run_pass([token], [position], [slot], head_lanes=(0, int(last)), write_logits=last)
+        result = machine.run_pass(Pass.of([token], [position], [slot], head=(0, int(last)), write_logits=last))
     return result
 
 
@@ -62,10 +63,12 @@ def test_prompts_are_bit_exact_and_independent_of_how_they_are_split(
     both = checked(machine, demo)
     chunks = [
         both.run_pass(
-            ids[i : i + TINY.lanes],
-            range(i, min(i + TINY.lanes, length)),
-            head_lanes=(0, len(ids[i : i + TINY.lanes])),
-            write_logits=True,
+            Pass.of(
+                ids[i : i + TINY.lanes],
+                range(i, min(i + TINY.lanes, length)),
+                head=(0, len(ids[i : i + TINY.lanes])),
+                write_logits=True,
+            )
         )
         for i in range(0, length, TINY.lanes)
     ]
@@ -81,11 +84,11 @@ def test_the_context_fills_to_its_maximum_and_no_further(machine: SimulatedAccel
     ids = tokens(256, 5)
     n = TINY.lanes
     for i in range(0, 252, n):
-        both.run_pass(ids[i : i + n], range(i, i + n), head_lanes=(n - 1, 1), write_logits=True)
+        both.run_pass(Pass.of(ids[i : i + n], range(i, i + n), head=(n - 1, 1), write_logits=True))
     for i in range(252, 256):
-        both.run_pass([ids[i]], [i], head_lanes=(0, 1), write_logits=True)
+        both.run_pass(Pass.of([ids[i]], [i], head=(0, 1), write_logits=True))
     with pytest.raises(UserError, match="256"):
-        machine.run_pass([3], [256], head_lanes=(0, 1))
+        machine.run_pass(Pass.of([3], [256], head=(0, 1)))
 
 
 def test_lanes_of_different_slots_share_a_pass(machine: SimulatedAccelerator, demo: Model) -> None:
@@ -96,14 +99,16 @@ def test_lanes_of_different_slots_share_a_pass(machine: SimulatedAccelerator, de
     for slot, start in starts.items():
         for i in range(0, start, TINY.lanes):
             part = ids[slot][i : min(i + TINY.lanes, start)]
-            both.run_pass(part, range(i, i + len(part)), [slot] * len(part), head_lanes=(0, 0))
+            both.run_pass(Pass.of(part, range(i, i + len(part)), [slot] * len(part), head=(0, 0)))
     lanes = [(0, 37), (2, 20), (2, 21), (1, 1)]
     both.run_pass(
-        [ids[slot][p] for slot, p in lanes],
-        [p for _, p in lanes],
-        [slot for slot, _ in lanes],
-        head_lanes=(0, len(lanes)),
-        write_logits=True,
+        Pass.of(
+            [ids[slot][p] for slot, p in lanes],
+            [p for _, p in lanes],
+            [slot for slot, _ in lanes],
+            head=(0, len(lanes)),
+            write_logits=True,
+        )
     )
 
 
@@ -111,12 +116,14 @@ def test_stress_changes_no_bit(demo: Model) -> None:
     """Random stalls on every channel, reordering: same logits, more cycles."""
     ids = tokens(11, 9)
     for seed in (1, 2):
-        with SimulatedAccelerator(demo, TINY, timing=timing("stress", seed=seed), slots=SLOTS) as stressed:
+        with SimulatedAccelerator(
+            demo, compile_program(demo, TINY, slots=SLOTS), timing=timing("stress", seed=seed)
+        ) as stressed:
             both = checked(stressed, demo)
             n = TINY.lanes
             for i in range(0, len(ids), n):
                 part = ids[i : i + n]
-                result = both.run_pass(part, range(i, i + len(part)), head_lanes=(0, len(part)), write_logits=True)
+                result = both.run_pass(Pass.of(part, range(i, i + len(part)), head=(0, len(part)), write_logits=True))
             assert result.cycles is not None and result.stalls["memory"] > 0
 
 
@@ -130,11 +137,11 @@ def test_own_keys_are_kept_until_they_are_written(tmp_path: Path) -> None:
     for latency in (10, 600):
         with (
             Model.open(path, TINY) as model,
-            SimulatedAccelerator(model, TINY, timing=timing("ideal", latency=latency)) as slow,
+            SimulatedAccelerator(model, compile_program(model, TINY), timing=timing("ideal", latency=latency)) as slow,
             CheckedBackend(slow, GoldenBackend(weights, TINY)) as both,
         ):
-            result = both.run_pass(range(n), range(n), head_lanes=(0, n), write_logits=True)
-            both.run_pass([n], [n], head_lanes=(0, 1), write_logits=True)  # reads what was written
+            result = both.run_pass(Pass.of(range(n), range(n), head=(0, n), write_logits=True))
+            both.run_pass(Pass.of([n], [n], head=(0, 1), write_logits=True))  # reads what was written
         waited.append(result.stalls["control"])
     assert waited[1] > 10 * waited[0]
 
@@ -148,8 +155,8 @@ def test_cycles_are_beats_and_stalls_and_beats_are_what_the_program_reads(
     for position, lanes in ((0, 1), (0, 4), (33, 1), (64, 3)):
         ids = tokens(lanes + 1, 4)[:lanes]
         positions = list(range(position, position + lanes))
-        result = machine.run_pass(ids, positions, head_lanes=(lanes - 1, 1))
-        again = machine.run_pass(ids, positions, head_lanes=(lanes - 1, 1))
+        result = machine.run_pass(Pass.of(ids, positions, head=(lanes - 1, 1)))
+        again = machine.run_pass(Pass.of(ids, positions, head=(lanes - 1, 1)))
         segments = schedule.segments(TINY, program.code, program.program_address, positions, [0] * lanes, 1)
         assert result.beats == sum(s.beats for s in segments)
         assert set(result.stalls) == set(STALLS)
@@ -172,11 +179,11 @@ def test_a_damaged_program_stops_with_words_and_the_next_pass_works(machine: Sim
     ):
         damage()
         with pytest.raises(DeviceError, match=message):
-            machine.run_pass([0], [0], head_lanes=(0, 1))
+            machine.run_pass(Pass.of([0], [0], head=(0, 1)))
         machine.write("program_length", program.length)
         machine.write("window_beats", program.window_beats)
         memory[0, weights] = keep
-        result = machine.run_pass([0], [0], head_lanes=(0, 1), write_logits=True)
+        result = machine.run_pass(Pass.of([0], [0], head=(0, 1), write_logits=True))
         assert result.logits is not None and golden.logits is not None
         assert equal_bits(result.logits, golden.logits)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import transformers
 
-from tellme.host.commands.evaluate import TorchScorer, score, windows
+from tellme.host.talk.scoring import TorchScorer, score, windows
 from tests.models import DEMO
 from tests.oracle.heldout import TAPPED, VECTORS, fingerprint, stories
 

@@ -6,9 +6,9 @@ import pytest
 from tellme.golden.config import KV260
 from tellme.golden.model import GoldenModel
 from tellme.host.checkpoints.checkpoint import read_checkpoint
-from tellme.host.commands.evaluate import BackendScorer, score, windows
 from tellme.host.image.model import demo_folder
 from tellme.host.machine.backends import GoldenBackend
+from tellme.host.talk.scoring import BackendScorer, score, windows
 from tellme.host.text.tokenizer import Tokenizer
 from tests.models import load_demo
 from tests.oracle.contributions import REFERENCE, scores, table

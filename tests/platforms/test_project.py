@@ -17,7 +17,7 @@ from tellme.golden.boards import BOARDS, CELL, VLNV, Board, build_name
 from tellme.golden.config import PRESETS, ConfigError
 from tellme.golden.registers import build_hash
 from tellme.host.errors import DeviceError
-from tellme.host.machine.pynq.device import check_widths, design_mhz, port_widths
+from tellme.host.machine.pynq.handoff import check_widths, design_mhz, port_widths
 from tellme.hw.platforms import PLATFORMS
 from tellme.hw.platforms.vivado import CONSTRAINTS, manifest, ps_parameters, script, wrapper
 from tests.platforms.vivado import CATALOG, Refused, Vivado

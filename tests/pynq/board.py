@@ -511,14 +511,14 @@ class LocalDevice(embedded_device.EmbeddedDevice):
 @contextlib.contextmanager
 def plugged(board: Board) -> Iterator[LocalDevice]:
     """PYNQ finds this board, and nothing else, until the context ends."""
-    import tellme.host.machine.pynq.device
+    from tellme.host.machine.pynq import buffers, network
 
     places: list[tuple[Any, str, Any]] = [
         (pynq.buffer, "libc", SimpleNamespace(munmap=lambda *a: 0)),
         (pynq.buffer, "ctypes", ctypes),
         (pynq.interrupt, "get_uio_irq", lambda irq: board.uio_path if irq == 121 else None),
-        (tellme.host.machine.pynq.device, "read_text", _reader(tellme.host.machine.pynq.device.read_text, board)),
-        (tellme.host.machine.pynq.device, "platform", SimpleNamespace(machine=lambda: "aarch64")),
+        (buffers, "read_text", _reader(network.read_text, board)),
+        (network, "platform", SimpleNamespace(machine=lambda: "aarch64")),
         # The clocks of the process's first device are kept for good.
         (type(pynq.Clocks), "_instance", property(lambda cls: clocks(cls))),
     ]

@@ -28,7 +28,7 @@ from tellme.host.errors import DeviceError
 from tellme.host.image.model import Model, convert
 from tellme.host.machine.board import BoardAccelerator
 from tellme.host.machine.device import Device
-from tellme.host.machine.driver import Accelerator
+from tellme.host.machine.driver import Driver
 from tellme.host.machine.passes import PassResult
 from tellme.host.machine.program import compile_program
 from tellme.host.machine.pynq.device import PynqDevice
@@ -43,7 +43,7 @@ PROMPT = [0, 7, 300, 41, 1000, 6]
 KINDS = ("simulation", "pynq", "pynq with interrupts", "pynq over the network")
 
 
-def passes(accelerator: Accelerator) -> list[PassResult]:
+def passes(accelerator: Driver) -> list[PassResult]:
     """Two prefill passes and three decode passes, every logit of the last tokens."""
     results = accelerator.prefill(PROMPT, logits=True)
     for position in range(len(PROMPT), len(PROMPT) + 3):
@@ -76,14 +76,15 @@ def test_the_same_passes_give_the_same_bits_and_counters_on_every_device(
     if kind == "simulation":
         from tellme.sim.device import SimDevice
 
-        beats = compile_program(demo, TINY).window_beats
-        accelerator = Accelerator(SimDevice(TINY, beats, accelerator=simulation("tiny"), memory_timing="ideal"), TINY)
-        accelerator.load(demo)
+        program = compile_program(demo, TINY)
+        device = SimDevice(TINY, program.window_beats, accelerator=simulation("tiny"), memory_timing="ideal")
+        accelerator = Driver(device, TINY)
+        accelerator.load(demo, program)
     else:
         made = board(uio="interrupts" in kind)
         if "network" in kind:
             remote(made)
-        accelerator = BoardAccelerator(demo, TINY, bitstream=bitstream)
+        accelerator = BoardAccelerator(demo, compile_program(demo, TINY), bitstream=bitstream)
     with accelerator:
         assert isinstance(accelerator.device, Device)
         results = passes(accelerator)
@@ -129,7 +130,9 @@ def test_regions_begin_at_the_boards_phases_whatever_was_allocated(
     if "network" in where:
         remote(made)
     with Model.open(tmp_path / "m.tlm", WORD) as model:
-        with BoardAccelerator(model, WORD, bitstream=write_build(tmp_path, WORD)) as accelerator:
+        with BoardAccelerator(
+            model, compile_program(model, WORD), bitstream=write_build(tmp_path, WORD)
+        ) as accelerator:
             assert tuple(base % PHASE_PERIOD for base in accelerator.device.port_bases) == phases
             beats = len(accelerator.device.memory[0])
             need = buffer_bytes(WORD, beats, phases)
@@ -180,7 +183,9 @@ def test_two_ports_are_striped_over_one_buffer(tmp_path: Path, board: Callable[.
     convert(read_checkpoint(write_checkpoint(tmp_path / "m", spec)), tmp_path / "m.tlm", WORD)
     made = board(engine=reference, mhz=250)
     with Model.open(tmp_path / "m.tlm", WORD) as model:
-        with BoardAccelerator(model, WORD, bitstream=write_build(tmp_path, WORD)) as accelerator:
+        with BoardAccelerator(
+            model, compile_program(model, WORD), bitstream=write_build(tmp_path, WORD)
+        ) as accelerator:
             ports = accelerator.device.port_bases
             assert ports[1] - ports[0] == accelerator.device.memory[0].nbytes
             assert all(base % 4096 == 0 for base in ports)
@@ -199,7 +204,9 @@ def test_two_ports_over_the_network_have_a_buffer_each(
     made = board(engine=reference, mhz=250)
     remote(made)
     with Model.open(tmp_path / "m.tlm", WORD) as model:
-        with BoardAccelerator(model, WORD, bitstream=write_build(tmp_path, WORD)) as accelerator:
+        with BoardAccelerator(
+            model, compile_program(model, WORD), bitstream=write_build(tmp_path, WORD)
+        ) as accelerator:
             accelerator.prefill([1, 2, 3])
             # The second pass must not send the host's idea of the cache over what the first one wrote.
             result = accelerator.decode(4, 3, logits=True)
@@ -218,7 +225,7 @@ def test_a_missing_flush_or_invalidate_shows(
     """The test device has caches: the same pass without one of the two gives other logits."""
     board()
     golden = GoldenModel(demo.weights(), TINY).run_pass([5], [0], [0], (0, 1))
-    with BoardAccelerator(demo, TINY, bitstream=bitstream) as accelerator:
+    with BoardAccelerator(demo, compile_program(demo, TINY), bitstream=bitstream) as accelerator:
         if missing:
             monkeypatch.setattr(accelerator.device, missing, lambda start, beats: None)
         accelerator.write("timeout", 20_000)
@@ -234,7 +241,7 @@ def test_a_missing_flush_or_invalidate_shows(
 def test_a_pass_syncs_only_what_changed(board: Callable[..., Board], demo: Model, bitstream: Path) -> None:
     """PYNQ 4's own flush would clean the caches for the whole buffer at every token."""
     made = board()
-    with BoardAccelerator(demo, TINY, bitstream=bitstream) as accelerator:
+    with BoardAccelerator(demo, compile_program(demo, TINY), bitstream=bitstream) as accelerator:
         program = accelerator._program
         assert program is not None
         made.synced.clear()
@@ -273,7 +280,7 @@ def test_an_interrupt_that_never_comes_is_replaced_by_polling(
 ) -> None:
     made = board(uio=True)
     made.mask_interrupt = True
-    with BoardAccelerator(demo, TINY, bitstream=bitstream) as accelerator:
+    with BoardAccelerator(demo, compile_program(demo, TINY), bitstream=bitstream) as accelerator:
         assert isinstance(accelerator.device, PynqDevice) and accelerator.device.interrupts
         first = accelerator.decode(5, 0)
         assert not accelerator.device.interrupts and made.interrupts == 0

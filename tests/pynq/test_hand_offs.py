@@ -16,7 +16,7 @@ import pytest
 from tellme.golden.boards import BOARDS, PYNQ_Z2, RFSOC4X2, ZCU104, Board, build_name
 from tellme.golden.config import TINY
 from tellme.host.errors import DeviceError, UserError
-from tellme.host.machine.pynq.device import (
+from tellme.host.machine.pynq.handoff import (
     accelerator_name,
     bit_part,
     check_widths,

@@ -25,7 +25,9 @@ from tellme.host.cli import app
 from tellme.host.errors import DeviceError, TellmeError, UserError
 from tellme.host.image.model import Model, convert, demo_folder
 from tellme.host.machine.board import BoardAccelerator
-from tellme.host.machine.pynq.device import Lock, PynqDevice
+from tellme.host.machine.program import compile_program
+from tellme.host.machine.pynq.device import PynqDevice
+from tellme.host.machine.pynq.network import Lock
 from tests.pynq.board import ENGINE, FOLDER, MIB, TAG, Board, simulation
 from tests.pynq.files import bit, hand_off, write_build
 
@@ -303,7 +305,7 @@ def test_a_device_closed_in_the_middle_of_a_pass_stops_it_before_its_memory_goes
     board: Callable[..., Board], bitstream: Path, demo: Model
 ) -> None:
     made = board()
-    accelerator = BoardAccelerator(demo, TINY, bitstream=bitstream)
+    accelerator = BoardAccelerator(demo, compile_program(demo, TINY), bitstream=bitstream)
     accelerator.device.write(offset("lanes"), 1)
     accelerator.device.write(offset("head_lanes"), 1 << 8)
     accelerator.device.write(offset("control"), 1)

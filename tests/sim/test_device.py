@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from bench import memory
-from tellme.golden.boards import BOARDS, PHASE_PERIOD
+from tellme.golden.boards import BOARDS, K26_DRAM, PHASE_PERIOD
 from tellme.golden.config import KV260, TINY, AcceleratorConfig
 from tellme.golden.registers import IDENTITY, ErrorCode, offset
 from tellme.host.commands.tune import as_published
@@ -26,7 +26,7 @@ from tellme.sim.device import SimDevice
 from tellme.sim.device import built as find_built
 from tellme.sim.runner import SimulationError
 from tellme.sim.stream import sustained_rate
-from tellme.sim.timing import K26_DRAM, KV260_TIMING, MemoryTiming, timing
+from tellme.sim.timing import KV260_TIMING, MemoryTiming, timing
 from tests.memory.common import SMALL
 from tests.sim.copier import COUNT, SOURCE, TARGET, Copier
 

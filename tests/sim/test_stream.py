@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from bench import memory
-from tellme.golden.boards import BOARDS
+from tellme.golden.boards import BOARDS, K26_DRAM, PYNQ_Z2_DRAM, Dram
 from tellme.golden.config import PRESETS
 from tellme.sim import stream
-from tellme.sim.timing import K26_DRAM, KV260_TIMING, PYNQ_Z2_DRAM, TIMINGS, Dram, MemoryTiming, timing
+from tellme.sim.timing import KV260_TIMING, TIMINGS, MemoryTiming, timing
 
 KIB = 1024
 WITH_DRAM = sorted(name for name, t in TIMINGS.items() if t.dram is not None)

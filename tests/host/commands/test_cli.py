@@ -18,11 +18,13 @@ from typer.testing import CliRunner
 from tellme.golden.config import PRESETS, TINY
 from tellme.host import cli
 from tellme.host.checkpoints.checkpoint import read_checkpoint
+from tellme.host.commands import bench, common, convert
 from tellme.host.image.model import Model
+from tellme.host.machine import program
 from tellme.host.machine.backends import GoldenBackend
-from tellme.host.machine.driver import Accelerator
-from tellme.host.machine.passes import PassResult
-from tellme.host.machine.program import compile_program
+from tellme.host.machine.driver import Driver
+from tellme.host.machine.passes import Pass, PassResult
+from tellme.host.machine.program import Program
 from tellme.host.provenance import commit, version
 from tellme.host.text.tokenizer import Files, Tokenizer
 from tests.host.machine.reference_machine import ReferenceMachine, Stop
@@ -53,13 +55,13 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[ReferenceMachine]:
     """Puts the reference machine in the place of the simulation."""
     made: list[ReferenceMachine] = []
 
-    def simulated(model: Model, config: Any, **options: Any) -> Accelerator:
-        made.append(ReferenceMachine(config, compile_program(model, config).window_beats))
-        accelerator = Accelerator(made[-1], config)
-        accelerator.load(model)
+    def simulated(model: Model, program: Program, **options: Any) -> Driver:
+        made.append(ReferenceMachine(program.config, program.window_beats))
+        accelerator = Driver(made[-1], program.config)
+        accelerator.load(model, program)
         return accelerator
 
-    monkeypatch.setattr(cli, "SimulatedAccelerator", simulated)
+    monkeypatch.setattr(common, "SimulatedAccelerator", simulated)
     return made
 
 
@@ -110,6 +112,21 @@ def test_json_of_golden_and_of_a_machine(machine: list[ReferenceMachine]):
     assert machine[0].closed
 
 
+@pytest.mark.parametrize("command", [RUN, (*RUN, "--check"), ("chat",)])
+def test_the_program_is_compiled_once(
+    command: tuple[str, ...], machine: list[ReferenceMachine], monkeypatch: pytest.MonkeyPatch
+):
+    compile_sections, compiled = program.compile_sections, []
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        compiled.append(compile_sections(*arguments, **options))
+        return compiled[-1]
+
+    monkeypatch.setattr(program, "compile_sections", count)
+    assert tellme(*command).exit_code == 0
+    assert len(machine) == len(compiled) == 1
+
+
 def test_check_says_how_much_was_compared(machine: list[ReferenceMachine]):
     r = tellme(*RUN, "--check")
     assert r.exit_code == 0
@@ -120,15 +137,15 @@ def test_check_says_how_much_was_compared(machine: list[ReferenceMachine]):
 
 def test_a_failed_check_is_exit_code_1_and_says_where(machine: list[ReferenceMachine], monkeypatch: pytest.MonkeyPatch):
     class Wrong(GoldenBackend):
-        def _pass(self, *arguments: Any) -> PassResult:
-            r = super()._pass(*arguments)
-            if arguments[1][0] == 6 and r.logits is not None:
+        def _pass(self, given: Pass) -> PassResult:
+            r = super()._pass(given)
+            if given.positions[0] == 6 and r.logits is not None:
                 bits = r.logits.copy().view(np.uint32)
                 bits[0, 77] ^= 1
                 r = replace(r, logits=bits.view(np.float32))
             return r
 
-    monkeypatch.setattr(cli, "GoldenBackend", Wrong)
+    monkeypatch.setattr(common, "GoldenBackend", Wrong)
     r = tellme(*RUN, "--check", "--json")
     assert r.exit_code == 1
     assert "pass 3, lane 0, position 6, vocabulary index 77: logit" in r.stderr and r.stderr.count("\n") == 1
@@ -486,8 +503,13 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     def work(*_: Any, **__: Any) -> Any:
         raise AssertionError("work was begun")
 
-    for name in ("convert", "measure", "SimulatedAccelerator", "open_checkpoint"):
-        monkeypatch.setattr(cli, name, work)
+    for module, name in (
+        (convert, "convert"),
+        (convert, "open_checkpoint"),
+        (bench, "measure"),
+        (common, "SimulatedAccelerator"),
+    ):
+        monkeypatch.setattr(module, name, work)
     monkeypatch.setattr("tellme.hw.top.to_verilog", work)
     monkeypatch.setattr("tellme.hw.platforms.vivado.project", work)
     monkeypatch.setattr("tellme.hw.platforms.ulx3s.plan", work)

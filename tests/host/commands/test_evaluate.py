@@ -19,22 +19,23 @@ from tellme.golden.model import GoldenModel
 from tellme.host.checkpoints.checkpoint import read_checkpoint
 from tellme.host.cli import app
 from tellme.host.commands import evaluate as command
-from tellme.host.commands.evaluate import (
+from tellme.host.commands.evaluate import evaluate
+from tellme.host.errors import CheckError
+from tellme.host.image.model import Model
+from tellme.host.machine.backends import GoldenBackend
+from tellme.host.machine.driver import Driver
+from tellme.host.machine.program import Program
+from tellme.host.talk import scoring
+from tellme.host.talk.scoring import (
     BackendScorer,
     Comparison,
     Scorer,
     Scores,
-    evaluate,
     log_softmax,
     places,
     score,
     windows,
 )
-from tellme.host.errors import CheckError
-from tellme.host.image.model import Model
-from tellme.host.machine.backends import GoldenBackend
-from tellme.host.machine.driver import Accelerator
-from tellme.host.machine.program import compile_program
 from tellme.host.text.tokenizer import Files, Tokenizer
 from tests.host.machine.reference_machine import ReferenceMachine
 from tests.host.support import DEMO, write_checkpoint
@@ -186,13 +187,13 @@ def test_images_and_machines_score_as_the_checkpoint(
 ) -> None:
     made: list[ReferenceMachine] = []
 
-    def simulated(model: Model, config: Any, **options: Any) -> Accelerator:
-        made.append(ReferenceMachine(config, compile_program(model, config).window_beats))
-        accelerator = Accelerator(made[-1], config)
-        accelerator.load(model)
+    def simulated(model: Model, program: Program, **options: Any) -> Driver:
+        made.append(ReferenceMachine(program.config, program.window_beats))
+        accelerator = Driver(made[-1], program.config)
+        accelerator.load(model, program)
         return accelerator
 
-    monkeypatch.setattr(command, "SimulatedAccelerator", simulated)
+    monkeypatch.setattr(scoring, "SimulatedAccelerator", simulated)
     image = tmp_path / "demo.tlm"
     assert CliRunner().invoke(app, ["convert", "demo", str(image), "--board", "tiny"]).exit_code == 0
     options = ("--text", text, "--context", 9, "--stride", 4, "--max-tokens", 25)

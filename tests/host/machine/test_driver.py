@@ -20,8 +20,8 @@ from tellme.host.errors import CheckError, DeviceError, UserError
 from tellme.host.image.model import Model
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend
 from tellme.host.machine.device import Device
-from tellme.host.machine.driver import ERROR_WORDS, Accelerator
-from tellme.host.machine.passes import PassResult
+from tellme.host.machine.driver import ERROR_WORDS, Driver
+from tellme.host.machine.passes import Pass, PassResult
 from tellme.host.machine.program import compile_program
 from tests.host.machine.reference_machine import ReferenceMachine, Stop
 from tests.host.support import DEMO, WORD, start, write_checkpoint
@@ -93,9 +93,9 @@ def test_prefill_takes_fewer_lanes_where_the_score_memory_ends(tmp_path: Path):
     sizes = []
     run = backend._pass
 
-    def count(t: Any, *rest: Any) -> PassResult:
-        sizes.append(len(t))
-        return run(t, *rest)
+    def count(given: Pass) -> PassResult:
+        sizes.append(given.lanes)
+        return run(given)
 
     backend._pass = count  # type: ignore[method-assign]
     backend.prefill(tokens(127, spec.vocab))
@@ -103,7 +103,7 @@ def test_prefill_takes_fewer_lanes_where_the_score_memory_ends(tmp_path: Path):
     assert sum(sizes) == 128 and sizes[0] == WORD.lanes and sizes[-2] < WORD.lanes
     assert sizes[:-2] == sorted(sizes[:-2], reverse=True)
     with pytest.raises(UserError, match="4 lanes at position 120 need more than the 256 words of score memory"):
-        backend.run_pass([1] * 4, range(120, 124), [0] * 4)
+        backend.run_pass(Pass.of([1] * 4, range(120, 124), [0] * 4))
 
 
 def test_sequences_in_several_slots_do_not_touch_each_other(tmp_path: Path):
@@ -111,23 +111,23 @@ def test_sequences_in_several_slots_do_not_touch_each_other(tmp_path: Path):
     backend, _ = checked(write_checkpoint(tmp_path / "m", spec), TINY, slots=3)
     backend.prefill(tokens(6, spec.vocab, 1), slot=2)
     backend.prefill(tokens(3, spec.vocab, 2), slot=0)
-    backend.run_pass([1, 2, 3, 4], [3, 0, 6, 7], [0, 1, 2, 2], head_lanes=(0, 4))
-    backend.run_pass([5, 6], [8, 4], [2, 0], head_lanes=(1, 1))
+    backend.run_pass(Pass.of([1, 2, 3, 4], [3, 0, 6, 7], [0, 1, 2, 2], head=(0, 4)))
+    backend.run_pass(Pass.of([5, 6], [8, 4], [2, 0], head=(1, 1)))
     assert backend.passes == 5
 
 
 def test_head_lanes_choose_whose_logits_return():
     accelerator, _, _ = start(DEMO)
     ids = [0, 432, 433, 260]
-    whole = accelerator.run_pass(ids, range(4), head_lanes=(0, 4), write_logits=True)
-    part = accelerator.run_pass(ids, range(4), head_lanes=(1, 2), write_logits=True)
-    none = accelerator.run_pass(ids, range(4), write_logits=True)
+    whole = accelerator.run_pass(Pass.of(ids, range(4), head=(0, 4), write_logits=True))
+    part = accelerator.run_pass(Pass.of(ids, range(4), head=(1, 2), write_logits=True))
+    none = accelerator.run_pass(Pass.of(ids, range(4), write_logits=True))
     assert whole.logits is not None and part.logits is not None and none.logits is None
     np.testing.assert_array_equal(part.logits, whole.logits[1:3])
     assert part.best_index == whole.best_index[1:3] == tuple(np.argmax(part.logits, axis=1))
     assert part.best_value == tuple(np.max(part.logits, axis=1))
     assert (none.best_index, none.head_count) == ((), 0)
-    assert accelerator.run_pass(ids, range(4), head_lanes=(3, 1)).logits is None
+    assert accelerator.run_pass(Pass.of(ids, range(4), head=(3, 1))).logits is None
 
 
 def test_counters_carry_their_names():
@@ -147,8 +147,8 @@ def test_the_buffer_is_written_only_inside_the_window():
         program = compile_program(model, TINY)
         machine = ReferenceMachine(TINY, program.window_beats + 50)
         guard = machine.memory[:, program.window_beats :].copy()
-        accelerator = Accelerator(machine, TINY)
-        accelerator.load(model)
+        accelerator = Driver(machine, TINY)
+        accelerator.load(model, program)
         accelerator.prefill([0, 432, 433, 260, 406], logits=True)
         np.testing.assert_array_equal(machine.memory[:, program.window_beats :], guard)
 
@@ -161,19 +161,19 @@ def test_an_accelerator_that_is_not_the_expected_one_is_refused(name: str):
     machine = ReferenceMachine(TINY, 8)
     machine.set(name, machine.get(name) ^ 1)
     with pytest.raises(DeviceError, match=f"{name} register is 0x.*, board 'tiny' needs 0x.*; load the bitstream"):
-        Accelerator(machine, TINY)
+        Driver(machine, TINY)
 
 
 def test_another_configuration_of_the_same_geometry_is_refused_by_its_build():
     with pytest.raises(DeviceError, match="build register"):
-        Accelerator(ReferenceMachine(replace(TINY, block_rows=64), 8), TINY)
+        Driver(ReferenceMachine(replace(TINY, block_rows=64), 8), TINY)
 
 
 def test_a_buffer_of_another_shape_is_refused():
     machine = ReferenceMachine(TINY, 8)
     machine.memory = np.zeros((2, 8, 16), np.uint8)
     with pytest.raises(DeviceError, match="buffer has 2 regions of 16-byte beats, board 'tiny' needs 1 of 16"):
-        Accelerator(machine, TINY)
+        Driver(machine, TINY)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_regions_that_the_masters_would_take_for_others_are_refused(bases: list[
     machine = ReferenceMachine(config, 500)
     machine.port_bases = tuple(bases)
     with pytest.raises(DeviceError, match=message) as e:
-        Accelerator(machine, config)
+        Driver(machine, config)
     assert "\n" not in str(e.value)
 
 
@@ -206,15 +206,16 @@ def test_regions_side_by_side_at_the_end_of_the_addresses_are_taken():
     config = replace(TINY, ports=2)
     machine = ReferenceMachine(config, 512)
     machine.port_bases = ((1 << 40) - 16384, (1 << 40) - 8192)
-    Accelerator(machine, config)
+    Driver(machine, config)
 
 
 def test_a_pass_that_another_host_left_is_ended_before_a_model_is_loaded():
     with Model.open(DEMO, TINY) as model:
-        machine = ReferenceMachine(TINY, compile_program(model, TINY).window_beats)
+        program = compile_program(model, TINY)
+        machine = ReferenceMachine(TINY, program.window_beats)
         machine.set("status", 1)
-        accelerator = Accelerator(machine, TINY)
-        accelerator.load(model)
+        accelerator = Driver(machine, TINY)
+        accelerator.load(model, program)
         assert machine.resets == 1
         assert accelerator.decode(0, 0).head_count == 1
 
@@ -226,11 +227,20 @@ def test_context_and_slots_reach_their_registers():
 
 def test_a_buffer_that_is_too_small_is_refused():
     with Model.open(DEMO, TINY) as model:
-        accelerator = Accelerator(ReferenceMachine(TINY, 1000), TINY)
+        accelerator = Driver(ReferenceMachine(TINY, 1000), TINY)
         with pytest.raises(UserError, match="needs 623,872 bytes of buffer .* the device has 16,000; take a smaller"):
-            accelerator.load(model)
+            accelerator.load(model, compile_program(model, TINY))
         with pytest.raises(UserError, match="no model is loaded"):
-            accelerator._pass([0], [0], [0], (0, 1), False)
+            accelerator._pass(Pass((0,), (0,), (0,), (0, 1)))
+
+
+def test_a_program_of_another_accelerator_is_refused():
+    other = replace(TINY, name="other", block_rows=TINY.block_rows * 2)
+    with Model.open(DEMO, TINY) as model:
+        program = compile_program(model, TINY)
+        accelerator = Driver(ReferenceMachine(other, program.window_beats), other)
+        with pytest.raises(UserError, match="the program was compiled for 'tiny', this is 'other'; compile it again"):
+            accelerator.load(model, program)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +264,7 @@ def test_passes_that_make_no_sense_are_refused(arguments: tuple[Any, ...], messa
     machine.write = lambda *_: pytest.fail("a register was written")  # type: ignore[method-assign]
     head = arguments[3] if len(arguments) > 3 else (0, 0)
     with pytest.raises(UserError, match=message):
-        accelerator.run_pass(*arguments[:3], head_lanes=head)
+        accelerator.run_pass(Pass.of(*arguments[:3], head=head))
 
 
 def test_an_empty_prompt_is_refused():
@@ -384,8 +394,8 @@ class Liar(GoldenBackend):
     wrong = "logit"
     count = 0
 
-    def _pass(self, *arguments: Any) -> PassResult:
-        r = super()._pass(*arguments)
+    def _pass(self, given: Pass) -> PassResult:
+        r = super()._pass(given)
         self.count += 1
         if self.count != 3:
             return r

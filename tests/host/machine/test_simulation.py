@@ -15,6 +15,7 @@ from tellme.golden.boards import phases as board_phases
 from tellme.golden.config import TINY
 from tellme.host.errors import DeviceError, UserError
 from tellme.host.image.model import Model
+from tellme.host.machine.program import compile_program
 from tellme.host.machine.simulation import TIMEOUT_S, TIMEOUT_VARIABLE, SimulatedAccelerator, memory_timing
 from tests.host.machine.reference_machine import ReferenceMachine
 from tests.host.support import DEMO
@@ -72,7 +73,10 @@ def test_timings_by_name_and_seed():
 
 def test_the_buffer_is_as_large_as_the_program_needs(simulator: list[FakeSimulation]):
     timing = memory_timing("ideal", None)
-    with Model.open(DEMO, TINY) as model, SimulatedAccelerator(model, TINY, timing=timing, slots=2) as accelerator:
+    with (
+        Model.open(DEMO, TINY) as model,
+        SimulatedAccelerator(model, compile_program(model, TINY, slots=2), timing=timing) as accelerator,
+    ):
         assert accelerator.slots == 2 and accelerator.decode(0, 0, slot=1).cycles
         assert accelerator._program is not None
         assert simulator[0].memory.shape[1] == accelerator._program.window_beats
@@ -83,7 +87,9 @@ def test_the_buffer_is_as_large_as_the_program_needs(simulator: list[FakeSimulat
 def test_a_wave_file_appears_whole_when_the_simulation_closes(simulator: list[FakeSimulation], tmp_path: Path):
     target = tmp_path / "run.fst"
     with Model.open(DEMO, TINY) as model:
-        accelerator = SimulatedAccelerator(model, TINY, timing=memory_timing(None, None), waves=target)
+        accelerator = SimulatedAccelerator(
+            model, compile_program(model, TINY), timing=memory_timing(None, None), waves=target
+        )
         assert not target.exists()
         accelerator.close()
     assert target.read_bytes() == b"whole"
@@ -93,7 +99,9 @@ def test_a_wave_file_appears_whole_when_the_simulation_closes(simulator: list[Fa
 def test_a_simulation_that_was_killed_leaves_no_wave_file(simulator: list[FakeSimulation], tmp_path: Path):
     (tmp_path / "old.fst").write_bytes(b"of another run")
     with Model.open(DEMO, TINY) as model:
-        accelerator = SimulatedAccelerator(model, TINY, timing=memory_timing(None, None), waves=tmp_path / "old.fst")
+        accelerator = SimulatedAccelerator(
+            model, compile_program(model, TINY), timing=memory_timing(None, None), waves=tmp_path / "old.fst"
+        )
         simulator[0].killed = True
         accelerator.close()
     assert [p.name for p in tmp_path.iterdir()] == ["old.fst"]
@@ -105,21 +113,25 @@ def test_a_device_that_is_refused_is_closed_and_leaves_nothing(
 ):
     monkeypatch.setattr(FakeSimulation, "read", lambda self, offset: 0)
     with Model.open(DEMO, TINY) as model, pytest.raises(DeviceError, match="identity register"):
-        SimulatedAccelerator(model, TINY, timing=memory_timing(None, None), waves=tmp_path / "x.fst")
+        SimulatedAccelerator(
+            model, compile_program(model, TINY), timing=memory_timing(None, None), waves=tmp_path / "x.fst"
+        )
     assert simulator[0].closed and list(tmp_path.iterdir()) == []
 
 
 def test_without_a_simulator_the_message_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setitem(sys.modules, "tellme.sim.device", None)
     with Model.open(DEMO, TINY) as model, pytest.raises(UserError, match=r"pip install 'tellme-fpga\[sim\]'"):
-        SimulatedAccelerator(model, TINY, timing=memory_timing(None, None), waves=tmp_path / "x.fst")
+        SimulatedAccelerator(
+            model, compile_program(model, TINY), timing=memory_timing(None, None), waves=tmp_path / "x.fst"
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_wave_file_that_cannot_be_written_is_refused(simulator: list[FakeSimulation], tmp_path: Path):
     target = tmp_path / "no" / "x.fst"
     with Model.open(DEMO, TINY) as model, pytest.raises(UserError, match="x.fst: cannot be written"):
-        SimulatedAccelerator(model, TINY, timing=memory_timing(None, None), waves=target)
+        SimulatedAccelerator(model, compile_program(model, TINY), timing=memory_timing(None, None), waves=target)
     assert simulator == []
 
 
@@ -130,7 +142,7 @@ def test_a_time_out_that_is_no_number_of_seconds_is_refused_before_anything_is_b
     monkeypatch.setenv(TIMEOUT_VARIABLE, text)
     message = re.escape(f"{TIMEOUT_VARIABLE} must be a positive number of seconds, not {text!r}")
     with Model.open(DEMO, TINY) as model, pytest.raises(UserError, match=f"^{message}$"):
-        SimulatedAccelerator(model, TINY, timing=memory_timing(None, None))
+        SimulatedAccelerator(model, compile_program(model, TINY), timing=memory_timing(None, None))
     assert simulator == []
 
 
@@ -139,9 +151,15 @@ def test_the_time_out_of_a_pass_is_minutes_and_the_environment_sets_another(
 ):
     with Model.open(DEMO, TINY) as model:
         monkeypatch.delenv(TIMEOUT_VARIABLE, raising=False)
-        assert SimulatedAccelerator(model, TINY, timing=memory_timing(None, None)).timeout_s == TIMEOUT_S <= 3600
+        assert (
+            SimulatedAccelerator(model, compile_program(model, TINY), timing=memory_timing(None, None)).timeout_s
+            == TIMEOUT_S
+            <= 3600
+        )
         monkeypatch.setenv(TIMEOUT_VARIABLE, " 7.5 ")
-        assert SimulatedAccelerator(model, TINY, timing=memory_timing(None, None)).timeout_s == 7.5
+        assert (
+            SimulatedAccelerator(model, compile_program(model, TINY), timing=memory_timing(None, None)).timeout_s == 7.5
+        )
 
 
 def test_a_slow_pass_that_moves_is_waited_for_and_one_that_does_not_is_given_up(
@@ -161,7 +179,9 @@ def test_a_slow_pass_that_moves_is_waited_for_and_one_that_does_not_is_given_up(
     monkeypatch.setattr(FakeSimulation, "wait_done", wait_done)
     monkeypatch.setattr("tellme.host.machine.simulation.time", types.SimpleNamespace(monotonic=lambda: clock))
     with Model.open(DEMO, TINY) as model:
-        accelerator = SimulatedAccelerator(model, TINY, timing=memory_timing(None, None), timeout_s=30.0)
+        accelerator = SimulatedAccelerator(
+            model, compile_program(model, TINY), timing=memory_timing(None, None), timeout_s=30.0
+        )
         moving = 19
         assert accelerator._wait() and clock > 3 * accelerator.timeout_s
         looks, clock, moving = 0, 0.0, 3

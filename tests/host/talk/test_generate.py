@@ -14,7 +14,7 @@ from tellme.golden.config import TINY
 from tellme.host.checkpoints.checkpoint import read_checkpoint
 from tellme.host.errors import UserError
 from tellme.host.machine.backends import GoldenBackend
-from tellme.host.machine.passes import Backend, PassResult
+from tellme.host.machine.passes import Backend, Pass, PassResult
 from tellme.host.talk.generate import Generation, StopStrings
 from tellme.host.text.sampling import Sampling
 from tellme.host.text.tokenizer import Files, Tokenizer
@@ -40,15 +40,14 @@ class Script(Backend):
         self.says = list(says)
         self.heard: list[tuple[int, int]] = []
 
-    def _pass(
-        self, tokens: Sequence[int], positions: Sequence[int], slots: Any, head: tuple[int, int], write_logits: bool
-    ) -> PassResult:
-        assert not write_logits, "greedy generation needs no logits"
-        self.heard += zip(tokens, positions, strict=True)
-        best = tuple(self.says.pop(0) for _ in range(head[1]))
+    def _pass(self, given: Pass) -> PassResult:
+        assert not given.write_logits, "greedy generation needs no logits"
+        self.heard += zip(given.tokens, given.positions, strict=True)
+        first, count = given.head
+        best = tuple(self.says.pop(0) for _ in range(count))
         return PassResult(
-            head_first=head[0], head_count=head[1], best_index=best, best_value=tuple(np.float32(0) for _ in best),
-            cycles=10 * len(tokens), stalls={"memory": 2},
+            head_first=first, head_count=count, best_index=best, best_value=tuple(np.float32(0) for _ in best),
+            cycles=10 * given.lanes, stalls={"memory": 2},
         )  # fmt: skip
 
 

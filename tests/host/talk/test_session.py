@@ -22,7 +22,7 @@ from tellme.host.cli import app
 from tellme.host.errors import UserError
 from tellme.host.image.model import Model, demo_folder
 from tellme.host.machine.backends import GoldenBackend
-from tellme.host.machine.passes import PassResult
+from tellme.host.machine.passes import Pass, PassResult
 from tellme.host.talk.generate import Generation
 from tellme.host.talk.power import HWMON, Meter, rails
 from tellme.host.talk.session import Session
@@ -41,9 +41,9 @@ class Counting(GoldenBackend):
         super().__init__(model.weights(), TINY, context=context)
         self.positions: list[int] = []
 
-    def _pass(self, tokens, positions, slots, head, write_logits) -> PassResult:  # type: ignore[no-untyped-def]
-        self.positions += positions
-        return super()._pass(tokens, positions, slots, head, write_logits)
+    def _pass(self, given: Pass) -> PassResult:
+        self.positions += given.positions
+        return super()._pass(given)
 
     def prefill(self, tokens, *, start=0, **options) -> list[PassResult]:  # type: ignore[no-untyped-def]
         self.positions += range(start, start + len(tokens))

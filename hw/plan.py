@@ -1,5 +1,5 @@
 """Analysis of the weight buffer: when the engines ask for beats, what the memory gives, and how deep the FIFO between
-them must be. From a model's shape, a configuration and a board's memory timing; nothing is simulated.
+them must be. From a model's shape, a configuration and what a memory gives in the long run; nothing is simulated here.
 
 A pass is a list of steps: in each, the engines take some beats in at least so many cycles. The memory fills the FIFO at
 its sustained rate whatever the engines do. So a step without beats (a quantiser's lead, a drain) fills the FIFO, and a step
@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from tellme.golden import layout
 from tellme.golden.arith import ceil_div
 from tellme.golden.boards import BOARDS
-from tellme.golden.boards import phases as board_phases
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.kv import KvGeometry
 from tellme.golden.program import DESCRIPTOR_BYTES, Kind
@@ -31,17 +31,25 @@ from tellme.hw.elementwise.scales import ScaleUnit
 from tellme.hw.elementwise.statistics import Statistics
 from tellme.hw.queues import COLUMN_BITS, ULTRA_DEPTH
 from tellme.hw.tlmm import engine
-from tellme.sim import stream
-from tellme.sim.timing import MemoryTiming
 
 URAM_DEPTH, BRAM_DEPTH = 4096, 512
 """Words of 72 bits in a URAM288 and in a RAMB36 (UG573); a column of the FIFO (hw/queues.py) takes one word."""
 ROUND_TRIP = 12
 """Cycles from a read's request to its first beat besides the memory's latency: registers of reader and memory."""
-TURNAROUND = 19
-"""Cycles besides the latency after which a burst makes room for another one, counted from its address."""
 STEP_OVER = 6
 """Cycles of the executor between two descriptors (hw/control/execute.py)."""
+
+
+class Memory(Protocol):
+    """What a plan asks of a memory (sim.stream.SustainedMemory says it of a board's)."""
+
+    def rate(self, config: AcceleratorConfig, burst: float | None = None) -> float:
+        """Beats a cycle in the long run, at most 1, in bursts of `burst` beats on average (`burst_beats` if None)."""
+        ...
+
+    def latency(self, config: AcceleratorConfig) -> float:
+        """Cycles from a read's address to its first beat, on average, in an idle memory."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -71,45 +79,6 @@ class Prediction:
     cycles: int
     beats: int
     stalls: dict[str, int]
-
-
-def sustained_rate(
-    timing: MemoryTiming,
-    config: AcceleratorConfig,
-    burst: float | None = None,
-    regions: Sequence[int] | None = None,
-) -> float:
-    """Beats a cycle that the memory gives in the long run: the least of the ports' rates, at most 1.
-
-    Parameters
-    ----------
-    burst : beats of a burst on average; `burst_beats` if None.
-    regions : with a DRAM, the byte at which each port's region begins, modulo its banks; the board's phases if None.
-    """
-    rate = 1.0
-    if timing.dram is not None:
-        d = replace(timing.dram, bursts=min(timing.dram.bursts, config.outstanding))
-        bytes_a_second = stream.sustained_rate(
-            replace(timing, dram=d),
-            tuple(regions or board_phases(config) or [0] * config.ports),
-            clock_hz=config.clock_hz,
-            burst=max(1, round(config.burst_beats if burst is None else burst)) * config.port_bytes,
-            width=config.port_bytes,
-            slack=config.fifo_beats * config.port_bytes,
-            # Long enough for the FIFOs of the fast ports to be full, and phases as they then stay.
-            length=max(1 << 23, 16 * config.fifo_beats * config.port_bytes),
-        )
-        return min(rate, bytes_a_second / (config.beat_bytes * config.clock_hz))
-    if timing.bandwidth:
-        rate = min(rate, timing.bandwidth / config.beat_bytes)
-    for ports, bytes_a_cycle in timing.shared:
-        here = sum(p < config.ports for p in ports)
-        if here:
-            rate = min(rate, bytes_a_cycle / (here * config.port_bytes))
-    # What is asked for ahead must cover the latency, and there must be room for it in the FIFO.
-    flying = min(timing.outstanding, config.outstanding) * (config.burst_beats if burst is None else burst)
-    rate = min(rate, min(flying, config.fifo_beats) / (timing.latency + timing.jitter / 2 + TURNAROUND))
-    return rate * (1 - timing.pause / timing.period if timing.pause else 1)
 
 
 def fifo_memory(config: AcceleratorConfig) -> tuple[int, int]:
@@ -214,18 +183,11 @@ def steps(
     return out
 
 
-def predict(
-    todo: Sequence[Step], config: AcceleratorConfig, timing: MemoryTiming, regions: Sequence[int] | None = None
-) -> Prediction:
-    """Plays steps against the memory's sustained rate and the FIFO, a few beats at a time.
-
-    Parameters
-    ----------
-    regions : as in `sustained_rate`.
-    """
+def predict(todo: Sequence[Step], config: AcceleratorConfig, memory: Memory) -> Prediction:
+    """Plays steps against the memory's sustained rate and the FIFO, a few beats at a time."""
     part = min(256, config.fifo_beats // 4)
     ahead = config.fifo_beats // part  # parts that the FIFO holds
-    start = 2.0 * (timing.read_latency(config.clock_hz) + ROUND_TRIP)  # the program, and then what it asks for
+    start = 2.0 * (memory.latency(config) + ROUND_TRIP)  # the program, and then what it asks for
     read = now = start  # when the last part was in the FIFO, and when the engines had taken it
     taken = [0.0] * ahead  # when the engines had taken the latest parts, as a ring
     parts = 0
@@ -236,7 +198,7 @@ def predict(
         if not s.beats:
             now += s.cycles
             continue
-        rate = sustained_rate(timing, config, s.beats / s.bursts if s.bursts else None, regions)
+        rate = memory.rate(config, s.beats / s.bursts if s.bursts else None)
         pace = s.cycles / s.beats
         for first in range(0, s.beats, part):
             n = min(part, s.beats - first)
@@ -284,11 +246,10 @@ DEPTHS = tuple(1 << n for n in range(8, 16))
 def plan(
     spec: ModelSpec,
     config: AcceleratorConfig,
-    timing: MemoryTiming,
+    memory: Memory,
     *,
     context: int,
     prompt: Sequence[tuple[int, int]] = (),
-    regions: Sequence[int] | None = None,
 ) -> Plan:
     """Analyses a model on a configuration.
 
@@ -296,7 +257,6 @@ def plan(
     ----------
     context : cached keys of the decode pass.
     prompt : (first position, lanes) of each pass of a prompt.
-    regions : as in `sustained_rate`.
     """
     one = steps(spec, config, [context], [0], 1)
     many = [
@@ -305,7 +265,7 @@ def plan(
 
     def cycles(depth: int) -> tuple[int, int]:
         c = replace(config, fifo_beats=depth)
-        return predict(one, c, timing, regions).cycles, sum(predict(m, c, timing, regions).cycles for m in many)
+        return predict(one, c, memory).cycles, sum(predict(m, c, memory).cycles for m in many)
 
     table = [(d, fifo_memory(replace(config, fifo_beats=d)), *cycles(d)) for d in DEPTHS]
     best = table[-1]
@@ -313,9 +273,9 @@ def plan(
     return Plan(
         config=config,
         context=context,
-        decode=predict(one, config, timing, regions),
-        prefill=tuple(predict(m, config, timing, regions) for m in many),
-        rate=sustained_rate(timing, config, regions=regions),
+        decode=predict(one, config, memory),
+        prefill=tuple(predict(m, config, memory) for m in many),
+        rate=memory.rate(config),
         depth=depth,
         depths=tuple((d, u, a) for d, u, a, _ in table),
     )

@@ -1,0 +1,94 @@
+"""`tellme plan`: depth and memory of the weight buffer, predicted stalls and tokens/s; nothing is simulated."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tellme.golden.shapes import SHAPES
+from tellme.host.commands.common import Board, board
+from tellme.host.errors import UserError
+from tellme.host.machine.measurement import shape
+from tellme.host.machine.passes import chunks
+from tellme.host.machine.placement import in_use, regions
+from tellme.host.machine.program import check_fits, usable_context
+from tellme.host.machine.simulation import memory_timing, unloadable
+from tellme.host.provenance import json_line
+from tellme.host.tables import grid, pairs, show
+
+
+def command(
+    model: Annotated[str, typer.Option("--model", help=f"Shape: {', '.join(SHAPES)}.")],
+    board_name: Board = "kv260",
+    context: Annotated[int, typer.Option("--context", help="Cached keys of the decode pass.")] = 128,
+    prompt: Annotated[int, typer.Option("--prompt", help="Tokens to prefill; 0: none.")] = 128,
+    timing: Annotated[str, typer.Option("--timing", help="Timing of the memory.")] = "kv260",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Analyse the weight buffer: FIFO depth, its memory, predicted stalls and tokens/s. Estimated, nothing is simulated."""
+    config = board(board_name)
+    spec = shape(model)
+    check_fits(spec, config, model)
+    memory = memory_timing(timing, None)
+    usable = usable_context(spec, config)
+    for what, value in (("context", context), ("prompt", prompt)):
+        if not 0 <= value < usable:
+            raise UserError(f"{what} must be from 0 to {usable - 1} for {model} on {config.name!r}, not {value}")
+    try:
+        from tellme.hw.plan import fifo_memory, plan
+        from tellme.sim.stream import SustainedMemory
+    except ImportError as e:
+        raise unloadable(e, "") from e
+
+    passes = chunks(config, spec.heads // spec.kv_heads, prompt)
+    placement = in_use(config, "sim")
+    result = plan(spec, config, SustainedMemory(memory, placement.phases or None), context=context, prompt=passes)
+    if as_json:
+        uram, ramb36 = fifo_memory(config)
+        print(
+            json_line(
+                {
+                    "model": model,
+                    "board": config.name,
+                    "clock_hz": config.clock_hz,
+                    "timing": memory.name,
+                    "estimated": True,
+                    "context": context,
+                    "prompt": prompt,
+                    "tokens_per_s": result.tokens_per_s,
+                    "ttft_s": result.ttft_s,
+                    "cycles_per_pass": result.decode.cycles,
+                    "bytes_per_pass": result.decode.beats * config.beat_bytes,
+                    "share_of_beat_rate": result.decode.beats / result.decode.cycles,
+                    "stalls": result.decode.stalls,
+                    "memory_rate": result.rate,
+                    "phases_kib": placement.kib,
+                    "fifo_beats": config.fifo_beats,
+                    "fifo_beats_needed": result.depth,
+                    "uram": uram,
+                    "ramb36": ramb36,
+                    "depths": [
+                        {"beats": d, "uram": u, "ramb36": b, "cycles_per_pass": c} for d, (u, b), c in result.depths
+                    ],
+                }
+            )
+        )
+        return
+    console = Console()
+    d = result.decode
+    rows: list[tuple[str, object]] = [
+        ("ports' regions at", regions(placement.kib)),
+        ("memory, beats a cycle", f"{result.rate:.4f}"),
+        ("tokens/s", f"{result.tokens_per_s:.1f}"),
+        ("cycles a token", d.cycles),
+        ("share of the beat rate", f"{d.beats / d.cycles:.1%}"),
+        *((f"without a beat: {k}", f"{v:,} ({v / d.cycles:.2%})") for k, v in d.stalls.items()),
+    ]
+    if result.ttft_s is not None:
+        rows.append((f"TTFT of {prompt} tokens, s", f"{result.ttft_s:.4f}"))
+    rows += [("FIFO built, beats", config.fifo_beats), ("FIFO needed (within 0.1 %), beats", result.depth)]
+    show(pairs(f"{model} on {config.name}, estimated, timing {memory.name}: {context} keys", rows), console)
+    depths = [(f"{d:,}", f"{u} URAM288" if u else f"{b} RAMB36", c) for d, (u, b), c in result.depths]
+    show(grid("FIFO depth", ("beats", "memory", "cycles a token"), depths), console)

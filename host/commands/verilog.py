@@ -1,0 +1,38 @@
+"""`tellme verilog`: the Verilog of an accelerator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from tellme.golden.project import advice
+from tellme.host.commands.common import Board, board
+from tellme.host.errors import UserError
+from tellme.host.places import check_new_file, check_new_folder, replacing
+
+
+def command(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the Verilog.")],
+    board_name: Board = "kv260",
+) -> None:
+    """Generate the Verilog of an accelerator."""
+    config = board(board_name)
+    check_new_folder(out)
+    if out.is_dir():
+        check_new_file(out / "tellme.v")
+    try:
+        from tellme.hw.top import to_verilog
+    except ImportError as e:
+        raise UserError(f"the generator cannot be loaded ({e}); install it: {advice('generate')}") from e
+    with Console(stderr=True).status(f"generating the Verilog of {config.name}"):
+        text = to_verilog(config)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"{out}: cannot be written ({e.strerror})") from e
+    with replacing(out / "tellme.v") as whole:
+        whole.write_text(text)
+    print(f"{out / 'tellme.v'}: {config.name}, module tellme, {len(text):,} bytes")

@@ -1,0 +1,273 @@
+"""How well a model predicts a text, and where it parts from a reference: windows, scorers, scores.
+
+A text is scored in windows of `context` tokens that start `stride` tokens apart; every token but the first is scored once,
+by the first window that predicts it, so that behind the first window each has at least context - stride + 1 tokens before
+it. Probabilities are float64 log-softmax of the logits.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.model import PREFILL_LANES
+from tellme.golden.project import advice
+from tellme.host.checkpoints.checkpoint import is_checkpoint, open_checkpoint, tell
+from tellme.host.errors import CheckError, UserError
+from tellme.host.files import read_json
+from tellme.host.image.file import Image
+from tellme.host.image.model import Model, find_model
+from tellme.host.machine.backends import GoldenBackend
+from tellme.host.machine.passes import Backend
+from tellme.host.machine.program import compile_program
+from tellme.host.machine.simulation import SimulatedAccelerator, memory_timing
+from tellme.host.text.tokenizer import Files, Tokenizer
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+I64 = NDArray[np.int64]
+
+FIRST, WORST = 3, 5
+"""Places that are shown: the first ones whose likeliest tokens differ, and those of the largest divergence."""
+
+
+# ---- windows ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Window:
+    """Tokens [start, start + inputs) go in; positions below `skip` predict tokens that another window has scored."""
+
+    start: int
+    inputs: int
+    skip: int
+
+
+def windows(tokens: int, context: int, stride: int) -> list[Window]:
+    """The windows of a text of `tokens` tokens; 1 <= stride <= context."""
+    out = []
+    start, scored = 0, 1  # the first token has nothing before it
+    while scored < tokens:
+        end = min(start + context, tokens - 1)
+        out.append(Window(start, end - start, scored - 1 - start))
+        scored = end + 1
+        start += stride
+    return out
+
+
+# ---- what gives logits -----------------------------------------------------------------------------------------------
+
+
+class Scorer(ABC):
+    """A model that gives logits of a sequence.
+
+    Attributes
+    ----------
+    name : of the model.
+    tokenizer : of the model.
+    vocab : tokens of the vocabulary.
+    context : most tokens of a sequence.
+    width : positions that it likes to take at a time.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    vocab: int
+    context: int
+    width: int = PREFILL_LANES
+
+    @abstractmethod
+    def feed(self, ids: Sequence[int], start: int, wanted: bool) -> F32 | None:
+        """Takes tokens at positions start, ... of the sequence (0 begins a new one); logits [tokens, vocab] if wanted."""
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """Gives back what it holds."""
+
+
+class BackendScorer(Scorer):
+    """A back end of the accelerator."""
+
+    def __init__(self, name: str, tokenizer: Tokenizer, machine: Backend):
+        self.name, self.tokenizer, self.machine = name, tokenizer, machine
+        self.vocab, self.context = machine.vocab, machine.context
+        self.width = PREFILL_LANES if isinstance(machine, GoldenBackend) else machine.config.lanes
+
+    def feed(self, ids: Sequence[int], start: int, wanted: bool) -> F32 | None:
+        results = self.machine.prefill(ids, start=start, all_logits=wanted)
+        return np.concatenate([r.logits for r in results if r.logits is not None]) if wanted else None
+
+    def close(self) -> None:
+        self.machine.close()
+
+
+class TorchScorer(Scorer):
+    """A Hugging Face checkpoint run by transformers in float32, its keys and values cached as floats.
+
+    Raises
+    ------
+    UserError : PyTorch or transformers is not installed, or they refuse the checkpoint.
+    """
+
+    def __init__(self, folder: Path):
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # unpacking weights would be compiled, for minutes
+        try:
+            import torch
+            import transformers
+        except ImportError as e:
+            raise UserError(
+                f"--reference-backend torch needs PyTorch and transformers ({e}); install them: "
+                f"{advice('oracle')}, or take golden"
+            ) from e
+        if not folder.is_dir():
+            raise UserError(f"{folder}: --reference-backend torch runs Hugging Face checkpoint folders; take golden")
+        transformers.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        try:
+            self._model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True
+            ).eval()
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as e:
+            raise UserError(f"{folder}: transformers cannot load it: {' '.join(str(e).split())[:300]}") from e
+        self._torch = torch
+        self._cache: Any = None
+        config = read_json(folder / "config.json")
+        self.name = folder.resolve().name
+        self.vocab = int(self._model.config.vocab_size)
+        self.context = int(config.get("max_position_embeddings") or 2048)
+        self.tokenizer = Tokenizer(Files.read(folder), self.vocab)
+
+    def feed(self, ids: Sequence[int], start: int, wanted: bool) -> F32 | None:
+        if start == 0:
+            self._cache = None
+        with self._torch.no_grad():
+            out = self._model(self._torch.tensor([list(ids)]), past_key_values=self._cache, use_cache=True)
+        self._cache = out.past_key_values
+        return out.logits[0].float().numpy() if wanted else None
+
+
+def open_scorer(name: str, backend: str, config: AcceleratorConfig, *, latent: bool = False) -> Scorer:
+    """A model by name ('demo', a checkpoint, a `.tlm` image) on a back end: 'golden', 'sim' or 'torch'.
+
+    `latent`: as in `host.checkpoints.checkpoint.read_checkpoint`.
+
+    Raises
+    ------
+    UserError : the model, or the back end, cannot be used.
+    """
+    path = find_model(name)
+    if backend == "torch":
+        return TorchScorer(path)
+    if backend == "golden" and is_checkpoint(path):
+        checkpoint = open_checkpoint(path, latent=latent)
+        tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.weights.spec.vocab)
+        scorer = BackendScorer(checkpoint.name, tokenizer, GoldenBackend(checkpoint.weights, config))
+        tell(checkpoint.notes)
+        return scorer
+    if backend == "golden":
+        model = Model(Image(path), config)
+        return BackendScorer(model.name, model.tokenizer, GoldenBackend(model.weights(), config))
+    with Model.open(path, config, latent=latent) as opened:  # its mapping stays while the driver needs it
+        machine = SimulatedAccelerator(opened, compile_program(opened, config), timing=memory_timing(None, None))
+        return BackendScorer(opened.name, opened.tokenizer, machine)
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
+
+
+def log_softmax(logits: NDArray[np.floating]) -> F64:
+    """Logarithms of the probabilities, float64, of logits [..., vocab]."""
+    x = logits.astype(np.float64)
+    x -= x.max(axis=-1, keepdims=True)
+    return np.asarray(x - np.log(np.exp(x).sum(axis=-1, keepdims=True)))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of each scored token, in order: [tokens - 1].
+
+    Attributes
+    ----------
+    nll : negative log-likelihood, nats.
+    best : the likeliest token in its place.
+    """
+
+    nll: F64
+    best: I64
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A reference's scores, and the divergence KL(reference || model) of each place, nats."""
+
+    scores: Scores
+    kl: F64
+
+
+def _pieces(scorer: Scorer, ids: Sequence[int], window: Window, width: int) -> Iterator[tuple[int, F32 | None]]:
+    """Feeds a window in pieces: (position behind the piece, its logits if they are scored)."""
+    inputs = ids[window.start : window.start + window.inputs]
+    for low, high, wanted in ((0, window.skip, False), (window.skip, window.inputs, True)):
+        for i in range(low, high, width):
+            part = inputs[i : min(i + width, high)]
+            logits = scorer.feed(part, i, wanted)
+            if logits is not None and not np.isfinite(logits).all():
+                raise CheckError(
+                    f"{scorer.name}: a logit at token {window.start + i} or behind is not finite; "
+                    "the model or its conversion is broken"
+                )
+            yield i + len(part), logits
+
+
+def score(
+    ids: Sequence[int],
+    model: Scorer,
+    reference: Scorer | None,
+    parts: Sequence[Window],
+    advance: Callable[[int], None] = lambda n: None,
+) -> tuple[Scores, Comparison | None]:
+    """Scores a text in windows; `advance` is told how many positions were done.
+
+    Raises
+    ------
+    CheckError : a logit is not finite.
+    """
+    scorers = [model] if reference is None else [model, reference]
+    width = min(s.width for s in scorers)
+    nll: list[list[F64]] = [[], []]
+    best: list[list[I64]] = [[], []]
+    kl: list[F64] = []
+    for window in parts:
+        done = 0
+        for pieces in zip(*(_pieces(s, ids, window, width) for s in scorers), strict=True):
+            end = pieces[0][0]
+            logs = []
+            for n, (_, logits) in enumerate(pieces):
+                if logits is None:
+                    continue
+                p = log_softmax(logits)
+                first = window.start + end - len(p) + 1
+                targets = np.asarray(ids[first : first + len(p)], np.int64)
+                nll[n].append(-p[np.arange(len(p)), targets])
+                best[n].append(logits.argmax(axis=-1))
+                logs.append(p)
+            if len(logs) == 2:
+                kl.append((np.exp(logs[1]) * (logs[1] - logs[0])).sum(axis=-1))
+            advance(end - done)
+            done = end
+    scores = [Scores(np.concatenate(nll[n]), np.concatenate(best[n])) for n in range(len(scorers))]
+    return scores[0], Comparison(scores[1], np.concatenate(kl)) if reference is not None else None
+
+
+def places(mine: Scores, other: Comparison) -> list[tuple[str, int]]:
+    """('first', index) of the first places whose likeliest tokens differ, ('worst', index) of the largest divergence."""
+    first = [int(i) for i in np.flatnonzero(mine.best != other.scores.best)[:FIRST]]
+    worst = [int(i) for i in np.argsort(-other.kl, kind="stable")[:WORST] if other.kl[i] > 0]
+    return [("first", i) for i in first] + [("worst", i) for i in worst if i not in first]
