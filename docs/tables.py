@@ -42,14 +42,17 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> str:
 
 def registers() -> str:
     """Register map."""
-    rows = [
-        (f"0x{r.offset:03X}" + (f" + 4i, i < {r.count}" if r.count > 1 else ""), f"`{r.name}`", r.access, r.doc)
-        for r in REGISTERS
-    ]
+    rows = []
+    for r in REGISTERS:
+        where = f"0x{r.offset:03X}" + (f" + 4i, i < {r.count}" if r.count > 1 else "")
+        rows.append((where, f"`{r.name}`", "", r.access, r.doc))
+        for f in r.fields:
+            bits = f"{f.start + f.width - 1}:{f.start}" if f.width > 1 else f"{f.start}"
+            rows.append(("", f"`{r.name}.{f.name}`", bits, "", f.doc))
     errors = ", ".join(f"{e.value} {e.name}" for e in ErrorCode)
     live = ", ".join(f"`{r.name}`" for r in REGISTERS if r.live)
     return (
-        _table(("offset", "register", "access", "meaning"), rows)
+        _table(("offset", "register", "bits", "access", "meaning"), rows)
         + f"\n\nWhile `status` says busy, only {live} take writes: the others are ignored (and answered), so that a pass keeps what "
         f"it began with.\n\nErrors: {errors}.\n\nStall causes: {', '.join(STALLS)}. Busy units: {', '.join(BUSY)}."
     )

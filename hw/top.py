@@ -12,7 +12,7 @@ from tellme.golden.registers import ADDRESS_BITS, IDENTITY, VERSION, build_hash,
 from tellme.hw import emit
 from tellme.hw.attention.unit import AttentionUnit
 from tellme.hw.control.counters import Counters
-from tellme.hw.control.descriptor import ProgramMemory, field
+from tellme.hw.control.descriptor import ProgramMemory
 from tellme.hw.control.execute import Executor, Route
 from tellme.hw.control.fetch import Fetcher
 from tellme.hw.control.lanes import LaneCheck
@@ -90,7 +90,7 @@ class Accelerator(wiring.Component):
         head_count = Signal(clog2(c.lanes) + 1)
         m.d.comb += [
             lanes.eq(registers.lanes),
-            head_count.eq(registers.head_lanes[8:16]),
+            head_count.eq(registers.head_lanes.count),
         ]
         for i in range(c.lanes):
             m.d.comb += [position[i].eq(registers.position[i]), slot[i].eq(registers.slot[i])]
@@ -116,7 +116,7 @@ class Accelerator(wiring.Component):
             executor.program_length.eq(registers.program_length),
             executor.context.eq(registers.context),
             executor.slots.eq(registers.slots),
-            executor.head_first.eq(registers.head_lanes[:8]),
+            executor.head_first.eq(registers.head_lanes.first),
             executor.head_count.eq(head_count),
             program.restart.eq(supervisor.start),
             program.fetch_request.eq(fetcher.request),
@@ -132,41 +132,38 @@ class Accelerator(wiring.Component):
 
         # ---- job parameters and starts -----------------------------------------------------------
         d = executor.descriptor
-        for name in (
-            "kind norm_in gain_out gain_beats inputs tiles rows inv_n eps scale0 scale1 scale2 q_scale "
-            "head_dim heads kv_heads"
-        ).split():
-            m.d.comb += getattr(elementwise, name).eq(field(d, Opcode.LINEAR, name))
+        for name in "kind norm_in gain_out gain_beats inputs inv_n eps head_dim heads kv_heads".split():
+            m.d.comb += getattr(elementwise, name).eq(d.shared[name])
+        for name in "tiles rows scale0 scale1 scale2 q_scale".split():
+            m.d.comb += getattr(elementwise, name).eq(d.linear[name])
         # Whole K tiles are quantised; the head has no tiles field, and one tile too many is harmless.
-        head_dim = field(d, Opcode.LINEAR, "head_dim")
+        head_dim = d.shared.head_dim
         cells = head_dim >> (c.cell.bit_length() - 1)
-        kv_heads = field(d, Opcode.LINEAR, "kv_heads")
-        head_op = field(d, Opcode.LINEAR, "opcode") == Opcode.HEAD
+        kv_heads = d.shared.kv_heads
+        head_op = d.shared.opcode == Opcode.HEAD
         with m.If(head_op):
-            m.d.comb += elementwise.tiles.eq(field(d, Opcode.HEAD, "tiles"))
+            m.d.comb += elementwise.tiles.eq(d.head.tiles)
         m.d.comb += [
-            elementwise.x_beats.eq(field(d, Opcode.LOAD, "x_beats")),
-            elementwise.rope_beats.eq(field(d, Opcode.LOAD, "rope_beats")),
-            tlmm.tiles.eq(field(d, Opcode.LINEAR, "tiles")),
-            tlmm.rows.eq(field(d, Opcode.LINEAR, "rows")),
-            tlmm.block_rows.eq(field(d, Opcode.LINEAR, "block_rows")),
+            elementwise.x_beats.eq(d.load.x_beats),
+            elementwise.rope_beats.eq(d.load.rope_beats),
+            tlmm.tiles.eq(d.linear.tiles),
+            tlmm.rows.eq(d.linear.rows),
+            tlmm.block_rows.eq(d.linear.block_rows),
             tlmm.quantised.eq(elementwise.quantised),
             sequencer.kv_heads.eq(kv_heads),
             kv_writer.cells.eq(cells),
             kv_writer.kv_heads.eq(kv_heads),
-            kv_writer.kv_address.eq(field(d, Opcode.ATTENTION, "kv_address")),
-            kv_writer.slot_stride.eq(field(d, Opcode.ATTENTION, "slot_stride")),
-            kv_writer.head_stride.eq(field(d, Opcode.ATTENTION, "head_stride")),
+            kv_writer.kv_address.eq(d.attention.kv_address),
+            kv_writer.slot_stride.eq(d.attention.slot_stride),
+            kv_writer.head_stride.eq(d.attention.head_stride),
             attention.head_mode.eq(executor.head_mode),
-            attention.cells.eq(
-                Mux(executor.head_mode, field(d, Opcode.HEAD, "inputs") >> (c.cell.bit_length() - 1), cells)
-            ),
-            attention.group.eq(Mux(executor.head_mode, 1, field(d, Opcode.ATTENTION, "group"))),
+            attention.cells.eq(Mux(executor.head_mode, d.head.inputs >> (c.cell.bit_length() - 1), cells)),
+            attention.group.eq(Mux(executor.head_mode, 1, d.attention.group)),
             attention.kv_heads.eq(kv_heads),
             attention.head_first.eq(executor.sweep_first),
             attention.head_count.eq(executor.sweep_count),
-            attention.vocabulary.eq(field(d, Opcode.HEAD, "rows")),
-            attention.write_logits.eq(registers.write_logits[0]),
+            attention.vocabulary.eq(d.head.rows),
+            attention.write_logits.eq(registers.write_logits.every),
         ]
         m.d.comb += [
             elementwise.start_gain.eq(executor.start_gain),
@@ -261,8 +258,8 @@ class Accelerator(wiring.Component):
         out, logits = writer.writes, units["logit_writer"]
         wiring.connect(m, attention.logits, logits.logits)
         m.d.comb += [
-            logits.address.eq(field(d, Opcode.HEAD, "logits_address")),
-            logits.stride.eq(field(d, Opcode.HEAD, "logits_stride")),
+            logits.address.eq(d.head.logits_address),
+            logits.stride.eq(d.head.logits_stride),
             executor.attention_busy.eq(attention.busy | logits.busy),
             executor.writer_busy.eq(~writer.idle),
         ]
@@ -304,7 +301,7 @@ class Accelerator(wiring.Component):
             supervisor.timeout.eq(registers.timeout),
             reader.clear.eq(supervisor.clear),
             writer.clear.eq(supervisor.clear),
-            self.irq.eq(supervisor.finished & registers.irq_enable[0]),
+            self.irq.eq(supervisor.finished & registers.irq_enable.done),
         ]
         attending = executor.route == Route.ATTENTION
         m.d.comb += [
@@ -340,9 +337,10 @@ class Accelerator(wiring.Component):
             registers.version.eq(VERSION),
             registers.build.eq(Const(build_hash(c), 32)),
             registers.geometry.eq(geometry(c)),
-            registers.status.eq(
-                Cat(supervisor.busy, supervisor.finished, supervisor.reset, Const(0, 5), supervisor.error)
-            ),
+            registers.status.busy.eq(supervisor.busy),
+            registers.status.done.eq(supervisor.finished),
+            registers.status.stopped.eq(supervisor.reset),
+            registers.status.error.eq(supervisor.error),
             registers.error_address.eq(supervisor.error_address),
             registers.cycles.eq(counters.cycles),
             registers.beats.eq(counters.beats),
@@ -360,7 +358,7 @@ class Accelerator(wiring.Component):
 
     def _memory(self, m, registers, supervisor, reader, writer) -> None:
         for i in range(self.config.ports):
-            m.d.comb += registers.owed[i].eq(Cat(reader.owed[i], writer.owed[i]))
+            m.d.comb += [registers.owed[i].reads.eq(reader.owed[i]), registers.owed[i].writes.eq(writer.owed[i])]
             base = Cat(registers.base_low[i], registers.base_high[i])
             m.d.comb += [reader.base[i].eq(base), writer.base[i].eq(base)]
             for source in (reader.m_axi[i], writer.m_axi[i]):

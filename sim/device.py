@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from tellme.golden.boards import phases as board_phases
 from tellme.golden.config import AcceleratorConfig
-from tellme.golden.registers import offset
+from tellme.golden.registers import offset, pack, unpack
 from tellme.hw import cache
 from tellme.sim import harness
 from tellme.sim.runner import SimulationError, Started, check_tools, libraries, simulator_environment, tools
@@ -222,12 +222,12 @@ class SimDevice:
         """
         end = time.monotonic() + timeout_s
         if not self._interrupt:
-            self.write(offset("irq_enable"), 1)
+            self.write(offset("irq_enable"), pack("irq_enable", done=1))
             self._interrupt = True
         while True:
             if self.run(SLICE):
                 return True
-            if self.read(offset("status")) & 2:
+            if unpack("status", self.read(offset("status")))["done"]:
                 return True
             if time.monotonic() >= end:
                 return False

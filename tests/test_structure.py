@@ -20,9 +20,6 @@ LONG = {
     "hw.attention.runs": {"elaborate"},
     "hw.attention.softmax": {"elaborate"},
     "hw.attention.unit": {"elaborate"},
-    "hw.control.check": {"elaborate"},
-    "hw.control.execute": {"elaborate"},
-    "hw.control.fetch": {"elaborate"},
     "hw.memory.kv_writer": {"elaborate"},
     "hw.top": {"elaborate"},
 }

@@ -176,13 +176,13 @@ class StreamMeter(Driver):
             "context": 1,
             "slots": 1,
             "timeout": self.timeout_cycles,
-            "irq_enable": 1,
             "lanes": 1,
-            "head_lanes": 1 << 8,
-            "write_logits": 0,
         }
         for name, value in values.items():
             self.write(name, value)
+        self.write("irq_enable", done=1)
+        self.write("head_lanes", first=0, count=1)
+        self.write("write_logits", every=0)
         for name in ("position", "slot"):
             self.write(name, 0, 0)
         self.execute()

@@ -15,7 +15,7 @@ from tellme.host.errors import CheckError
 from tellme.host.image.file import Image
 from tellme.host.image.model import Model
 from tellme.host.machine.passes import Backend, Pass, PassResult
-from tellme.host.machine.program import check_fits, usable_context
+from tellme.host.machine.program import check_fits, check_slots, checked_context
 
 
 class GoldenBackend(Backend):
@@ -31,11 +31,12 @@ class GoldenBackend(Backend):
 
     def __init__(self, weights: ModelWeights, config: AcceleratorConfig, *, slots: int = 1, context: int | None = None):
         check_fits(weights.spec, config, "the model")
+        check_slots(slots)
         self.config = config
         self.slots = slots
         self.vocab = weights.spec.vocab
         self.group = weights.spec.heads // weights.spec.kv_heads
-        self.context = usable_context(weights.spec, config) if context is None else context
+        self.context = checked_context(weights.spec, config, "the model", context)
         cut = replace(weights, spec=replace(weights.spec, max_context=self.context))
         with golden_errors("the model"):
             self.model = GoldenModel(cut, config, slots)

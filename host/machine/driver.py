@@ -19,9 +19,6 @@ from tellme.host.machine.device import Device
 from tellme.host.machine.passes import Backend, Pass, PassResult
 from tellme.host.machine.program import Program
 
-_START, _RESET = 1, 2
-_BUSY, _DONE = 1, 2
-
 RESET_S = 10.0
 """Wall clock that a soft reset may take, seconds, and never more than a pass: the time memory has for what it owes."""
 
@@ -41,6 +38,13 @@ ERROR_WORDS: dict[ErrorCode, str] = {
 """What each error code means; `{address}` is the error_address register."""
 
 
+def _pack(name: str, value: int | None = None, /, **fields: int) -> int:
+    try:
+        return registers.pack(name, value, **fields)
+    except ValueError as e:
+        raise UserError(str(e)) from None
+
+
 class Driver(Backend):
     """An accelerator with a model loaded.
 
@@ -53,6 +57,7 @@ class Driver(Backend):
 
     Raises
     ------
+    UserError : a time-out that the register cannot hold.
     DeviceError : identity, version, geometry or build are not what is expected, or a port's region is where the
         accelerator does not reach.
     """
@@ -65,6 +70,7 @@ class Driver(Backend):
         timeout_s: float = 10.0,
         timeout_cycles: int = 1 << 20,
     ):
+        _pack("timeout", timeout_cycles)
         self.device = device
         self.config = config
         self.timeout_s = timeout_s
@@ -121,9 +127,18 @@ class Driver(Backend):
         """A register by name."""
         return self.device.read(registers.offset(name, index))
 
-    def write(self, name: str, value: int, index: int = 0) -> None:
-        """Sets a register by name."""
-        self.device.write(registers.offset(name, index), value)
+    def read_fields(self, name: str, index: int = 0) -> dict[str, int]:
+        """The fields of a register by name."""
+        return registers.unpack(name, self.read(name, index))
+
+    def write(self, name: str, value: int | None = None, index: int = 0, /, **fields: int) -> None:
+        """Sets a register by name: `value`, or the fields of one that has them (the others become 0).
+
+        Raises
+        ------
+        UserError : a value that no accelerator's register holds; names the register and the limit.
+        """
+        self.device.write(registers.offset(name, index), _pack(name, value, **fields))
 
     def reset(self) -> None:
         """Soft reset: stops a pass, forgets errors; the loaded model stays.
@@ -137,10 +152,10 @@ class Driver(Backend):
 
     def _reset(self) -> str:
         """Soft reset; empty, or in words that it did not help, and what to do."""
-        self.write("control", _RESET)
+        self.write("control", soft_reset=1)
         limit = min(RESET_S, self.timeout_s)
         deadline = time.monotonic() + limit
-        while self.read("control") & _RESET or self.read("status") & _BUSY:
+        while self.read_fields("control")["soft_reset"] or self.read_fields("status")["busy"]:
             if time.monotonic() > deadline:
                 lost = self._owed()
                 why = f" because memory never answered {lost}" if lost else ""
@@ -151,8 +166,8 @@ class Driver(Backend):
         """What memory owes the ports, in words; empty if nothing."""
         parts = []
         for port in range(self.config.ports):
-            owed = self.read("owed", port)
-            counts = ((owed & 0xFFFF, "read burst"), (owed >> 16, "write"))
+            owed = self.read_fields("owed", port)
+            counts = ((owed["reads"], "read burst"), (owed["writes"], "write"))
             words = [f"{n} {what}{'s' * (n > 1)}" for n, what in counts if n]
             if words:
                 parts.append(f"{' and '.join(words)} of port {port}")
@@ -186,10 +201,8 @@ class Driver(Backend):
                 f"{program.slots} slot(s) of {program.context} positions, the device has {beats * self.config.beat_bytes:,}; "
                 "take a smaller context or fewer slots"
             )
-        if (
-            self.read("status") & _BUSY
-        ):  # a pass that another host began and left; registers take no writes while it runs
-            self.reset()
+        if self.read_fields("status")["busy"]:
+            self.reset()  # a pass that another host began and left; registers take no writes while it runs
         self._put(program.image_address, model.image.data)
         self.put(program.rope_address, program.rope_table)
         width = self.config.beat_bytes
@@ -202,7 +215,7 @@ class Driver(Backend):
         self.write("context", program.context)
         self.write("slots", program.slots)
         self.write("timeout", self.timeout_cycles)
-        self.write("irq_enable", 1)
+        self.write("irq_enable", done=1)
         self._model, self._program = model, program
         self.vocab, self.context, self.slots = model.spec.vocab, program.context, program.slots
         self.group = model.spec.heads // model.spec.kv_heads
@@ -216,10 +229,19 @@ class Driver(Backend):
         return layout.unstripe([region[address : address + beats] for region in self.device.memory])
 
     def point(self, bases: Sequence[int], window_beats: int) -> None:
-        """Tells the accelerator where its ports' regions are, and how many beats of them it may touch."""
+        """Tells the accelerator where its ports' regions are, and how many beats of them it may touch.
+
+        Raises
+        ------
+        UserError : a base that is no page's, or is beyond the ports' addresses; or too many beats.
+        """
         for port, base in enumerate(bases):
-            self.write("base_low", base & 0xFFFFFFFF, port)
-            self.write("base_high", base >> 32, port)
+            if base % registers.BASE_ALIGNMENT:
+                raise UserError(
+                    f"the region of port {port} begins at {base:#x}, no multiple of {registers.BASE_ALIGNMENT}"
+                )
+            self.write("base_low", None, port, page=base % (1 << 32) // registers.BASE_ALIGNMENT)
+            self.write("base_high", None, port, high=base >> 32)
         self.write("window_beats", window_beats)
 
     def _put(self, address: int, parts: layout.Beats) -> None:
@@ -240,8 +262,8 @@ class Driver(Backend):
             self.write("slot", slot, lane)
         first, count = given.head
         self.write("lanes", given.lanes)
-        self.write("head_lanes", first | count << 8)
-        self.write("write_logits", int(given.write_logits))
+        self.write("head_lanes", first=first, count=count)
+        self.write("write_logits", every=int(given.write_logits))
         self.execute()
         logits = None
         if given.write_logits:
@@ -271,7 +293,7 @@ class Driver(Backend):
         ------
         DeviceError : it stopped with an error, or did not end.
         """
-        self.write("control", _START)
+        self.write("control", start=1)
         try:
             in_time = self._wait()
         except KeyboardInterrupt:
@@ -279,8 +301,9 @@ class Driver(Backend):
             with contextlib.suppress(Exception):
                 self.reset()
             raise
-        status = self.read("status")
-        error = status >> 8 & 0xFF
+        word = self.read("status")
+        status = registers.unpack("status", word)
+        error = status["error"]
         if error:
             address = self.read("error_address")
             try:
@@ -288,8 +311,8 @@ class Driver(Backend):
             except ValueError:
                 words = f"unknown error code, error address {address}"
             self._give_up(f"the accelerator stopped the pass with error {error}: {words}")
-        if not in_time or not status & _DONE:
-            self._give_up(f"{self._overdue()} (status {status:#x})")
+        if not in_time or not status["done"]:
+            self._give_up(f"{self._overdue()} (status {word:#x})")
 
     def _wait(self) -> bool:
         """Waits for the end of the pass; False if it took too long."""

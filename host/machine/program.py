@@ -94,6 +94,25 @@ def check_fits(spec: ModelSpec, config: AcceleratorConfig, name: str) -> None:
             raise UserError(f"{name}: the {what} matrix has {rows} rows, a descriptor holds at most {config.max_rows}")
 
 
+def checked_context(spec: ModelSpec, config: AcceleratorConfig, name: str, context: int | None) -> int:
+    """Positions of a cache slot: `context`, or all that are usable.
+
+    Raises
+    ------
+    UserError : there are not that many.
+    """
+    usable = usable_context(spec, config)
+    if context is not None and not 1 <= context <= usable:
+        raise UserError(f"{name}: context must be from 1 to {usable} positions on board {config.name!r}, not {context}")
+    return usable if context is None else context
+
+
+def check_slots(slots: int) -> None:
+    """Refuses numbers of cache slots that the hardware cannot tell apart, with a UserError."""
+    if not 1 <= slots <= MAX_SLOTS:
+        raise UserError(f"slots must be from 1 to {MAX_SLOTS}, what the accelerator can tell apart, not {slots}")
+
+
 def planned_sections(spec: ModelSpec, config: AcceleratorConfig) -> dict[str, Section]:
     """Sections as an image of such a model for `config` would have them, with scales of 1: enough for sizes and addresses."""
     out: dict[str, Section] = {}
@@ -145,8 +164,7 @@ def compile_sections(
             f"{name}: needs {program.window_beats:,} beats of memory, addresses hold {1 << 32:,}; take fewer slots "
             "or a smaller context"
         )
-    if slots > MAX_SLOTS:
-        raise UserError(f"slots must be from 1 to {MAX_SLOTS}, what the accelerator can tell apart, not {slots}")
+    check_slots(slots)
 
     with golden_errors(name):
         try:
@@ -169,18 +187,14 @@ def _checked_context(
 ) -> int:
     """The context of a program; refuses what `compile_sections` cannot compile."""
     check_fits(spec, config, name)
-    usable = usable_context(spec, config)
-    if context is not None and not 1 <= context <= usable:
-        raise UserError(f"{name}: context must be from 1 to {usable} positions on board {config.name!r}, not {context}")
-    if slots < 1:
-        raise UserError(f"slots must be at least 1, not {slots}")
+    context = checked_context(spec, config, name, context)
     for s in sections.values():
         if s.info.get("block_rows", 0) > config.block_rows:
             raise UserError(
                 f"{name}: section {s.name!r} has row blocks of {s.info['block_rows']}, board {config.name!r} "
                 f"takes at most {config.block_rows}; convert the checkpoint with --board {config.name}"
             )
-    return usable if context is None else context
+    return context
 
 
 def _placed(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from functools import reduce
 from operator import add
+from typing import Any
 
 from amaranth import Cat, Const, Module, Mux, Signal, Value
-from amaranth.lib import wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.check import HEAD_DIM_MULTIPLE, max_kv_heads
 from tellme.golden.config import CHUNK, MAX_GROUP, AcceleratorConfig, clog2
 from tellme.golden.kv import KvGeometry
 from tellme.golden.layout import ROW_MULTIPLE
-from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode
+from tellme.golden.program import Kind, Opcode
 from tellme.golden.registers import MAX_SLOTS
-from tellme.hw.control.descriptor import field
+from tellme.hw.control.descriptor import DESCRIPTOR
 
 
 def _log2(n: int) -> int:
@@ -26,6 +27,150 @@ def _times(a: Value, b: Value) -> Value:
     """Product with a short factor, in logic: a multiplication would take a DSP."""
     terms = [Cat(Const(0, i), a & bit.replicate(len(a))) if i else a & bit.replicate(len(a)) for i, bit in enumerate(b)]
     return reduce(add, terms)
+
+
+def _beyond(end: Value) -> Value:
+    """Whether beats up to `end` go beyond what 32-bit addresses name."""
+    return (end[33:] != 0) | (end[32] & (end[:32] != 0))
+
+
+class _Kinds:
+    """First cycle: what kind a descriptor is."""
+
+    def __init__(self, m: Module, d: data.View[data.Layout]):
+        self.is_end, self.load, self.linear, self.attend, self.head, self.known = (
+            Signal(name=n) for n in "end load linear attend head known".split()
+        )
+        self.qkv, self.residual, self.gate = (Signal(name=n) for n in ("qkv", "residual", "gate"))
+        opcode, kind = d.shared.opcode, d.linear.kind
+        m.d.sync += [
+            self.is_end.eq(opcode == Opcode.END),
+            self.load.eq(opcode == Opcode.LOAD),
+            self.linear.eq(opcode == Opcode.LINEAR),
+            self.attend.eq(opcode == Opcode.ATTENTION),
+            self.head.eq(opcode == Opcode.HEAD),
+            self.known.eq(opcode <= max(Opcode)),
+            self.qkv.eq((opcode == Opcode.LINEAR) & (kind == Kind.QKV)),
+            self.residual.eq((opcode == Opcode.LINEAR) & (kind == Kind.RESIDUAL)),
+            self.gate.eq((opcode == Opcode.LINEAR) & (kind != Kind.QKV) & (kind != Kind.RESIDUAL)),
+        ]
+        self.with_heads, self.quantised = Signal(name="with_heads"), Signal(name="quantised")
+        m.d.comb += [self.with_heads.eq(self.qkv | self.attend), self.quantised.eq(self.linear | self.head)]
+
+
+class _Sizes:
+    """First and second cycle: numbers made of fields.
+
+    Sums and products are of as many bits as a field within its limits has: beyond, its own rule refuses. Heads' dimensions are
+    in units of HEAD_DIM_MULTIPLE, the tiles' inputs in units of beat_bytes.
+    """
+
+    unit_bits = _log2(HEAD_DIM_MULTIPLE)
+
+    def __init__(self, m: Module, c: AcceleratorConfig, d: data.View[data.Layout], kinds: _Kinds):
+        inputs, rows, heads = d.shared.inputs, d.linear.rows, d.shared.heads
+        self.tiles = Signal(16)
+        m.d.sync += self.tiles.eq(Mux(d.shared.opcode == Opcode.HEAD, d.head.tiles, d.linear.tiles))
+        head_units = Signal(range(c.max_head_dim // HEAD_DIM_MULTIPLE + 1))
+        few_heads = heads[: clog2(c.max_heads + 1)]
+        self.few_kv_heads = few_kv_heads = d.shared.kv_heads[: clog2(max_kv_heads(c) + 1)]
+        self.grouped = Signal(len(few_kv_heads) + clog2(MAX_GROUP + 1))
+        m.d.comb += head_units.eq(d.shared.head_dim[self.unit_bits :])
+        m.d.sync += self.grouped.eq(_times(few_kv_heads, d.attention.group[: clog2(MAX_GROUP + 1)]))
+        self.q_dims = Signal(len(few_heads) + len(head_units))
+        self.kv_dims = Signal(len(few_kv_heads) + len(head_units))
+        self.x_need, self.inputs_end = Signal(17), Signal(17)
+        word_bits = _log2(c.word)
+        m.d.sync += [
+            self.q_dims.eq(_times(few_heads, head_units)),
+            self.kv_dims.eq(_times(few_kv_heads, head_units)),
+            self.x_need.eq((inputs + (c.word - 1)) >> word_bits),
+            self.inputs_end.eq(inputs + c.beat_weights),
+        ]
+
+        chosen = Signal(17)  # features that the gain is for
+        self.outputs, self.gain_need, self.nothing = Signal(17), Signal(17), Signal()
+        self.qkv_dims = Signal(17 - self.unit_bits)
+        per_byte = c.weight_format.weights_per_byte
+        self.tile_inputs = Signal(14 + per_byte.bit_length())
+        m.d.sync += [
+            self.qkv_dims.eq(self.q_dims + (self.kv_dims << 1)),
+            self.tile_inputs.eq(_times(self.tiles[:14], Const(per_byte))),
+            self.outputs.eq(chosen),
+            self.gain_need.eq((chosen + (c.word - 1)) >> word_bits),
+            self.nothing.eq(chosen == 0),
+        ]
+        with m.If(kinds.load):
+            m.d.comb += chosen.eq(inputs)
+        with m.If(kinds.residual):
+            m.d.comb += chosen.eq(rows)
+        with m.If(kinds.gate):
+            m.d.comb += chosen.eq(rows[1:])
+        with m.If(kinds.attend):
+            m.d.comb += chosen.eq(self.q_dims << self.unit_bits)
+
+
+class _Left:
+    """What descriptors leave for later ones, 0: nothing."""
+
+    def __init__(self) -> None:
+        self.features, self.hidden, self.rope = Signal(16), Signal(16), Signal(16)
+        self.heads = Signal(32)  # word of head_dim, heads, kv_heads of the QKV layer before
+
+    def forget(self) -> list[Any]:
+        return [s.eq(0) for s in (self.features, self.hidden, self.rope, self.heads)]
+
+
+class _Rules:
+    """Third cycle: a flag for every rule."""
+
+    def __init__(self, m: Module):
+        self._m = m
+        self.flags: list[Value] = []
+
+    def refuse(self, when: Value, condition: Value) -> None:
+        flag = Signal(name=f"rule_{len(self.flags)}")
+        self._m.d.sync += flag.eq(when & condition)
+        self.flags.append(flag)
+
+    def refuse_unless_multiple(self, when: Value, value: Value, multiple: int, most: int) -> None:
+        self.refuse(when, (value[: _log2(multiple)] != 0) | (value == 0))
+        if most < (1 << len(value)) - 1:
+            self.refuse(when, value > most)
+
+
+class _Product:
+    """Products of an ATTENTION, a bit of a factor a cycle; `total` is start + a * b at the end.
+
+    Parameters
+    ----------
+    width : bits of the total. factor_width : of the longest factor.
+    bad : set when a total is wrong.
+    """
+
+    def __init__(self, m: Module, width: int, factor_width: int, bad: Signal):
+        self._m, self._bad = m, bad
+        self.total, self._term, self._factor = Signal(width), Signal(width), Signal(factor_width)
+
+    def states(self, name: str, start: Value | int, a: Value, b: Value, wrong: Value, then: str) -> None:
+        """States that work out start + a * b and go on, unless `wrong`, of `total`, holds then."""
+        m = self._m
+        outside = Signal(name=f"{name.lower().replace('-', '_')}_outside")
+        m.d.sync += outside.eq(wrong)  # of the total a cycle ago
+        with m.State(name):
+            m.d.sync += [self.total.eq(start), self._term.eq(a), self._factor.eq(b)]
+            m.next = f"{name}-Multiply"
+        with m.State(f"{name}-Multiply"):
+            m.d.sync += [self._term.eq(self._term << 1), self._factor.eq(self._factor >> 1)]
+            with m.If(self._factor[0]):
+                m.d.sync += self.total.eq(self.total + self._term)
+            with m.If(self._factor == 0):
+                m.next = f"{name}-Judge"
+        with m.State(f"{name}-Judge"):
+            m.next = then
+            with m.If(outside):
+                m.d.sync += self._bad.eq(1)
+                m.next = "Idle"
 
 
 class ProgramCheck(wiring.Component):
@@ -55,7 +200,7 @@ class ProgramCheck(wiring.Component):
                 "index": Out(range(config.max_descriptors + 1)),
                 "request": Out(1),
                 "valid": In(1),
-                "descriptor": In(8 * DESCRIPTOR_BYTES),
+                "descriptor": In(DESCRIPTOR),
             }
         )
 
@@ -69,188 +214,102 @@ class ProgramCheck(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        c = self.config
-        d = Signal(8 * DESCRIPTOR_BYTES, reset_less=True)
+        d = Signal(DESCRIPTOR, reset_less=True)
+        kinds = _Kinds(m, d)
+        sizes = _Sizes(m, self.config, d, kinds)
+        left = _Left()
+        rules = _Rules(m)
+        rules.refuse(Const(1), ~kinds.known)
+        self._check_gain(m, rules, d, kinds, sizes)
+        self._check_load(rules, d, kinds, sizes)
+        self._check_linear(rules, d, kinds, sizes, left)
+        self._check_heads(rules, d, kinds, sizes, left)
+        self._check_head(m, rules, d, kinds)
+        self._run(m, d, kinds, sizes, left, rules)
+        return m
 
-        def f(opcode: Opcode, name: str) -> Value:
-            return field(d, opcode, name)
-
-        # ---- first cycle: what kind it is, and numbers made of fields ----------------------------
-        # Sums and products are of as many bits as a field within its limits has: beyond, its own rule refuses.
-        is_end, load, linear, attend, head, known = (
-            Signal(name=n) for n in "end load linear attend head known".split()
-        )
-        qkv, residual, gate = (Signal(name=n) for n in ("qkv", "residual", "gate"))
-        opcode, kind = f(Opcode.LOAD, "opcode"), f(Opcode.LINEAR, "kind")
-        m.d.sync += [
-            is_end.eq(opcode == Opcode.END),
-            load.eq(opcode == Opcode.LOAD),
-            linear.eq(opcode == Opcode.LINEAR),
-            attend.eq(opcode == Opcode.ATTENTION),
-            head.eq(opcode == Opcode.HEAD),
-            known.eq(opcode <= max(Opcode)),
-            qkv.eq((opcode == Opcode.LINEAR) & (kind == Kind.QKV)),
-            residual.eq((opcode == Opcode.LINEAR) & (kind == Kind.RESIDUAL)),
-            gate.eq((opcode == Opcode.LINEAR) & (kind != Kind.QKV) & (kind != Kind.RESIDUAL)),
-        ]
-        inputs, rows = f(Opcode.LINEAR, "inputs"), f(Opcode.LINEAR, "rows")
-        head_dim, heads, kv_heads = (f(Opcode.ATTENTION, n) for n in ("head_dim", "heads", "kv_heads"))
-        tiles = Signal(16)
-        m.d.sync += tiles.eq(Mux(opcode == Opcode.HEAD, f(Opcode.HEAD, "tiles"), f(Opcode.LINEAR, "tiles")))
-        units = _log2(HEAD_DIM_MULTIPLE)
-        dims = Signal(range(c.max_head_dim // HEAD_DIM_MULTIPLE + 1))  # of a head, in units of 32
-        few_heads = heads[: clog2(c.max_heads + 1)]
-        few_kv_heads = kv_heads[: clog2(max_kv_heads(c) + 1)]
-        group = f(Opcode.ATTENTION, "group")
-        grouped = Signal(len(few_kv_heads) + clog2(MAX_GROUP + 1))
-        m.d.comb += dims.eq(head_dim[units:])
-        m.d.sync += grouped.eq(_times(few_kv_heads, group[: clog2(MAX_GROUP + 1)]))
-        q_dims, kv_dims = Signal(len(few_heads) + len(dims)), Signal(len(few_kv_heads) + len(dims))
-        word_bits = _log2(c.word)
-        x_need, inputs_end = Signal(17), Signal(17)
-        m.d.sync += [
-            q_dims.eq(_times(few_heads, dims)),
-            kv_dims.eq(_times(few_kv_heads, dims)),
-            x_need.eq((inputs + (c.word - 1)) >> word_bits),
-            inputs_end.eq(inputs + c.beat_weights),
-        ]
-
-        # ---- second cycle ------------------------------------------------------------------------
-        chosen = Signal(17)  # features that the gain is for
-        outputs, need, nothing = Signal.like(chosen), Signal.like(chosen), Signal()
-        qkv_dims = Signal(17 - units)
-        per_byte = c.weight_format.weights_per_byte
-        tile_inputs = Signal(14 + per_byte.bit_length())  # of all tiles, in units of beat_bytes
-        m.d.sync += [
-            qkv_dims.eq(q_dims + (kv_dims << 1)),
-            tile_inputs.eq(_times(tiles[:14], Const(per_byte))),
-            outputs.eq(chosen),
-            need.eq((chosen + (c.word - 1)) >> word_bits),
-            nothing.eq(chosen == 0),
-        ]
-        with m.If(load):
-            m.d.comb += chosen.eq(inputs)
-        with m.If(residual):
-            m.d.comb += chosen.eq(rows)
-        with m.If(gate):
-            m.d.comb += chosen.eq(rows[1:])
-        with m.If(attend):
-            m.d.comb += chosen.eq(q_dims << units)
-
-        # ---- third cycle: the rules --------------------------------------------------------------
-        rules: list[Value] = []
-
-        def refuse(when: Value, condition: Value) -> None:
-            flag = Signal(name=f"rule_{len(rules)}")
-            m.d.sync += flag.eq(when & condition)
-            rules.append(flag)
-
-        def refuse_unless_multiple(when: Value, value: Value, multiple: int, most: int) -> None:
-            refuse(when, (value[: _log2(multiple)] != 0) | (value == 0))
-            if most < (1 << len(value)) - 1:
-                refuse(when, value > most)
-
-        features, hidden = Signal(16), Signal(16)  # what earlier descriptors left, 0: nothing
-        rope = Signal(16)
-        layer_heads = Signal(32)  # word of head_dim, heads, kv_heads of the QKV layer before, 0: none
-        word = Cat(head_dim, heads, kv_heads)
-
-        refuse(Const(1), ~known)
-        # the gain
-        gain, gain_beats = f(Opcode.LOAD, "gain_out"), f(Opcode.LOAD, "gain_beats")
+    def _check_gain(self, m: Module, rules: _Rules, d: Any, kinds: _Kinds, sizes: _Sizes) -> None:
+        gain, gain_beats = d.shared.gain_out, d.shared.gain_beats
         none = Signal()  # no gain is asked for, or none can be
-        m.d.comb += none.eq(~gain | nothing)
-        refuse(~is_end, none & (gain | (gain_beats != 0)))
-        refuse(~is_end & ~none, gain_beats != need)
-        # LOAD
-        refuse_unless_multiple(load, inputs, CHUNK, c.max_hidden)
-        refuse(load, f(Opcode.LOAD, "x_beats") != x_need)
-        refuse(load, f(Opcode.LOAD, "rope_beats") != head_dim >> word_bits)
-        with_heads = Signal()
-        m.d.comb += with_heads.eq(qkv | attend)
-        refuse_unless_multiple(load | with_heads, head_dim, HEAD_DIM_MULTIPLE, c.max_head_dim)
-        # LINEAR, and the inputs of HEAD
-        quantised = Signal()
-        m.d.comb += quantised.eq(linear | head)
-        width_bits = _log2(c.beat_bytes)
-        refuse(quantised, (inputs == 0) | (inputs != features))
-        refuse(quantised, (tile_inputs << width_bits) < inputs)
-        refuse(quantised, (tile_inputs << width_bits) >= inputs_end)
-        refuse(quantised, tiles > c.max_features // c.beat_weights)
-        refuse(qkv, tiles > c.query_offset // c.beat_weights)
-        refuse_unless_multiple(linear, rows, ROW_MULTIPLE, (1 << 16) - 1)
-        refuse_unless_multiple(linear, f(Opcode.LINEAR, "block_rows"), ROW_MULTIPLE, c.block_rows)
-        refuse(residual, rows != hidden)
-        if c.max_features < 1 << 15:
-            refuse(gate, rows[1:] > c.max_features)
-        # heads
-        refuse(with_heads, (heads == 0) | (heads > c.max_heads))
-        refuse(with_heads, (kv_heads == 0) | (kv_heads > max_kv_heads(c)))
-        refuse(with_heads, q_dims > c.query_offset >> units)
-        refuse(with_heads, kv_dims > c.max_kv_dim >> units)
-        refuse(qkv, rows != qkv_dims << units)
-        if c.max_features < 1 << 16:
-            refuse(qkv, rows > c.max_features)
-        refuse(qkv, head_dim != rope)
-        # ATTENTION
-        refuse(attend, (group == 0) | (group > MAX_GROUP))
-        refuse(attend, grouped != heads)
-        refuse(attend, word != layer_heads)
-        # HEAD
-        blocks, vocabulary = f(Opcode.HEAD, "blocks"), f(Opcode.HEAD, "rows")
-        stride = f(Opcode.HEAD, "logits_stride")
-        refuse(head, (blocks == 0) | (vocabulary == 0))
-        refuse(head, vocabulary > blocks << _log2(c.key_block))
-        refuse(head, (inputs[: _log2(c.cell)] != 0) | (inputs > c.max_hidden))
-        refuse(head, stride < blocks << _log2(c.key_block // c.word))
-        logits_end = Signal(33 + _log2(c.lanes))
-        m.d.sync += logits_end.eq(f(Opcode.HEAD, "logits_address") + (stride << _log2(c.lanes)))
-        refuse(head, self._beyond(logits_end))
+        m.d.comb += none.eq(~gain | sizes.nothing)
+        rules.refuse(~kinds.is_end, none & (gain | (gain_beats != 0)))
+        rules.refuse(~kinds.is_end & ~none, gain_beats != sizes.gain_need)
 
-        # ---- products of an ATTENTION, a bit of a factor a cycle ---------------------------------
-        cells = head_dim[_log2(c.cell) :][: clog2(c.max_head_dim // c.cell + 1)]
+    def _check_load(self, rules: _Rules, d: Any, kinds: _Kinds, sizes: _Sizes) -> None:
+        c = self.config
+        rules.refuse_unless_multiple(kinds.load, d.load.inputs, CHUNK, c.max_hidden)
+        rules.refuse(kinds.load, d.load.x_beats != sizes.x_need)
+        rules.refuse(kinds.load, d.load.rope_beats != d.load.head_dim >> _log2(c.word))
+        rules.refuse_unless_multiple(
+            kinds.load | kinds.with_heads, d.shared.head_dim, HEAD_DIM_MULTIPLE, c.max_head_dim
+        )
+
+    def _check_linear(self, rules: _Rules, d: Any, kinds: _Kinds, sizes: _Sizes, left: _Left) -> None:
+        """LINEAR, and the inputs of HEAD."""
+        c = self.config
+        inputs, rows, tile_inputs = d.shared.inputs, d.linear.rows, sizes.tile_inputs << _log2(c.beat_bytes)
+        rules.refuse(kinds.quantised, (inputs == 0) | (inputs != left.features))
+        rules.refuse(kinds.quantised, tile_inputs < inputs)
+        rules.refuse(kinds.quantised, tile_inputs >= sizes.inputs_end)
+        rules.refuse(kinds.quantised, sizes.tiles > c.max_features // c.beat_weights)
+        rules.refuse(kinds.qkv, sizes.tiles > c.query_offset // c.beat_weights)
+        rules.refuse_unless_multiple(kinds.linear, rows, ROW_MULTIPLE, (1 << 16) - 1)
+        rules.refuse_unless_multiple(kinds.linear, d.linear.block_rows, ROW_MULTIPLE, c.block_rows)
+        rules.refuse(kinds.residual, rows != left.hidden)
+        if c.max_features < 1 << 15:
+            rules.refuse(kinds.gate, rows[1:] > c.max_features)
+
+    def _check_heads(self, rules: _Rules, d: Any, kinds: _Kinds, sizes: _Sizes, left: _Left) -> None:
+        """Query and KV heads of a QKV layer and of ATTENTION."""
+        c, units = self.config, sizes.unit_bits
+        heads, kv_heads, rows, group = d.shared.heads, d.shared.kv_heads, d.linear.rows, d.attention.group
+        rules.refuse(kinds.with_heads, (heads == 0) | (heads > c.max_heads))
+        rules.refuse(kinds.with_heads, (kv_heads == 0) | (kv_heads > max_kv_heads(c)))
+        rules.refuse(kinds.with_heads, sizes.q_dims > c.query_offset >> units)
+        rules.refuse(kinds.with_heads, sizes.kv_dims > c.max_kv_dim >> units)
+        rules.refuse(kinds.qkv, rows != sizes.qkv_dims << units)
+        if c.max_features < 1 << 16:
+            rules.refuse(kinds.qkv, rows > c.max_features)
+        rules.refuse(kinds.qkv, d.linear.head_dim != left.rope)
+        rules.refuse(kinds.attend, (group == 0) | (group > MAX_GROUP))
+        rules.refuse(kinds.attend, sizes.grouped != heads)
+        rules.refuse(kinds.attend, self._heads_word(d) != left.heads)
+
+    def _check_head(self, m: Module, rules: _Rules, d: Any, kinds: _Kinds) -> None:
+        """The output head."""
+        c, blocks, stride = self.config, d.head.blocks, d.head.logits_stride
+        inputs, vocabulary = d.head.inputs, d.head.rows
+        rules.refuse(kinds.head, (blocks == 0) | (vocabulary == 0))
+        rules.refuse(kinds.head, vocabulary > blocks << _log2(c.key_block))
+        rules.refuse(kinds.head, (inputs[: _log2(c.cell)] != 0) | (inputs > c.max_hidden))
+        rules.refuse(kinds.head, stride < blocks << _log2(c.key_block // c.word))
+        logits_end = Signal(33 + _log2(c.lanes))
+        m.d.sync += logits_end.eq(d.head.logits_address + (stride << _log2(c.lanes)))
+        rules.refuse(kinds.head, _beyond(logits_end))
+
+    @staticmethod
+    def _heads_word(d: Any) -> Value:
+        return Cat(d.shared.head_dim, d.shared.heads, d.shared.kv_heads)
+
+    def _run(self, m: Module, d: Any, kinds: _Kinds, sizes: _Sizes, left: _Left, rules: _Rules) -> None:
+        """A descriptor after the other: the three cycles, and the products of an ATTENTION."""
+        c, attention = self.config, d.attention
+        cells = attention.head_dim[_log2(c.cell) :][: clog2(c.max_head_dim // c.cell + 1)]
         block_beats, slot_blocks = Signal(16), Signal(range(c.max_context // c.key_block + 1))
         m.d.sync += [
             block_beats.eq(KvGeometry(c).block_stride(cells)),
             slot_blocks.eq((self.context + (c.key_block - 1)) >> _log2(c.key_block)),
         ]
-        head_stride, slot_stride = f(Opcode.ATTENTION, "head_stride"), f(Opcode.ATTENTION, "slot_stride")
-        wide = 32 + max(len(self.slots), len(few_kv_heads)) + 1
-        total, term, factor = (
-            Signal(wide),
-            Signal(wide),
-            Signal(max(len(self.slots), len(few_kv_heads), len(slot_blocks))),
-        )
-
-        def product(name: str, start: Value | int, a: Value, b: Value, wrong: Value, then: str) -> None:
-            """States that work out start + a * b and go on, unless `wrong`, of `total`, holds then."""
-            outside = Signal(name=f"{name.lower().replace('-', '_')}_outside")
-            m.d.sync += outside.eq(wrong)  # of the total a cycle ago
-            with m.State(name):
-                m.d.sync += [total.eq(start), term.eq(a), factor.eq(b)]
-                m.next = f"{name}-Multiply"
-            with m.State(f"{name}-Multiply"):
-                m.d.sync += [term.eq(term << 1), factor.eq(factor >> 1)]
-                with m.If(factor[0]):
-                    m.d.sync += total.eq(total + term)
-                with m.If(factor == 0):
-                    m.next = f"{name}-Judge"
-            with m.State(f"{name}-Judge"):
-                m.next = then
-                with m.If(outside):
-                    m.d.sync += self.bad.eq(1)
-                    m.next = "Idle"
+        longest = max(len(self.slots), len(sizes.few_kv_heads))
+        product = _Product(m, 32 + longest + 1, max(longest, len(slot_blocks)), self.bad)
+        total = product.total
 
         any_rule, last = Signal(), Signal()
         m.d.sync += last.eq(self.index + 1 == self.length)
         with m.FSM() as fsm:
             with m.State("Idle"):
                 with m.If(self.start):
-                    m.d.sync += [
-                        self.index.eq(0),
-                        self.bad.eq(0),
-                        *(s.eq(0) for s in (features, hidden, rope, layer_heads)),
-                    ]
+                    m.d.sync += [self.index.eq(0), self.bad.eq(0), *left.forget()]
                     m.next = "Read"
             with m.State("Read"):
                 m.d.comb += self.request.eq(1)
@@ -264,31 +323,29 @@ class ProgramCheck(wiring.Component):
             with m.State("Rules"):
                 m.next = "Judge"
             with m.State("Judge"):
-                m.d.comb += any_rule.eq(Cat(rules).any())
+                m.d.comb += any_rule.eq(Cat(rules.flags).any())
                 m.next = "Next"
-                with m.If(attend):
+                with m.If(kinds.attend):
                     m.next = "Head-Stride"
-                with m.If(is_end):
+                with m.If(kinds.is_end):
                     m.next = "Idle"
                 with m.If(any_rule):
                     m.d.sync += self.bad.eq(1)
                     m.next = "Idle"
-            product("Head-Stride", 0, block_beats, slot_blocks, total > head_stride, "Slot-Stride")
-            product("Slot-Stride", 0, head_stride, few_kv_heads, total > slot_stride, "Slots")
-            address = f(Opcode.ATTENTION, "kv_address")
-            product("Slots", address, slot_stride, self.slots, self._beyond(total), "Next")
+            head_stride, slot_stride = attention.head_stride, attention.slot_stride
+            product.states("Head-Stride", 0, block_beats, slot_blocks, total > head_stride, "Slot-Stride")
+            product.states("Slot-Stride", 0, head_stride, sizes.few_kv_heads, total > slot_stride, "Slots")
+            product.states("Slots", attention.kv_address, slot_stride, self.slots, _beyond(total), "Next")
             with m.State("Next"):
-                with m.If(load):
-                    m.d.sync += [hidden.eq(inputs), rope.eq(head_dim)]
-                m.d.sync += [features.eq(outputs), layer_heads.eq(Mux(qkv, word, 0)), self.index.eq(self.index + 1)]
+                with m.If(kinds.load):
+                    m.d.sync += [left.hidden.eq(d.load.inputs), left.rope.eq(d.load.head_dim)]
+                m.d.sync += [
+                    left.features.eq(sizes.outputs),
+                    left.heads.eq(Mux(kinds.qkv, self._heads_word(d), 0)),
+                    self.index.eq(self.index + 1),
+                ]
                 m.next = "Read"
                 with m.If(last):
                     m.d.sync += self.bad.eq(1)
                     m.next = "Idle"
         m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))
-        return m
-
-    @staticmethod
-    def _beyond(end: Value) -> Value:
-        """Whether beats up to `end` go beyond what 32-bit addresses name."""
-        return (end[33:] != 0) | (end[32] & (end[:32] != 0))

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from amaranth import Module, Signal, Value
-from amaranth.lib import wiring
+from collections.abc import Iterable
+
+from amaranth import Module, Signal
+from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig, clog2
-from tellme.golden.program import DESCRIPTOR_BYTES, FIELDS, Opcode
+from tellme.golden.fields import Field
+from tellme.golden.program import DESCRIPTOR_BYTES, FIELDS, SHARED
 
 
-def field(descriptor: Value, opcode: Opcode, name: str) -> Value:
-    """Bits of a field of a 512-bit descriptor."""
-    for f in FIELDS[opcode]:
-        if f.name == name:
-            start = 32 * f.word + f.lsb
-            return descriptor[start : start + f.width]
-    raise KeyError(f"{opcode.name} descriptors have no field {name!r}")
+def _layout(fields: Iterable[Field]) -> data.FlexibleLayout:
+    return data.FlexibleLayout(8 * DESCRIPTOR_BYTES, {f.name: data.Field(f.width, f.start) for f in fields})
+
+
+DESCRIPTOR = data.UnionLayout(
+    {"shared": _layout(SHARED), **{opcode.name.lower(): _layout(own) for opcode, own in FIELDS.items()}}
+)
+"""A descriptor: a view of each opcode's fields (`load`, `linear`, ...), and of those that several have at one place (`shared`)."""
 
 
 class ProgramMemory(wiring.Component):
@@ -39,7 +43,7 @@ class ProgramMemory(wiring.Component):
             "restart": In(1),
             "write": In(1),
             "beat": In(8 * config.beat_bytes),
-            "descriptor": Out(8 * DESCRIPTOR_BYTES),
+            "descriptor": Out(DESCRIPTOR),
         }
         for reader in ("fetch", "execute"):
             members |= {f"{reader}_request": In(1), f"{reader}_index": In(bits), f"{reader}_valid": Out(1)}

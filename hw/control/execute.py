@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth import Module, Mux, Signal
+from amaranth import Module, Mux, Signal, Value
 from amaranth.lib import enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -10,7 +10,7 @@ from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode
 from tellme.golden.registers import MAX_SLOTS
 from tellme.hw.control.check import ProgramCheck
-from tellme.hw.control.descriptor import field
+from tellme.hw.control.descriptor import DESCRIPTOR
 from tellme.hw.control.sequence import phase_layout
 
 
@@ -64,8 +64,8 @@ class Executor(wiring.Component):
                 "index": Out(range(config.max_descriptors + 2)),
                 "read_index": Out(clog2(config.max_descriptors)),
                 "valid": In(1),
-                "read_descriptor": In(8 * DESCRIPTOR_BYTES),
-                "descriptor": Out(8 * DESCRIPTOR_BYTES),
+                "read_descriptor": In(DESCRIPTOR),
+                "descriptor": Out(DESCRIPTOR),
                 # routing and accounting
                 "route": Out(Route),
                 "draining": Out(1),
@@ -82,10 +82,7 @@ class Executor(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        c = self.config
-        d = self.descriptor
-        opcode = field(d, Opcode.LOAD, "opcode")
-        m.submodules.check = check = ProgramCheck(c)
+        m.submodules.check = check = ProgramCheck(self.config)
         m.d.comb += [
             check.length.eq(self.program_length),
             check.context.eq(self.context),
@@ -94,167 +91,18 @@ class Executor(wiring.Component):
             check.descriptor.eq(self.read_descriptor),
             self.read_index.eq(Mux(check.busy, check.index, self.index)),
         ]
-        has_gain = field(d, Opcode.LOAD, "gain_beats") != 0
-        # The cache is written behind the matmuls that follow attention: they do not change own K and V.
-        hold = Signal()
-        in_the_way = (opcode != Opcode.LINEAR) | (field(d, Opcode.LINEAR, "kind") == Kind.QKV)
-        m.d.comb += hold.eq(self.kv_writer_busy & in_the_way)
-        remaining = Signal(24)
-        block = Signal(16)
-        lanes_left = Signal(clog2(c.lanes) + 1)
-        p = self.head_phases.payload
-        last_block = Signal()
-        final_block = Signal(16)
-        m.d.sync += final_block.eq(field(d, Opcode.HEAD, "blocks") - 1)
-        m.d.comb += [
-            last_block.eq(block == final_block),
-            p.block.eq(block),
-            p.keys.eq(c.key_block),
-            p.first.eq(block == 0),
-            p.last.eq(last_block),
-            p.final.eq(last_block),
-        ]
-
-        def run(name: str, unit: str, then: str) -> None:
-            """States that start a unit and wait until it is done."""
-            with m.State(name):
-                m.d.comb += getattr(self, f"start_{unit}").eq(1)
-                m.next = f"{name}-Started"
-            with m.State(f"{name}-Started"):
-                m.next = f"{name}-Wait"
-            with m.State(f"{name}-Wait"):
-                with m.If(~getattr(self, f"{unit}_busy")):
-                    m.next = then
-
+        has_gain = self.descriptor.shared.gain_beats != 0
+        lanes_left = Signal(clog2(self.config.lanes) + 1)
+        block, last_block = self._head_phase(m)
         with m.FSM() as fsm:
-            with m.State("Idle"):
-                with m.If(self.start):
-                    m.d.sync += [
-                        self.index.eq(0),
-                        self.program_ready.eq(0),
-                        self.head_mode.eq(0),
-                        self.bad_descriptor.eq(0),
-                        self.route.eq(Route.PROGRAM),
-                        remaining.eq((self.program_length * DESCRIPTOR_BYTES) >> (c.beat_bytes.bit_length() - 1)),
-                    ]
-                    m.next = "Program"
-            with m.State("Program"):
-                m.d.comb += self.loading.eq(1)
-                with m.If(remaining == 0):
-                    m.d.comb += check.start.eq(1)
-                    m.next = "Checking"
-                with m.Elif(self.beat_taken):
-                    m.d.sync += remaining.eq(remaining - 1)
-            with m.State("Checking"):
-                m.d.comb += self.request.eq(check.request)
-                with m.If(~check.busy):
-                    m.d.sync += self.program_ready.eq(~check.bad)
-                    m.next = "Read"
-                    with m.If(check.bad):
-                        m.d.sync += [self.bad_descriptor.eq(1), self.index.eq(check.index + 1)]
-                        m.next = "Idle"
-            with m.State("Read"):
-                m.d.sync += self.route.eq(Route.LOAD)
-                m.d.comb += self.request.eq(1)
-                with m.If(self.valid):
-                    m.d.sync += [d.eq(self.read_descriptor), self.index.eq(self.index + 1)]
-                    m.next = "Decode"
-            with m.State("Decode"):
-                with m.If(~hold), m.Switch(opcode):
-                    with m.Case(Opcode.END):
-                        m.next = "Finish"
-                    with m.Case(Opcode.LOAD):
-                        m.next = "Load-X"
-                        with m.If(has_gain):
-                            m.next = "Load-Gain"
-                    with m.Case(Opcode.LINEAR):
-                        m.next = "Linear"
-                    with m.Case(Opcode.ATTENTION):
-                        m.next = "Attention"
-                    with m.Case(Opcode.HEAD):
-                        m.d.sync += [self.sweep_first.eq(self.head_first), lanes_left.eq(self.head_count)]
-                        m.next = "Read"
-                        with m.If(self.head_count != 0):
-                            m.next = "Head-Quantise"
-
-            run("Load-Gain", "gain", "Load-X")
-            run("Load-X", "x", "Load-Rope")
-            run("Load-Rope", "rope", "Read")
-
-            # The quantiser and the tables start while the gain is still on its way.
-            with m.State("Linear"):
-                m.d.comb += [
-                    self.start_gain.eq(has_gain),
-                    self.start_quantise.eq(1),
-                    self.start_epilogue.eq(1),
-                    self.start_tlmm.eq(1),
-                ]
-                m.next = "Linear-Started"
-            with m.State("Linear-Started"):
-                m.next = "Linear-Gain"
-            with m.State("Linear-Gain"):
-                with m.If(~self.gain_busy):
-                    m.d.sync += self.route.eq(Route.TLMM)
-                    m.next = "Linear-Stream"
-            with m.State("Linear-Stream"):
-                m.d.comb += self.waiting_elementwise.eq(self.quantise_busy)
-                with m.If(~self.tlmm_busy):
-                    m.next = "Linear-Drain"
-            with m.State("Linear-Drain"):
-                m.d.comb += self.draining.eq(1)
-                with m.If(~self.epilogue_busy & ~self.quantise_busy):
-                    m.next = "Read"
-
-            with m.State("Attention"):
-                m.d.comb += [self.start_gain.eq(has_gain), self.start_kv_writer.eq(1), self.start_collect.eq(1)]
-                m.next = "Attention-Started"
-            with m.State("Attention-Started"):
-                m.next = "Attention-Gain"
-            with m.State("Attention-Gain"):
-                with m.If(~self.gain_busy):
-                    m.d.comb += [self.start_attention.eq(1), self.start_sequence.eq(1)]
-                    m.d.sync += self.route.eq(Route.ATTENTION)
-                    m.next = "Attention-Stream"
-            with m.State("Attention-Stream"):
-                m.next = "Attention-Wait"
-            with m.State("Attention-Wait"):
-                with m.If(~self.attention_busy & ~self.collect_busy):
-                    m.next = "Read"
-
-            with m.State("Head-Quantise"):
-                m.d.comb += self.start_quantise.eq(1)
-                m.next = "Head-Quantising"
-            with m.State("Head-Quantising"):
-                m.next = "Head-Quantise-Wait"
-            with m.State("Head-Quantise-Wait"):
-                m.d.comb += self.waiting_elementwise.eq(1)
-                with m.If(~self.quantise_busy):
-                    m.d.sync += [self.route.eq(Route.ATTENTION), self.head_mode.eq(1)]
-                    m.next = "Head-Sweep"
-            with m.State("Head-Sweep"):
-                m.d.sync += self.sweep_count.eq(Mux(lanes_left > c.attention_lanes, c.attention_lanes, lanes_left))
-                m.next = "Head"
-            with m.State("Head"):
-                m.d.comb += self.start_attention.eq(1)
-                m.d.sync += block.eq(0)
-                m.next = "Head-Blocks"
-            with m.State("Head-Blocks"):
-                m.d.comb += self.head_phases.valid.eq(1)
-                with m.If(self.head_phases.ready):
-                    m.d.sync += block.eq(block + 1)
-                    with m.If(last_block):
-                        m.next = "Head-Wait"
-            with m.State("Head-Wait"):
-                with m.If(~self.attention_busy):
-                    m.d.sync += [
-                        self.sweep_first.eq(self.sweep_first + self.sweep_count),
-                        lanes_left.eq(lanes_left - self.sweep_count),
-                    ]
-                    m.next = "Head-Sweep"
-                    with m.If(lanes_left == self.sweep_count):
-                        m.d.sync += self.head_mode.eq(0)
-                        m.next = "Read"
-
+            self._take_program(m, check)
+            self._read_descriptor(m, has_gain, lanes_left)
+            self._run(m, "Load-Gain", "gain", "Load-X")
+            self._run(m, "Load-X", "x", "Load-Rope")
+            self._run(m, "Load-Rope", "rope", "Read")
+            self._run_linear(m, has_gain)
+            self._run_attention(m, has_gain)
+            self._run_head(m, lanes_left, block, last_block)
             with m.State("Finish"):
                 m.d.comb += self.draining.eq(1)
                 with m.If(~self.writer_busy):
@@ -262,6 +110,174 @@ class Executor(wiring.Component):
                     m.next = "Idle"
         m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))
         return m
+
+    def _head_phase(self, m: Module) -> tuple[Signal, Signal]:
+        """The phase of a block of the output head. Returns (block, whether it is the last)."""
+        phase = self.head_phases.payload
+        block, final_block, last_block = Signal(16), Signal(16), Signal()
+        m.d.sync += final_block.eq(self.descriptor.head.blocks - 1)
+        m.d.comb += [
+            last_block.eq(block == final_block),
+            phase.block.eq(block),
+            phase.keys.eq(self.config.key_block),
+            phase.first.eq(block == 0),
+            phase.last.eq(last_block),
+            phase.final.eq(last_block),
+        ]
+        return block, last_block
+
+    def _run(self, m: Module, name: str, unit: str, then: str) -> None:
+        """States that start a unit and wait until it is done."""
+        with m.State(name):
+            m.d.comb += getattr(self, f"start_{unit}").eq(1)
+            m.next = f"{name}-Started"
+        with m.State(f"{name}-Started"):
+            m.next = f"{name}-Wait"
+        with m.State(f"{name}-Wait"):
+            with m.If(~getattr(self, f"{unit}_busy")):
+                m.next = then
+
+    def _take_program(self, m: Module, check: ProgramCheck) -> None:
+        """Waits for the program's beats, and has it looked at."""
+        beat_bits = self.config.beat_bytes.bit_length() - 1
+        remaining = Signal(24)
+        with m.State("Idle"):
+            with m.If(self.start):
+                m.d.sync += [
+                    self.index.eq(0),
+                    self.program_ready.eq(0),
+                    self.head_mode.eq(0),
+                    self.bad_descriptor.eq(0),
+                    self.route.eq(Route.PROGRAM),
+                    remaining.eq((self.program_length * DESCRIPTOR_BYTES) >> beat_bits),
+                ]
+                m.next = "Program"
+        with m.State("Program"):
+            m.d.comb += self.loading.eq(1)
+            with m.If(remaining == 0):
+                m.d.comb += check.start.eq(1)
+                m.next = "Checking"
+            with m.Elif(self.beat_taken):
+                m.d.sync += remaining.eq(remaining - 1)
+        with m.State("Checking"):
+            m.d.comb += self.request.eq(check.request)
+            with m.If(~check.busy):
+                m.d.sync += self.program_ready.eq(~check.bad)
+                m.next = "Read"
+                with m.If(check.bad):
+                    m.d.sync += [self.bad_descriptor.eq(1), self.index.eq(check.index + 1)]
+                    m.next = "Idle"
+
+    def _read_descriptor(self, m: Module, has_gain: Value, lanes_left: Signal) -> None:
+        """Reads the next descriptor and begins it."""
+        d = self.descriptor
+        # The cache is written behind the matmuls that follow attention: they do not change own K and V.
+        hold = Signal()
+        in_the_way = (d.shared.opcode != Opcode.LINEAR) | (d.linear.kind == Kind.QKV)
+        m.d.comb += hold.eq(self.kv_writer_busy & in_the_way)
+        with m.State("Read"):
+            m.d.sync += self.route.eq(Route.LOAD)
+            m.d.comb += self.request.eq(1)
+            with m.If(self.valid):
+                m.d.sync += [d.eq(self.read_descriptor), self.index.eq(self.index + 1)]
+                m.next = "Decode"
+        with m.State("Decode"):
+            with m.If(~hold), m.Switch(d.shared.opcode):
+                with m.Case(Opcode.END):
+                    m.next = "Finish"
+                with m.Case(Opcode.LOAD):
+                    m.next = "Load-X"
+                    with m.If(has_gain):
+                        m.next = "Load-Gain"
+                with m.Case(Opcode.LINEAR):
+                    m.next = "Linear"
+                with m.Case(Opcode.ATTENTION):
+                    m.next = "Attention"
+                with m.Case(Opcode.HEAD):
+                    m.d.sync += [self.sweep_first.eq(self.head_first), lanes_left.eq(self.head_count)]
+                    m.next = "Read"
+                    with m.If(self.head_count != 0):
+                        m.next = "Head-Quantise"
+
+    def _run_linear(self, m: Module, has_gain: Value) -> None:
+        """The quantiser and the tables start while the gain is still on its way."""
+        with m.State("Linear"):
+            m.d.comb += [
+                self.start_gain.eq(has_gain),
+                self.start_quantise.eq(1),
+                self.start_epilogue.eq(1),
+                self.start_tlmm.eq(1),
+            ]
+            m.next = "Linear-Started"
+        with m.State("Linear-Started"):
+            m.next = "Linear-Gain"
+        with m.State("Linear-Gain"):
+            with m.If(~self.gain_busy):
+                m.d.sync += self.route.eq(Route.TLMM)
+                m.next = "Linear-Stream"
+        with m.State("Linear-Stream"):
+            m.d.comb += self.waiting_elementwise.eq(self.quantise_busy)
+            with m.If(~self.tlmm_busy):
+                m.next = "Linear-Drain"
+        with m.State("Linear-Drain"):
+            m.d.comb += self.draining.eq(1)
+            with m.If(~self.epilogue_busy & ~self.quantise_busy):
+                m.next = "Read"
+
+    def _run_attention(self, m: Module, has_gain: Value) -> None:
+        """The cache writer starts with attention, and may end behind it."""
+        with m.State("Attention"):
+            m.d.comb += [self.start_gain.eq(has_gain), self.start_kv_writer.eq(1), self.start_collect.eq(1)]
+            m.next = "Attention-Started"
+        with m.State("Attention-Started"):
+            m.next = "Attention-Gain"
+        with m.State("Attention-Gain"):
+            with m.If(~self.gain_busy):
+                m.d.comb += [self.start_attention.eq(1), self.start_sequence.eq(1)]
+                m.d.sync += self.route.eq(Route.ATTENTION)
+                m.next = "Attention-Stream"
+        with m.State("Attention-Stream"):
+            m.next = "Attention-Wait"
+        with m.State("Attention-Wait"):
+            with m.If(~self.attention_busy & ~self.collect_busy):
+                m.next = "Read"
+
+    def _run_head(self, m: Module, lanes_left: Signal, block: Signal, last_block: Signal) -> None:
+        """The whole head once a sweep of attention_lanes lanes."""
+        most = self.config.attention_lanes
+        with m.State("Head-Quantise"):
+            m.d.comb += self.start_quantise.eq(1)
+            m.next = "Head-Quantising"
+        with m.State("Head-Quantising"):
+            m.next = "Head-Quantise-Wait"
+        with m.State("Head-Quantise-Wait"):
+            m.d.comb += self.waiting_elementwise.eq(1)
+            with m.If(~self.quantise_busy):
+                m.d.sync += [self.route.eq(Route.ATTENTION), self.head_mode.eq(1)]
+                m.next = "Head-Sweep"
+        with m.State("Head-Sweep"):
+            m.d.sync += self.sweep_count.eq(Mux(lanes_left > most, most, lanes_left))
+            m.next = "Head"
+        with m.State("Head"):
+            m.d.comb += self.start_attention.eq(1)
+            m.d.sync += block.eq(0)
+            m.next = "Head-Blocks"
+        with m.State("Head-Blocks"):
+            m.d.comb += self.head_phases.valid.eq(1)
+            with m.If(self.head_phases.ready):
+                m.d.sync += block.eq(block + 1)
+                with m.If(last_block):
+                    m.next = "Head-Wait"
+        with m.State("Head-Wait"):
+            with m.If(~self.attention_busy):
+                m.d.sync += [
+                    self.sweep_first.eq(self.sweep_first + self.sweep_count),
+                    lanes_left.eq(lanes_left - self.sweep_count),
+                ]
+                m.next = "Head-Sweep"
+                with m.If(lanes_left == self.sweep_count):
+                    m.d.sync += self.head_mode.eq(0)
+                    m.next = "Read"
 
 
 STARTS = ("gain", "x", "rope", "quantise", "epilogue", "collect", "tlmm", "attention", "sequence", "kv_writer")

@@ -2,20 +2,93 @@
 
 from __future__ import annotations
 
-from amaranth import Cat, Module, Signal
+from typing import Any
+
+from amaranth import Cat, Module, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.golden.kv import KvGeometry
 from tellme.golden.program import DESCRIPTOR_BYTES, Opcode
-from tellme.hw.control.descriptor import field
+from tellme.hw.control.descriptor import DESCRIPTOR
 from tellme.hw.control.sequence import PhaseSequencer
 from tellme.hw.fp.dsp import CASCADE_SHIFT, multiply_add, positive
 from tellme.hw.pipeline import register
 
 SEGMENT = data.StructLayout({"address": 32, "beats": 32})
 """Payload of a stream segment: `beats` consecutive beats from `address`."""
+
+
+def _log2(n: int) -> int:
+    return n.bit_length() - 1
+
+
+class _Walk:
+    """What the states of the fetcher work on: an address, a length and a product; and how they go on.
+
+    One multiplier, four cycles: its factors are set in one state and its product taken in a later one. An addend goes to
+    the address a cycle after it is known, so that the adder is not behind the choice.
+    """
+
+    def __init__(self, m: Module, platform: object, segments: Any):
+        self._m, self._segments = m, segments
+        self._long, self._short = Signal(32), Signal(16)
+        self._wait = Signal(2)
+        self.address, self.beats = Signal(32), Signal(32)
+        self._addend, self._adding = Signal(32), Signal()
+        self.product = self._multiplier(platform)
+        m.d.sync += self._adding.eq(0)
+        with m.If(self._adding):
+            m.d.sync += self.address.eq(self.address + self._addend)
+        m.d.comb += [segments.payload.address.eq(self.address), segments.payload.beats.eq(self.beats)]
+
+    def _multiplier(self, platform: object) -> Value:
+        m, long, short = self._m, self._long, self._short
+        low, cascade = multiply_add(
+            m,
+            platform,
+            "low",
+            positive(short),
+            positive(long[:CASCADE_SHIFT]),
+            registers=0,
+            width=len(short) + CASCADE_SHIFT + 1,
+        )
+        high, _ = multiply_add(
+            m,
+            platform,
+            "high",
+            positive(short),
+            positive(long[CASCADE_SHIFT:]),
+            cascade=cascade,
+            width=48 - CASCADE_SHIFT,
+        )
+        return Cat(register(m, low[:CASCADE_SHIFT], "product_low"), high)
+
+    def multiply(self, long: object, short: object, then: str) -> None:
+        """On to the state `then`, which finds the product of 32 and 16 bits."""
+        self._m.d.sync += [self._long.eq(long), self._short.eq(short), self._wait.eq(2)]
+        self._m.next = f"Wait-{then}"
+
+    def waiting(self, then: str) -> None:
+        """A state that waits for the product."""
+        m = self._m
+        with m.State(f"Wait-{then}"):
+            m.d.sync += self._wait.eq(self._wait - 1)
+            with m.If(self._wait == 0):
+                m.next = then
+
+    def advance(self, by: object) -> None:
+        """Adds to the address."""
+        self._m.d.sync += [self._addend.eq(by), self._adding.eq(1)]
+
+    def emit(self, then: str) -> None:
+        """A state that sends (address, beats) and goes on; nothing is sent for 0 beats."""
+        m, segments = self._m, self._segments
+        with m.State(f"Emit-{then}"):
+            m.d.comb += segments.valid.eq(~self._adding & (self.beats != 0))
+            with m.If(~self._adding & (segments.ready | (self.beats == 0))):
+                m.next = then
 
 
 class Fetcher(wiring.Component):
@@ -49,212 +122,179 @@ class Fetcher(wiring.Component):
                 "request": Out(1),
                 "index": Out(clog2(config.max_descriptors)),
                 "valid": In(1),
-                "descriptor": In(8 * DESCRIPTOR_BYTES),
+                "descriptor": In(DESCRIPTOR),
                 "segments": Out(stream.Signature(SEGMENT)),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        c = self.config
-        kv = KvGeometry(c)
-        cell_bits = c.cell.bit_length() - 1
-        tile_bits = c.key_tile.bit_length() - 1
-        m.submodules.sequencer = sequencer = PhaseSequencer(c)
-
-        d = Signal(8 * DESCRIPTOR_BYTES)
-        opcode = field(d, Opcode.LOAD, "opcode")
-        lane = Signal(clog2(c.lanes) + 1)
+        m.submodules.sequencer = sequencer = PhaseSequencer(self.config)
+        d = Signal(DESCRIPTOR)
+        walk = _Walk(m, platform, self.segments)
+        lane = Signal(clog2(self.config.lanes) + 1)
+        sweeps = Signal(range(-(-self.config.lanes // self.config.attention_lanes) + 1))
         m.d.comb += [
-            sequencer.kv_heads.eq(field(d, Opcode.ATTENTION, "kv_heads")),
+            sequencer.kv_heads.eq(d.attention.kv_heads),
             sequencer.lanes.eq(self.lanes),
             sequencer.position.eq(self.position),
             sequencer.same_slot.eq(self.same_slot),
         ]
+        with m.FSM() as fsm:
+            self._read_program(m, walk)
+            self._read_descriptor(m, walk, d, lane, sweeps, sequencer)
+            self._fetch_load(m, walk, d, lane)
+            self._fetch_linear(m, walk, d)
+            self._fetch_head(m, walk, d, sweeps)
+            self._fetch_attention(m, walk, d, sequencer)
+        m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))
+        return m
 
-        # One multiplier, four cycles: its operands are set in one state and its product taken in a later one.
-        a, b = Signal(32), Signal(16)
-        b_bits = len(b)
-        low, cascade = multiply_add(
-            m, platform, "low", positive(b), positive(a[:CASCADE_SHIFT]), registers=0, width=b_bits + CASCADE_SHIFT + 1
-        )
-        high, _ = multiply_add(
-            m, platform, "high", positive(b), positive(a[CASCADE_SHIFT:]), cascade=cascade, width=48 - CASCADE_SHIFT
-        )
-        product = Cat(register(m, low[:CASCADE_SHIFT], "product_low"), high)
-        wait = Signal(2)
+    def _read_program(self, m: Module, walk: _Walk) -> None:
+        with m.State("Idle"):
+            with m.If(self.start):
+                descriptor_beats = (self.program_length * DESCRIPTOR_BYTES) >> _log2(self.config.beat_bytes)
+                m.d.sync += [walk.address.eq(self.program_address), walk.beats.eq(descriptor_beats), self.index.eq(0)]
+                m.next = "Emit-Program"
+        walk.emit("Program")
+        with m.State("Program"):
+            with m.If(self.program_ready):
+                m.next = "Read"
 
-        address = Signal(32)
-        beats = Signal(32)
-        # Added to the address a cycle after it is known, so that the adder is not behind the choice.
-        addend = Signal(32)
-        adding = Signal()
-        m.d.sync += adding.eq(0)
-        with m.If(adding):
-            m.d.sync += address.eq(address + addend)
-        m.d.comb += [self.segments.payload.address.eq(address), self.segments.payload.beats.eq(beats)]
+    def _read_descriptor(self, m: Module, walk: _Walk, d: Any, lane: Signal, sweeps: Signal, sequencer: Any) -> None:
+        """Sends a descriptor's gain, and goes on to what its opcode reads."""
+        attention_lanes = self.config.attention_lanes
+        with m.State("Read"):
+            m.d.comb += self.request.eq(1)
+            with m.If(self.valid):
+                m.d.sync += [d.eq(self.descriptor), self.index.eq(self.index + 1)]
+                m.next = "Decode"
+        with m.State("Decode"):
+            m.d.sync += [walk.address.eq(d.shared.address), walk.beats.eq(d.shared.gain_beats), lane.eq(0)]
+            with m.Switch(d.shared.opcode):
+                with m.Case(Opcode.LOAD):
+                    m.next = "Emit-Inputs"
+                with m.Case(Opcode.LINEAR):
+                    m.next = "Emit-Matrix"
+                with m.Case(Opcode.ATTENTION):
+                    m.d.comb += sequencer.start.eq(1)
+                    m.next = "Emit-Phase"
+                with m.Case(Opcode.HEAD):
+                    m.d.sync += sweeps.eq((self.head_count + (attention_lanes - 1)) >> _log2(attention_lanes))
+                    m.next = "Head"
+                with m.Default():
+                    m.next = "Idle"
 
-        def multiply(x: object, y: object, then: str) -> None:
-            m.d.sync += [a.eq(x), b.eq(y), wait.eq(2)]
-            m.next = f"Wait-{then}"
+    def _fetch_load(self, m: Module, walk: _Walk, d: Any, lane: Signal) -> None:
+        """Inputs of all lanes lie together; rotary rows are gathered by position."""
+        walk.emit("Inputs")
+        with m.State("Inputs"):
+            m.d.sync += walk.address.eq(d.load.x_address)
+            walk.multiply(self.lanes, d.load.x_beats, "Inputs-Length")
+        walk.waiting("Inputs-Length")
+        with m.State("Inputs-Length"):
+            m.d.sync += walk.beats.eq(walk.product)
+            m.next = "Emit-Rope"
+        walk.emit("Rope")
+        with m.State("Rope"):
+            m.next = "Read"
+            with m.If(lane != self.lanes):
+                walk.multiply(d.load.rope_beats, self.position[lane[: clog2(self.config.lanes)]], "Rope-Address")
+        walk.waiting("Rope-Address")
+        with m.State("Rope-Address"):
+            walk.advance(walk.product)
+            m.d.sync += [
+                walk.address.eq(d.load.rope_address),
+                walk.beats.eq(d.load.rope_beats),
+                lane.eq(lane + 1),
+            ]
+            m.next = "Emit-Rope"
 
-        def advance(x: object) -> None:
-            m.d.sync += [addend.eq(x), adding.eq(1)]
+    def _fetch_linear(self, m: Module, walk: _Walk, d: Any) -> None:
+        """tiles * rows beats behind the gain."""
+        walk.emit("Matrix")
+        with m.State("Matrix"):
+            walk.advance(walk.beats)
+            walk.multiply(d.linear.tiles, d.linear.rows, "Matrix-Length")
+        walk.waiting("Matrix-Length")
+        with m.State("Matrix-Length"):
+            m.d.sync += walk.beats.eq(walk.product)
+            m.next = "Emit-Read"
+        walk.emit("Read")
 
-        def waiting(then: str) -> None:
-            with m.State(f"Wait-{then}"):
-                m.d.sync += wait.eq(wait - 1)
-                with m.If(wait == 0):
-                    m.next = then
+    def _fetch_head(self, m: Module, walk: _Walk, d: Any, sweeps: Signal) -> None:
+        """The whole output head, once a sweep of attention_lanes lanes."""
+        c = self.config
+        with m.State("Head"):
+            with m.If(sweeps == 0):
+                m.next = "Read"
+            with m.Else():
+                block_beats = ((d.head.inputs >> _log2(c.cell)) << _log2(c.key_tile)) + c.scale_beats
+                walk.multiply(block_beats, d.head.blocks, "Output-Head-Length")
+        walk.waiting("Output-Head-Length")
+        with m.State("Output-Head-Length"):
+            m.d.sync += [walk.beats.eq(walk.product), sweeps.eq(sweeps - 1)]
+            m.next = "Emit-Head"
+        walk.emit("Head")
 
-        def emit(then: str) -> None:
-            """A state that sends (address, beats) and goes on; nothing is sent for 0 beats."""
-            with m.State(f"Emit-{then}"):
-                m.d.comb += self.segments.valid.eq(~adding & (beats != 0))
-                with m.If(~adding & (self.segments.ready | (beats == 0))):
-                    m.next = then
-
+    def _fetch_attention(self, m: Module, walk: _Walk, d: Any, sequencer: Any) -> None:
+        """K scales, V scales and K cells, then V cells, of every cache block."""
+        kv = KvGeometry(self.config)
         phase = Signal.like(sequencer.phases.payload)
-        cells = Signal(16)
-        cell = Signal(16)
-        tile_beats = Signal(16)
-        scale_beats = Signal(16)
-        sweeps = Signal(range(-(-c.lanes // c.attention_lanes) + 1))
+        cells, cell = Signal(16), Signal(16)
+        tile_beats, scale_beats = Signal(16), Signal(16)  # of the phase's keys
+        k_beats, block_beats = Signal(16), Signal(16)  # of a block's K record, and all of it
         m.d.comb += [
-            cells.eq(kv.cells(field(d, Opcode.ATTENTION, "head_dim"))),
+            cells.eq(kv.cells(d.attention.head_dim)),
             tile_beats.eq(kv.cell_reads(phase.keys)),
             scale_beats.eq(kv.scale_reads(phase.keys)),
         ]
-        k_beats, block_beats = Signal(16), Signal(16)  # of a block's K record, and all of it
         m.d.sync += [k_beats.eq(kv.v_data(cells)), block_beats.eq(kv.block_stride(cells))]
-
-        with m.FSM() as fsm:
-            with m.State("Idle"):
-                with m.If(self.start):
-                    descriptor_beats = (self.program_length * DESCRIPTOR_BYTES) >> (c.beat_bytes.bit_length() - 1)
-                    m.d.sync += [address.eq(self.program_address), beats.eq(descriptor_beats), self.index.eq(0)]
-                    m.next = "Emit-Program"
-            emit("Program")
-            with m.State("Program"):
-                with m.If(self.program_ready):
-                    m.next = "Read"
-            with m.State("Read"):
-                m.d.comb += self.request.eq(1)
-                with m.If(self.valid):
-                    m.d.sync += [d.eq(self.descriptor), self.index.eq(self.index + 1)]
-                    m.next = "Decode"
-            with m.State("Decode"):
-                gain = field(d, Opcode.LOAD, "gain_beats")
-                m.d.sync += [address.eq(field(d, Opcode.LOAD, "address")), beats.eq(gain), lane.eq(0)]
-                with m.Switch(opcode):
-                    with m.Case(Opcode.LOAD):
-                        m.next = "Emit-X"
-                    with m.Case(Opcode.LINEAR):
-                        m.next = "Emit-Matrix"
-                    with m.Case(Opcode.ATTENTION):
-                        m.d.comb += sequencer.start.eq(1)
-                        m.next = "Emit-Phase"
-                    with m.Case(Opcode.HEAD):
-                        m.d.sync += sweeps.eq(
-                            (self.head_count + (c.attention_lanes - 1)) >> (c.attention_lanes.bit_length() - 1)
-                        )
-                        m.next = "Head"
-                    with m.Default():
-                        m.next = "Idle"
-            # LOAD: inputs of all lanes lie together; rotary rows are gathered by position.
-            emit("X")
-            with m.State("X"):
-                m.d.sync += address.eq(field(d, Opcode.LOAD, "x_address"))
-                multiply(self.lanes, field(d, Opcode.LOAD, "x_beats"), "X-Length")
-            waiting("X-Length")
-            with m.State("X-Length"):
-                m.d.sync += beats.eq(product)
-                m.next = "Emit-Rope"
-            emit("Rope")
-            with m.State("Rope"):
+        walk.emit("Phase")
+        with m.State("Phase"):
+            with m.If(sequencer.phases.valid):
+                m.d.comb += sequencer.phases.ready.eq(1)
+                m.d.sync += phase.eq(sequencer.phases.payload)
+                m.next = "Slot"
+            with m.Elif(~sequencer.busy):
                 m.next = "Read"
-                with m.If(lane != self.lanes):
-                    multiply(field(d, Opcode.LOAD, "rope_beats"), self.position[lane[: clog2(c.lanes)]], "Rope-Address")
-            waiting("Rope-Address")
-            with m.State("Rope-Address"):
-                advance(product)
-                m.d.sync += [
-                    address.eq(field(d, Opcode.LOAD, "rope_address")),
-                    beats.eq(field(d, Opcode.LOAD, "rope_beats")),
-                    lane.eq(lane + 1),
-                ]
-                m.next = "Emit-Rope"
-            # LINEAR: tiles * rows beats behind the gain.
-            emit("Matrix")
-            with m.State("Matrix"):
-                advance(beats)
-                multiply(field(d, Opcode.LINEAR, "tiles"), field(d, Opcode.LINEAR, "rows"), "Matrix-Length")
-            waiting("Matrix-Length")
-            with m.State("Matrix-Length"):
-                m.d.sync += beats.eq(product)
-                m.next = "Emit-Read"
-            emit("Read")
-            # HEAD: the whole head once a sweep of attention_lanes lanes.
-            with m.State("Head"):
-                with m.If(sweeps == 0):
-                    m.next = "Read"
-                with m.Else():
-                    inputs = field(d, Opcode.HEAD, "inputs")
-                    length = ((inputs >> cell_bits) << tile_bits) + c.scale_beats
-                    multiply(length, field(d, Opcode.HEAD, "blocks"), "Head-Length")
-            waiting("Head-Length")
-            with m.State("Head-Length"):
-                m.d.sync += [beats.eq(product), sweeps.eq(sweeps - 1)]
-                m.next = "Emit-Head"
-            emit("Head")
-            # ATTENTION: K and V cells of every cache block.
-            emit("Phase")
-            with m.State("Phase"):
-                with m.If(sequencer.phases.valid):
-                    m.d.comb += sequencer.phases.ready.eq(1)
-                    m.d.sync += phase.eq(sequencer.phases.payload)
-                    m.next = "Slot"
-                with m.Elif(~sequencer.busy):
-                    m.next = "Read"
-            with m.State("Slot"):
-                m.d.sync += [address.eq(field(d, Opcode.ATTENTION, "kv_address")), cell.eq(0)]
+        with m.State("Slot"):
+            m.d.sync += [walk.address.eq(d.attention.kv_address), cell.eq(0)]
+            m.next = "Phase"
+            with m.If(~phase.own):
+                walk.multiply(d.attention.slot_stride, self.slot[phase.lane_lo], "Kv-Head-Address")
+        walk.waiting("Kv-Head-Address")
+        with m.State("Kv-Head-Address"):
+            walk.advance(walk.product)
+            walk.multiply(d.attention.head_stride, phase.kv_head, "Block-Address")
+        walk.waiting("Block-Address")
+        with m.State("Block-Address"):
+            walk.advance(walk.product)
+            walk.multiply(block_beats, phase.block, "Record-Address")
+        walk.waiting("Record-Address")
+        with m.State("Record-Address"):
+            walk.advance(walk.product)
+            m.d.sync += walk.beats.eq(scale_beats)
+            m.next = "Emit-V-Scales"
+            with m.If(phase.v):
+                m.next = "V-Address"
+        with m.State("V-Address"):
+            walk.advance(k_beats)
+            m.d.sync += walk.beats.eq(tile_beats)
+            m.next = "Emit-Cell"
+        walk.emit("V-Scales")
+        with m.State("V-Scales"):
+            walk.advance(kv.v_scales - kv.k_scales)
+            m.next = "Emit-K-Cells"
+        walk.emit("K-Cells")
+        with m.State("K-Cells"):
+            walk.advance(kv.k_data - kv.v_scales)
+            m.d.sync += walk.beats.eq(tile_beats)
+            m.next = "Emit-Cell"
+        walk.emit("Cell")
+        with m.State("Cell"):
+            walk.advance(self.config.key_tile)
+            m.d.sync += cell.eq(cell + 1)
+            m.next = "Emit-Cell"
+            with m.If(cell + 1 == cells):
                 m.next = "Phase"
-                with m.If(~phase.own):
-                    multiply(field(d, Opcode.ATTENTION, "slot_stride"), self.slot[phase.lane_lo], "Head-Address")
-            waiting("Head-Address")
-            with m.State("Head-Address"):
-                advance(product)
-                multiply(field(d, Opcode.ATTENTION, "head_stride"), phase.kv_head, "Block-Address")
-            waiting("Block-Address")
-            with m.State("Block-Address"):
-                advance(product)
-                multiply(block_beats, phase.block, "Data-Address")
-            waiting("Data-Address")
-            with m.State("Data-Address"):
-                advance(product)
-                m.d.sync += beats.eq(scale_beats)
-                m.next = "Emit-V-Scales"
-                with m.If(phase.v):
-                    m.next = "V-Address"
-            with m.State("V-Address"):
-                advance(k_beats)
-                m.d.sync += beats.eq(tile_beats)
-                m.next = "Emit-Cell"
-            emit("V-Scales")
-            with m.State("V-Scales"):
-                advance(kv.v_scales - kv.k_scales)
-                m.next = "Emit-Data"
-            emit("Data")
-            with m.State("Data"):
-                advance(kv.k_data - kv.v_scales)
-                m.d.sync += beats.eq(tile_beats)
-                m.next = "Emit-Cell"
-            emit("Cell")
-            with m.State("Cell"):
-                advance(c.key_tile)
-                m.d.sync += cell.eq(cell + 1)
-                m.next = "Emit-Cell"
-                with m.If(cell + 1 == cells):
-                    m.next = "Phase"
-        m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))
-        return m

@@ -7,7 +7,8 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig, clog2
-from tellme.golden.registers import MAX_SLOTS
+from tellme.golden.registers import MAX_SLOTS, register
+from tellme.hw.control.registers import layout
 
 
 class LaneCheck(wiring.Component):
@@ -30,7 +31,7 @@ class LaneCheck(wiring.Component):
             {
                 "start": In(1),
                 "lanes": In(32),
-                "head_lanes": In(32),
+                "head_lanes": In(layout(register("head_lanes"))),
                 "context": In(32),
                 "slots": In(32),
                 "position": In(numbers),
@@ -60,7 +61,7 @@ class LaneCheck(wiring.Component):
                 large[i].eq(self.position[i][position_bits:].any() | self.slot[i][slot_bits:].any())
                 for i in range(c.lanes)
             ),
-            head_end.eq(self.head_lanes[:8] + self.head_lanes[8:16]),
+            head_end.eq(self.head_lanes.first + self.head_lanes.count),
             counts.eq(
                 Cat(
                     (self.lanes == 0) | (self.lanes > c.lanes),

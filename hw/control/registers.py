@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from amaranth import Module, Signal, ValueLike
+from amaranth import Module, ShapeLike, Signal, ValueLike
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig
-from tellme.golden.registers import ADDRESS_BITS, BUSY, MAX_SLOTS, REGISTERS, STALLS, Register
+from tellme.golden.registers import ADDRESS_BITS, BUSY, MAX_SLOTS, REGISTERS, STALLS, Register, register
 from tellme.hw.memory.axi import AxiLite
 
 PORTS = ("base_low", "base_high", "owed", "port_beats", "port_stalls")
@@ -21,10 +21,15 @@ def count(register: Register, config: AcceleratorConfig) -> int:
     return config.lanes if register.name in lanes else limits.get(register.name, register.count)
 
 
+def layout(r: Register) -> data.FlexibleLayout:
+    """View of a register's word by its fields."""
+    return data.FlexibleLayout(32, {f.name: data.Field(f.width, f.start) for f in r.fields})
+
+
 class ControlRegisters(wiring.Component):
     """Register file. Each register of `golden.registers.REGISTERS` is a member of its name: an output if it is
-    read-write, else an input, of 32 bits or an array of them. `control` is not stored: its bits come out as the
-    pulses `start` and `soft_reset`.
+    read-write, else an input: a view of its fields if it has any, else 32 bits, or an array of these. `control` is not
+    stored: its fields come out as pulses, `start` and `soft_reset`.
 
     Reads and writes take 32-bit words; unknown addresses read 0, and writes to them (or with partial strobes) do
     nothing. So do those to registers that are not `live` while `locked`, or in the cycle of `start`: a pass keeps what
@@ -39,12 +44,13 @@ class ControlRegisters(wiring.Component):
         members: dict[str, wiring.Member] = {
             "bus": In(AxiLite(address_width=ADDRESS_BITS)),
             "locked": In(1),
-            "start": Out(1),
-            "soft_reset": Out(1),
+            **{f.name: Out(f.width) for f in register("control").fields},
         }
         for r in REGISTERS:
             if r.name != "control":
-                shape = 32 if r.count == 1 else data.ArrayLayout(32, count(r, config))
+                shape: ShapeLike = layout(r) if r.fields else 32
+                if r.count > 1:
+                    shape = data.ArrayLayout(shape, count(r, config))
                 init = {"context": config.max_context, "slots": MAX_SLOTS}.get(r.name)
                 members[r.name] = Out(shape, init=init) if r.access == "rw" else In(shape)
         super().__init__(members)
@@ -84,9 +90,10 @@ class ControlRegisters(wiring.Component):
                     if r.access == "rw":
                         with m.Case(r.offset // 4 + i), m.If(1 if r.live else free):
                             m.d.sync += value.eq(write_data)
-                control = next(r for r in REGISTERS if r.name == "control")
+                control = register("control")
                 with m.Case(control.offset // 4):
-                    m.d.sync += [self.start.eq(write_data[0]), self.soft_reset.eq(write_data[1])]
+                    pulses = data.View(layout(control), write_data)
+                    m.d.sync += [getattr(self, f.name).eq(pulses[f.name]) for f in control.fields]
 
         # Two cycles from address to data, so that the wide multiplexer has registers on both sides.
         address = Signal(ADDRESS_BITS - 2)

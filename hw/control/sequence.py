@@ -61,20 +61,16 @@ class PhaseSequencer(wiring.Component):
         m = Module()
         c = self.config
         lane_bits = clog2(c.lanes)
-        kpb_bits = c.keys_per_beat.bit_length() - 1
+        beat_key_bits = c.keys_per_beat.bit_length() - 1
         key_bits = c.key_block.bit_length() - 1
-        unit = data.StructLayout({"kv_head": 8, "lo": lane_bits, "hi": lane_bits, "parity": 1})
-        k = Signal(unit)
-        v = Signal(unit)
-        have_v = Signal()
-        exhausted = Signal()
-        part_v = Signal()
-        cur = Signal(unit)
-        m.d.comb += cur.eq(Mux(part_v, v, k))
+        unit_layout = data.StructLayout({"kv_head": 8, "lo": lane_bits, "hi": lane_bits, "parity": 1})
+        # A unit's scores are computed while the values of the one before are summed: K of a unit, then V of its predecessor.
+        scoring, summing = Signal(unit_layout), Signal(unit_layout)
+        have_summing, exhausted, of_values = Signal(), Signal(), Signal()
+        unit = Signal(unit_layout)
+        m.d.comb += unit.eq(Mux(of_values, summing, scoring))
 
-        cached = Signal(16)
-        block = Signal(16)
-        base = Signal(16)
+        cached, block, base = Signal(16), Signal(16), Signal(16)
         # Lanes and score words of the unit, less one; then with it. A sum a state: there is time.
         lane_span = Signal(lane_bits)
         word_span = Signal(lane_bits)
@@ -85,43 +81,42 @@ class PhaseSequencer(wiring.Component):
         last_lane = Signal(lane_bits)
         m.d.sync += last_lane.eq(self.lanes - 1)
         unit_words = Signal(16)
-        newest = Signal(16)
-        newest_keys = Signal(16)
+        newest, newest_keys = Signal(16), Signal(16)
 
-        p = self.phases.payload
+        phase = self.phases.payload
         last = Signal()
         m.d.comb += [
-            p.v.eq(part_v),
-            p.kv_head.eq(cur.kv_head),
-            p.lane_lo.eq(cur.lo),
-            p.lane_hi.eq(cur.hi),
-            p.parity.eq(cur.parity),
-            p.unit_words.eq(unit_words),
-            p.last.eq(last),
-            p.final.eq(part_v & exhausted & last),
+            phase.v.eq(of_values),
+            phase.kv_head.eq(unit.kv_head),
+            phase.lane_lo.eq(unit.lo),
+            phase.lane_hi.eq(unit.hi),
+            phase.parity.eq(unit.parity),
+            phase.unit_words.eq(unit_words),
+            phase.last.eq(last),
+            phase.final.eq(of_values & exhausted & last),
         ]
         with m.FSM() as fsm:
             with m.State("Idle"):
                 with m.If(self.start):
-                    m.d.sync += [k.eq(0), have_v.eq(0), exhausted.eq(0), part_v.eq(0)]
+                    m.d.sync += [scoring.eq(0), have_summing.eq(0), exhausted.eq(0), of_values.eq(0)]
                     m.next = "Scan"
             with m.State("Scan"):
-                with m.If((k.hi != last_lane) & self.same_slot.bit_select(k.hi, 1)):
-                    m.d.sync += k.hi.eq(k.hi + 1)
+                with m.If((scoring.hi != last_lane) & self.same_slot.bit_select(scoring.hi, 1)):
+                    m.d.sync += scoring.hi.eq(scoring.hi + 1)
                 with m.Else():
                     m.next = "Part"
             with m.State("Part"):
                 m.d.sync += [
-                    cached.eq(self.position[cur.lo]),
-                    lane_span.eq(cur.hi - cur.lo),
-                    word_span.eq((cur.hi >> kpb_bits) - (cur.lo >> kpb_bits)),
+                    cached.eq(self.position[unit.lo]),
+                    lane_span.eq(unit.hi - unit.lo),
+                    word_span.eq((unit.hi >> beat_key_bits) - (unit.lo >> beat_key_bits)),
                 ]
                 m.next = "Measure"
             with m.State("Measure"):
                 m.d.sync += [
                     own_keys.eq(lane_span + 1),
                     own_words.eq(word_span + 1),
-                    unit_words.eq(word_span + ((cached + (2 * c.keys_per_beat - 1)) >> kpb_bits)),
+                    unit_words.eq(word_span + ((cached + (2 * c.keys_per_beat - 1)) >> beat_key_bits)),
                     newest.eq((cached - 1) >> key_bits),
                     newest_keys.eq(((cached - 1) & (c.key_block - 1)) + 1),
                 ]
@@ -129,16 +124,16 @@ class PhaseSequencer(wiring.Component):
             with m.State("Own"):
                 m.d.comb += [
                     self.phases.valid.eq(1),
-                    p.own.eq(1),
-                    p.first.eq(1),
+                    phase.own.eq(1),
+                    phase.first.eq(1),
                     last.eq(cached == 0),
-                    p.keys.eq(own_keys),
+                    phase.keys.eq(own_keys),
                 ]
                 m.d.sync += [
                     block.eq(newest),
                     base.eq(own_words),
                     keys.eq(newest_keys),
-                    words.eq((newest_keys + (c.keys_per_beat - 1)) >> kpb_bits),
+                    words.eq((newest_keys + (c.keys_per_beat - 1)) >> beat_key_bits),
                 ]
                 with m.If(self.phases.ready):
                     m.next = "Next"
@@ -148,9 +143,9 @@ class PhaseSequencer(wiring.Component):
                 m.d.comb += [
                     self.phases.valid.eq(1),
                     last.eq(block == 0),
-                    p.keys.eq(keys),
-                    p.base.eq(base),
-                    p.block.eq(block),
+                    phase.keys.eq(keys),
+                    phase.base.eq(base),
+                    phase.block.eq(block),
                 ]
                 with m.If(self.phases.ready):
                     m.d.sync += [block.eq(block - 1), base.eq(base + words)]
@@ -158,21 +153,26 @@ class PhaseSequencer(wiring.Component):
                     with m.If(block == 0):
                         m.next = "Next"
             with m.State("Next"):
-                with m.If(part_v & exhausted):
+                with m.If(of_values & exhausted):
                     m.next = "Idle"
-                with m.Elif(~part_v & have_v):
-                    m.d.sync += part_v.eq(1)
+                with m.Elif(~of_values & have_summing):
+                    m.d.sync += of_values.eq(1)
                     m.next = "Part"
                 with m.Else():
                     # V of the previous unit is done (or there is none): this unit becomes the previous one.
-                    m.d.sync += [v.eq(k), have_v.eq(1), part_v.eq(0), k.parity.eq(~k.parity)]
+                    m.d.sync += [
+                        summing.eq(scoring),
+                        have_summing.eq(1),
+                        of_values.eq(0),
+                        scoring.parity.eq(~scoring.parity),
+                    ]
                     m.next = "Scan"
-                    with m.If(k.hi == last_lane):
-                        m.d.sync += [k.lo.eq(0), k.hi.eq(0), k.kv_head.eq(k.kv_head + 1)]
-                        with m.If(k.kv_head + 1 == self.kv_heads):
-                            m.d.sync += [exhausted.eq(1), part_v.eq(1)]
+                    with m.If(scoring.hi == last_lane):
+                        m.d.sync += [scoring.lo.eq(0), scoring.hi.eq(0), scoring.kv_head.eq(scoring.kv_head + 1)]
+                        with m.If(scoring.kv_head + 1 == self.kv_heads):
+                            m.d.sync += [exhausted.eq(1), of_values.eq(1)]
                             m.next = "Part"
                     with m.Else():
-                        m.d.sync += [k.lo.eq(k.hi + 1), k.hi.eq(k.hi + 1)]
+                        m.d.sync += [scoring.lo.eq(scoring.hi + 1), scoring.hi.eq(scoring.hi + 1)]
         m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))
         return m

@@ -16,7 +16,7 @@ from cocotb.triggers import RisingEdge
 from tellme.golden.check import bad_lanes, problem
 from tellme.golden.config import KV260, TINY, ULTRA96V2, AcceleratorConfig
 from tellme.golden.program import DESCRIPTOR_BYTES
-from tellme.golden.registers import MAX_SLOTS
+from tellme.golden.registers import MAX_SLOTS, pack
 from tellme.golden.shapes import BITNET_07B, BITNET_2B
 from tellme.hw.control.check import ProgramCheck
 from tellme.hw.control.descriptor import ProgramMemory
@@ -196,7 +196,7 @@ async def check_lanes(dut: Any) -> None:
     verdicts = []
     for lanes, head, context, slots, positions, slot in cases:
         dut.lanes.value = lanes
-        dut.head_lanes.value = head[0] | head[1] << 8
+        dut.head_lanes.value = pack("head_lanes", first=head[0], count=head[1])
         dut.context.value = context
         dut.slots.value = slots
         dut.position.value = sum(p << 32 * i for i, p in enumerate(positions))

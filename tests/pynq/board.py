@@ -38,7 +38,7 @@ from pynq import ps
 from pynq.pl_server import embedded_device, xrt_device
 
 from tellme.golden.config import PRESETS, AcceleratorConfig
-from tellme.golden.registers import offset
+from tellme.golden.registers import offset, pack, unpack
 from tests.host.support import WORD
 from tests.pynq.files import REGISTERS
 
@@ -60,7 +60,6 @@ STEP = 20_000
 LOOKS = 1
 """Looks at the status register that a pass takes where no cycles are simulated."""
 _CONTROL, _STATUS = offset("control"), offset("status")
-_BUSY = 1
 _CRL = 0xFF5E_0000
 _PL0 = _CRL + 0xC0
 MIB = 1 << 20
@@ -354,7 +353,7 @@ class Board:
         with self.lock:
             if not self._running or self._engine is None:
                 return False
-            return bool(self._engine.read(_STATUS) & _BUSY) or not hasattr(self._engine, "run")
+            return bool(unpack("status", self._engine.read(_STATUS))["busy"]) or not hasattr(self._engine, "run")
 
     def advance(self, cycles: int = STEP) -> bool:
         """Lets time go by; whether the interrupt is on."""
@@ -362,7 +361,7 @@ class Board:
             if not self._running or self._engine is None:
                 return False
             if hasattr(self._engine, "run"):
-                done = self._engine.run(cycles) or self._engine.read(_STATUS) & 2
+                done = self._engine.run(cycles) or unpack("status", self._engine.read(_STATUS))["done"]
             else:  # an interpreter is done at once; as if it took a while
                 self._looks -= 1
                 done = self._looks < 0
@@ -386,7 +385,7 @@ class Board:
                     self.on_status()
                 self.advance()
                 if self._running and not hasattr(self._engine, "run"):
-                    return _BUSY
+                    return pack("status", busy=1)
             return int(self._engine.read(where))
 
     def write32(self, address: int, value: int) -> None:
@@ -403,14 +402,14 @@ class Board:
                         self._bases[where] = value
                         mine = self._engine.port_bases[port]
                         value = mine & 0xFFFF_FFFF if name == "base_low" else mine >> 32
-            if where == _CONTROL and value & 1:
+            if where == _CONTROL and unpack("control", value)["start"]:
                 self._move(True)
                 self._running = True
                 self._looks = LOOKS
-            if where == _CONTROL and value & 2:
+            if where == _CONTROL and unpack("control", value)["soft_reset"]:
                 self._running = False
             self._engine.write(where, value)
-            if where == _CONTROL and value & 2 and hasattr(self._engine, "run"):
+            if where == _CONTROL and unpack("control", value)["soft_reset"] and hasattr(self._engine, "run"):
                 self._engine.run(2000)
 
     @property

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 
 from tellme.golden.boards import build_name
 from tellme.golden.config import KV260, TINY
-from tellme.golden.registers import offset
 from tellme.host.checkpoints.checkpoint import read_checkpoint
 from tellme.host.cli import app
 from tellme.host.errors import DeviceError, TellmeError, UserError
@@ -306,9 +305,9 @@ def test_a_device_closed_in_the_middle_of_a_pass_stops_it_before_its_memory_goes
 ) -> None:
     made = board()
     accelerator = BoardAccelerator(demo, compile_program(demo, TINY), bitstream=bitstream)
-    accelerator.device.write(offset("lanes"), 1)
-    accelerator.device.write(offset("head_lanes"), 1 << 8)
-    accelerator.device.write(offset("control"), 1)
+    accelerator.write("lanes", 1)
+    accelerator.write("head_lanes", first=0, count=1)
+    accelerator.write("control", start=1)
     assert made.busy()
     held = accelerator.device.memory  # whoever still holds it
     accelerator.close()

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tellme.golden.boards import check_phases
 from tellme.golden.boards import phases as board_phases
 from tellme.golden.config import AcceleratorConfig
-from tellme.golden.registers import offset
+from tellme.golden.registers import offset, pack, unpack
 from tellme.host.errors import DeviceError, TellmeError
 from tellme.host.machine.pynq.buffers import LocalBuffer, RemoteBuffers, check_memory, no_buffer
 from tellme.host.machine.pynq.clocks import set_clock
@@ -44,8 +44,6 @@ RESET_S = 1.0
 """Seconds within which a soft reset ends a pass; it takes microseconds."""
 
 _CONTROL, _STATUS = offset("control"), offset("status")
-_START, _RESET = 1, 2
-_BUSY, _DONE = 1, 2
 
 
 class PynqDevice:
@@ -145,7 +143,7 @@ class PynqDevice:
         self._open()
         if not 0 <= value < 1 << 32:
             raise ValueError(f"a register takes 0 to 0xffffffff, not {value}")
-        if offset == _CONTROL and value & _START:
+        if offset == _CONTROL and unpack("control", value)["start"]:
             self._running = True
         self._ip.write(offset, int(value))
 
@@ -168,13 +166,13 @@ class PynqDevice:
     def wait_done(self, timeout_s: float) -> bool:
         """Waits until STATUS.done is set, by interrupt where there is one; False after `timeout_s` seconds without."""
         end = time.monotonic() + timeout_s
-        while not self.read(_STATUS) & _DONE:
+        while not unpack("status", self.read(_STATUS))["done"]:
             left = end - time.monotonic()
             if left <= 0:
                 return False
             if self._uio is None:
                 time.sleep(POLL_S)
-            elif not wait_interrupt(self._uio, min(left, IRQ_WAIT_S)) and self.read(_STATUS) & _DONE:
+            elif not wait_interrupt(self._uio, min(left, IRQ_WAIT_S)) and unpack("status", self.read(_STATUS))["done"]:
                 if not select.select([self._uio], [], [], IRQ_LATE_S)[0]:
                     # Done without an interrupt: the line is not ours, or is masked. Polling always works.
                     self._uio.close()
@@ -204,9 +202,9 @@ class PynqDevice:
     def _stop(self) -> None:
         """Ends a pass in progress: its memory must not be given back while it is written."""
         with contextlib.suppress(Exception):
-            self._ip.write(_CONTROL, _RESET)
+            self._ip.write(_CONTROL, pack("control", soft_reset=1))
             end = time.monotonic() + RESET_S
-            while self._ip.read(_STATUS) & _BUSY:
+            while unpack("status", self._ip.read(_STATUS))["busy"]:
                 if time.monotonic() > end:
                     raise DeviceError("still busy")
             return

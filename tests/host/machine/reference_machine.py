@@ -78,10 +78,10 @@ class ReferenceMachine:
         assert 0 <= value < 1 << 32, f"{r.name} written with {value}"
         if r.name != "control":
             self.values[offset] = value
-        elif value & 2:
+        elif registers.unpack("control", value)["soft_reset"]:
             self.resets += 1
             self.set("status", 0)
-        elif value & 1:
+        elif registers.unpack("control", value)["start"]:
             self._start()
 
     def flush(self, start: int, beats: int) -> None:
@@ -90,7 +90,7 @@ class ReferenceMachine:
     invalidate = flush
 
     def wait_done(self, timeout_s: float) -> bool:
-        return bool(self.get("status") & 2)
+        return bool(registers.unpack("status", self.get("status"))["done"])
 
     def close(self) -> None:
         self.closed = True
@@ -105,16 +105,16 @@ class ReferenceMachine:
 
     def _start(self) -> None:
         if self.hang:
-            self.set("status", 1)
+            self.set("status", registers.pack("status", busy=1))
             return
         try:
             if self.injected is not None:
                 stop, self.injected = self.injected, None
                 raise stop
             self._run()
-            self.set("status", 2)
+            self.set("status", registers.pack("status", done=1))
         except Stop as e:
-            self.set("status", 2 | e.code << 8)
+            self.set("status", registers.pack("status", done=1, error=e.code))
             self.set("error_address", e.address)
 
     def beats(self, address: int, count: int) -> NDArray[np.uint8]:
@@ -145,12 +145,12 @@ class ReferenceMachine:
             raise Stop(ErrorCode.BAD_LANES)
         self.positions = [self.get("position", i) for i in range(lanes)]
         self.slots = [self.get("slot", i) for i in range(lanes)]
-        heads = self.get("head_lanes")
+        heads = registers.unpack("head_lanes", self.get("head_lanes"))
         context, slots = self.get("context"), self.get("slots")
         if check.bad_lanes(
             c,
             lanes=lanes,
-            head=(heads & 0xFF, heads >> 8 & 0xFF),
+            head=(heads["first"], heads["count"]),
             context=context,
             slots=slots,
             positions=self.positions,
@@ -184,9 +184,7 @@ class ReferenceMachine:
             getattr(self, f"_{opcode.name.lower()}")(f, gain)
         else:
             raise Stop(ErrorCode.BAD_DESCRIPTOR, self.index)
-        expected = schedule.segments(
-            c, code, self.get("program_address"), self.positions, self.slots, self.get("head_lanes") >> 8
-        )
+        expected = schedule.segments(c, code, self.get("program_address"), self.positions, self.slots, heads["count"])
         self.set("cycles", sum(s.beats for s in expected))
         self.set("beats", sum(s.beats for s in expected))
         for i in range(len(registers.STALLS)):
@@ -279,8 +277,8 @@ class ReferenceMachine:
         self.stats = elementwise.statistics(out, gain)
 
     def _head(self, f: dict, gain: NDArray[np.float32] | None) -> None:
-        c, lanes = self.config, self.get("head_lanes")
-        first, count = lanes & 0xFF, lanes >> 8
+        c, lanes = self.config, registers.unpack("head_lanes", self.get("head_lanes"))
+        first, count = lanes["first"], lanes["count"]
         if first + count > len(self.positions):
             raise Stop(ErrorCode.BAD_LANES)
         if not count:

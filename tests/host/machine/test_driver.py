@@ -430,3 +430,69 @@ def test_check_computes_the_head_on_every_lane_but_returns_what_was_asked():
     assert [x.head_count for x in r] == [0, 1] and backend.logits == 6 * 1024
     assert len(r[-1].best_index) == 1 and r[-1].logits is None and r[-1].cycles is not None
     assert backend.decode(5, 6, logits=True).logits.shape == (1, 1024)  # type: ignore[union-attr]
+
+
+# ---- fields of limited width -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("slots", 300, "register slots must be from 0 to 256, not 300"),
+        ("slot", 256, "register slot must be from 0 to 255, not 256"),
+        ("position", 65536, "register position must be from 0 to 65535, not 65536"),
+        ("position", 1.5, "register position must be from 0 to 65535, not 1.5"),
+        ("context", 65537, "register context must be from 0 to 65536, not 65537"),
+        ("lanes", 33, "register lanes must be from 0 to 32, not 33"),
+        ("program_length", 1 << 16, "register program_length must be from 0 to 65535, not 65536"),
+        ("window_beats", 1 << 32, "register window_beats must be from 0 to 4294967295, not 4294967296"),
+        ("timeout", -1, "register timeout must be from 0 to 4294967295, not -1"),
+        ("head_lanes", {"first": 0, "count": 256}, r"register head_lanes\.count must be from 0 to 255, not 256"),
+        ("head_lanes", {"first": 256}, r"register head_lanes\.first must be from 0 to 255, not 256"),
+        ("head_lanes", 257, "register head_lanes has fields: first, count"),
+        ("write_logits", {"every": 2}, r"register write_logits\.every must be from 0 to 1, not 2"),
+        ("base_high", {"high": 256}, r"register base_high\.high must be from 0 to 255, not 256"),
+        ("lanes", {"count": 1}, "register lanes is one number, without fields"),
+    ],
+)
+def test_what_a_register_cannot_hold_is_refused_before_it_is_written(name: str, values: Any, message: str):
+    accelerator, machine, _ = start(DEMO, TINY)
+    before = dict(machine.values)
+    with pytest.raises(UserError, match=message) as e:
+        accelerator.write(name, **values) if isinstance(values, dict) else accelerator.write(name, values)
+    assert "\n" not in str(e.value) and machine.values == before
+
+
+@pytest.mark.parametrize("cycles", [1 << 32, -1])
+def test_a_time_out_that_the_register_cannot_hold_is_refused_when_the_driver_opens(cycles: int):
+    with pytest.raises(UserError, match=f"register timeout must be from 0 to 4294967295, not {cycles}"):
+        Driver(ReferenceMachine(TINY, 16), TINY, timeout_cycles=cycles)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (1 << 40, r"register base_high\.high must be from 0 to 255, not 256"),
+        (0x1800, "the region of port 0 begins at 0x1800, no multiple of 4096"),
+    ],
+)
+def test_a_base_that_the_ports_would_take_for_another_is_refused(base: int, message: str):
+    accelerator, machine, _ = start(DEMO, TINY)
+    with pytest.raises(UserError, match=message):
+        accelerator.point([base], 1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"slots": 300}, "slots must be from 1 to 256, .*, not 300"),
+        ({"slots": 257}, "slots must be from 1 to 256, .*, not 257"),
+        ({"slots": 0}, "slots must be from 1 to 256, .*, not 0"),
+        ({"context": 0}, "context must be from 1 to .* positions on board 'tiny', not 0"),
+        ({"context": 1 << 17}, "context must be from 1 to .* positions on board 'tiny', not 131072"),
+    ],
+)
+def test_the_golden_back_end_refuses_a_cache_that_the_accelerator_has_not(limits: dict[str, int], message: str):
+    _, _, model = start(DEMO, TINY)
+    with pytest.raises(UserError, match=message):
+        GoldenBackend(model.weights(), TINY, **limits)

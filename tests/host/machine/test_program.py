@@ -210,7 +210,7 @@ def big(**changes: Any) -> Callable[[], Any]:
             "context must be from 1 to 3968 positions on board 'kv260', not 3969",
         ),
         (lambda: compile_program(hollow(BITNET_2B, KV260), KV260, context=0), "not 0"),
-        (lambda: compile_program(hollow(BITNET_2B, KV260), KV260, slots=0), "slots must be at least 1, not 0"),
+        (lambda: compile_program(hollow(BITNET_2B, KV260), KV260, slots=0), "slots must be from 1 to 256, .*, not 0"),
         (
             lambda: compile_program(hollow(BITNET_2B, KV260), KV260, slots=2000),
             "needs .* beats of memory, addresses hold",
@@ -238,6 +238,14 @@ def test_more_slots_than_the_hardware_tells_apart_are_refused():
         with pytest.raises(UserError, match=rf"slots must be from 1 to 256, .*, not {slots}") as e:
             compile_program(hollow(spec, TINY), TINY, slots=slots)
         assert "\n" not in str(e.value)
+
+
+def test_a_scale_that_no_descriptor_can_hold_is_refused():
+    model = hollow(small_spec(layers=1), TINY)
+    section = model.image.sections["0.o"]
+    model.image.sections["0.o"] = replace(section, info={**section.info, "scales": [1e39]})
+    with pytest.raises(UserError, match=r"^hollow: LINEAR\.scale0 must be a binary32, at most 3\.4e38, not 1e\+39$"):
+        compile_program(model, TINY)
 
 
 @pytest.mark.parametrize("changes", [{}, {"activation": "silu"}, {"attn_sub_norm": False}, {"ffn_sub_norm": False}])
