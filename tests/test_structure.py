@@ -24,7 +24,6 @@ LONG = {
     "hw.control.execute": {"elaborate"},
     "hw.control.fetch": {"elaborate"},
     "hw.memory.kv_writer": {"elaborate"},
-    "hw.top": {"elaborate"},
 }
 """Functions that are longer, still."""
 

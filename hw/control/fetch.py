@@ -12,6 +12,7 @@ from tellme.golden.program import DESCRIPTOR_BYTES, Opcode
 from tellme.hw.control.descriptor import field
 from tellme.hw.control.sequence import PhaseSequencer
 from tellme.hw.fp.dsp import CASCADE_SHIFT, multiply_add, positive
+from tellme.hw.interfaces import PassParameters, count_bits
 from tellme.hw.pipeline import register
 
 SEGMENT = data.StructLayout({"address": 32, "beats": 32})
@@ -25,7 +26,7 @@ class Fetcher(wiring.Component):
 
     Interface attributes
     --------------------
-    start : pulse; the pass parameters (`lanes`, `position`, `slot`, ...) stay stable until the pass ends.
+    start : pulse; the parameters of the pass stay stable until the pass ends.
     program_ready : the program memory is filled.
     request, index, valid, descriptor : a reader's port of `ProgramMemory`.
     segments : stream of `SEGMENT`.
@@ -33,7 +34,6 @@ class Fetcher(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig):
         self.config = config
-        lane = clog2(config.lanes)
         super().__init__(
             {
                 "start": In(1),
@@ -41,11 +41,8 @@ class Fetcher(wiring.Component):
                 "program_address": In(32),
                 "program_length": In(16),
                 "program_ready": In(1),
-                "lanes": In(lane + 1),
-                "head_count": In(lane + 1),
-                "position": In(data.ArrayLayout(16, config.lanes)),
-                "slot": In(data.ArrayLayout(8, config.lanes)),
-                "same_slot": In(config.lanes),
+                "parameters": In(PassParameters(config)),
+                "head_count": In(count_bits(config)),
                 "request": Out(1),
                 "index": Out(clog2(config.max_descriptors)),
                 "valid": In(1),
@@ -65,12 +62,8 @@ class Fetcher(wiring.Component):
         d = Signal(8 * DESCRIPTOR_BYTES)
         opcode = field(d, Opcode.LOAD, "opcode")
         lane = Signal(clog2(c.lanes) + 1)
-        m.d.comb += [
-            sequencer.kv_heads.eq(field(d, Opcode.ATTENTION, "kv_heads")),
-            sequencer.lanes.eq(self.lanes),
-            sequencer.position.eq(self.position),
-            sequencer.same_slot.eq(self.same_slot),
-        ]
+        m.d.comb += sequencer.kv_heads.eq(field(d, Opcode.ATTENTION, "kv_heads"))
+        wiring.connect(m, wiring.flipped(self.parameters), sequencer.parameters)
 
         # One multiplier, four cycles: its operands are set in one state and its product taken in a later one.
         a, b = Signal(32), Signal(16)
@@ -165,7 +158,7 @@ class Fetcher(wiring.Component):
             emit("X")
             with m.State("X"):
                 m.d.sync += address.eq(field(d, Opcode.LOAD, "x_address"))
-                multiply(self.lanes, field(d, Opcode.LOAD, "x_beats"), "X-Length")
+                multiply(self.parameters.lanes, field(d, Opcode.LOAD, "x_beats"), "X-Length")
             waiting("X-Length")
             with m.State("X-Length"):
                 m.d.sync += beats.eq(product)
@@ -173,8 +166,12 @@ class Fetcher(wiring.Component):
             emit("Rope")
             with m.State("Rope"):
                 m.next = "Read"
-                with m.If(lane != self.lanes):
-                    multiply(field(d, Opcode.LOAD, "rope_beats"), self.position[lane[: clog2(c.lanes)]], "Rope-Address")
+                with m.If(lane != self.parameters.lanes):
+                    multiply(
+                        field(d, Opcode.LOAD, "rope_beats"),
+                        self.parameters.position[lane[: clog2(c.lanes)]],
+                        "Rope-Address",
+                    )
             waiting("Rope-Address")
             with m.State("Rope-Address"):
                 advance(product)
@@ -220,7 +217,9 @@ class Fetcher(wiring.Component):
                 m.d.sync += [address.eq(field(d, Opcode.ATTENTION, "kv_address")), cell.eq(0)]
                 m.next = "Phase"
                 with m.If(~phase.own):
-                    multiply(field(d, Opcode.ATTENTION, "slot_stride"), self.slot[phase.lane_lo], "Head-Address")
+                    multiply(
+                        field(d, Opcode.ATTENTION, "slot_stride"), self.parameters.slot[phase.lane_lo], "Head-Address"
+                    )
             waiting("Head-Address")
             with m.State("Head-Address"):
                 advance(product)
