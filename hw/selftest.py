@@ -164,9 +164,9 @@ class SelfTest(wiring.Component):
         m.d.comb += [
             # All there: more than there are, and a power of two, so that the comparison is of one bit.
             engine.quantised.eq(1 << 31),
-            port.addr.eq(Cat(engine.q_word, engine.q_lane[: exact_log2(config.lanes)], run.job)),
-            port.en.eq(engine.q_en),
-            engine.q_data.eq(port.data),
+            port.addr.eq(Cat(engine.int8.word, engine.int8.lane[: exact_log2(config.lanes)], run.job)),
+            port.en.eq(engine.int8.en),
+            engine.int8.data.eq(port.data),
         ]
 
     def _feed(self, m: Module, engine: TlmmEngine, run: _Run) -> None:

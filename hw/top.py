@@ -1,33 +1,69 @@
-"""The accelerator: every block, connected."""
+"""The accelerator: every block, connected. The picture of it is docs/images/architecture.svg."""
 
 from __future__ import annotations
 
-from amaranth import Cat, Const, Module, Mux, ResetInserter, Signal
-from amaranth.lib import data, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth import Cat, Const, Module, Mux, ResetInserter
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.utils import exact_log2
 
-from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.golden.config import AcceleratorConfig
 from tellme.golden.program import Opcode
 from tellme.golden.registers import ADDRESS_BITS, IDENTITY, VERSION, build_hash, geometry
-from tellme.hw import emit
 from tellme.hw.attention.unit import AttentionUnit
 from tellme.hw.control.counters import Counters
 from tellme.hw.control.descriptor import ProgramMemory
-from tellme.hw.control.execute import Executor, Route
+from tellme.hw.control.execute import Executor
 from tellme.hw.control.fetch import Fetcher
 from tellme.hw.control.lanes import LaneCheck
+from tellme.hw.control.parameters import PassRegisters
 from tellme.hw.control.registers import ControlRegisters
+from tellme.hw.control.route import BeatRouter, Route, StreamChoice
 from tellme.hw.control.sequence import PhaseSequencer
 from tellme.hw.control.supervise import Supervisor
 from tellme.hw.elementwise.elementwise import Elementwise
+from tellme.hw.interfaces import join, phase_layout
 from tellme.hw.memory.axi import Axi, AxiLite
 from tellme.hw.memory.kv_writer import KvWriter
 from tellme.hw.memory.logit_writer import LogitWriter
 from tellme.hw.memory.reader import StreamReader
-from tellme.hw.memory.writer import BeatWriter
-from tellme.hw.platforms import platform_of
-from tellme.hw.primitives import Inferred
+from tellme.hw.memory.share import Int8Sharing, OwnSharing
+from tellme.hw.memory.writer import BeatWriter, write_layout
 from tellme.hw.tlmm.engine import TlmmEngine
+
+
+class Blocks:
+    """The components of an accelerator, by the names of its submodules."""
+
+    LASTING = {"supervisor", "registers", "pass_registers", "counters", "reader", "writer"}
+    """Those that outlive a pass that was stopped: the AXI masters first finish what they owe."""
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self.supervisor = Supervisor()
+        self.registers = ControlRegisters(config)
+        self.pass_registers = PassRegisters(config)
+        self.counters = Counters(config.ports)
+        self.lane_check = LaneCheck(config)
+        # The stream.
+        self.reader = StreamReader(config)
+        self.router = BeatRouter(config)
+        # The program.
+        self.program = ProgramMemory(config)
+        self.fetcher = Fetcher(config)
+        self.executor = Executor(config)
+        # The engines.
+        self.tlmm = TlmmEngine(config)
+        self.elementwise = Elementwise(config)
+        self.attention = AttentionUnit(config)
+        self.sequencer = PhaseSequencer(config)
+        self.phase_choice = StreamChoice(phase_layout(config))
+        self.int8_sharing = Int8Sharing(config)
+        self.own_sharing = OwnSharing(config)
+        # What is written.
+        self.kv_writer = KvWriter(config)
+        self.logit_writer = LogitWriter(config)
+        self.write_choice = StreamChoice(write_layout(config))
+        self.writer = BeatWriter(config)
 
 
 class Accelerator(wiring.Component):
@@ -52,337 +88,229 @@ class Accelerator(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        b = Blocks(self.config)
+        # Everything that computes is reset when a pass stops with an error.
+        reset = ResetInserter(b.supervisor.reset)
+        for name, block in vars(b).items():
+            m.submodules[name] = block if name in b.LASTING else reset(block)
+
+        self._registers(m, b)
+        self._memory(m, b)
+        self._pass(m, b)
+        self._program(m, b)
+        self._jobs(m, b)
+        self._starts(m, b)
+        self._beats(m, b)
+        self._results(m, b)
+        self._writes(m, b)
+        self._supervision(m, b)
+        self._counters(m, b)
+        return m
+
+    def _registers(self, m: Module, b: Blocks) -> None:
+        registers, supervisor = b.registers, b.supervisor
+        connect(m, flipped(self.s_axi), registers.bus)
+        m.d.comb += [
+            registers.identity.eq(IDENTITY),
+            registers.version.eq(VERSION),
+            registers.build.eq(Const(build_hash(self.config), 32)),
+            registers.geometry.eq(geometry(self.config)),
+            registers.status.busy.eq(supervisor.busy),
+            registers.status.done.eq(supervisor.finished),
+            registers.status.stopped.eq(supervisor.reset),
+            registers.status.error.eq(supervisor.error),
+            self.irq.eq(supervisor.finished & registers.irq_enable.done),
+        ]
+        join(m, supervisor, registers, "error_address", busy="locked")
+        join(m, b.counters, registers, "cycles beats writes stall busy port_beats port_stalls")
+        join(m, b.attention, registers, "best_index best_value")
+
+    def _memory(self, m: Module, b: Blocks) -> None:
+        """The ports: their read channels are the reader's, their write channels the writer's."""
+        registers, reader, writer = b.registers, b.reader, b.writer
+        for i in range(self.config.ports):
+            base = Cat(registers.base_low[i], registers.base_high[i])
+            owed = registers.owed[i]
+            m.d.comb += [owed.reads.eq(reader.owed[i]), owed.writes.eq(writer.owed[i])]
+            m.d.comb += [unit.base[i].eq(base) for unit in (reader, writer)]
+            join(m, reader.m_axi[i], flipped(self.m_axi[i]))
+            join(m, writer.m_axi[i], flipped(self.m_axi[i]))
+        for unit in (reader, writer):
+            join(m, registers, unit, "window_beats timeout")
+            join(m, b.supervisor, unit, "clear")
+
+    def _pass(self, m: Module, b: Blocks) -> None:
+        """Lanes of the pass."""
+        join(m, b.registers, b.pass_registers, "lanes position slot program_length context slots")
+        join(m, b.registers, b.lane_check, "lanes head_lanes context slots position slot")
+        parameters = b.pass_registers.parameters
+        for unit in (b.fetcher, b.sequencer, b.kv_writer):
+            connect(m, parameters, unit.parameters)
+        for unit in (b.tlmm, b.elementwise):
+            join(m, parameters, unit, "lanes")
+
+    def _program(self, m: Module, b: Blocks) -> None:
+        program, fetcher, executor = b.program, b.fetcher, b.executor
+        join(m, b.supervisor, program, start="restart")
+        join(m, b.supervisor, fetcher, "start")
+        join(m, b.supervisor, executor, "start")
+        join(m, b.registers, fetcher, "program_address")
+        join(m, b.pass_registers, fetcher, length="program_length")
+        join(m, b.pass_registers, executor, length="program_length", max_context="context", max_slots="slots")
+        join(m, program, fetcher, "descriptor", fetch_request="request", fetch_index="index", fetch_valid="valid")
+        join(
+            m,
+            program,
+            executor,
+            execute_request="request",
+            execute_index="read_index",
+            execute_valid="valid",
+            descriptor="read_descriptor",
+        )
+        join(m, executor, fetcher, "program_ready")
+        connect(m, fetcher.segments, b.reader.segments)
+
+    def _jobs(self, m: Module, b: Blocks) -> None:
+        """Job parameters: fields of the descriptor in execution."""
         c = self.config
-
-        # Everything that computes is reset when a pass stops with an error; the AXI masters first finish what they owe.
-        supervisor = m.submodules.supervisor = Supervisor()
-        reset = ResetInserter(supervisor.reset)
-        registers = m.submodules.registers = ControlRegisters(c)
-        reader = m.submodules.reader = StreamReader(c)
-        writer = m.submodules.writer = BeatWriter(c)
-        units = {
-            "program": ProgramMemory(c),
-            "fetcher": Fetcher(c),
-            "executor": Executor(c),
-            "sequencer": PhaseSequencer(c),
-            "lane_check": LaneCheck(c),
-            "tlmm": TlmmEngine(c),
-            "elementwise": Elementwise(c),
-            "attention": AttentionUnit(c),
-            "kv_writer": KvWriter(c),
-            "logit_writer": LogitWriter(c),
-        }
-        for name, unit in units.items():
-            m.submodules[name] = reset(unit)
-        program, fetcher, executor, sequencer = (units[n] for n in ("program", "fetcher", "executor", "sequencer"))
-        lane_check = units["lane_check"]
-        tlmm, elementwise, attention, kv_writer = (units[n] for n in ("tlmm", "elementwise", "attention", "kv_writer"))
-        counters = m.submodules.counters = Counters(c.ports)
-
-        self._registers(m, registers, supervisor, counters, attention)
-        self._memory(m, registers, supervisor, reader, writer)
-
-        # ---- pass parameters ---------------------------------------------------------------------
-        position = Signal(data.ArrayLayout(16, c.lanes))
-        slot = Signal(data.ArrayLayout(8, c.lanes))
-        same_slot = Signal(c.lanes)
-        lanes = Signal(clog2(c.lanes) + 1)
-        head_count = Signal(clog2(c.lanes) + 1)
-        m.d.comb += [
-            lanes.eq(registers.lanes),
-            head_count.eq(registers.head_lanes.count),
-        ]
-        for i in range(c.lanes):
-            m.d.comb += [position[i].eq(registers.position[i]), slot[i].eq(registers.slot[i])]
-        for i in range(c.lanes - 1):
-            m.d.sync += same_slot[i].eq(registers.slot[i][:8] == registers.slot[i + 1][:8])
-        for unit in (fetcher, sequencer, kv_writer):
-            m.d.comb += [unit.lanes.eq(lanes), unit.position.eq(position)]
-        for unit in (fetcher, kv_writer):
-            m.d.comb += [unit.slot[i].eq(slot[i]) for i in range(c.lanes)]
-        for unit in (fetcher, sequencer):
-            m.d.comb += unit.same_slot.eq(same_slot)
-        for unit in (tlmm, elementwise, attention):
-            m.d.comb += unit.lanes.eq(lanes)
-
-        # ---- program -----------------------------------------------------------------------------
-        m.d.comb += [
-            fetcher.start.eq(supervisor.start),
-            fetcher.program_address.eq(registers.program_address),
-            fetcher.program_length.eq(registers.program_length),
-            fetcher.program_ready.eq(executor.program_ready),
-            fetcher.head_count.eq(head_count),
-            executor.start.eq(supervisor.start),
-            executor.program_length.eq(registers.program_length),
-            executor.context.eq(registers.context),
-            executor.slots.eq(registers.slots),
-            executor.head_first.eq(registers.head_lanes.first),
-            executor.head_count.eq(head_count),
-            program.restart.eq(supervisor.start),
-            program.fetch_request.eq(fetcher.request),
-            program.fetch_index.eq(fetcher.index),
-            fetcher.valid.eq(program.fetch_valid),
-            fetcher.descriptor.eq(program.descriptor),
-            program.execute_request.eq(executor.request),
-            program.execute_index.eq(executor.read_index),
-            executor.valid.eq(program.execute_valid),
-            executor.read_descriptor.eq(program.descriptor),
-        ]
-        wiring.connect(m, fetcher.segments, reader.segments)
-
-        # ---- job parameters and starts -----------------------------------------------------------
+        registers, fetcher, executor, sequencer = b.registers, b.fetcher, b.executor, b.sequencer
+        tlmm, elementwise, kv_writer, logits = b.tlmm, b.elementwise, b.kv_writer, b.logit_writer
+        attention = b.attention.job
         d = executor.descriptor
         for name in "kind norm_in gain_out gain_beats inputs inv_n eps head_dim heads kv_heads".split():
             m.d.comb += getattr(elementwise, name).eq(d.shared[name])
         for name in "tiles rows scale0 scale1 scale2 q_scale".split():
             m.d.comb += getattr(elementwise, name).eq(d.linear[name])
         # Whole K tiles are quantised; the head has no tiles field, and one tile too many is harmless.
-        head_dim = d.shared.head_dim
-        cells = head_dim >> (c.cell.bit_length() - 1)
-        kv_heads = d.shared.kv_heads
-        head_op = d.shared.opcode == Opcode.HEAD
-        with m.If(head_op):
+        with m.If(d.shared.opcode == Opcode.HEAD):
             m.d.comb += elementwise.tiles.eq(d.head.tiles)
+        cells = d.shared.head_dim >> exact_log2(c.cell)
         m.d.comb += [
             elementwise.x_beats.eq(d.load.x_beats),
             elementwise.rope_beats.eq(d.load.rope_beats),
             tlmm.tiles.eq(d.linear.tiles),
             tlmm.rows.eq(d.linear.rows),
             tlmm.block_rows.eq(d.linear.block_rows),
-            tlmm.quantised.eq(elementwise.quantised),
-            sequencer.kv_heads.eq(kv_heads),
+            sequencer.kv_heads.eq(d.shared.kv_heads),
             kv_writer.cells.eq(cells),
-            kv_writer.kv_heads.eq(kv_heads),
+            kv_writer.kv_heads.eq(d.shared.kv_heads),
             kv_writer.kv_address.eq(d.attention.kv_address),
             kv_writer.slot_stride.eq(d.attention.slot_stride),
             kv_writer.head_stride.eq(d.attention.head_stride),
-            attention.head_mode.eq(executor.head_mode),
-            attention.cells.eq(Mux(executor.head_mode, d.head.inputs >> (c.cell.bit_length() - 1), cells)),
+            attention.cells.eq(Mux(executor.head_mode, d.head.inputs >> exact_log2(c.cell), cells)),
             attention.group.eq(Mux(executor.head_mode, 1, d.attention.group)),
-            attention.kv_heads.eq(kv_heads),
-            attention.head_first.eq(executor.sweep_first),
-            attention.head_count.eq(executor.sweep_count),
+            attention.kv_heads.eq(d.shared.kv_heads),
             attention.vocabulary.eq(d.head.rows),
             attention.write_logits.eq(registers.write_logits.every),
-        ]
-        m.d.comb += [
-            elementwise.start_gain.eq(executor.start_gain),
-            elementwise.start_x.eq(executor.start_x),
-            elementwise.start_rope.eq(executor.start_rope),
-            elementwise.start_quantise.eq(executor.start_quantise),
-            elementwise.start_epilogue.eq(executor.start_epilogue),
-            elementwise.start_attention.eq(executor.start_collect),
-            tlmm.start.eq(executor.start_tlmm),
-            attention.start.eq(executor.start_attention),
-            sequencer.start.eq(executor.start_sequence),
-            kv_writer.start.eq(executor.start_kv_writer),
-            executor.gain_busy.eq(elementwise.gain_busy),
-            executor.x_busy.eq(elementwise.x_busy),
-            executor.rope_busy.eq(elementwise.rope_busy),
-            executor.quantise_busy.eq(elementwise.quantise_busy),
-            executor.epilogue_busy.eq(elementwise.epilogue_busy),
-            executor.collect_busy.eq(elementwise.attention_busy),
-            executor.tlmm_busy.eq(tlmm.busy),
-            executor.kv_writer_busy.eq(kv_writer.busy),
-        ]
-
-        # ---- beats -------------------------------------------------------------------------------
-        beats = reader.beats
-        ready = Signal()
-        taken = Signal()
-        of_program = Signal()
-        sinks = {Route.LOAD: elementwise.load, Route.TLMM: tlmm.beats, Route.ATTENTION: attention.beats}
-        for route, sink in sinks.items():
-            m.d.comb += [
-                sink.payload.eq(beats.payload),
-                sink.valid.eq(beats.valid & (executor.route == route)),
-            ]
-            with m.If(executor.route == route):
-                m.d.comb += ready.eq(sink.ready)
-        m.d.comb += of_program.eq(executor.loading)
-        with m.If(of_program):
-            m.d.comb += ready.eq(1)
-        m.d.comb += [
-            beats.ready.eq(ready),
-            taken.eq(beats.valid & ready),
-            executor.beat_taken.eq(beats.valid & of_program),
-            program.write.eq(beats.valid & of_program),
-            program.beat.eq(beats.payload),
-        ]
-
-        # ---- results of the units ----------------------------------------------------------------
-        wiring.connect(m, tlmm.rows_out, elementwise.rows_in)
-        m.d.comb += [
-            elementwise.att_valid.eq(attention.att_valid),
-            elementwise.att_lane.eq(attention.att_lane),
-            elementwise.att_chunk.eq(attention.att_chunk),
-            elementwise.att_data.eq(attention.att_data),
-            # One read port of the int8 buffer: tables and attention never run together.
-            elementwise.q_lane.eq(Mux(attention.busy, attention.q_lane, tlmm.q_lane)),
-            elementwise.q_word.eq(Mux(attention.busy, attention.q_word, tlmm.q_word)),
-            elementwise.q_en.eq(attention.q_en | tlmm.q_en),
-            attention.q_data.eq(elementwise.q_data),
-            tlmm.q_data.eq(elementwise.q_data),
-            elementwise.qscale_lane.eq(attention.qscale_lane),
-            elementwise.qscale_head.eq(attention.qscale_head),
-            attention.qscale_data.eq(elementwise.qscale_data),
-            # Own K and V: attention goes first, the cache writer takes the free cycles.
-            elementwise.own_addr.eq(Mux(attention.own_en, attention.own_addr, kv_writer.own_addr)),
-            kv_writer.own_grant.eq(~attention.own_en),
-            attention.own_data.eq(elementwise.own_data),
-            kv_writer.own_data.eq(elementwise.own_data),
-            kv_writer.own_scale_grant.eq(~attention.own_scale_en),
-            attention.own_scale_data.eq(elementwise.own_scale_data),
-            kv_writer.own_scale_data.eq(elementwise.own_scale_data),
-        ]
-        for name in ("own_scale_v", "own_scale_head", "own_scale_lane"):
-            m.d.comb += getattr(elementwise, name).eq(
-                Mux(attention.own_scale_en, getattr(attention, name), getattr(kv_writer, name))
-            )
-
-        # ---- phases ------------------------------------------------------------------------------
-        sink = attention.blocks
-        for source, active in ((sequencer.phases, ~executor.head_mode), (executor.head_phases, executor.head_mode)):
-            with m.If(active):
-                p, q = source.payload, sink.payload
-                m.d.comb += [
-                    sink.valid.eq(source.valid),
-                    source.ready.eq(sink.ready),
-                    q.phase.eq(p.v),
-                    q.index.eq(p.block),
-                ]
-                for name in ("own first last final kv_head lane_lo lane_hi keys base unit_words parity").split():
-                    m.d.comb += getattr(q, name).eq(getattr(p, name))
-
-        # ---- writes ------------------------------------------------------------------------------
-        out, logits = writer.writes, units["logit_writer"]
-        wiring.connect(m, attention.logits, logits.logits)
-        m.d.comb += [
             logits.address.eq(d.head.logits_address),
             logits.stride.eq(d.head.logits_stride),
-            executor.attention_busy.eq(attention.busy | logits.busy),
-            executor.writer_busy.eq(~writer.idle),
         ]
-        sources = ((logits.writes, logits.busy), (kv_writer.writes, ~logits.busy))
-        for source, active in sources:
-            with m.If(active):
-                m.d.comb += [
-                    out.valid.eq(source.valid),
-                    out.payload.eq(source.payload),
-                    source.ready.eq(out.ready),
-                ]
+        for unit in (fetcher, executor):
+            m.d.comb += unit.head_count.eq(registers.head_lanes.count)
+        m.d.comb += executor.head_first.eq(registers.head_lanes.first)
+        join(m, executor, attention, "head_mode", sweep_first="head_first", sweep_count="head_count")
 
-        # ---- supervision and counters ------------------------------------------------------------
-        bad_weight = Signal()
-        # Checked ahead: two writes to registers are at least two cycles apart, and the start comes last.
-        m.d.sync += supervisor.bad_program.eq(
-            (registers.program_length == 0) | (registers.program_length > c.max_descriptors)
+    def _starts(self, m: Module, b: Blocks) -> None:
+        """The executor starts the units and waits for them."""
+        executor = b.executor
+        join(
+            m,
+            executor,
+            b.elementwise,
+            "start_gain start_x start_rope start_quantise start_epilogue "
+            "gain_busy x_busy rope_busy quantise_busy epilogue_busy",
+            start_collect="start_attention",
+            collect_busy="attention_busy",
         )
-        for name in ("lanes", "head_lanes", "context", "slots", "position", "slot"):
-            m.d.comb += getattr(lane_check, name).eq(getattr(registers, name))
+        join(m, executor, b.tlmm, start_tlmm="start", tlmm_busy="busy")
+        join(m, executor, b.attention, start_attention="start")
+        join(m, executor, b.sequencer, start_sequence="start")
+        join(m, executor, b.kv_writer, start_kv_writer="start", kv_writer_busy="busy")
         m.d.comb += [
-            lane_check.start.eq(supervisor.check),
-            supervisor.checking.eq(lane_check.busy),
-            supervisor.bad_lanes.eq(lane_check.bad),
-            registers.locked.eq(supervisor.busy),
-            bad_weight.eq(tlmm.bad_weight),
-            supervisor.start_request.eq(registers.start),
-            supervisor.reset_request.eq(registers.soft_reset),
-            supervisor.done.eq(executor.done),
-            supervisor.quiet.eq(reader.quiet & writer.quiet),
-            supervisor.bad_weight.eq(bad_weight),
-            supervisor.bad_descriptor.eq(executor.bad_descriptor),
-            supervisor.descriptor_index.eq(executor.index),
-            supervisor.read_error.eq(reader.error),
-            supervisor.read_error_address.eq(reader.error_address),
-            supervisor.write_error.eq(writer.error),
-            supervisor.write_error_address.eq(writer.error_address),
-            supervisor.progress.eq(taken | writer.writes_count),
-            supervisor.timeout.eq(registers.timeout),
-            reader.clear.eq(supervisor.clear),
-            writer.clear.eq(supervisor.clear),
-            self.irq.eq(supervisor.finished & registers.irq_enable.done),
+            executor.attention_busy.eq(b.attention.busy | b.logit_writer.busy),
+            executor.writer_busy.eq(~b.writer.idle),
         ]
-        attending = executor.route == Route.ATTENTION
+
+    def _beats(self, m: Module, b: Blocks) -> None:
+        """The stream, to the unit whose turn it is."""
+        router = b.router
+        join(m, b.executor, router, "route loading", beat_taken="program_write")
+        connect(m, b.reader.beats, router.beats)
+        connect(m, router.load, b.elementwise.load)
+        connect(m, router.tlmm, b.tlmm.beats)
+        connect(m, router.attention, b.attention.beats)
+        join(m, router, b.program, program="beat", program_write="write")
+
+    def _results(self, m: Module, b: Blocks) -> None:
+        """What the engines give each other, and the buffers that they share."""
+        elementwise, attention = b.elementwise, b.attention
+        join(m, elementwise, b.tlmm, "quantised")
+        connect(m, b.tlmm.rows_out, elementwise.rows_in)
+        connect(m, attention.chunks, elementwise.chunks)
+        connect(m, attention.query_scales, elementwise.query_scales)
+
+        int8, own = b.int8_sharing, b.own_sharing
+        join(m, attention, int8, busy="attending")
+        connect(m, b.tlmm.int8, int8.tables)
+        connect(m, attention.int8, int8.attention)
+        connect(m, int8.buffer, elementwise.int8)
+        connect(m, attention.own, own.attention)
+        connect(m, attention.own_scales, own.attention_scales)
+        connect(m, b.kv_writer.own, own.writer)
+        connect(m, b.kv_writer.own_scales, own.writer_scales)
+        connect(m, own.buffer, elementwise.own)
+        connect(m, own.buffer_scales, elementwise.own_scales)
+
+        phases = b.phase_choice
+        join(m, b.executor, phases, head_mode="second")
+        connect(m, b.sequencer.phases, phases.sources[0])
+        connect(m, b.executor.head_phases, phases.sources[1])
+        connect(m, phases.out, attention.blocks)
+
+    def _writes(self, m: Module, b: Blocks) -> None:
+        """Logits, or keys and values, to memory."""
+        writes = b.write_choice
+        connect(m, b.attention.logits, b.logit_writer.logits)
+        join(m, b.logit_writer, writes, busy="second")
+        connect(m, b.kv_writer.writes, writes.sources[0])
+        connect(m, b.logit_writer.writes, writes.sources[1])
+        connect(m, writes.out, b.writer.writes)
+
+    def _supervision(self, m: Module, b: Blocks) -> None:
+        supervisor, executor, reader, writer = b.supervisor, b.executor, b.reader, b.writer
+        join(m, b.registers, supervisor, "timeout", start="start_request", soft_reset="reset_request")
+        join(m, supervisor, b.lane_check, check="start", checking="busy", bad_lanes="bad")
+        join(m, b.pass_registers, supervisor, "bad_program")
+        join(m, executor, supervisor, "done bad_descriptor")
+        join(m, b.tlmm, supervisor, "bad_weight")
+        join(m, reader, supervisor, error="read_error", error_address="read_error_address")
+        join(m, writer, supervisor, error="write_error", error_address="write_error_address")
         m.d.comb += [
-            counters.restart.eq(supervisor.check),
-            counters.running.eq(supervisor.busy),
-            counters.beat.eq(taken),
-            counters.write.eq(writer.writes_count),
-            counters.memory.eq(ready & ~beats.valid),
-            counters.epilogue.eq(tlmm.stall_rows),
+            supervisor.descriptor_index.eq(executor.index),
+            supervisor.quiet.eq(reader.quiet & writer.quiet),
+            supervisor.progress.eq(b.router.taken | writer.writes_count),
+        ]
+
+    def _counters(self, m: Module, b: Blocks) -> None:
+        """Where the cycles of a pass went."""
+        counters, reader, tlmm, elementwise, executor = b.counters, b.reader, b.tlmm, b.elementwise, b.executor
+        join(m, b.supervisor, counters, check="restart", busy="running")
+        join(m, b.router, counters, taken="beat", waiting="memory")
+        join(m, b.writer, counters, writes_count="write")
+        join(m, tlmm, counters, stall_rows="epilogue")
+        join(m, executor, counters, draining="drain")
+        join(m, reader, counters, "port_beat port_stall")
+        m.d.comb += [
             counters.elementwise.eq(tlmm.stall_tables | executor.waiting_elementwise | elementwise.x_busy),
-            counters.attention.eq(attending),
-            counters.drain.eq(executor.draining),
-            counters.port_beat.eq(reader.port_beat),
-            counters.port_stall.eq(reader.port_stall),
+            counters.attention.eq(executor.route == Route.ATTENTION),
             counters.unit_busy.eq(
                 Cat(
                     reader.level != 0,
                     tlmm.busy,
                     elementwise.epilogue_busy,
                     elementwise.quantise_busy,
-                    attention.busy,
-                    ~writer.idle,
+                    b.attention.busy,
+                    ~b.writer.idle,
                 )
             ),
         ]
-        return m
-
-    def _registers(self, m, registers, supervisor, counters, attention) -> None:
-        c = self.config
-        wiring.connect(m, wiring.flipped(self.s_axi), registers.bus)
-        m.d.comb += [
-            registers.identity.eq(IDENTITY),
-            registers.version.eq(VERSION),
-            registers.build.eq(Const(build_hash(c), 32)),
-            registers.geometry.eq(geometry(c)),
-            registers.status.busy.eq(supervisor.busy),
-            registers.status.done.eq(supervisor.finished),
-            registers.status.stopped.eq(supervisor.reset),
-            registers.status.error.eq(supervisor.error),
-            registers.error_address.eq(supervisor.error_address),
-            registers.cycles.eq(counters.cycles),
-            registers.beats.eq(counters.beats),
-            registers.writes.eq(counters.writes),
-            registers.stall.eq(counters.stall),
-            registers.busy.eq(counters.busy),
-            registers.port_beats.eq(counters.port_beats),
-            registers.port_stalls.eq(counters.port_stalls),
-        ]
-        for i in range(c.lanes):
-            m.d.comb += [
-                registers.best_index[i].eq(attention.best_index[i]),
-                registers.best_value[i].eq(attention.best_value[i]),
-            ]
-
-    def _memory(self, m, registers, supervisor, reader, writer) -> None:
-        for i in range(self.config.ports):
-            m.d.comb += [registers.owed[i].reads.eq(reader.owed[i]), registers.owed[i].writes.eq(writer.owed[i])]
-            base = Cat(registers.base_low[i], registers.base_high[i])
-            m.d.comb += [reader.base[i].eq(base), writer.base[i].eq(base)]
-            for source in (reader.m_axi[i], writer.m_axi[i]):
-                for name, member in source.signature.members.items():
-                    port = getattr(self.m_axi[i], name)
-                    inner = getattr(source, name)
-                    m.d.comb += port.eq(inner) if member.flow is Out else inner.eq(port)
-        for unit in (reader, writer):
-            m.d.comb += [unit.window_beats.eq(registers.window_beats), unit.timeout.eq(registers.timeout)]
-
-
-_STYLE = ("CASEINCOMPLETE", "CASEOVERLAP", "WIDTHEXPAND", "WIDTHTRUNC")
-"""Lint classes that Amaranth's Verilog trips without an error in function: it extends and cuts as its own rules say."""
-
-
-def to_verilog(config: AcceleratorConfig, name: str = "tellme", *, primitives: bool = False) -> str:
-    """Verilog of the accelerator `name`; ports `s_axi_*`, `m_axi_<port>_*`, `irq`, `clk`, `rst`.
-
-    Parameters
-    ----------
-    primitives : instantiate vendor primitives (DSP48E2, RAM32M16) where the preset's board has them, for its vendor's
-        tools: smaller and faster. Otherwise plain logic and inferred memory, which every tool reads.
-    """
-    board = platform_of(config)
-    platform = board if primitives else Inferred(ultra_ram=board is None or board.ultra_ram)
-    quiet = "".join(f"/* verilator lint_off {name} */\n" for name in _STYLE)
-    return quiet + emit.to_verilog(Accelerator(config), name, platform, separator="_")

@@ -21,7 +21,6 @@ LONG = {
     "hw.attention.softmax": {"elaborate"},
     "hw.attention.unit": {"elaborate"},
     "hw.memory.kv_writer": {"elaborate"},
-    "hw.top": {"elaborate"},
 }
 """Functions that are longer, still."""
 

@@ -24,11 +24,11 @@ def command(
     if out.is_dir():
         check_new_file(out / "tellme.v")
     try:
-        from tellme.hw.top import to_verilog
+        from tellme.hw.verilog import accelerator_verilog
     except ImportError as e:
         raise UserError(f"the generator cannot be loaded ({e}); install it: {advice('generate')}") from e
     with Console(stderr=True).status(f"generating the Verilog of {config.name}"):
-        text = to_verilog(config)
+        text = accelerator_verilog(config)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:

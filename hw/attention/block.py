@@ -22,35 +22,6 @@ SCORE_BITS = 24
 """Of a score T."""
 
 
-class BlockDescriptor(data.StructLayout):
-    """Payload of the unit's `blocks` stream: one phase, in execution order (golden.schedule.Phase).
-
-    phase: 0 K, 1 V. own: the pass's own keys. first, last: of this unit's K or V part. final: last phase of the job.
-    keys: valid keys of a cache block. base: first score word of the block in the unit. unit_words: score words of the
-    unit for one set of queries. parity: half of the score RAM. index: of the vocabulary block (head).
-    """
-
-    def __init__(self, config: AcceleratorConfig):
-        lane = clog2(config.lanes)
-        super().__init__(
-            {
-                "phase": 1,
-                "own": 1,
-                "first": 1,
-                "last": 1,
-                "final": 1,
-                "kv_head": 8,
-                "lane_lo": lane,
-                "lane_hi": lane,
-                "keys": 16,
-                "base": 16,
-                "unit_words": 16,
-                "parity": 1,
-                "index": 16,
-            }
-        )
-
-
 @dataclass(frozen=True)
 class Sizes:
     """Widths and depths of the unit. See docs/formats.md for the short names.

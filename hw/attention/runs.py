@@ -10,7 +10,8 @@ from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import clog2
 from tellme.golden.kv import KvGeometry
-from tellme.hw.attention.block import SCORE_SPACING, BlockDescriptor, Sizes, log2
+from tellme.hw.attention.block import SCORE_SPACING, Sizes, log2
+from tellme.hw.interfaces import phase_layout
 from tellme.hw.pipeline import wire
 from tellme.hw.queues import ShortQueue
 
@@ -40,7 +41,7 @@ class PhaseQueue(wiring.Component):
                 "group": In(8),
                 "head_first": In(lane),
                 "head_count": In(lane + 1),
-                "blocks": In(stream.Signature(BlockDescriptor(c))),
+                "blocks": In(stream.Signature(phase_layout(c))),
                 **{name: Out(stream.Signature(sizes.phase)) for name in CONSUMERS},
             }
         )
@@ -61,10 +62,10 @@ class PhaseQueue(wiring.Component):
             with m.State("Take"):
                 m.d.comb += self.blocks.ready.eq(1)
                 with m.If(self.blocks.valid):
-                    for name in ("own", "first", "last", "final", "keys", "base", "unit_words", "parity", "index"):
+                    for name in ("v", "own", "first", "last", "final", "keys", "base", "unit_words", "parity"):
                         m.d.sync += phase[name].eq(block[name])
                     m.d.sync += [
-                        phase.v.eq(block.phase),
+                        phase.index.eq(block.block),
                         phase.half.eq(half),
                         phase.kv_head.eq(block.kv_head),
                         phase.lane_lo.eq(block.lane_lo),

@@ -7,15 +7,25 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.golden.config import AcceleratorConfig
 from tellme.hw.attention.array import MultiplierArray
-from tellme.hw.attention.block import PIPES, BlockDescriptor, Sizes
+from tellme.hw.attention.block import PIPES, Sizes
 from tellme.hw.attention.head import LogitSink, logit_layout
 from tellme.hw.attention.merge import SumAccumulator
 from tellme.hw.attention.queries import QueryLoader
-from tellme.hw.attention.runs import Loader, PhaseQueue, Player, own_bits
+from tellme.hw.attention.runs import Loader, PhaseQueue, Player
 from tellme.hw.attention.scores import DotAccumulator
 from tellme.hw.attention.softmax import ScorePass, WeightPass, score_layout
+from tellme.hw.interfaces import (
+    AttentionChunks,
+    AttentionJob,
+    Int8ReadPort,
+    OwnReadPort,
+    OwnScalePort,
+    QueryScalePort,
+    join,
+    phase_layout,
+)
 from tellme.hw.memory.columns import ColumnMemory
 from tellme.hw.pipeline import delay_line
 from tellme.hw.primitives import deep_ram
@@ -34,58 +44,31 @@ class AttentionUnit(wiring.Component):
 
     Interface attributes
     --------------------
-    start, busy, done : a job; every other parameter is stable while busy.
-    head_mode : 0 attention, 1 output head. cells : head_dim, or inputs, in cells. group : heads / kv_heads (1 in
-    head mode).
-    head_first, head_count : lanes whose logits are computed, at most attention_lanes. vocabulary : rows behind it
-    never win.
-    write_logits : give every logit out, too.
-    blocks : phases (BlockDescriptor); in head mode one for each block of rows, with index, keys = key_block, first,
+    start, busy, done : a job; `job`, its parameters, is stable while busy.
+    blocks : phases (`phase_layout`); in head mode one for each block of rows, with block, keys = key_block, first,
     final.
-    beats : the stream. q_* , qscale_*, own_*, own_scale_* : read ports of the element-wise buffers, 1 cycle.
-    att_* : results, 4 features of a lane at a time, no back-pressure. logits, best_index, best_value : see LogitSink.
+    beats : the stream. int8, query_scales, own, own_scales : read ports of the element-wise buffers. It never waits
+    for a grant.
+    chunks : results. logits, best_index, best_value : see LogitSink.
     stall_memory : a run waits for a beat. stall_softmax : it waits for anything else (operands, weights, buffers).
     """
 
     def __init__(self, config: AcceleratorConfig, *, pipes: int | None = None):
         self.config = c = config
         self.sizes = Sizes(config, min(PIPES, config.attention_lanes) if pipes is None else pipes)
-        lane = clog2(c.lanes)
         super().__init__(
             {
-                "head_mode": In(1),
-                "cells": In(16),
-                "group": In(8),
-                "kv_heads": In(8),
-                "lanes": In(lane + 1),
-                "head_first": In(lane),
-                "head_count": In(lane + 1),
-                "vocabulary": In(32),
-                "write_logits": In(1),
+                "job": In(AttentionJob(c)),
                 "start": In(1),
                 "busy": Out(1),
                 "done": Out(1),
-                "blocks": In(stream.Signature(BlockDescriptor(c))),
+                "blocks": In(stream.Signature(phase_layout(c))),
                 "beats": In(stream.Signature(8 * c.beat_bytes)),
-                "q_lane": Out(lane),
-                "q_word": Out(clog2(c.max_features // c.word)),
-                "q_en": Out(1),
-                "q_data": In(8 * c.word),
-                "qscale_lane": Out(lane),
-                "qscale_head": Out(8),
-                "qscale_data": In(32),
-                "own_addr": Out(own_bits(self.sizes)),
-                "own_en": Out(1),
-                "own_data": In(8 * c.beat_bytes),
-                "own_scale_v": Out(1),
-                "own_scale_head": Out(8),
-                "own_scale_lane": Out(lane),
-                "own_scale_en": Out(1),
-                "own_scale_data": In(32),
-                "att_valid": Out(1),
-                "att_lane": Out(lane),
-                "att_chunk": Out(clog2(c.max_features // 4)),
-                "att_data": Out(data.ArrayLayout(32, 4)),
+                "int8": Out(Int8ReadPort(c)),
+                "query_scales": Out(QueryScalePort(c)),
+                "own": Out(OwnReadPort(c)),
+                "own_scales": Out(OwnScalePort(c)),
+                "chunks": Out(AttentionChunks(c)),
                 "logits": Out(stream.Signature(logit_layout(c))),
                 "best_index": Out(data.ArrayLayout(32, c.lanes)),
                 "best_value": Out(data.ArrayLayout(32, c.lanes)),
@@ -118,18 +101,18 @@ class AttentionUnit(wiring.Component):
             m.d.sync += self.busy.eq(0)
         m.d.sync += self.done.eq(finished)
         for part in (phases, loader, queries, score):
-            m.d.comb += part.head_mode.eq(self.head_mode)
+            m.d.comb += part.head_mode.eq(self.job.head_mode)
         for part in (phases, loader, player, queries, sums):
-            m.d.comb += part.cells.eq(self.cells)
+            m.d.comb += part.cells.eq(self.job.cells)
         for part in (phases, queries, score, sums):
-            m.d.comb += part.group.eq(self.group)
+            m.d.comb += part.group.eq(self.job.group)
         for part in (score, head):
-            m.d.comb += part.write_logits.eq(self.write_logits)
+            m.d.comb += part.write_logits.eq(self.job.write_logits)
         m.d.comb += [
-            phases.head_first.eq(self.head_first),
-            phases.head_count.eq(self.head_count),
-            player.kv_heads.eq(self.kv_heads),
-            head.vocabulary.eq(self.vocabulary),
+            phases.head_first.eq(self.job.head_first),
+            phases.head_count.eq(self.job.head_count),
+            player.kv_heads.eq(self.job.kv_heads),
+            head.vocabulary.eq(self.job.vocabulary),
         ]
         wiring.connect(m, wiring.flipped(self.blocks), phases.blocks)
         wiring.connect(m, wiring.flipped(self.beats), loader.beats)
@@ -139,25 +122,39 @@ class AttentionUnit(wiring.Component):
 
         # ---- buffers outside -----------------------------------------------------------------------
         m.d.comb += [
-            self.q_lane.eq(queries.q_lane),
-            self.q_word.eq(queries.q_word),
-            self.q_en.eq(queries.q_en),
-            queries.q_data.eq(self.q_data),
-            self.qscale_lane.eq(score.qscale_lane),
-            self.qscale_head.eq(score.qscale_head),
-            score.qscale_data.eq(self.qscale_data),
-            self.own_addr.eq(player.own_addr),
-            self.own_en.eq(player.own_en),
-            loader.own_scale_data.eq(self.own_scale_data),
+            self.int8.lane.eq(queries.q_lane),
+            self.int8.word.eq(queries.q_word),
+            self.int8.en.eq(queries.q_en),
+            queries.q_data.eq(self.int8.data),
+            self.query_scales.lane.eq(score.qscale_lane),
+            self.query_scales.head.eq(score.qscale_head),
+            score.qscale_data.eq(self.query_scales.data),
+            self.own.address.eq(player.own_addr),
+            self.own.en.eq(player.own_en),
+            loader.own_scale_data.eq(self.own_scales.data),
             self.best_index.eq(head.best_index),
             self.best_value.eq(head.best_value),
             self.stall_memory.eq(player.stall_memory),
             self.stall_softmax.eq(player.stall_softmax),
         ]
-        for name in ("own_scale_v", "own_scale_head", "own_scale_lane", "own_scale_en"):
-            m.d.comb += getattr(self, name).eq(getattr(loader, name))
-        for name in ("att_valid", "att_lane", "att_chunk", "att_data"):
-            m.d.comb += getattr(self, name).eq(getattr(sums, name))
+        join(
+            m,
+            loader,
+            wiring.flipped(self.own_scales),
+            own_scale_v="v",
+            own_scale_head="head",
+            own_scale_lane="lane",
+            own_scale_en="en",
+        )
+        join(
+            m,
+            sums,
+            wiring.flipped(self.chunks),
+            att_valid="valid",
+            att_lane="lane",
+            att_chunk="chunk",
+            att_data="data",
+        )
 
         # ---- store, own RAM and weight RAM to the array --------------------------------------------
         m.d.comb += [
@@ -182,7 +179,7 @@ class AttentionUnit(wiring.Component):
         tag = delay_line(m, tag_1, 1, "tag_in", reset_less=False)
         beat = Signal(8 * c.beat_bytes, reset_less=True)
         operand = Signal(weights, reset_less=True)
-        m.d.sync += [beat.eq(Mux(tag_1.own, self.own_data, loader.read_data)), operand.eq(read_weights)]
+        m.d.sync += [beat.eq(Mux(tag_1.own, self.own.data, loader.read_data)), operand.eq(read_weights)]
         m.d.comb += [
             array.tag.eq(tag),
             array.beat.eq(beat),

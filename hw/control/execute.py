@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amaranth import Module, Mux, Signal, Value
-from amaranth.lib import enum, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig, clog2
@@ -11,16 +11,8 @@ from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode
 from tellme.golden.registers import MAX_SLOTS
 from tellme.hw.control.check import ProgramCheck
 from tellme.hw.control.descriptor import DESCRIPTOR
-from tellme.hw.control.sequence import phase_layout
-
-
-class Route(enum.Enum, shape=2):
-    """Which unit takes the beats of the stream."""
-
-    PROGRAM = 0
-    LOAD = 1
-    TLMM = 2
-    ATTENTION = 3
+from tellme.hw.control.route import Route
+from tellme.hw.interfaces import phase_layout
 
 
 class Executor(wiring.Component):

@@ -14,6 +14,7 @@ from tellme.golden.program import DESCRIPTOR_BYTES, Opcode
 from tellme.hw.control.descriptor import DESCRIPTOR
 from tellme.hw.control.sequence import PhaseSequencer
 from tellme.hw.fp.dsp import CASCADE_SHIFT, multiply_add, positive
+from tellme.hw.interfaces import PassParameters, count_bits
 from tellme.hw.pipeline import register
 
 SEGMENT = data.StructLayout({"address": 32, "beats": 32})
@@ -98,7 +99,7 @@ class Fetcher(wiring.Component):
 
     Interface attributes
     --------------------
-    start : pulse; the pass parameters (`lanes`, `position`, `slot`, ...) stay stable until the pass ends.
+    start : pulse; the parameters of the pass stay stable until the pass ends.
     program_ready : the program memory is filled.
     request, index, valid, descriptor : a reader's port of `ProgramMemory`.
     segments : stream of `SEGMENT`.
@@ -106,7 +107,6 @@ class Fetcher(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig):
         self.config = config
-        lane = clog2(config.lanes)
         super().__init__(
             {
                 "start": In(1),
@@ -114,11 +114,8 @@ class Fetcher(wiring.Component):
                 "program_address": In(32),
                 "program_length": In(16),
                 "program_ready": In(1),
-                "lanes": In(lane + 1),
-                "head_count": In(lane + 1),
-                "position": In(data.ArrayLayout(16, config.lanes)),
-                "slot": In(data.ArrayLayout(8, config.lanes)),
-                "same_slot": In(config.lanes),
+                "parameters": In(PassParameters(config)),
+                "head_count": In(count_bits(config)),
                 "request": Out(1),
                 "index": Out(clog2(config.max_descriptors)),
                 "valid": In(1),
@@ -136,10 +133,8 @@ class Fetcher(wiring.Component):
         sweeps = Signal(range(-(-self.config.lanes // self.config.attention_lanes) + 1))
         m.d.comb += [
             sequencer.kv_heads.eq(d.attention.kv_heads),
-            sequencer.lanes.eq(self.lanes),
-            sequencer.position.eq(self.position),
-            sequencer.same_slot.eq(self.same_slot),
         ]
+        wiring.connect(m, wiring.flipped(self.parameters), sequencer.parameters)
         with m.FSM() as fsm:
             self._read_program(m, walk)
             self._read_descriptor(m, walk, d, lane, sweeps, sequencer)
@@ -190,7 +185,7 @@ class Fetcher(wiring.Component):
         walk.emit("Inputs")
         with m.State("Inputs"):
             m.d.sync += walk.address.eq(d.load.x_address)
-            walk.multiply(self.lanes, d.load.x_beats, "Inputs-Length")
+            walk.multiply(self.parameters.lanes, d.load.x_beats, "Inputs-Length")
         walk.waiting("Inputs-Length")
         with m.State("Inputs-Length"):
             m.d.sync += walk.beats.eq(walk.product)
@@ -198,8 +193,10 @@ class Fetcher(wiring.Component):
         walk.emit("Rope")
         with m.State("Rope"):
             m.next = "Read"
-            with m.If(lane != self.lanes):
-                walk.multiply(d.load.rope_beats, self.position[lane[: clog2(self.config.lanes)]], "Rope-Address")
+            with m.If(lane != self.parameters.lanes):
+                walk.multiply(
+                    d.load.rope_beats, self.parameters.position[lane[: clog2(self.config.lanes)]], "Rope-Address"
+                )
         walk.waiting("Rope-Address")
         with m.State("Rope-Address"):
             walk.advance(walk.product)
@@ -262,7 +259,7 @@ class Fetcher(wiring.Component):
             m.d.sync += [walk.address.eq(d.attention.kv_address), cell.eq(0)]
             m.next = "Phase"
             with m.If(~phase.own):
-                walk.multiply(d.attention.slot_stride, self.slot[phase.lane_lo], "Kv-Head-Address")
+                walk.multiply(d.attention.slot_stride, self.parameters.slot[phase.lane_lo], "Kv-Head-Address")
         walk.waiting("Kv-Head-Address")
         with m.State("Kv-Head-Address"):
             walk.advance(walk.product)

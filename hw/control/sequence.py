@@ -7,28 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig, clog2
-
-
-def phase_layout(config: AcceleratorConfig) -> data.StructLayout:
-    """Payload of a phase; fields as in `golden.schedule.Phase`."""
-    lane = clog2(config.lanes)
-    return data.StructLayout(
-        {
-            "v": 1,
-            "own": 1,
-            "first": 1,
-            "last": 1,
-            "final": 1,
-            "parity": 1,
-            "kv_head": 8,
-            "lane_lo": lane,
-            "lane_hi": lane,
-            "keys": 16,
-            "base": 16,
-            "unit_words": 16,
-            "block": 16,
-        }
-    )
+from tellme.hw.interfaces import PassParameters, phase_layout
 
 
 class PhaseSequencer(wiring.Component):
@@ -38,8 +17,8 @@ class PhaseSequencer(wiring.Component):
 
     Interface attributes
     --------------------
-    start : pulse; `kv_heads`, `lanes`, `position`, `same_slot` stay stable until `busy` falls.
-    same_slot : bit l: lanes l and l+1 have one slot.
+    start : pulse; `kv_heads` and `parameters` stay stable until `busy` falls.
+    parameters : lanes of the pass.
     phases : stream of `phase_layout`.
     """
 
@@ -50,9 +29,7 @@ class PhaseSequencer(wiring.Component):
                 "start": In(1),
                 "busy": Out(1),
                 "kv_heads": In(8),
-                "lanes": In(clog2(config.lanes) + 1),
-                "position": In(data.ArrayLayout(16, config.lanes)),
-                "same_slot": In(config.lanes),
+                "parameters": In(PassParameters(config)),
                 "phases": Out(stream.Signature(phase_layout(config))),
             }
         )
@@ -79,7 +56,7 @@ class PhaseSequencer(wiring.Component):
         keys = Signal(16)  # of the cache block, and the score words of them
         words = Signal(16)
         last_lane = Signal(lane_bits)
-        m.d.sync += last_lane.eq(self.lanes - 1)
+        m.d.sync += last_lane.eq(self.parameters.lanes - 1)
         unit_words = Signal(16)
         newest, newest_keys = Signal(16), Signal(16)
 
@@ -101,13 +78,13 @@ class PhaseSequencer(wiring.Component):
                     m.d.sync += [scoring.eq(0), have_summing.eq(0), exhausted.eq(0), of_values.eq(0)]
                     m.next = "Scan"
             with m.State("Scan"):
-                with m.If((scoring.hi != last_lane) & self.same_slot.bit_select(scoring.hi, 1)):
+                with m.If((scoring.hi != last_lane) & self.parameters.same_slot.bit_select(scoring.hi, 1)):
                     m.d.sync += scoring.hi.eq(scoring.hi + 1)
                 with m.Else():
                     m.next = "Part"
             with m.State("Part"):
                 m.d.sync += [
-                    cached.eq(self.position[unit.lo]),
+                    cached.eq(self.parameters.position[unit.lo]),
                     lane_span.eq(unit.hi - unit.lo),
                     word_span.eq((unit.hi >> beat_key_bits) - (unit.lo >> beat_key_bits)),
                 ]

@@ -14,11 +14,9 @@ from tellme.hw.elementwise.buffers import BankedBuffer, BeatTable, ScaleRam
 from tellme.hw.elementwise.common import (
     CHUNK_LAYOUT,
     chunk_bits,
-    count_bits,
     head_pitch,
     lane_address,
     lane_bits,
-    word_bits,
 )
 from tellme.hw.elementwise.epilogue import HEADS_AHEAD, Epilogue
 from tellme.hw.elementwise.load import Loader
@@ -26,6 +24,7 @@ from tellme.hw.elementwise.quantiser import Quantiser
 from tellme.hw.elementwise.scales import SLOTS, ScaleUnit, Target
 from tellme.hw.elementwise.statistics import Statistics, chunk_info
 from tellme.hw.elementwise.transpose import GROUP
+from tellme.hw.interfaces import AttentionChunks, Int8ReadPort, OwnReadPort, OwnScalePort, QueryScalePort, count_bits
 
 
 class Elementwise(wiring.Component):
@@ -52,17 +51,13 @@ class Elementwise(wiring.Component):
     gain_busy, x_busy, rope_busy, quantise_busy, epilogue_busy, attention_busy : Out, from the cycle behind the start.
     quantised : Out. Words written since start_quantise; they may be read.
     rows_in : In, stream of rows of TLMM.
-    att_valid, att_lane, att_chunk, att_data : In. A chunk of a lane's attention output, ascending, always taken.
-    q_lane, q_word, q_en -> q_data : int8 buffer. qscale_lane, qscale_head -> qscale_data : scales of the queries;
-        head 0 holds the activation scale after start_quantise. own_addr -> own_data : keys and values of the pass:
-        ((v * kv_heads + kv_head) * cells + cell) * (lanes / keys_per_beat) + lane / keys_per_beat.
-        own_scale_v, own_scale_head, own_scale_lane -> own_scale_data. All one cycle of latency.
+    chunks : In. Attention's output.
+    int8, query_scales, own, own_scales : In. Read ports of the buffers (`hw.interfaces`); every read is granted.
     """
 
     def __init__(self, config: AcceleratorConfig):
         self.config = config
         self._kv_heads = min(config.max_heads, config.max_kv_dim // 32)
-        lane = lane_bits(config)
         super().__init__(
             {
                 "kind": In(range(len(Kind))),
@@ -99,23 +94,11 @@ class Elementwise(wiring.Component):
                 "attention_busy": Out(1),
                 "quantised": Out(32),
                 "rows_in": In(stream.Signature(data.ArrayLayout(signed(config.row_width), config.lanes))),
-                "att_valid": In(1),
-                "att_lane": In(lane),
-                "att_chunk": In(chunk_bits(config)),
-                "att_data": In(CHUNK_LAYOUT),
-                "q_lane": In(lane),
-                "q_word": In(word_bits(config)),
-                "q_en": In(1),
-                "q_data": Out(8 * config.word),
-                "qscale_lane": In(lane),
-                "qscale_head": In(clog2(config.max_heads)),
-                "qscale_data": Out(32),
-                "own_addr": In(clog2(KvGeometry(config).own_depth)),
-                "own_data": Out(8 * config.beat_bytes),
-                "own_scale_v": In(1),
-                "own_scale_head": In(clog2(self._kv_heads)),
-                "own_scale_lane": In(lane),
-                "own_scale_data": Out(32),
+                "chunks": In(AttentionChunks(config)),
+                "int8": In(Int8ReadPort(config)),
+                "query_scales": In(QueryScalePort(config)),
+                "own": In(OwnReadPort(config)),
+                "own_scales": In(OwnScalePort(config)),
             }
         )
 
@@ -219,7 +202,7 @@ class Elementwise(wiring.Component):
         dims32 = self.head_dim[5 : 5 + bits_for(config.max_head_dim // 32)]
         final = Signal()
         m.d.sync += [chunks.eq(self.heads * dims32 * (32 // CHUNK)), last_chunk.eq(chunks - 1)]
-        m.d.comb += final.eq(self.att_valid & (self.att_chunk == last_chunk))
+        m.d.comb += final.eq(self.chunks.valid & (self.chunks.chunk == last_chunk))
         with m.If(self.start_attention):
             m.d.sync += lanes_left.eq(self.lanes - 1)
         with m.Elif(final):
@@ -237,17 +220,17 @@ class Elementwise(wiring.Component):
             ]
         with m.Else():
             m.d.sync += [
-                info.lane.eq(self.att_lane),
-                info.chunk.eq(self.att_chunk),
-                info.first.eq(self.att_chunk < 8),
-                v.eq(self.att_data),
+                info.lane.eq(self.chunks.lane),
+                info.chunk.eq(self.chunks.chunk),
+                info.first.eq(self.chunks.chunk < 8),
+                v.eq(self.chunks.data),
                 keep.eq(0),
             ]
         with m.If(~epilogue.valid):
             m.d.sync += [info.parity.eq(0), info.gain.eq(self.gain_out)]
         m.d.sync += state.eq(
             Cat(
-                epilogue.valid | loader.x_valid | self.att_valid,
+                epilogue.valid | loader.x_valid | self.chunks.valid,
                 epilogue.last | (loader.x_valid & loader.x_last) | (final & (lanes_left == 0)),
                 epilogue.head_last,
             )
@@ -310,16 +293,17 @@ class Elementwise(wiring.Component):
             int8.write.eq(quantiser.write),
             int8.write_addr.eq(Cat(quantiser.write_word, quantiser.write_lane)),
             int8.write_data.eq(quantiser.write_data),
-            int8.read.eq(self.q_en),
-            int8.read_addr.eq(Cat(self.q_word, self.q_lane)),
-            self.q_data.eq(int8.read_data),
+            int8.read.eq(self.int8.en),
+            int8.read_addr.eq(Cat(self.int8.word, self.int8.lane)),
+            self.int8.data.eq(int8.read_data),
             own.write.eq(quantiser.own_write),
             own.write_addr.eq(quantiser.own_addr),
             own.write_part.eq(quantiser.own_part),
             own.write_data.eq(quantiser.write_data),
             own.read.eq(1),
-            own.read_addr.eq(self.own_addr),
-            self.own_data.eq(own.read_data),
+            self.own.grant.eq(1),
+            own.read_addr.eq(self.own.address),
+            self.own.data.eq(own.read_data),
             rope.write.eq(loader.rope_write),
             rope.write_addr.eq(loader.rope_addr),
             rope.write_data.eq(loader.beat),
@@ -336,6 +320,7 @@ class Elementwise(wiring.Component):
         write, read = act.write_port(), act.read_port(domain="comb")
         inputs = Signal()
         head_bits = clog2(self._kv_heads)
+        port = self.own_scales
         m.d.comb += [
             inputs.eq(tag.target == Target.INPUTS),
             write.addr.eq(tag.lane),
@@ -346,13 +331,16 @@ class Elementwise(wiring.Component):
             query.write.eq(scales.done & (inputs | (tag.target == Target.QUERY))),
             query.write_addr.eq(Cat(tag.head[: clog2(config.max_heads)], tag.lane)),
             query.write_data.eq(Mux(inputs, scales.scale, scales.query_scale)),
-            query.read_addr.eq(Cat(self.qscale_head, self.qscale_lane)),
-            self.qscale_data.eq(query.read_data),
+            query.read_addr.eq(Cat(self.query_scales.head[: clog2(config.max_heads)], self.query_scales.lane)),
+            self.query_scales.data.eq(query.read_data),
             own.write.eq(scales.done & ((tag.target == Target.KEY) | (tag.target == Target.VALUE))),
             own.write_addr.eq(Cat(tag.lane[: self._own_lane_bits], tag.target == Target.VALUE, tag.head[:head_bits])),
             own.write_data.eq(scales.scale),
-            own.read_addr.eq(Cat(self.own_scale_lane[: self._own_lane_bits], self.own_scale_v, self.own_scale_head)),
-            self.own_scale_data.eq(own.read_data),
+            own.read_addr.eq(
+                Cat(port.lane[: self._own_lane_bits], port.v, port.head[:head_bits]),
+            ),
+            port.data.eq(own.read_data),
+            port.grant.eq(1),
         ]
 
     @property

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, ResetInserter, Signal
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.golden.kv import KvGeometry
+from tellme.hw.interfaces import OwnReadPort, OwnScalePort, PassParameters
 from tellme.hw.memory.writer import write_layout
 
 LANE_NUMBER_BITS = 16
@@ -27,45 +28,32 @@ class KvWriter(wiring.Component):
     Interface attributes
     --------------------
     start : pulse; the other job inputs are taken with it.
-    lanes : lanes of the pass, 1..L. position, slot : of each lane. These hold from `start` to `done`.
+    parameters : lanes of the pass, their positions and slots.
     cells : D / C, cells of a head.
     kv_heads : KV heads, at least 1.
     kv_address, slot_stride, head_stride : beats, of the layer's cache.
     busy, done : a job runs; pulse when the last write was taken (BeatWriter.idle tells when it is in memory).
     clear : soft reset, drops the job.
-    own_addr, own_en, own_grant, own_data : read port of the own-K/V RAM; a read happens in cycles with en and grant,
-        its data come in the next. Address ((v*kv_heads + kv_head)*cells + c) * ceil(L/KPB) + lane//KPB.
-    own_scale_v, own_scale_head, own_scale_lane, own_scale_en, own_scale_grant, own_scale_data : likewise, the scales.
+    own, own_scales : read ports of the own-K/V RAM and of its scales; it waits for their grants.
     writes : stream {address, data, strobe} for BeatWriter.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._config = config
-        per_lane = data.ArrayLayout(LANE_NUMBER_BITS, config.lanes)
         super().__init__(
             {
                 "start": In(1),
-                "lanes": In(range(config.lanes + 1)),
+                "parameters": In(PassParameters(config)),
                 "cells": In(16),
                 "kv_heads": In(8),
                 "kv_address": In(32),
                 "slot_stride": In(32),
                 "head_stride": In(32),
-                "position": In(per_lane),
-                "slot": In(per_lane),
                 "busy": Out(1),
                 "done": Out(1),
                 "clear": In(1),
-                "own_addr": Out(clog2(KvGeometry(config).own_depth)),
-                "own_en": Out(1),
-                "own_grant": In(1),
-                "own_data": In(config.beat_bytes * 8),
-                "own_scale_v": Out(1),
-                "own_scale_head": Out(8),
-                "own_scale_lane": Out(clog2(config.lanes)),
-                "own_scale_en": Out(1),
-                "own_scale_grant": In(1),
-                "own_scale_data": In(32),
+                "own": Out(OwnReadPort(config)),
+                "own_scales": Out(OwnScalePort(config)),
                 "writes": Out(stream.Signature(write_layout(config))),
             }
         )
@@ -112,16 +100,16 @@ class KvWriter(wiring.Component):
             self.writes.payload.eq(out),
             last_cell.eq(cell + 1 == job["cells"]),
             last_head.eq(head + 1 == job["kv_heads"]),
-            self.own_addr.eq(kv.own_address(row, lane >> part_bits)),
-            self.own_scale_v.eq(value),
-            self.own_scale_head.eq(head),
-            self.own_scale_lane.eq(lane),
+            self.own.address.eq(kv.own_address(row, lane >> part_bits)),
+            self.own_scales.v.eq(value),
+            self.own_scales.head.eq(head),
+            self.own_scales.lane.eq(lane),
         ]
         with m.If(self.writes.ready):
             m.d.sync += full.eq(0)
 
         cell_bytes = cfg.cell
-        part = self.own_data.word_select(lane[:part_bits], cell_bytes * 8) if kpb > 1 else self.own_data
+        part = self.own.data.word_select(lane[:part_bits], cell_bytes * 8) if kpb > 1 else self.own.data
 
         strobes = Cat((key[:part_bits] == k if kpb > 1 else Const(1)).replicate(cell_bytes) for k in range(kpb))
 
@@ -135,9 +123,9 @@ class KvWriter(wiring.Component):
             with m.State("Lane"):
                 # address = kv_address + slot * slot_stride + block * block_stride, a bit of a factor a cycle
                 m.d.sync += [
-                    key.eq(self.position[lane][:key_bits]),
-                    factor.eq(self.slot[lane]),
-                    factor2.eq(self.position[lane] >> key_bits),
+                    key.eq(self.parameters.position[lane][:key_bits]),
+                    factor.eq(self.parameters.slot[lane]),
+                    factor2.eq(self.parameters.position[lane] >> key_bits),
                     stride.eq(job["slot_stride"]),
                     second.eq(0),
                     address.eq(job["kv_address"]),
@@ -168,15 +156,15 @@ class KvWriter(wiring.Component):
             with m.State("Read"):
                 # Only with room for the result: the RAM's output is not held. (`~full | writes.ready` would save a cycle
                 # that nothing waits for, and be a path through the writer, the RAM's grant and the states here.)
-                m.d.comb += [self.own_en.eq(~full & ~scale), self.own_scale_en.eq(~full & scale)]
-                with m.If((self.own_en & self.own_grant) | (self.own_scale_en & self.own_scale_grant)):
+                m.d.comb += [self.own.en.eq(~full & ~scale), self.own_scales.en.eq(~full & scale)]
+                with m.If((self.own.en & self.own.grant) | (self.own_scales.en & self.own_scales.grant)):
                     m.next = "Take"
             with m.State("Take"):
                 m.d.sync += full.eq(1)
                 with m.If(scale):
                     m.d.sync += [
                         out.address.eq(address + Mux(value, kv.v_scales, kv.k_scales) + key[float_bits:]),
-                        out.data.eq(Cat(self.own_scale_data for _ in range(floats))),
+                        out.data.eq(Cat(self.own_scales.data for _ in range(floats))),
                         out.strobe.eq(0xF << (key[:float_bits] << 2)),
                     ]
                 with m.Else():
@@ -209,7 +197,7 @@ class KvWriter(wiring.Component):
                         with m.If(value):
                             m.d.sync += lane.eq(lane + 1)
                             m.next = "Lane"
-                            with m.If(lane + 1 == self.lanes):
+                            with m.If(lane + 1 == self.parameters.lanes):
                                 m.next = "Finish"
             with m.State("Finish"):
                 with m.If(~full):

@@ -18,7 +18,7 @@ from tellme.golden.boards import CELL, MODULE, VLNV, ZYNQMP, Board, build_name
 from tellme.golden.config import AcceleratorConfig, ConfigError
 from tellme.golden.registers import ADDRESS_BITS, VERSION, build_hash
 from tellme.hw.memory.axi import ADDRESS_WIDTH, Axi, AxiLite
-from tellme.hw.top import to_verilog
+from tellme.hw.verilog import accelerator_verilog
 
 HERE = Path(__file__).resolve().parent
 CONSTRAINTS = HERE.parent.parent / "constraints"
@@ -274,7 +274,7 @@ def project(config: AcceleratorConfig, board: Board, *, jobs: int = 4) -> dict[s
     _check(config, board)
     described = json.dumps(manifest(config, board), indent=1) + "\n"
     return {
-        "rtl/tellme.v": to_verilog(config, primitives=True),
+        "rtl/tellme.v": accelerator_verilog(config, primitives=True),
         f"rtl/{MODULE}.v": wrapper(config, board),
         f"constraints/{board.name}.xdc": (CONSTRAINTS / f"{board.name}.xdc").read_text(),
         "build.tcl": script(config, board, jobs),

@@ -8,7 +8,8 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.golden.config import AcceleratorConfig
+from tellme.hw.interfaces import Int8ReadPort, count_bits
 from tellme.hw.pipeline import delay_line, register, wire
 from tellme.hw.queues import ReservedQueue
 from tellme.hw.tlmm.accumulate import Accumulator, row_layout
@@ -57,7 +58,7 @@ class TlmmEngine(wiring.Component):
     busy, done : high from the cycle after `start` until `done`; `done` is one cycle, when the last row is in the FIFO.
     beats : weights in the order row block, K tile, row.
     quantised : words of the int8 buffer written for this job, counted in the order tile, lane, word.
-    q_lane, q_word, q_en, q_data : int8 buffer, config.word activations a word, one cycle of latency.
+    int8 : read port of the int8 buffer.
     rows_out : accumulators of all lanes, 0 for idle ones, in row order.
     bad_weight : a byte above 242 was seen (it counts as zeros); cleared by `start`.
     stall_tables : a beat waits because its tables are not built yet.
@@ -79,15 +80,12 @@ class TlmmEngine(wiring.Component):
                 "tiles": In(16),
                 "rows": In(16),
                 "block_rows": In(16),
-                "lanes": In(range(config.lanes + 1)),
+                "lanes": In(count_bits(config)),
                 "busy": Out(1),
                 "done": Out(1),
                 "beats": In(stream.Signature(8 * config.beat_bytes)),
                 "quantised": In(32),
-                "q_lane": Out(clog2(config.lanes)),
-                "q_word": Out(range(config.max_features // config.word)),
-                "q_en": Out(1),
-                "q_data": In(8 * config.word),
+                "int8": Out(Int8ReadPort(config)),
                 "rows_out": Out(stream.Signature(row_layout(config))),
                 "bad_weight": Out(1),
                 "stall_tables": Out(1),
@@ -133,7 +131,7 @@ class TlmmEngine(wiring.Component):
             loader.builder_ready.eq(~builder.building | builder.last),
             loader.bank_free.eq(~complete.bit_select(next_bank, 1)),
             builder.shift.eq(loader.shift),
-            builder.word.eq(self.q_data),
+            builder.word.eq(self.int8.data),
             builder.take.eq(loader.take),
             tables.write_bank.eq(write_bank),
             tables.write_entry.eq(builder.entry),
@@ -155,10 +153,8 @@ class TlmmEngine(wiring.Component):
             loader.lanes.eq(self.lanes),
             loader.another.eq(another),
             loader.quantised.eq(self.quantised),
-            self.q_en.eq(loader.q_en),
-            self.q_lane.eq(loader.q_lane),
-            self.q_word.eq(loader.q_word),
         ]
+        wiring.connect(m, loader.int8, wiring.flipped(self.int8))
         with m.If(self.start):
             m.d.sync += rows_ahead.eq(self.rows)
         with m.Elif(loader.block_end):

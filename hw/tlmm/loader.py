@@ -7,6 +7,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.hw.interfaces import Int8ReadPort
 from tellme.hw.pipeline import counted
 
 
@@ -22,7 +23,7 @@ class TileLoader(wiring.Component):
     another : at the end of a row block: one more follows.
     block_end : the last word of a row block is read now.
     quantised : words the quantiser has written for this job, in reading order.
-    q_en, q_lane, q_word : read port of the int8 buffer, data one cycle later.
+    int8 : read port of the int8 buffer; its data go to the table builder.
     shift : the word read in the previous cycle arrives.
     take : all words of a lane are in place and the builder takes them.
     take_lane : which lane.
@@ -41,9 +42,7 @@ class TileLoader(wiring.Component):
                 "another": In(1),
                 "block_end": Out(1),
                 "quantised": In(32),
-                "q_en": Out(1),
-                "q_lane": Out(clog2(config.lanes)),
-                "q_word": Out(range(config.max_features // config.word)),
+                "int8": Out(Int8ReadPort(config)),
                 "shift": Out(1),
                 "take": Out(1),
                 "take_lane": Out(clog2(config.lanes)),
@@ -60,8 +59,8 @@ class TileLoader(wiring.Component):
         tile = Signal(16)
         lane = Signal(clog2(self._config.lanes))
         word = Signal(range(words))
-        base = Signal.like(self.q_word)  # first word of the tile
-        following = Signal.like(self.q_word)
+        base = Signal.like(self.int8.word)  # first word of the tile
+        following = Signal.like(self.int8.word)
         sequence = Signal(32)  # which word is next in the first row block, from 1
         available = Signal()  # the next of them is written
         # A lane has 20 words: what changes with a lane or a tile has time for a register.
@@ -72,24 +71,24 @@ class TileLoader(wiring.Component):
         ready, allowed = Signal(), Signal()
         m.d.comb += [
             last_word.eq(word == words - 1),
-            following.eq(self.q_word + 1),
+            following.eq(self.int8.word + 1),
             ready.eq(self.builder_ready & self.bank_free),
             self.take.eq(full & ready),
             # A word arrives in the next cycle; the previous lane's must have been taken by then, or be taken just then.
             allowed.eq(Mux(full | arriving_last, ready, 1) & (~first_block | available)),
-            self.q_en.eq(running & allowed),
-            self.q_lane.eq(lane),
+            self.int8.en.eq(running & allowed),
+            self.int8.lane.eq(lane),
             self.shift.eq(arriving),
-            self.block_end.eq(self.q_en & last_word & last_lane & last_tile),
+            self.block_end.eq(self.int8.en & last_word & last_lane & last_tile),
         ]
         m.d.sync += [
             limit.eq(self.lanes - 1),
             last.eq(self.tiles - 1),
             last_lane.eq(lane == limit),
             last_tile.eq(tile == last),
-            available.eq(Mux(self.q_en, self.quantised > sequence, self.quantised >= sequence)),
-            arriving.eq(self.q_en),
-            arriving_last.eq(self.q_en & last_word),
+            available.eq(Mux(self.int8.en, self.quantised > sequence, self.quantised >= sequence)),
+            arriving.eq(self.int8.en),
+            arriving_last.eq(self.int8.en & last_word),
         ]
         with m.If(arriving_last):
             m.d.sync += full.eq(1)
@@ -99,14 +98,14 @@ class TileLoader(wiring.Component):
             m.d.sync += self.take_lane.eq(counted(self.take_lane, self.tile_end))
         m.d.sync += self.tile_end.eq(self.take_lane == limit)
 
-        with m.If(self.q_en):
-            m.d.sync += [word.eq(word + 1), self.q_word.eq(following), sequence.eq(sequence + 1)]
+        with m.If(self.int8.en):
+            m.d.sync += [word.eq(word + 1), self.int8.word.eq(following), sequence.eq(sequence + 1)]
             with m.If(last_word):
-                m.d.sync += [word.eq(0), self.q_word.eq(base), lane.eq(lane + 1)]
+                m.d.sync += [word.eq(0), self.int8.word.eq(base), lane.eq(lane + 1)]
                 with m.If(last_lane):
-                    m.d.sync += [lane.eq(0), tile.eq(tile + 1), base.eq(following), self.q_word.eq(following)]
+                    m.d.sync += [lane.eq(0), tile.eq(tile + 1), base.eq(following), self.int8.word.eq(following)]
                     with m.If(last_tile):
-                        m.d.sync += [tile.eq(0), base.eq(0), self.q_word.eq(0)]
+                        m.d.sync += [tile.eq(0), base.eq(0), self.int8.word.eq(0)]
                         m.d.sync += [first_block.eq(0), running.eq(self.another)]
         with m.If(self.start):
             m.d.sync += [running.eq(1), first_block.eq(1), sequence.eq(1), available.eq(0)]

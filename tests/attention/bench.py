@@ -14,8 +14,8 @@ from cocotb.triggers import RisingEdge
 
 from tellme.golden import attention, fp, head, schedule
 from tellme.golden.config import PRESETS, AcceleratorConfig
-from tellme.hw.attention.block import BlockDescriptor
 from tellme.hw.attention.head import logit_layout
+from tellme.hw.interfaces import phase_layout
 
 CONFIGS = {
     "tiny": PRESETS["tiny"],
@@ -116,13 +116,7 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
 
     blocks, beats = [], []
     for ph in schedule.phases(c, kv_heads, positions, slots):
-        blocks.append(
-            dict(
-                phase=int(ph.v), own=int(ph.own), first=int(ph.first), last=int(ph.last), final=int(ph.final),
-                kv_head=ph.kv_head, lane_lo=ph.lane_lo, lane_hi=ph.lane_hi, keys=ph.keys, base=ph.base,
-                unit_words=ph.unit_words, parity=ph.parity, index=ph.block,
-            )
-        )  # fmt: skip
+        blocks.append({name: int(value) for name, value in vars(ph).items()})
         if ph.own:
             continue
         keys, key_scales = caches[ph.lane_lo]
@@ -144,7 +138,7 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
     qscales = np.zeros((c.lanes, 256), np.float32)
     qscales[:lanes, :heads] = qs
     return Job(
-        dict(head_mode=0, cells=cells, group=heads // kv_heads, kv_heads=kv_heads, lanes=lanes, head_first=0,
+        dict(head_mode=0, cells=cells, group=heads // kv_heads, kv_heads=kv_heads, head_first=0,
         head_count=0,
              vocabulary=0, write_logits=0),
         blocks, beats, buffer.reshape(c.lanes, words, c.word), qscales, ram, own_scales, results,
@@ -182,11 +176,11 @@ def head_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
     qscales[:, 0] = scale
     write = case.get("write", 1)
     return Job(
-        dict(head_mode=1, cells=n // c.cell, group=1, kv_heads=1, lanes=c.lanes, head_first=first, head_count=count,
+        dict(head_mode=1, cells=n // c.cell, group=1, kv_heads=1, head_first=first, head_count=count,
              vocabulary=vocabulary, write_logits=write),
         [
-            dict(phase=0, own=0, first=int(b == 0), last=int(b == blocks - 1), final=int(b == blocks - 1), kv_head=0,
-                 lane_lo=0, lane_hi=0, keys=c.key_block, base=0, unit_words=0, parity=0, index=b)
+            dict(v=0, own=0, first=int(b == 0), last=int(b == blocks - 1), final=int(b == blocks - 1), kv_head=0,
+                 lane_lo=0, lane_hi=0, keys=c.key_block, base=0, unit_words=0, parity=0, block=b)
             for b in range(blocks)
         ],
         beats, buffer.reshape(c.lanes, words, c.word), qscales, np.zeros((1, c.beat_bytes), np.int8),
@@ -221,7 +215,7 @@ class Bench:
     def __init__(self, dut: Any, config: AcceleratorConfig):
         self.dut = dut
         self.config = config
-        self.descriptor = BlockDescriptor(config)
+        self.descriptor = phase_layout(config)
         self.logit = logit_layout(config)
 
     async def reset(self) -> None:
@@ -239,7 +233,7 @@ class Bench:
         dut, c = self.dut, self.config
         rng = random.Random(seed)
         for name, value in job.settings.items():
-            getattr(dut, name).value = value
+            getattr(dut, f"job__{name}").value = value
         q_words = [[w.tobytes() for w in lane] for lane in job.queries]
         own = [w.tobytes() for w in job.own]
         own_scales = fp.bits(job.own_scales).tolist()
@@ -280,19 +274,21 @@ class Bench:
                 if beat_valid:
                     dut.beats__payload.value = int.from_bytes(job.beats[next_beat], "little")
                 dut.beats__valid.value = beat_valid
-            if dut.q_en.value:
-                word = q_words[int(dut.q_lane.value)][int(dut.q_word.value)]
-                dut.q_data.value = int.from_bytes(word, "little")
-            dut.qscale_data.value = q_scales[int(dut.qscale_lane.value)][int(dut.qscale_head.value)]
-            if dut.own_en.value:
-                dut.own_data.value = int.from_bytes(own[int(dut.own_addr.value)], "little")
-            if dut.own_scale_en.value:
-                v, h, lane = (int(getattr(dut, f"own_scale_{n}").value) for n in ("v", "head", "lane"))
-                dut.own_scale_data.value = own_scales[v][h][lane]
-            if dut.att_valid.value:
-                packed = int(dut.att_data.value)
+            if dut.int8__en.value:
+                word = q_words[int(dut.int8__lane.value)][int(dut.int8__word.value)]
+                dut.int8__data.value = int.from_bytes(word, "little")
+            dut.query_scales__data.value = q_scales[int(dut.query_scales__lane.value)][
+                int(dut.query_scales__head.value)
+            ]
+            if dut.own__en.value:
+                dut.own__data.value = int.from_bytes(own[int(dut.own__address.value)], "little")
+            if dut.own_scales__en.value:
+                v, h, lane = (int(getattr(dut, f"own_scales__{n}").value) for n in ("v", "head", "lane"))
+                dut.own_scales__data.value = own_scales[v][h][lane]
+            if dut.chunks__valid.value:
+                packed = int(dut.chunks__data.value)
                 values = [packed >> 32 * i & 0xFFFFFFFF for i in range(4)]
-                results.setdefault(int(dut.att_lane.value), []).append((int(dut.att_chunk.value), values))
+                results.setdefault(int(dut.chunks__lane.value), []).append((int(dut.chunks__chunk.value), values))
             if job.settings["head_mode"]:
                 if logits_ready and dut.logits__valid.value:
                     got_logits = unpack(self.logit, int(dut.logits__payload.value))

@@ -14,11 +14,12 @@ from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
 from tellme.golden import schedule
-from tellme.golden.config import KV260, TINY, AcceleratorConfig, clog2
+from tellme.golden.config import KV260, TINY, AcceleratorConfig
 from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, encode
 from tellme.hw.control.descriptor import ProgramMemory
 from tellme.hw.control.fetch import SEGMENT, Fetcher
-from tellme.hw.control.sequence import PhaseSequencer, phase_layout
+from tellme.hw.control.sequence import PhaseSequencer
+from tellme.hw.interfaces import PassParameters, count_bits, phase_layout
 from tellme.sim.runner import parameters, simulate
 
 CONFIGS = {c.name: c for c in (TINY, KV260)}
@@ -40,11 +41,8 @@ class Bench(wiring.Component):
                 "program_ready": In(1),
                 "write": In(1),
                 "beat": In(8 * config.beat_bytes),
-                "lanes": In(clog2(config.lanes) + 1),
-                "head_count": In(clog2(config.lanes) + 1),
-                "position": In(data.ArrayLayout(16, config.lanes)),
-                "slot": In(data.ArrayLayout(8, config.lanes)),
-                "same_slot": In(config.lanes),
+                "parameters": In(PassParameters(config)),
+                "head_count": In(count_bits(config)),
                 "segments": Out(stream.Signature(SEGMENT)),
                 "phases": Out(stream.Signature(phase_layout(config))),
             }
@@ -56,8 +54,7 @@ class Bench(wiring.Component):
         m.submodules.fetcher = fetcher = Fetcher(self.config)
         m.submodules.sequencer = sequencer = PhaseSequencer(self.config)
         for unit in (fetcher, sequencer):
-            for name in ("lanes", "position", "same_slot"):
-                m.d.comb += getattr(unit, name).eq(getattr(self, name))
+            wiring.connect(m, wiring.flipped(self.parameters), unit.parameters)
         m.d.comb += [
             memory.restart.eq(self.start),
             memory.write.eq(self.write),
@@ -71,7 +68,6 @@ class Bench(wiring.Component):
             fetcher.program_length.eq(self.program_length),
             fetcher.program_ready.eq(self.program_ready),
             fetcher.head_count.eq(self.head_count),
-            fetcher.slot.eq(self.slot),
             self.busy.eq(fetcher.busy),
             sequencer.start.eq(self.start_phases),
             sequencer.kv_heads.eq(self.kv_heads),
@@ -124,10 +120,10 @@ async def _collect(
 
 
 def _lanes(dut: Any, config: AcceleratorConfig, positions: list[int], slots: list[int]) -> None:
-    dut.lanes.value = len(positions)
-    dut.position.value = sum(p << 16 * i for i, p in enumerate(positions))
-    dut.slot.value = sum(s << 8 * i for i, s in enumerate(slots))
-    dut.same_slot.value = sum((slots[i] == slots[i + 1]) << i for i in range(len(slots) - 1))
+    dut.parameters__lanes.value = len(positions)
+    dut.parameters__position.value = sum(p << 16 * i for i, p in enumerate(positions))
+    dut.parameters__slot.value = sum(s << 8 * i for i, s in enumerate(slots))
+    dut.parameters__same_slot.value = sum((slots[i] == slots[i + 1]) << i for i in range(len(slots) - 1))
 
 
 def _program(config: AcceleratorConfig, rng: random.Random) -> bytes:

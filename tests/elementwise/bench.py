@@ -69,7 +69,7 @@ class Bench:
         d = self.dut
         for name in ("gain", "x", "rope", "quantise", "epilogue", "attention"):
             getattr(d, f"start_{name}").value = 0
-        for name in ("load__valid", "rows_in__valid", "att_valid", "q_en"):
+        for name in ("load__valid", "rows_in__valid", "chunks__valid", "int8__en"):
             getattr(d, name).value = 0
         self.set(
             kind=0, norm_in=0, gain_out=0, gain_beats=0, inputs=0, tiles=0, rows=0, inv_n=0, eps=0, scale0=0, scale1=0
@@ -160,22 +160,22 @@ class Bench:
         for _ in range(TIMEOUT):
             if pending is not None:
                 await self.edge()
-                out[pending] = int(d.q_data.value).to_bytes(c.word, "little")
+                out[pending] = int(d.int8__data.value).to_bytes(c.word, "little")
                 pending = None
                 continue
             await self.edge()
             if s == count:
                 return out
-            d.q_en.value = 0
+            d.int8__en.value = 0
             if int(d.quantised.value) > s:
                 per_tile = self.lanes * c.tile_words
                 t, rest = divmod(s, per_tile)
                 lane, w = divmod(rest, c.tile_words)
-                d.q_lane.value = lane
-                d.q_word.value = (t * c.tile_words + w) % (c.max_features // c.word)
-                d.q_en.value = 1
+                d.int8__lane.value = lane
+                d.int8__word.value = (t * c.tile_words + w) % (c.max_features // c.word)
+                d.int8__en.value = 1
                 await self.edge()
-                d.q_en.value = 0
+                d.int8__en.value = 0
                 pending = s
                 s += 1
         raise AssertionError(f"only {s} of {count} words came")
@@ -204,11 +204,11 @@ class Bench:
         out = np.zeros((self.lanes, heads), np.uint32)
         for lane in range(self.lanes):
             for h in range(heads):
-                d.qscale_lane.value, d.qscale_head.value = lane, h
+                d.query_scales__lane.value, d.query_scales__head.value = lane, h
                 await self.edge()
                 await self.edge()
                 await self.edge()
-                out[lane, h] = int(d.qscale_data.value)
+                out[lane, h] = int(d.query_scales__data.value)
         return fp.from_bits(out)
 
     async def linear(
@@ -280,25 +280,25 @@ class Bench:
         q, scales = golden.quantise_head(y)
         same("query scales", await self.query_scales(h), fp.mul(scales[:, :h], np.float32(q_scale)))
         got = np.zeros((self.lanes, h * dim // c.word, c.word), np.int8)
-        d.q_en.value = 1
+        d.int8__en.value = 1
         for lane in range(self.lanes):
             for w in range(got.shape[1]):
-                d.q_lane.value, d.q_word.value = lane, c.query_offset // c.word + w
+                d.int8__lane.value, d.int8__word.value = lane, c.query_offset // c.word + w
                 await self.edge()
                 await self.edge()
                 await self.edge()
-                got[lane, w] = np.frombuffer(int(d.q_data.value).to_bytes(c.word, "little"), np.int8)
-        d.q_en.value = 0
+                got[lane, w] = np.frombuffer(int(d.int8__data.value).to_bytes(c.word, "little"), np.int8)
+        d.int8__en.value = 0
         same("queries", got.reshape(self.lanes, h, dim), q[:, :h])
 
         cells, beats = dim // c.cell, max(1, c.lanes // c.keys_per_beat)
         own = np.zeros((2 * kv, cells, beats, c.keys_per_beat, c.cell), np.int8)
         for a in range(own[..., 0, 0].size):
-            d.own_addr.value = a
+            d.own__address.value = a
             await self.edge()
             await self.edge()
             await self.edge()
-            raw = int(d.own_data.value).to_bytes(c.beat_bytes, "little")
+            raw = int(d.own__data.value).to_bytes(c.beat_bytes, "little")
             own.reshape(-1, c.beat_bytes)[a] = np.frombuffer(raw, np.int8)
         own = own.reshape(2 * kv, cells, -1, c.cell).transpose(2, 0, 1, 3).reshape(-1, 2 * kv, dim)
         same("keys and values", own[: self.lanes], q[:, h:])
@@ -306,11 +306,11 @@ class Bench:
         got_scales = np.zeros((self.lanes, 2 * kv), np.uint32)
         for lane in range(self.lanes):
             for k in range(2 * kv):
-                d.own_scale_lane.value, d.own_scale_v.value, d.own_scale_head.value = lane, k // kv, k % kv
+                d.own_scales__lane.value, d.own_scales__v.value, d.own_scales__head.value = lane, k // kv, k % kv
                 await self.edge()
                 await self.edge()
                 await self.edge()
-                got_scales[lane, k] = int(d.own_scale_data.value)
+                got_scales[lane, k] = int(d.own_scales__data.value)
         same("key and value scales", fp.from_bits(got_scales), scales[:, h:])
 
     async def attention(self, out: Any, heads: tuple[int, int, int], gain: Any = None) -> None:
@@ -328,12 +328,12 @@ class Bench:
             for lane in range(self.lanes):
                 for k in range(head * dim // CHUNK, (head + 1) * dim // CHUNK):
                     while self.stall and self.rng.random() < self.stall:
-                        d.att_valid.value = 0
+                        d.chunks__valid.value = 0
                         await self.edge()
-                    d.att_valid.value, d.att_lane.value, d.att_chunk.value = 1, lane, k
-                    d.att_data.value = floats(out[lane, CHUNK * k : CHUNK * k + CHUNK])
+                    d.chunks__valid.value, d.chunks__lane.value, d.chunks__chunk.value = 1, lane, k
+                    d.chunks__data.value = floats(out[lane, CHUNK * k : CHUNK * k + CHUNK])
                     await self.edge()
                     assert int(d.attention_busy.value)
-        d.att_valid.value = 0
+        d.chunks__valid.value = 0
         await self.idle("attention")
         self.stats = golden.statistics(out, gain)

@@ -55,9 +55,9 @@ async def check_job(dut: Any) -> None:
     place(c, p, want, data, scales)
     await FallingEdge(dut.reset)
     job = {name: p[name] for name in ("cells", "kv_heads", "slot_stride", "head_stride")} | {"kv_address": p["address"]}
-    dut.lanes.value = p["lanes"]
-    dut.position.value = sum(x << 16 * i for i, x in enumerate(p["positions"]))
-    dut.slot.value = sum(x << 16 * i for i, x in enumerate(p["slots"]))
+    dut.parameters__lanes.value = p["lanes"]
+    dut.parameters__position.value = sum(x << 16 * i for i, x in enumerate(p["positions"]))
+    dut.parameters__slot.value = sum(x << 8 * i for i, x in enumerate(p["slots"]))
     dut.clear.value = 0
     for run in range(2):  # the second time it must find everything as at first
         chance = random.Random(p["seed"] + run)
@@ -67,15 +67,15 @@ async def check_job(dut: Any) -> None:
             getattr(dut, name).value = value
         cycles = 0
         while True:
-            dut.own_grant.value = int(chance.random() < p["grant"])
-            dut.own_scale_grant.value = int(chance.random() < p["grant"])
+            dut.own__grant.value = int(chance.random() < p["grant"])
+            dut.own_scales__grant.value = int(chance.random() < p["grant"])
             dut.writes__ready.value = int(chance.random() < p["take"])
             await FallingEdge(dut.clock)  # all has settled: this is what the next rising edge sees
             word = scale = None
-            if int(dut.own_en.value) and int(dut.own_grant.value):
-                word = ram[int(dut.own_addr.value)]
-            if int(dut.own_scale_en.value) and int(dut.own_scale_grant.value):
-                at = int(dut.own_scale_v.value), int(dut.own_scale_head.value), int(dut.own_scale_lane.value)
+            if int(dut.own__en.value) and int(dut.own__grant.value):
+                word = ram[int(dut.own__address.value)]
+            if int(dut.own_scales__en.value) and int(dut.own_scales__grant.value):
+                at = int(dut.own_scales__v.value), int(dut.own_scales__head.value), int(dut.own_scales__lane.value)
                 scale = int(scales[at])
             if int(dut.writes__valid.value) and int(dut.writes__ready.value):
                 payload = dut.writes__payload.value.to_unsigned()
@@ -90,8 +90,8 @@ async def check_job(dut: Any) -> None:
             for name in job:  # taken with `start`: the next descriptor's stand there by now
                 getattr(dut, name).value = chance.getrandbits(8)
             # A value that is not asked for, so that only data taken in their one cycle are right.
-            dut.own_data.value = chance.getrandbits(8 * c.beat_bytes) if word is None else word
-            dut.own_scale_data.value = chance.getrandbits(32) if scale is None else scale
+            dut.own__data.value = chance.getrandbits(8 * c.beat_bytes) if word is None else word
+            dut.own_scales__data.value = chance.getrandbits(32) if scale is None else scale
             if done:
                 break
             cycles += 1

@@ -68,7 +68,7 @@ module bench(input clk, input go, input [31:0] seed, input [15:0] jobs,
   dut dut(.clk(clk), .rst(rst), .start(start), .tiles(job.tiles), .rows(job.rows), .block_rows(job.block_rows),
     .lanes(job.lanes[{lanes_bits - 1}:0]), .busy(busy), .done(done), .beats__valid(beat_valid),
     .beats__ready(beat_ready), .beats__payload(beat_valid ? beat_memory[beat_index] : '1), .quantised(quantised),
-    .q_lane(q_lane), .q_word(q_word), .q_en(q_en), .q_data(q_data), .rows_out__valid(row_valid),
+    .int8__lane(q_lane), .int8__word(q_word), .int8__en(q_en), .int8__data(q_data), .rows_out__valid(row_valid),
     .rows_out__ready(row_ready), .rows_out__payload(row), .bad_weight(bad),
     .stall_tables(stall_tables), .stall_rows(stall_rows));
 

@@ -36,7 +36,9 @@ def tellme(*args: str) -> Result:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Generating the accelerator's Verilog takes its time and is tested elsewhere."""
-    monkeypatch.setattr("tellme.hw.platforms.vivado.to_verilog", lambda config, **_: "module tellme; endmodule\n")
+    monkeypatch.setattr(
+        "tellme.hw.platforms.vivado.accelerator_verilog", lambda config, **_: "module tellme; endmodule\n"
+    )
 
 
 def fake(folder: Path, name: str, script: str) -> None:

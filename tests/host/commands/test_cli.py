@@ -452,9 +452,9 @@ def test_context_beyond_the_board_is_refused():
 def test_verilog_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import types
 
-    module = types.ModuleType("tellme.hw.top")
-    module.to_verilog = lambda config: f"module tellme; // {config.name}\n"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tellme.hw.top", module)
+    module = types.ModuleType("tellme.hw.verilog")
+    module.accelerator_verilog = lambda config: f"module tellme; // {config.name}\n"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tellme.hw.verilog", module)
     out = tmp_path / "a" / "b"
     r = tellme("verilog", "--board", "kv260", "--out", str(out))
     assert r.exit_code == 0 and "kv260, module tellme" in r.stdout
@@ -510,7 +510,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
         (common, "SimulatedAccelerator"),
     ):
         monkeypatch.setattr(module, name, work)
-    monkeypatch.setattr("tellme.hw.top.to_verilog", work)
+    monkeypatch.setattr("tellme.hw.verilog.accelerator_verilog", work)
     monkeypatch.setattr("tellme.hw.platforms.vivado.project", work)
     monkeypatch.setattr("tellme.hw.platforms.ulx3s.plan", work)
     refused("/proc/x", *arguments)
