@@ -200,3 +200,14 @@ def join(m: Module, a: Any, b: Any, names: str | None = None, /, **renamed: str)
         names = "" if renamed else " ".join(a.signature.members)
     pairs = {name: name for name in names.split()} | renamed
     connect(m, _Part(a, {n: n for n in pairs}), _Part(b, pairs))
+
+
+def take(m: Module, view: Any, component: Any, names: str = "", /, **renamed: str) -> None:
+    """Drives inputs of a component from the fields of a view; what is wider than the input is cut.
+
+    Parameters
+    ----------
+    names : those that are called the same in both, separated by blanks. renamed : field of the view = name of the input.
+    """
+    for field, name in ({n: n for n in names.split()} | renamed).items():
+        m.d.comb += getattr(component, name).eq(view[field])

@@ -22,7 +22,7 @@ from tellme.hw.control.route import BeatRouter, Route, StreamChoice
 from tellme.hw.control.sequence import PhaseSequencer
 from tellme.hw.control.supervise import Supervisor
 from tellme.hw.elementwise.elementwise import Elementwise
-from tellme.hw.interfaces import join, phase_layout
+from tellme.hw.interfaces import join, phase_layout, take
 from tellme.hw.memory.axi import Axi, AxiLite
 from tellme.hw.memory.kv_writer import KvWriter
 from tellme.hw.memory.logit_writer import LogitWriter
@@ -115,12 +115,10 @@ class Accelerator(wiring.Component):
             registers.version.eq(VERSION),
             registers.build.eq(Const(build_hash(self.config), 32)),
             registers.geometry.eq(geometry(self.config)),
-            registers.status.busy.eq(supervisor.busy),
-            registers.status.done.eq(supervisor.finished),
-            registers.status.stopped.eq(supervisor.reset),
-            registers.status.error.eq(supervisor.error),
             self.irq.eq(supervisor.finished & registers.irq_enable.done),
         ]
+        for field, source in (("busy", "busy"), ("done", "finished"), ("stopped", "reset"), ("error", "error")):
+            m.d.comb += registers.status[field].eq(getattr(supervisor, source))
         join(m, supervisor, registers, "error_address", busy="locked")
         join(m, b.counters, registers, "cycles beats writes stall busy port_beats port_stalls")
         join(m, b.attention, registers, "best_index best_value")
@@ -177,37 +175,28 @@ class Accelerator(wiring.Component):
         tlmm, elementwise, kv_writer, logits = b.tlmm, b.elementwise, b.kv_writer, b.logit_writer
         attention = b.attention.job
         d = executor.descriptor
-        for name in "kind norm_in gain_out gain_beats inputs inv_n eps head_dim heads kv_heads".split():
-            m.d.comb += getattr(elementwise, name).eq(d.shared[name])
-        for name in "tiles rows scale0 scale1 scale2 q_scale".split():
-            m.d.comb += getattr(elementwise, name).eq(d.linear[name])
+        shared_fields = "kind norm_in gain_out gain_beats inputs inv_n eps head_dim heads kv_heads"
+        take(m, d.shared, elementwise, shared_fields)
+        take(m, d.linear, elementwise, "tiles rows scale0 scale1 scale2 q_scale")
         # Whole K tiles are quantised; the head has no tiles field, and one tile too many is harmless.
         with m.If(d.shared.opcode == Opcode.HEAD):
-            m.d.comb += elementwise.tiles.eq(d.head.tiles)
+            take(m, d.head, elementwise, "tiles")
+        take(m, d.load, elementwise, "x_beats rope_beats")
+        take(m, d.linear, tlmm, "tiles rows block_rows")
+        take(m, d.attention, kv_writer, "kv_address slot_stride head_stride")
+        take(m, d.head, attention, rows="vocabulary")
+        take(m, d.head, logits, logits_address="address", logits_stride="stride")
+        take(m, registers.write_logits, attention, every="write_logits")
+        take(m, registers.head_lanes, fetcher, count="head_count")
+        take(m, registers.head_lanes, executor, first="head_first", count="head_count")
+        for unit in (sequencer, kv_writer, attention):
+            take(m, d.shared, unit, "kv_heads")
         cells = d.shared.head_dim >> exact_log2(c.cell)
         m.d.comb += [
-            elementwise.x_beats.eq(d.load.x_beats),
-            elementwise.rope_beats.eq(d.load.rope_beats),
-            tlmm.tiles.eq(d.linear.tiles),
-            tlmm.rows.eq(d.linear.rows),
-            tlmm.block_rows.eq(d.linear.block_rows),
-            sequencer.kv_heads.eq(d.shared.kv_heads),
             kv_writer.cells.eq(cells),
-            kv_writer.kv_heads.eq(d.shared.kv_heads),
-            kv_writer.kv_address.eq(d.attention.kv_address),
-            kv_writer.slot_stride.eq(d.attention.slot_stride),
-            kv_writer.head_stride.eq(d.attention.head_stride),
             attention.cells.eq(Mux(executor.head_mode, d.head.inputs >> exact_log2(c.cell), cells)),
             attention.group.eq(Mux(executor.head_mode, 1, d.attention.group)),
-            attention.kv_heads.eq(d.shared.kv_heads),
-            attention.vocabulary.eq(d.head.rows),
-            attention.write_logits.eq(registers.write_logits.every),
-            logits.address.eq(d.head.logits_address),
-            logits.stride.eq(d.head.logits_stride),
         ]
-        for unit in (fetcher, executor):
-            m.d.comb += unit.head_count.eq(registers.head_lanes.count)
-        m.d.comb += executor.head_first.eq(registers.head_lanes.first)
         join(m, executor, attention, "head_mode", sweep_first="head_first", sweep_count="head_count")
 
     def _starts(self, m: Module, b: Blocks) -> None:
