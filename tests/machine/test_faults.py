@@ -6,6 +6,7 @@ import random
 import re
 import time
 from collections.abc import Iterator
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -39,8 +40,14 @@ def program_of(machine: Driver) -> Program:
 
 
 def run(machine: Driver, positions: list[int], slots: list[int] | None = None) -> PassResult:
-    """A pass that the host's own checks do not see."""
-    return machine._pass(Pass.of([5] * len(positions), positions, slots, head=(0, 1)))
+    """A pass that the host's own checks do not see: neither those of a pass nor those of a register."""
+
+    def raw(name: str, value: int | None = None, index: int = 0, /, **fields: int) -> None:
+        word = registers.pack(name, **fields) if value is None else value
+        machine.device.write(registers.offset(name, index), word)
+
+    with mock.patch.object(machine, "write", raw):
+        return machine._pass(Pass.of([5] * len(positions), positions, slots, head=(0, 1)))
 
 
 def outcome(machine: Driver, positions: list[int], slots: list[int] | None = None) -> tuple[ErrorCode, int]:
