@@ -21,7 +21,7 @@ from tellme.host.checkpoints.checkpoint import is_checkpoint, open_checkpoint
 from tellme.host.commands.bench import Measurement, measure, shape
 from tellme.host.commands.boards import show_boards
 from tellme.host.commands.build import NAMES as BUILDABLE
-from tellme.host.commands.build import build
+from tellme.host.commands.build import at_clock, build
 from tellme.host.commands.doctor import Examination
 from tellme.host.commands.evaluate import evaluate, tables
 from tellme.host.commands.info import examine, print_info, try_program
@@ -156,6 +156,9 @@ def _preset(name: str | None, backend: str, bitstream: Path | None, model: Path 
 
 
 Board = Annotated[str, typer.Option("--board", help=f"Preset of the accelerator: {', '.join(sorted(PRESETS))}.")]
+Clock = Annotated[
+    float | None, typer.Option("--clock", help="Clock of the accelerator, MHz; the preset's if not given.")
+]
 Latent = Annotated[
     bool,
     typer.Option("--latent", help="Quantise floating-point weights that nothing declares to be latent ternary ones."),
@@ -408,6 +411,7 @@ def run(
                 stops=stop,
             )
             report = generation.report
+            config = machine.config  # on a board, at the clock that its bitstream was routed at
             if not as_json and not as_chat and prompt is not None:
                 print(prompt, end="", flush=True)
             try:
@@ -701,6 +705,7 @@ def bench_command(
     context: Annotated[int, typer.Option("--context", help="Cached keys of the decode pass.")] = 128,
     prompt: Annotated[int, typer.Option("--prompt", help="Tokens to prefill; 0: none.")] = 0,
     timing: Annotated[str, typer.Option("--timing", help="Timing of the simulated memory.")] = "kv260",
+    clock: Clock = None,
     complete: Annotated[
         bool, typer.Option("--complete", help="Run every layer too, against multiplying them.")
     ] = False,
@@ -709,7 +714,7 @@ def bench_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Measure a model's real shape on the simulated accelerator, with synthetic weights."""
-    config = board(board_name)
+    config = at_clock(board(board_name), clock)
     memory = memory_timing(timing, None)
     if trace is not None:
         check_new_file(trace)
@@ -755,10 +760,11 @@ def plan_command(
     context: Annotated[int, typer.Option("--context", help="Cached keys of the decode pass.")] = 128,
     prompt: Annotated[int, typer.Option("--prompt", help="Tokens to prefill; 0: none.")] = 128,
     timing: Annotated[str, typer.Option("--timing", help="Timing of the memory.")] = "kv260",
+    clock: Clock = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Analyse the weight buffer: FIFO depth, its memory, predicted stalls and tokens/s. Estimated, nothing is simulated."""
-    config = board(board_name)
+    config = at_clock(board(board_name), clock)
     spec = shape(model)
     check_fits(spec, config, model)
     memory = memory_timing(timing, None)
@@ -886,10 +892,11 @@ def verilog_command(
 
 @app.command("boards")
 def boards_command(
+    clock: Clock = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the tables.")] = False,
 ) -> None:
     """List the boards: what is on them, what is built for them, and which models fit."""
-    show_boards(as_json=as_json, console=Console())
+    show_boards(as_json=as_json, clock=clock, console=Console())
 
 
 @app.command("build")
@@ -897,17 +904,20 @@ def build_command(
     out: Annotated[Path, typer.Option("--out", help="Folder for the project; new, empty, or an earlier build of it.")],
     board_name: Annotated[str, typer.Option("--board", help=f"One of {', '.join(BUILDABLE)}.")] = "kv260",
     jobs: Annotated[int, typer.Option("--jobs", help="Processes that Vivado may use.")] = 4,
+    clock: Clock = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
 ) -> None:
     """Write a board's FPGA project, and make its bitstream if the tools are at hand."""
-    built = build(board_name, out, jobs=jobs, console=Console(stderr=True))
+    built = build(board_name, out, jobs=jobs, clock=clock, console=Console(stderr=True))
     if as_json:
         print(built.json())
         return
     print(f"{built.out}: {built.name}, {len(built.files)} files")
     if "fmax_mhz" in built.facts:
         f = built.facts
-        print(f"routed: {f['fmax_mhz']:.1f} MHz at most, it runs at {f['clock_mhz']:g} MHz (nextpnr-ecp5)")
+        how = f.get("strategy", "nextpnr-ecp5")
+        print(f"routed: {f['fmax_mhz']:.1f} MHz at most, it runs at {f['clock_mhz']:g} MHz ({how})")
+    if "comb" in built.facts:
         print(f"used: {f['comb']:,} LUT4, {f['ff']:,} flip-flops, {f['ram']} block RAMs")
     if built.bitstream is not None:
         print(f"bitstream: {built.bitstream}")

@@ -265,6 +265,8 @@ class Accelerator(wiring.Component):
             logits.stride.eq(field(d, Opcode.HEAD, "logits_stride")),
             executor.attention_busy.eq(attention.busy | logits.busy),
             executor.writer_busy.eq(~writer.idle),
+            # Bursts of logits grow over the blocks of the head.
+            writer.more.eq(kv_writer.busy | logits.busy | (attention.busy & executor.head_mode)),
         ]
         sources = ((logits.writes, logits.busy), (kv_writer.writes, ~logits.busy))
         for source, active in sources:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ class Examination:
         self._do("memory ports", ("design",), self._ports)
         try:
             self._do("configuration", ("design", "free"), self._configure)
-            self._do("PL clock", ("configuration",), lambda: (True, values["pynq"].set_clock(config)))
+            self._do("PL clock", ("configuration",), self._clock)
             if "free" in values:
                 values["free"].release()
             self._do("power", ("device",), self._power)
@@ -151,9 +151,14 @@ class Examination:
         pynq_device, bitstream = self._values["pynq"], self._values["bitstream"]
         overlay = pynq_device.open_overlay(bitstream, self._values["device"])
         name = pynq_device.accelerator_name(overlay, bitstream.path)
-        pynq_device.check_clock(overlay, self.config, bitstream.path)
-        timed = pynq_device.design_mhz(overlay)
+        timed = pynq_device.check_clock(overlay, self.config, bitstream.path)
         return overlay, f"{name} at {overlay.ip_dict[name]['phys_addr']:#x}, timed for {timed:g} MHz"
+
+    def _clock(self) -> tuple[Any, str]:
+        pynq_device, bitstream = self._values["pynq"], self._values["bitstream"]
+        mhz = pynq_device.check_clock(self._values["design"], self.config, bitstream.path)
+        self.config = replace(self.config, clock_hz=round(mhz * 1e6))
+        return mhz, pynq_device.set_clock(mhz)
 
     def _ports(self) -> tuple[Any, str]:
         overlay, bitstream = self._values["design"], self._values["bitstream"]

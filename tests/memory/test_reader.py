@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from amaranth.hdl import Module
 from amaranth.lib import wiring
-from amaranth.lib.wiring import Component, In, Out
+from amaranth.lib.wiring import Component, Out
 from cocotb.triggers import RisingEdge
 
 from tellme.golden.config import KV260, AcceleratorConfig, ConfigError
@@ -21,7 +21,7 @@ from tellme.hw.memory import StreamReader
 from tellme.hw.memory.axi import ADDRESS_WIDTH
 from tellme.sim import harness, runner
 from tellme.sim.timing import MemoryTiming, timing
-from tests.memory.common import CONFIGS, SMALL, beats_of, fill, soft_reset, start
+from tests.memory.common import CONFIGS, SMALL, beats_of, cut, fill, pass_through, soft_reset, start
 
 BEATS = 4096
 
@@ -182,22 +182,6 @@ def test_reader_sustains_the_memory_rate(how: str, segment: int, low: float, hig
     run(KV260, timing(how), "check_rate", beats=20000, segment=segment, low=low, high=high)
 
 
-def cut(segments: list[tuple[int, int]], burst: int) -> list[tuple[int, int]]:
-    """(address, beats) of the bursts that segments need at least: what follows one another is one."""
-    runs: list[list[int]] = []
-    for address, beats in segments:
-        if runs and sum(runs[-1]) == address:
-            runs[-1][1] += beats
-        elif beats:
-            runs.append([address, beats])
-    out = []
-    for address, beats in runs:
-        for low in range(address // burst * burst, address + beats, burst):
-            first, end = max(low, address), min(low + burst, address + beats)
-            out.append((first, end - first))
-    return out
-
-
 class Watched(wiring.Component):
     """A reader, and the bursts of its first port as they are taken."""
 
@@ -211,13 +195,7 @@ class Watched(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         m.submodules.reader = reader = self._reader
-        for name, member in reader.signature.members.items():
-            inner, outer = getattr(reader, name), getattr(self, name)
-            if member.is_signature:
-                for a, b in zip(inner, outer, strict=True) if member.dimensions else [(inner, outer)]:
-                    wiring.connect(m, a, wiring.flipped(b))
-            else:
-                m.d.comb += inner.eq(outer) if member.flow is In else outer.eq(inner)
+        pass_through(m, reader, self)
         first = self.m_axi[0]
         m.d.comb += [
             self.seen.eq(first.arvalid & first.arready),

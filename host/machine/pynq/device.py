@@ -27,7 +27,7 @@ import time
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,11 +46,12 @@ from tellme.golden.boards import (
     buffer_bytes,
     build_name,
     check_phases,
+    clock_floor,
     place,
     region_bytes,
 )
 from tellme.golden.boards import phases as board_phases
-from tellme.golden.config import AcceleratorConfig
+from tellme.golden.config import CLOCK_HZ, AcceleratorConfig
 from tellme.golden.project import advice
 from tellme.golden.registers import offset
 from tellme.host.errors import DeviceError, TellmeError, UserError
@@ -391,19 +392,21 @@ def design_mhz(overlay: Any) -> float:
     return next((float(parameters[name]) for name in names if name in parameters), 0.0)
 
 
-def check_clock(overlay: Any, config: AcceleratorConfig, path: Path) -> None:
-    """Checks that the design was timed for the clock that it will get.
+def check_clock(overlay: Any, config: AcceleratorConfig, path: Path) -> float:
+    """The clock that the design has to run at, MHz: what its hand-off says it was timed for; the preset's if it says nothing.
 
     Raises
     ------
-    DeviceError : it was timed for a slower one.
+    DeviceError : that is below the floor, or no clock at all.
     """
-    wanted, timed = config.clock_hz / 1e6, design_mhz(overlay)
-    if timed and timed < (1 - CLOCK_TOLERANCE) * wanted:
+    timed = design_mhz(overlay)
+    least, most = clock_floor(config) / 1e6, CLOCK_HZ[1] / 1e6
+    if timed and not (1 - CLOCK_TOLERANCE) * least <= timed <= most:
         raise DeviceError(
-            f"{path}: the design was timed for {timed:g} MHz, the accelerator runs at {wanted:g} MHz; build it again "
+            f"{path}: the design was timed for {timed:g} MHz, the accelerator runs at {least:g} MHz at least; build it again "
             f"with tellme build --board {config.name}"
         )
+    return timed or config.clock_hz / 1e6
 
 
 def check_widths(overlay: Any, config: AcceleratorConfig, path: Path) -> str:
@@ -431,14 +434,13 @@ def clock_mhz() -> float:
     return float(pynq.Clocks.fclk0_mhz)
 
 
-def set_clock(config: AcceleratorConfig) -> str:
-    """Sets the PL clock to what the accelerator was built for, if it is not; says what it is.
+def set_clock(wanted: float) -> str:
+    """Sets the PL clock to what the accelerator was timed for, MHz, if it is not; says what it is.
 
     Raises
     ------
     DeviceError : it cannot be set: the answers would be right and too slow, or the chip would run beyond its timing.
     """
-    wanted = config.clock_hz / 1e6
     try:
         before = clock_mhz()
         if abs(before - wanted) <= CLOCK_TOLERANCE * wanted:
@@ -760,10 +762,11 @@ class PynqDevice:
             self._overlay = open_overlay(bitstream, device)
             name = accelerator_name(self._overlay, bitstream.path)
             check_widths(self._overlay, config, bitstream.path)
-            check_clock(self._overlay, config, bitstream.path)
+            mhz = check_clock(self._overlay, config, bitstream.path)
             check_memory(device, config, needed)
             download(self._overlay, bitstream)
-            self.clock = set_clock(config)
+            self.clock = set_clock(mhz)
+            self.config = config = replace(config, clock_hz=round(mhz * 1e6))
             with _loading(bitstream.path):
                 self._ip = self._overlay
                 for part in name.split("/"):  # hierarchies of the block design
