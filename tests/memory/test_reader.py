@@ -174,8 +174,9 @@ async def check_rate(dut: Any) -> None:
         # 20 of 1,950 cycles are pauses: 0.9897 is all there is.
         ("kv260-ideal", 20000, 0.985, 0.991),
         ("kv260-ideal", 64, 0.985, 0.991),
-        # Ports 1 and 2 at 80 %, in 1,862 of 1,950 cycles.
-        ("kv260-pessimistic", 20000, 0.74, 0.78),
+        # Ports 1 and 2 at 80 %, in 1,862 of 1,950 cycles: 0.764, and less until port 1, which this timing prefers, is as far
+        # ahead of port 2 as the queues of bursts let it be: 4,096 beats.
+        ("kv260-pessimistic", 20000, 0.70, 0.78),
     ],
 )
 def test_reader_sustains_the_memory_rate(how: str, segment: int, low: float, high: float) -> None:
