@@ -182,7 +182,10 @@ class KvWriter(wiring.Component):
                     ]
                     m.next = "Probe"
             with m.State("Probe"):
-                m.d.sync += [probe_position.eq(self.parameters.position[probe]), probe_slot.eq(self.parameters.slot[probe])]
+                m.d.sync += [
+                    probe_position.eq(self.parameters.position[probe]),
+                    probe_slot.eq(self.parameters.slot[probe]),
+                ]
                 m.next = "Judge"
             with m.State("Judge"):
                 m.next = "Read"
@@ -195,7 +198,7 @@ class KvWriter(wiring.Component):
                     m.d.sync += [last.eq(probe), probe.eq(probe + 1), following.eq(following + 1)]
                     m.next = "Probe"
             with m.State("Read"):
-                m.d.sync += key.eq(self.position[lane][:key_bits])
+                m.d.sync += key.eq(self.parameters.position[lane][:key_bits])
                 # Only with room for the result: the RAM's output is not held. (`~full | writes.ready` would save a cycle
                 # that nothing waits for, and be a path through the writer, the RAM's grant and the states here.)
                 m.d.comb += [self.own.en.eq(~full & ~scale), self.own_scales.en.eq(~full & scale)]

@@ -26,7 +26,7 @@ from tellme.host.commands.boards import REFERENCE_MODELS, described, fit
 from tellme.host.commands.build import MARKER, BuildError, claim, write
 from tellme.host.errors import UserError
 from tellme.host.image.model import section_shapes
-from tellme.host.machine.pynq.device import design_mhz
+from tellme.host.machine.pynq.handoff import design_mhz
 from tellme.host.places import alone
 
 ROOT = Path(__file__).resolve().parents[3]
