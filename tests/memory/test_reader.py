@@ -174,9 +174,8 @@ async def check_rate(dut: Any) -> None:
         # 20 of 1,950 cycles are pauses: 0.9897 is all there is.
         ("kv260-ideal", 20000, 20000, 0.985, 0.991),
         ("kv260-ideal", 20000, 64, 0.985, 0.991),
-        # Ports 1 and 2 at 80 %, in 1,862 of 1,950 cycles: 0.764, and less until port 1, which this timing prefers, is as far
-        # ahead of port 2 as the queues of bursts let it be: some thousand beats.
-        ("kv260-pessimistic", 80000, 20000, 0.6, 0.78),
+        # Ports 1 and 2 at 80 %, in 1,862 of 1,950 cycles: 0.764. Bursts of 64 beats get 0.736 (0.717 of the first 20,000).
+        ("kv260-pessimistic", 80000, 20000, 0.73, 0.78),
     ],
 )
 def test_reader_sustains_the_memory_rate(how: str, beats: int, segment: int, low: float, high: float) -> None:
