@@ -75,8 +75,7 @@ class BoardAccelerator(Driver):
             phases=in_use(config, "board").phases,
         )
         try:
-            # At the clock of this bitstream.
-            super().__init__(opened, opened.config, timeout_s=TIMEOUT_S)
+            super().__init__(opened, config, timeout_s=TIMEOUT_S)
             self.load(model, program)
         except BaseException:
             opened.close()
