@@ -16,8 +16,8 @@ from tellme.golden.config import AcceleratorConfig
 
 @dataclass(frozen=True)
 class KvGeometry:
-    """A block holds `key_block` keys of one slot and KV head: K scales, V scales, K data, V data. Data are cells of 32
-    dimensions: for each cell `key_tile` beats of `keys_per_beat` keys. What is read as one is the K record (all before the
+    """A block holds `key_block` keys of one slot and KV head: K scales, V scales, K data, V data. Data are cells of
+    `config.cell` dimensions: for each cell `key_tile` beats of `keys_per_beat` keys. What is read as one is the K record (all before the
     V data) and the V record.
 
     All in beats.

@@ -9,7 +9,9 @@ from typing import Any
 from amaranth import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
+from tellme.golden.arith import ceil_div
 from tellme.golden.check import HEAD_DIM_MULTIPLE, max_kv_heads
 from tellme.golden.config import CHUNK, MAX_GROUP, AcceleratorConfig, clog2
 from tellme.golden.kv import KvGeometry
@@ -17,10 +19,6 @@ from tellme.golden.layout import ROW_MULTIPLE
 from tellme.golden.program import Kind, Opcode
 from tellme.golden.registers import MAX_SLOTS
 from tellme.hw.control.descriptor import DESCRIPTOR
-
-
-def _log2(n: int) -> int:
-    return n.bit_length() - 1
 
 
 def _times(a: Value, b: Value) -> Value:
@@ -65,7 +63,7 @@ class _Sizes:
     in units of HEAD_DIM_MULTIPLE, the tiles' inputs in units of beat_bytes.
     """
 
-    unit_bits = _log2(HEAD_DIM_MULTIPLE)
+    unit_bits = exact_log2(HEAD_DIM_MULTIPLE)
 
     def __init__(self, m: Module, c: AcceleratorConfig, d: data.View[data.Layout], kinds: _Kinds):
         inputs, rows, heads = d.shared.inputs, d.linear.rows, d.shared.heads
@@ -80,7 +78,7 @@ class _Sizes:
         self.q_dims = Signal(len(few_heads) + len(head_units))
         self.kv_dims = Signal(len(few_kv_heads) + len(head_units))
         self.x_need, self.inputs_end = Signal(17), Signal(17)
-        word_bits = _log2(c.word)
+        word_bits = exact_log2(c.word)
         m.d.sync += [
             self.q_dims.eq(_times(few_heads, head_units)),
             self.kv_dims.eq(_times(few_kv_heads, head_units)),
@@ -134,7 +132,7 @@ class _Rules:
         self.flags.append(flag)
 
     def refuse_unless_multiple(self, when: Value, value: Value, multiple: int, most: int) -> None:
-        self.refuse(when, (value[: _log2(multiple)] != 0) | (value == 0))
+        self.refuse(when, (value[: exact_log2(multiple)] != 0) | (value == 0))
         if most < (1 << len(value)) - 1:
             self.refuse(when, value > most)
 
@@ -209,7 +207,7 @@ class ProgramCheck(wiring.Component):
         config: AcceleratorConfig, *, descriptors: int, attentions: int, kv_heads: int, context: int, slots: int
     ) -> int:
         """Cycles of `busy` for so many descriptors, some of them ATTENTION; a read may take a cycle more or less."""
-        factors = (-(-context // config.key_block), kv_heads, slots)
+        factors = (ceil_div(context, config.key_block), kv_heads, slots)
         return 7 * descriptors + attentions * (9 + sum(f.bit_length() for f in factors))
 
     def elaborate(self, platform: object) -> Module:
@@ -239,7 +237,7 @@ class ProgramCheck(wiring.Component):
         c = self.config
         rules.refuse_unless_multiple(kinds.load, d.load.inputs, CHUNK, c.max_hidden)
         rules.refuse(kinds.load, d.load.x_beats != sizes.x_need)
-        rules.refuse(kinds.load, d.load.rope_beats != d.load.head_dim >> _log2(c.word))
+        rules.refuse(kinds.load, d.load.rope_beats != d.load.head_dim >> exact_log2(c.word))
         rules.refuse_unless_multiple(
             kinds.load | kinds.with_heads, d.shared.head_dim, HEAD_DIM_MULTIPLE, c.max_head_dim
         )
@@ -247,7 +245,7 @@ class ProgramCheck(wiring.Component):
     def _check_linear(self, rules: _Rules, d: Any, kinds: _Kinds, sizes: _Sizes, left: _Left) -> None:
         """LINEAR, and the inputs of HEAD."""
         c = self.config
-        inputs, rows, tile_inputs = d.shared.inputs, d.linear.rows, sizes.tile_inputs << _log2(c.beat_bytes)
+        inputs, rows, tile_inputs = d.shared.inputs, d.linear.rows, sizes.tile_inputs << exact_log2(c.beat_bytes)
         rules.refuse(kinds.quantised, (inputs == 0) | (inputs != left.features))
         rules.refuse(kinds.quantised, tile_inputs < inputs)
         rules.refuse(kinds.quantised, tile_inputs >= sizes.inputs_end)
@@ -280,11 +278,11 @@ class ProgramCheck(wiring.Component):
         c, blocks, stride = self.config, d.head.blocks, d.head.logits_stride
         inputs, vocabulary = d.head.inputs, d.head.rows
         rules.refuse(kinds.head, (blocks == 0) | (vocabulary == 0))
-        rules.refuse(kinds.head, vocabulary > blocks << _log2(c.key_block))
-        rules.refuse(kinds.head, (inputs[: _log2(c.cell)] != 0) | (inputs > c.max_hidden))
-        rules.refuse(kinds.head, stride < blocks << _log2(c.key_block // c.word))
-        logits_end = Signal(33 + _log2(c.lanes))
-        m.d.sync += logits_end.eq(d.head.logits_address + (stride << _log2(c.lanes)))
+        rules.refuse(kinds.head, vocabulary > blocks << exact_log2(c.key_block))
+        rules.refuse(kinds.head, (inputs[: exact_log2(c.cell)] != 0) | (inputs > c.max_hidden))
+        rules.refuse(kinds.head, stride < blocks << exact_log2(c.key_block // c.word))
+        logits_end = Signal(33 + exact_log2(c.lanes))
+        m.d.sync += logits_end.eq(d.head.logits_address + (stride << exact_log2(c.lanes)))
         rules.refuse(kinds.head, _beyond(logits_end))
 
     @staticmethod
@@ -294,11 +292,11 @@ class ProgramCheck(wiring.Component):
     def _run(self, m: Module, d: Any, kinds: _Kinds, sizes: _Sizes, left: _Left, rules: _Rules) -> None:
         """A descriptor after the other: the three cycles, and the products of an ATTENTION."""
         c, attention = self.config, d.attention
-        cells = attention.head_dim[_log2(c.cell) :][: clog2(c.max_head_dim // c.cell + 1)]
+        cells = attention.head_dim[exact_log2(c.cell) :][: clog2(c.max_head_dim // c.cell + 1)]
         block_beats, slot_blocks = Signal(16), Signal(range(c.max_context // c.key_block + 1))
         m.d.sync += [
             block_beats.eq(KvGeometry(c).block_stride(cells)),
-            slot_blocks.eq((self.context + (c.key_block - 1)) >> _log2(c.key_block)),
+            slot_blocks.eq((self.context + (c.key_block - 1)) >> exact_log2(c.key_block)),
         ]
         longest = max(len(self.slots), len(sizes.few_kv_heads))
         product = _Product(m, 32 + longest + 1, max(longest, len(slot_blocks)), self.bad)

@@ -7,7 +7,9 @@ from typing import Any
 from amaranth import Cat, Module, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.golden.kv import KvGeometry
 from tellme.golden.program import DESCRIPTOR_BYTES, Opcode
@@ -19,10 +21,6 @@ from tellme.hw.pipeline import register
 
 SEGMENT = data.StructLayout({"address": 32, "beats": 32})
 """Payload of a stream segment: `beats` consecutive beats from `address`."""
-
-
-def _log2(n: int) -> int:
-    return n.bit_length() - 1
 
 
 class _Walk:
@@ -130,7 +128,7 @@ class Fetcher(wiring.Component):
         d = Signal(DESCRIPTOR)
         walk = _Walk(m, platform, self.segments)
         lane = Signal(clog2(self.config.lanes) + 1)
-        sweeps = Signal(range(-(-self.config.lanes // self.config.attention_lanes) + 1))
+        sweeps = Signal(range(ceil_div(self.config.lanes, self.config.attention_lanes) + 1))
         m.d.comb += [
             sequencer.kv_heads.eq(d.attention.kv_heads),
         ]
@@ -148,7 +146,7 @@ class Fetcher(wiring.Component):
     def _read_program(self, m: Module, walk: _Walk) -> None:
         with m.State("Idle"):
             with m.If(self.start):
-                descriptor_beats = (self.program_length * DESCRIPTOR_BYTES) >> _log2(self.config.beat_bytes)
+                descriptor_beats = (self.program_length * DESCRIPTOR_BYTES) >> exact_log2(self.config.beat_bytes)
                 m.d.sync += [walk.address.eq(self.program_address), walk.beats.eq(descriptor_beats), self.index.eq(0)]
                 m.next = "Emit-Program"
         walk.emit("Program")
@@ -175,7 +173,7 @@ class Fetcher(wiring.Component):
                     m.d.comb += sequencer.start.eq(1)
                     m.next = "Emit-Phase"
                 with m.Case(Opcode.HEAD):
-                    m.d.sync += sweeps.eq((self.head_count + (attention_lanes - 1)) >> _log2(attention_lanes))
+                    m.d.sync += sweeps.eq((self.head_count + (attention_lanes - 1)) >> exact_log2(attention_lanes))
                     m.next = "Head"
                 with m.Default():
                     m.next = "Idle"
@@ -226,7 +224,7 @@ class Fetcher(wiring.Component):
             with m.If(sweeps == 0):
                 m.next = "Read"
             with m.Else():
-                block_beats = ((d.head.inputs >> _log2(c.cell)) << _log2(c.key_tile)) + c.scale_beats
+                block_beats = ((d.head.inputs >> exact_log2(c.cell)) << exact_log2(c.key_tile)) + c.scale_beats
                 walk.multiply(block_beats, d.head.blocks, "Output-Head-Length")
         walk.waiting("Output-Head-Length")
         with m.State("Output-Head-Length"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tellme.golden.config import TINY, AcceleratorConfig
 from tellme.golden.model import ModelSpec, ModelWeights
 from tellme.host.image.model import Model, demo_folder
 from tellme.host.machine.driver import Driver
-from tellme.host.machine.program import compile_program
+from tellme.host.machine.program import Program, compile_program
 from tests.host.machine.reference_machine import ReferenceMachine
 from tests.models import PARTS, random_weights
 
@@ -133,3 +134,15 @@ def start(folder: Path, config: AcceleratorConfig = TINY, **load: Any) -> tuple[
     accelerator = Driver(machine, config)
     accelerator.load(model, program)
     return accelerator, machine, model
+
+
+def on_reference_machines(made: list[ReferenceMachine]) -> Callable[..., Driver]:
+    """What may stand in the place of `SimulatedAccelerator`: a driver on a new reference machine, which `made` keeps."""
+
+    def simulated(model: Model, program: Program, **options: Any) -> Driver:
+        made.append(ReferenceMachine(program.config, program.window_beats))
+        accelerator = Driver(made[-1], program.config)
+        accelerator.load(model, program)
+        return accelerator
+
+    return simulated

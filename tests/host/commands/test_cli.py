@@ -19,16 +19,13 @@ from tellme.golden.config import PRESETS, TINY
 from tellme.host import cli
 from tellme.host.checkpoints.checkpoint import read_checkpoint
 from tellme.host.commands import bench, common, convert
-from tellme.host.image.model import Model
 from tellme.host.machine import program
 from tellme.host.machine.backends import GoldenBackend
-from tellme.host.machine.driver import Driver
 from tellme.host.machine.passes import Pass, PassResult
-from tellme.host.machine.program import Program
 from tellme.host.provenance import commit, version
 from tellme.host.text.tokenizer import Files, Tokenizer
 from tests.host.machine.reference_machine import ReferenceMachine, Stop
-from tests.host.support import DEMO, config_json, tensors_of, write_checkpoint, write_folder
+from tests.host.support import DEMO, config_json, on_reference_machines, tensors_of, write_checkpoint, write_folder
 from tests.models import random_weights, small_spec
 
 KEYS = [
@@ -55,13 +52,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> list[ReferenceMachine]:
     """Puts the reference machine in the place of the simulation."""
     made: list[ReferenceMachine] = []
 
-    def simulated(model: Model, program: Program, **options: Any) -> Driver:
-        made.append(ReferenceMachine(program.config, program.window_beats))
-        accelerator = Driver(made[-1], program.config)
-        accelerator.load(model, program)
-        return accelerator
-
-    monkeypatch.setattr(common, "SimulatedAccelerator", simulated)
+    monkeypatch.setattr(common, "SimulatedAccelerator", on_reference_machines(made))
     return made
 
 

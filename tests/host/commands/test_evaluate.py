@@ -21,10 +21,7 @@ from tellme.host.cli import app
 from tellme.host.commands import evaluate as command
 from tellme.host.commands.evaluate import evaluate
 from tellme.host.errors import CheckError
-from tellme.host.image.model import Model
 from tellme.host.machine.backends import GoldenBackend
-from tellme.host.machine.driver import Driver
-from tellme.host.machine.program import Program
 from tellme.host.talk import scoring
 from tellme.host.talk.scoring import (
     BackendScorer,
@@ -38,7 +35,7 @@ from tellme.host.talk.scoring import (
 )
 from tellme.host.text.tokenizer import Files, Tokenizer
 from tests.host.machine.reference_machine import ReferenceMachine
-from tests.host.support import DEMO, write_checkpoint
+from tests.host.support import DEMO, on_reference_machines, write_checkpoint
 from tests.models import small_spec
 
 STORY = "Once upon a time there was a kind girl named Mia. She had a small fox, and the fox was [bold]lost[/bold]."
@@ -187,13 +184,7 @@ def test_images_and_machines_score_as_the_checkpoint(
 ) -> None:
     made: list[ReferenceMachine] = []
 
-    def simulated(model: Model, program: Program, **options: Any) -> Driver:
-        made.append(ReferenceMachine(program.config, program.window_beats))
-        accelerator = Driver(made[-1], program.config)
-        accelerator.load(model, program)
-        return accelerator
-
-    monkeypatch.setattr(scoring, "SimulatedAccelerator", simulated)
+    monkeypatch.setattr(scoring, "SimulatedAccelerator", on_reference_machines(made))
     image = tmp_path / "demo.tlm"
     assert CliRunner().invoke(app, ["convert", "demo", str(image), "--board", "tiny"]).exit_code == 0
     options = ("--text", text, "--context", 9, "--stride", 4, "--max-tokens", 25)
