@@ -196,7 +196,7 @@ class DeepFifo(wiring.Component):
 class ShortQueue(wiring.Component):
     """First-in first-out queue whose `out.ready` may come late in the cycle: one LUT behind it are clock enables only.
 
-    `depth` entries in a memory and one in its output register; an entry written in cycle t can be taken in cycle t+2.
+    `depth` entries in a memory and one in its output register.
     `SyncFIFOBuffered` has the same cycles from entry to entry, but no `room` that is known a cycle before: with a subtraction
     for it behind its level, it is larger and slower: docs/decisions.md.
 
@@ -210,6 +210,11 @@ class ShortQueue(wiring.Component):
     room : an entry may be written, whatever was written in the cycle before (which it does not count yet).
     out : stream.
     """
+
+    delay = 2
+    """From the cycle in which an entry is written to the first in which it can be taken."""
+    room_delay = 2
+    """From the cycle in which an entry is taken to the first in which `room` counts it."""
 
     def __init__(self, shape: Any, depth: int):
         self._shape = shape

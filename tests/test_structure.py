@@ -15,11 +15,6 @@ WINGS = ("text", "checkpoints", "image", "machine", "talk", "commands", "cli")
 """Of host/, likewise. What is beside them (errors, tables, ...) is below all."""
 LONGEST = 120
 LONG = {
-    "hw.attention.cycles": {"run"},
-    "hw.attention.merge": {"elaborate"},
-    "hw.attention.runs": {"elaborate"},
-    "hw.attention.softmax": {"elaborate"},
-    "hw.attention.unit": {"elaborate"},
     "hw.memory.kv_writer": {"elaborate"},
 }
 """Functions that are longer, still."""

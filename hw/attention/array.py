@@ -6,10 +6,10 @@ from amaranth import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
-from tellme.golden.config import clog2
-from tellme.hw.attention.block import Sizes, log2
-from tellme.hw.attention.runs import tag_layout
+from tellme.hw.attention.block import Sizes, tag_layout
+from tellme.hw.attention.signatures import OperandPort, SumPort
 from tellme.hw.fp.dsp import multiply_chosen
 from tellme.hw.pipeline import delay_line, wire
 
@@ -32,47 +32,49 @@ class MultiplierArray(wiring.Component):
     Interface attributes
     --------------------
     tag, beat, weights : what the player issued, all in one cycle; weights: [query][key].
-    load_* : query operands, a word of E dims of one lane; they replace those in use from the beat tagged `swap` on.
+    load : query operands; they replace those in use from the beat tagged `swap` on.
     dots : [query][key], `dot_delay` cycles behind the beat.
-    sums : [query * 4 + dim], dims 4 * sum_step .. + 3 of the queries of pair `sum_pair` (`Sizes.pair`), half
-    `sum_half`, 1 cycle behind the address. `summed`: pulse, a run's sums can be read from the next cycle on.
+    sums : read port of the weighted sums.
+    summed : pulse, a run's sums can be read from the next cycle on.
     """
 
     def __init__(self, sizes: Sizes):
         self.sizes = sizes
-        c = sizes.config
+        config = sizes.config
         self.dot_delay = sizes.depth + 5
         """Row 0's operands: 2 (operand, product), the chain: depth + 1, the tree of four chains: 2."""
+        self._step_delay = sizes.depth + 4
+        """From the tag of a step to its sums over the keys of a beat: the chain, and one register."""
+        self.sum_delay = self._step_delay + 2
+        """From the tag of a run's last step to `summed`: accumulated, written."""
         super().__init__(
             {
                 "tag": In(tag_layout(sizes)),
-                "beat": In(8 * c.beat_bytes),
-                "weights": In(data.ArrayLayout(16, c.attention_lanes * c.keys_per_beat)),
-                "load_en": In(1),
-                "load_lane": In(clog2(c.attention_lanes)),
-                "load_word": In(range(max(2, sizes.cell_words))),
-                "load_data": In(8 * c.word),
-                "dots": Out(data.ArrayLayout(signed(16 + log2(c.cell)), c.attention_lanes * c.keys_per_beat)),
-                "sum_half": In(1),
-                "sum_pair": In(clog2(c.attention_lanes // sizes.pair)),
-                "sum_step": In(log2(sizes.depth)),
-                "sums": Out(data.ArrayLayout(signed(sizes.run_bits), 4 * sizes.pair)),
+                "beat": In(8 * config.beat_bytes),
+                "weights": In(data.ArrayLayout(16, config.attention_lanes * config.keys_per_beat)),
+                "load": In(OperandPort(sizes)),
+                "dots": Out(
+                    data.ArrayLayout(
+                        signed(16 + exact_log2(config.cell)), config.attention_lanes * config.keys_per_beat
+                    )
+                ),
+                "sums": In(SumPort(sizes)),
                 "summed": Out(1),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        z = self.sizes
-        c = z.config
-        depth, lanes, kpb = z.depth, c.attention_lanes, c.keys_per_beat
-        rows_per_word = c.word // 4
+        sizes = self.sizes
+        config = sizes.config
+        depth, lanes, keys = sizes.depth, config.attention_lanes, config.keys_per_beat
+        rows_per_word = config.word // 4
         # Word w of a beat (bytes 4w..4w+3 of each key's cell), w + 1 cycles late: at row i + j + 1 cycles behind the first
         # beat of a group, this is word j of the group's beat i for every j, and word i of the dot beat of that row.
         words = [
             delay_line(
                 m,
-                Cat(self.beat.word_select(k * depth + w, 32) for k in range(kpb)),
+                Cat(self.beat.word_select(k * depth + w, 32) for k in range(keys)),
                 w + 1,
                 f"word_{w}",
             )
@@ -80,8 +82,8 @@ class MultiplierArray(wiring.Component):
         ]
         real = Signal.like(self.weights.as_value(), name="real")
         m.d.comb += real.eq(Mux(self.tag.real, self.weights.as_value(), 0))
-        totals: list[Value] = [Const(0)] * (lanes * kpb * 4)
-        cascades: list[Value | None] = [None] * (lanes * kpb * 4)
+        totals: list[Value] = [Const(0)] * (lanes * keys * 4)
+        cascades: list[Value | None] = [None] * (lanes * keys * 4)
         for i in range(depth):
             # Row i's operands are chosen i + 1 cycles behind the tag.
             swap_i = delay_line(m, self.tag.swap, i, f"swap_{i}")
@@ -93,71 +95,80 @@ class MultiplierArray(wiring.Component):
             for a in range(lanes):
                 for x in range(4):
                     following = Signal(signed(8), name=f"next_{i}_{a}_{x}", reset_less=True)
-                    with m.If(self.load_en & (self.load_lane == a) & (self.load_word == word)):
-                        m.d.sync += following.eq(self.load_data.word_select(4 * element + x, 8))
-                    for k in range(kpb):
-                        n = (a * kpb + k) * 4 + x
+                    with m.If(self.load.en & (self.load.lane == a) & (self.load.word == word)):
+                        m.d.sync += following.eq(self.load.data.word_select(4 * element + x, 8))
+                    for k in range(keys):
+                        n = (a * keys + k) * 4 + x
                         totals[n], cascades[n] = multiply_chosen(
                             m,
                             platform,
                             f"row_{i}_{a}_{k}_{x}",
                             a=following,
                             a_en=swap_i,
-                            d=Cat(real.word_select(a * kpb + k, 16), 0).as_signed(),
+                            d=Cat(real.word_select(a * keys + k, 16), 0).as_signed(),
                             d_en=keep,
                             use_d=sum_i,
                             b=chosen.word_select(4 * k + x, 8).as_signed(),
                             cascade=cascades[n],
-                            width=z.chain_bits,
+                            width=sizes.chain_bits,
                         )
-        chain = [[totals[(a * kpb + k) * 4 :][:4] for k in range(kpb)] for a in range(lanes)]
+        chain = [[totals[(a * keys + k) * 4 :][:4] for k in range(keys)] for a in range(lanes)]
 
-        # ---- dot products ------------------------------------------------------------------------
-        small = 16 + log2(c.cell)
-        for a in range(lanes):
-            for k in range(kpb):
+        self._add_chains(m, chain)
+        self._accumulate(m, chain)
+        return m
+
+    def _add_chains(self, m: Module, chain: list[list[list[Value]]]) -> None:
+        """Dot products: the four chains of each query and key."""
+        config = self.sizes.config
+        small = 16 + exact_log2(config.cell)
+        for a in range(config.attention_lanes):
+            for k in range(config.keys_per_beat):
                 pairs = []
                 for x in (0, 2):
                     pair = Signal(signed(small), name=f"pair_{a}_{k}_{x}", reset_less=True)
                     m.d.sync += pair.eq(chain[a][k][x] + chain[a][k][x + 1])
                     pairs.append(pair)
-                m.d.sync += self.dots[a * kpb + k].eq(pairs[0] + pairs[1])
+                m.d.sync += self.dots[a * config.keys_per_beat + k].eq(pairs[0] + pairs[1])
 
-        # ---- weighted sums -----------------------------------------------------------------------
+    def _accumulate(self, m: Module, chain: list[list[list[Value]]]) -> None:
+        """Weighted sums of a run, from the steps of its groups, to one half of the memory."""
+        sizes = self.sizes
+        depth, lanes, keys = sizes.depth, sizes.config.attention_lanes, sizes.config.keys_per_beat
         # A step's sums over the keys of a beat: one register behind the chains; then the accumulators, a ring of
         # `depth`.
-        to_step = depth + 3 + 1
+        to_step = self._step_delay
         step_valid = delay_line(m, self.tag.sum, to_step, "step_valid", reset_less=False)
         step_first = delay_line(m, self.tag.first, to_step, "step_first")
         step_last = delay_line(m, self.tag.last, to_step, "step_last")
         step_half = delay_line(m, self.tag.half, to_step, "step_half")
         step = delay_line(m, self.tag.step, to_step, "step")
         write_en = Signal()
-        write_at = Signal(1 + log2(depth), reset_less=True)
+        write_at = Signal(1 + exact_log2(depth), reset_less=True)
         write_data = []
         for a in range(lanes):
             for x in range(4):
-                group = Signal(signed(z.chain_bits + log2(kpb)), name=f"group_{a}_{x}", reset_less=True)
-                m.d.sync += group.eq(sum(chain[a][k][x] for k in range(kpb)))
-                ring = [Signal(signed(z.run_bits), name=f"acc_{a}_{x}_{j}", reset_less=True) for j in range(depth)]
+                group = Signal(signed(sizes.chain_bits + exact_log2(keys)), name=f"group_{a}_{x}", reset_less=True)
+                m.d.sync += group.eq(sum(chain[a][k][x] for k in range(keys)))
+                ring = [Signal(signed(sizes.run_bits), name=f"acc_{a}_{x}_{j}", reset_less=True) for j in range(depth)]
                 with m.If(step_valid):
                     m.d.sync += ring[0].eq(group + Mux(step_first, 0, ring[-1]))
                     m.d.sync += [ring[j].eq(ring[j - 1]) for j in range(1, depth)]
                 write_data.append(ring[0])
         m.d.sync += [
             write_en.eq(step_valid & step_last),
-            write_at[: log2(depth)].eq(step),
+            write_at[: exact_log2(depth)].eq(step),
             write_at[-1].eq(step_half),
-            self.summed.eq(write_en & write_at[: log2(depth)].all()),
+            self.summed.eq(write_en & write_at[: exact_log2(depth)].all()),
         ]
-        pair_layout = data.ArrayLayout(signed(z.run_bits), 4 * z.pair)
-        shape = data.ArrayLayout(pair_layout, lanes // z.pair)
+        pair_layout = data.ArrayLayout(signed(sizes.run_bits), 4 * sizes.pair)
+        shape = data.ArrayLayout(pair_layout, lanes // sizes.pair)
         m.submodules.sums = memory = Memory(shape=shape, depth=2 * depth, init=[])
         write = memory.write_port()
         read = memory.read_port(domain="comb")
         m.d.comb += [write.en.eq(write_en), write.addr.eq(write_at)]
         for n, value in enumerate(write_data):
-            m.d.comb += write.data[n // (4 * z.pair)][n % (4 * z.pair)].eq(value)
-        m.d.comb += [read.addr[: log2(depth)].eq(self.sum_step), read.addr[-1].eq(self.sum_half)]
-        m.d.sync += self.sums.eq(read.data[self.sum_pair])
+            m.d.comb += write.data[n // (4 * sizes.pair)][n % (4 * sizes.pair)].eq(value)
+        m.d.comb += [read.addr[: exact_log2(depth)].eq(self.sums.step), read.addr[-1].eq(self.sums.half)]
+        m.d.sync += self.sums.data.eq(read.data[self.sums.pair])
         return m

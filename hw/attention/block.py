@@ -1,12 +1,15 @@
-"""Shapes of the attention unit: sizes derived from the configuration, and what its queues carry."""
+"""Shapes of the attention unit: sizes derived from the configuration, and what its queues and memories carry."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
 
+from amaranth import signed
 from amaranth.lib import data
+from amaranth.utils import exact_log2
 
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import MAX_GROUP as MAX_GROUP
 from tellme.golden.config import AcceleratorConfig, clog2
 
@@ -58,7 +61,7 @@ class Sizes:
 
     @cached_property
     def max_sets(self) -> int:
-        return -(-self.max_queries // self.config.attention_lanes)
+        return ceil_div(self.max_queries, self.config.attention_lanes)
 
     @cached_property
     def cell_words(self) -> int:
@@ -105,6 +108,11 @@ class Sizes:
         return clog2(self.max_queries)
 
     @cached_property
+    def group_bits(self) -> int:
+        """Index of a group of `pipes` queries in its unit."""
+        return clog2(ceil_div(self.max_queries, self.pipes))
+
+    @cached_property
     def set_bits(self) -> int:
         return clog2(self.max_sets)
 
@@ -122,9 +130,9 @@ class Sizes:
     def phase(self) -> data.StructLayout:
         """A descriptor with what every part needs of it worked out.
 
-        beats: of a run. queries: of the unit; last_beat, last_query: less one. sets: of A queries, less one. first_head: kv_head * group.
-        head_cell: first_head * cells. kv_cell: kv_head * cells. half: K phases alternate, for the buffers between the
-        array and the softmax.
+        beats: of a run. queries: of the unit; last_beat, last_query: less one. sets: of attention_lanes queries, less
+        one. first_head: kv_head * group. head_cell: first_head * cells. kv_cell: kv_head * cells. half: K phases
+        alternate, for the buffers between the array and the softmax.
         """
         c = self.config
         lane = clog2(c.lanes)
@@ -156,6 +164,55 @@ class Sizes:
         )
 
 
-def log2(n: int) -> int:
-    """Exponent of a power of two."""
-    return n.bit_length() - 1
+def pointer_bits(depth: int) -> int:
+    """Of a count of beats into a ring of `depth`: differences from -depth to depth are told apart."""
+    return exact_log2(depth) + 2
+
+
+def tag_layout(sizes: Sizes) -> data.StructLayout:
+    """What the player issues in a cycle.
+
+    own: the beat comes from the own RAM. dot: a beat of a dot run. swap: the first of one. sum: a step of a weighted
+    sum. real: the beat is one (not the rest of a group). address: {set, beat} of the dot accumulators. half: of these,
+    or of the weighted sums. first: cell of a phase, group of a weighted sum. last: group of a weighted sum. end: last
+    cycle of a K phase. step: beat of the run, modulo the group.
+    """
+    return data.StructLayout(
+        {
+            "own": 1,
+            "dot": 1,
+            "swap": 1,
+            "sum": 1,
+            "real": 1,
+            "address": clog2(sizes.tile_words),
+            "half": 1,
+            "first": 1,
+            "last": 1,
+            "end": 1,
+            "step": exact_log2(sizes.depth),
+        }
+    )
+
+
+def unit_layout(sizes: Sizes) -> data.StructLayout:
+    """What the second pass of the softmax needs of a unit. groups: of `pipes` queries, less one. last_word: words, at
+    least `pipes`, less one."""
+    return data.StructLayout(
+        {
+            "parity": 1,
+            "groups": sizes.group_bits,
+            "queries": sizes.query_bits + 1,
+            "words": sizes.word_bits,
+            "last_word": sizes.word_bits,
+        }
+    )
+
+
+def score_layout(sizes: Sizes) -> data.ArrayLayout:
+    """A query's scores in a score word; a key that the query does not attend to is not valid."""
+    return data.ArrayLayout(data.StructLayout({"score": signed(SCORE_BITS), "valid": 1}), sizes.config.keys_per_beat)
+
+
+def statistic_layout(sizes: Sizes) -> data.ArrayLayout:
+    """Largest score and V scale of `pipes` queries."""
+    return data.ArrayLayout(data.StructLayout({"m": signed(SCORE_BITS), "vmax": 32}), sizes.pipes)

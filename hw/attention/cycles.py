@@ -4,188 +4,239 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.schedule import Phase, phases
-from tellme.hw.attention.block import PIPES, SCORE_SPACING, Sizes, log2
-from tellme.hw.attention.queries import QueryLoader
-from tellme.hw.fp import Exp2Mantissa, FloatToFixed, IntToFloat, Multiplier, Reciprocal
+from tellme.hw.attention.block import SCORE_SPACING
+from tellme.hw.attention.unit import AttentionUnit
+from tellme.hw.queues import ShortQueue
 
-PHASE_CYCLES = 5
-"""PhaseQueue: from one phase to the next."""
+REGISTER = 1
+"""What is counted (runs, phases, units, free halves) is known a cycle behind the pulse that counts it."""
+STATE = 1
+"""A state machine passes through its first state between two phases."""
+LONG_AGO = -100
 
-QUEUED = 4
-"""Phases that the queue of a part holds."""
+
+@lru_cache(maxsize=16)
+def _unit(config: AcceleratorConfig, pipes: int | None) -> AttentionUnit:
+    """Whose parts say their delays."""
+    return AttentionUnit(config, pipes=pipes)
 
 
-@dataclass
-class _Job:
-    """The parts' times. All in cycles since `start`; a name ending in _free or _ready is the first cycle in which it
+@dataclass(frozen=True)
+class _Work:
+    """A phase in numbers. queries : of each set. beats : of a run."""
+
+    phase: Phase
+    lanes: int
+    beats: int
+    queries: list[int]
+
+
+class _Model:
+    """The parts' times, in cycles since `start`; a name ending in _free or _ready is the first cycle in which it
     holds."""
 
-    config: AcceleratorConfig
-    pipes: int
-    cells: int
-    group: int
-    head: bool
-
-    def __post_init__(self) -> None:
-        c = self.config
-        z = self.z = Sizes(c, self.pipes)
-        self.hold = QueryLoader(z).hold
-        self.dot_delay = z.depth + 5
-        multiply, reciprocal = Multiplier.delay, Reciprocal.delay
-        score = 2 + 2 * multiply
-        self.score_settle = score + FloatToFixed.delay + reciprocal + multiply + self.pipes + 6
-        both = max(4 + Exp2Mantissa.delay + 1, 2 + multiply + FloatToFixed.delay + 1)
-        factor = max(multiply, IntToFloat(z.total_bits + 1).delay + reciprocal) + 2 * multiply
-        self.weight_settle = both + 2 + 1 + factor + self.pipes + 1
-        self.emit_delay = 2 + IntToFloat(z.sum_bits).delay + multiply
-        self.head_delay = score + 1 + log2(c.keys_per_beat) + 3
+    def __init__(self, config: AcceleratorConfig, pipes: int | None, cells: int, group: int, head_mode: bool):
+        self.config = config
+        self.unit = _unit(config, pipes)
+        self.sizes = self.unit.sizes
+        self.cells = cells
+        self.group = group
+        self.head_mode = head_mode
+        self.available = 2  # to the parts: the phase
+        self.taken: list[int] = []  # phases, by the player
+        self.load = 0  # the loader's next cycle
+        self.scales_free = [0, 0]
+        self.loaded = 0  # beats
+        self.freed: list[tuple[int, int]] = []  # beats freed so far, cycle from which on
+        self.looked_at = 0  # of `freed`
+        self.play = 0  # the player's next issue
+        self.swap = LONG_AGO
+        self.half = 0  # of the next K phase
+        self.scored = [0, 0]
+        self.score_end = 0
+        self.weights_ready: list[int] = []  # of units
+        self.weight_end = 0
+        self.summed_units = 0
+        self.dumped: list[int] = []  # runs
+        self.dump = 0  # the accumulator's next cycle
+        self.emitted: list[int] = []  # units
+        self.done = 0
 
     def run(self, order: Sequence[Phase], lanes: tuple[int, int] | None = None) -> int:
-        c, z = self.config, self.z
-        kpb, depth, pipes = c.keys_per_beat, z.depth, self.pipes
-        ring = 4 * c.key_tile
+        """Cycles of a job. `lanes`: first and last of all phases; by default each phase has its own."""
+        for phase in order:
+            work = self._work(phase, *(lanes or (phase.lane_lo, phase.lane_hi)))
+            self._queue()
+            arrivals, scales_ready = self._load(work)
+            if phase.v:
+                self._play_values(work, arrivals)
+                self._give(work)
+            else:
+                self._play_keys(work, arrivals)
+                self._score(work, scales_ready)
+        return self.done
 
-        available = 2
-        taken = []  # by the player
-        load = 0  # the loader's next cycle
-        scales_free = [0, 0]
-        freed: list[tuple[int, int]] = []  # beats freed so far, cycle from which on
-        free_at = 0
-        count = 0  # beats loaded
-        swap = -100
-        play = 0  # the player's next issue
-        scored = [0, 0]
-        score_end = 0
-        weights: list[int] = []
-        weight_end = 0
-        emitted: list[int] = []
-        dumps: list[int] = []
-        dump = 0  # the accumulator's next cycle
-        half = 0
-        v_unit = 0
-        done = 0
-        for index, p in enumerate(order):
-            lo, hi = lanes or (p.lane_lo, p.lane_hi)
-            queries = (hi - lo + 1) * self.group
-            n = hi // kpb - lo // kpb + 1 if p.own else -(-p.keys // kpb)
-            sets = -(-queries // c.attention_lanes)
-            available += PHASE_CYCLES
-            if index >= QUEUED:
-                available = max(available, taken[index - QUEUED] + 4)
+    def _work(self, phase: Phase, first: int, last: int) -> _Work:
+        keys, at_once = self.config.keys_per_beat, self.config.attention_lanes
+        queries = (last - first + 1) * self.group
+        return _Work(
+            phase,
+            last - first + 1,
+            last // keys - first // keys + 1 if phase.own else ceil_div(phase.keys, keys),
+            [min(at_once, queries - done) for done in range(0, queries, at_once)],
+        )
 
-            # Loader: the cycle before its first beat, then when each run's first and last beat are in the store.
-            load = max(load, available)
-            scales_ready = 0
-            if not p.v:
-                load = max(load, scales_free[half])
-                if p.own:
-                    load += 2 * (hi - lo + 1) + 1
-                    scales_ready = load + 2
-                elif self.head:
-                    load += c.scale_beats
-                else:
-                    load += 2 * -(-p.keys * 4 // c.beat_bytes)
-            load += 1
-            arrive = []
-            if not p.own:
-                for _ in range(self.cells):
-                    for which in (1, n):
-                        beat = count + which
-                        x = load if which == 1 else load + n - 1
-                        while beat > ring + (freed[free_at - 1][0] if free_at else 0):
-                            free_at += 1
-                            if free_at > len(freed):  # the run itself frees: cannot be, a run fits the ring
-                                free_at = len(freed)
-                                break
-                        if beat > ring and free_at:
-                            x = max(x, freed[free_at - 1][1])
-                        arrive.append(x + 2)
-                        load = x if which == 1 else x + 1
-                    count += n
+    def _queue(self) -> None:
+        """When the parts have the phase."""
+        queue = self.unit.phases
+        self.available += queue.spacing
+        index = len(self.taken)
+        if index >= queue.depth:
+            self.available = max(
+                self.available, self.taken[index - queue.depth] + ShortQueue.room_delay + ShortQueue.delay
+            )
 
-            # Player.
-            play = max(play, available + 1)
-            taken.append(play - 1)
-            active = [min(c.attention_lanes, queries - s * c.attention_lanes) for s in range(sets)]
-            first_run = True
-            for cell in range(self.cells):
-                first_beat, last_beat = (0, 0) if p.own else arrive[2 * cell : 2 * cell + 2]
-                for s in range(sets):
-                    if p.v:
-                        start = play
-                        if first_run and p.first:
-                            start = max(start, weights[v_unit])
-                        length = -(-n // depth) * depth
-                        last_group = length - depth
-                        start = max(start, first_beat + min(n, depth) - 1)
-                        late = max(start + last_group, last_beat, dumps[-2] if len(dumps) > 1 else 0)
-                        play = late + depth
-                        begin = max(play - 1 + depth + 9, dump)
-                        summing = -(-active[s] // z.pair) * depth
-                        dump = begin + summing
-                        if emitted and begin < emitted[-1] and not p.first:  # results wait while a run is added
-                            emitted[-1] += summing
-                        dumps.append(dump)
-                    else:
-                        ready = (
-                            swap + max(1, self.hold) + 1
-                            if not first_run
-                            else max(swap + max(1, self.hold) + 2, available + 1)
-                        )
-                        start = max(play, ready + active[s] * z.cell_words + 2, first_beat)
-                        if first_run:
-                            start = max(start, scored[half])
-                        swap = start
-                        play = max(start + max(n, SCORE_SPACING), last_beat + 1)
-                    first_run = False
-                if not p.own:
-                    freed.append(((freed[-1][0] if freed else 0) + n, play))
-            if p.v:
-                if p.last:
-                    dump = max(dump, emitted[-1] if emitted else 0) + 1
-                    emit = dump + 2 + queries * self.cells * depth
-                    emitted.append(emit)
-                    dump += 1
-                    done = emit - 1 + self.emit_delay + 2
-                    v_unit += 1
-                else:
-                    dump += 1
-                continue
+    def _load(self, work: _Work) -> tuple[list[tuple[int, int]], int]:
+        """When the first and the last beat of each cell are in the store, and when the scales of own keys are."""
+        loader, phase = self.unit.loader, work.phase
+        self.load = max(self.load, self.available)  # the cycle before the first beat
+        scales_ready = 0
+        if not phase.v:
+            self.load = max(self.load, self.scales_free[self.half])
+            if phase.own:
+                self.load += loader.own_scale_cycles * work.lanes + STATE
+                scales_ready = self.load + loader.scale_delay
+            elif self.head_mode:
+                self.load += self.config.scale_beats
+            else:
+                self.load += 2 * ceil_div(phase.keys * 4, self.config.beat_bytes)
+        self.load += 1
+        if phase.own:
+            return [], scales_ready
+        arrivals = []
+        for _ in range(self.cells):
+            first = self._room(self.loaded + 1, self.load)
+            last = self._room(self.loaded + work.beats, first + work.beats - 1)
+            # A tile of a single beat is taken to cost no cycle of its own: up to three too few, where the loader is late.
+            self.load = last + (work.beats > 1)
+            self.loaded += work.beats
+            arrivals.append((first + loader.store_delay, last + loader.store_delay))
+        return arrivals, scales_ready
 
-            # Softmax, first pass.
-            check = max(score_end + 1, play - 1 + depth + 10, scales_ready)
-            take = check
-            per_group = 1
-            left = queries
-            length = max(n, pipes)
-            take += min(pipes, left) + 2
-            while left > 0:
-                now = min(pipes, left)
-                left -= now
-                issue = length * (now if self.head else per_group)
-                end = take + issue
-                take = max(end, take + min(pipes, max(left, 1)) + 2)
-            score_end = end
-            scored[half] = end + 2
-            scales_free[half] = end + 2
-            half ^= 1
-            if self.head:
-                done = end + self.head_delay + 2
-            elif p.last:
-                unit = len(weights)
-                begun = max(end + self.score_settle, weight_end)
-                if unit >= 2:
-                    begun = max(begun, emitted[unit - 2])
-                weight_end = begun + -(-queries // pipes) * max(p.unit_words, pipes) + 1
-                weights.append(weight_end + self.weight_settle)
-        return done
+    def _room(self, beat: int, cycle: int) -> int:
+        """When the store takes a beat (counted from 1), at `cycle` at the earliest."""
+        depth = self.unit.loader.depth
+        while beat > depth + (self.freed[self.looked_at - 1][0] if self.looked_at else 0):
+            if self.looked_at == len(self.freed):  # the run itself frees: cannot be, a run fits the ring
+                break
+            self.looked_at += 1
+        if beat > depth and self.looked_at:
+            return max(cycle, self.freed[self.looked_at - 1][1])
+        return cycle
 
+    def _begin_play(self) -> None:
+        self.play = max(self.play, self.available + 1)
+        self.taken.append(self.play - 1)
 
-def _pipes(config: AcceleratorConfig, pipes: int | None) -> int:
-    return min(PIPES, config.attention_lanes) if pipes is None else pipes
+    def _free(self, work: _Work) -> None:
+        """The beats of a cell, behind its last run."""
+        if not work.phase.own:
+            self.freed.append(((self.freed[-1][0] if self.freed else 0) + work.beats, self.play))
+
+    def _play_keys(self, work: _Work, arrivals: list[tuple[int, int]]) -> None:
+        """A run waits for its query operands and for its beats, the first for a free half of the dot products, too."""
+        queries = self.unit.queries
+        self._begin_play()
+        first_run = True
+        for cell in range(self.cells):
+            first_beat, last_beat = arrivals[cell] if arrivals else (0, 0)
+            for active in work.queries:
+                reading = self.swap + queries.reload
+                if first_run:
+                    reading = max(reading + STATE, self.available + 1)
+                last_read = reading + active * self.sizes.cell_words - 1
+                start = max(self.play, last_read + queries.delay, first_beat)
+                if first_run:
+                    start = max(start, self.scored[self.half])
+                self.swap = start
+                self.play = max(start + max(work.beats, SCORE_SPACING), last_beat + 1)
+                first_run = False
+            self._free(work)
+
+    def _play_values(self, work: _Work, arrivals: list[tuple[int, int]]) -> None:
+        """A run waits for its first group of beats, its last group for the others and for a free half of the sums; the
+        unit's first run for the weights."""
+        depth = self.sizes.depth
+        last_group = (ceil_div(work.beats, depth) - 1) * depth
+        self._begin_play()
+        if work.phase.first:
+            self.play = max(self.play, self.weights_ready[self.summed_units])
+        for cell in range(self.cells):
+            first_beat, last_beat = arrivals[cell] if arrivals else (0, 0)
+            for active in work.queries:
+                start = max(self.play, first_beat + min(work.beats, depth) - 1)
+                half_free = self.dumped[-2] if len(self.dumped) > 1 else 0
+                self.play = max(start + last_group, last_beat, half_free) + depth
+                self._add(work, active)
+            self._free(work)
+
+    def _add(self, work: _Work, active: int) -> None:
+        """A run's sums to those before."""
+        summed = self.play - 1 + self.unit.issue_delay + self.unit.array.sum_delay
+        begin = max(summed + REGISTER, self.dump)
+        adding = ceil_div(active, self.sizes.pair) * self.sizes.depth
+        self.dump = begin + adding
+        if self.emitted and begin < self.emitted[-1] and not work.phase.first:  # results wait while a run is added
+            self.emitted[-1] += adding
+        self.dumped.append(self.dump)
+
+    def _give(self, work: _Work) -> None:
+        """Results behind the last phase of a unit, once those of the unit before are out."""
+        sums = self.unit.sums
+        if work.phase.last:
+            self.dump = max(self.dump, self.emitted[-1] if self.emitted else 0) + 1
+            emitted = self.dump + sums.settle + sum(work.queries) * self.cells * self.sizes.depth
+            self.emitted.append(emitted)
+            self.done = emitted - 1 + sums.finish_delay + self.unit.done_delay
+            self.summed_units += 1
+        self.dump += STATE
+
+    def _score(self, work: _Work, scales_ready: int) -> None:
+        """First pass of the softmax: groups of queries, each of at least as many cycles as queries."""
+        score, pipes = self.unit.score, self.sizes.pipes
+        complete = self.play - 1 + self.unit.issue_delay + self.unit.dots.delay + REGISTER
+        left = sum(work.queries)
+        take = max(self.score_end + STATE, complete, scales_ready) + min(pipes, left) + score.groups.delay
+        end = take
+        while left > 0:
+            now = min(pipes, left)
+            left -= now
+            end = take + max(work.beats, pipes) * (now if self.head_mode else 1)
+            take = max(end, take + min(pipes, max(left, 1)) + score.groups.delay)
+        self.score_end = end
+        self.scored[self.half] = self.scales_free[self.half] = end + score.free_delay + REGISTER
+        self.half ^= 1
+        if self.head_mode:
+            self.done = end + score.logit_delay + self.unit.head.end_delay + REGISTER + self.unit.done_delay
+        elif work.phase.last:
+            self._weigh(work, end)
+
+    def _weigh(self, work: _Work, scored: int) -> None:
+        """Second pass of the softmax, of a unit; factors of two units are kept."""
+        weight = self.unit.weight
+        begun = max(scored + self.unit.score.settle + REGISTER, self.weight_end)
+        index = len(self.weights_ready)
+        if index >= 2:
+            begun = max(begun, self.emitted[index - 2])
+        words = max(work.phase.unit_words, self.sizes.pipes)
+        last = begun + ceil_div(sum(work.queries), self.sizes.pipes) * words
+        self.weight_end = last + 1
+        self.weights_ready.append(last + weight.settle + REGISTER)
 
 
 def expected_cycles(
@@ -206,15 +257,15 @@ def expected_cycles(
 
     See `golden.schedule.phases` for what is done in which order.
     """
-    job = _Job(config, _pipes(config, pipes), head_dim // config.cell, heads // kv_heads, False)
-    return job.run(phases(config, kv_heads, positions, slots))
+    model = _Model(config, pipes, head_dim // config.cell, heads // kv_heads, False)
+    return model.run(phases(config, kv_heads, positions, slots))
 
 
 def expected_head_cycles(
     config: AcceleratorConfig, *, inputs: int, vocabulary: int, head_count: int, pipes: int | None = None
 ) -> int:
     """Cycles of one sweep of the output head over `vocabulary` rows for `head_count` lanes; logits are always taken."""
-    blocks = -(-vocabulary // config.key_block)
-    job = _Job(config, _pipes(config, pipes), inputs // config.cell, 1, True)
+    blocks = ceil_div(vocabulary, config.key_block)
+    model = _Model(config, pipes, inputs // config.cell, 1, True)
     block = Phase(False, False, False, False, False, 0, 0, 0, config.key_block, 0, 0, 0, 0)
-    return job.run([block] * blocks, (0, head_count - 1))
+    return model.run([block] * blocks, (0, head_count - 1))

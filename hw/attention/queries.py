@@ -7,27 +7,37 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import clog2
-from tellme.hw.attention.block import Sizes, log2
+from tellme.hw.attention.block import Sizes
+from tellme.hw.attention.signatures import OperandPort
+from tellme.hw.interfaces import Int8ReadPort
 from tellme.hw.pipeline import delay_line
 
 
 class QueryLoader(wiring.Component):
     """Loads the array's query operands for each (cell, set): a word a cycle, only of active queries.
 
-    From `swap` to `ready`: `hold` + 3 + active queries * cell words cycles. (The array's rows swap one after the
-    other; `hold` keeps
-    a load from overtaking them.)
+    From `swap` to `ready`: `reload` + active queries * cell words - 1 + `delay` cycles.
 
     Interface attributes
     --------------------
-    phases : K phases. swap : pulse, the player takes the operands. ready : they are complete.
-    q_lane, q_word, q_en -> q_data : read port of the int8 buffer, 1 cycle. load_* : write port of the array.
+    head_mode, cells, group : see AttentionUnit.
+    phases : K phases.
+    swap : pulse, the player takes the operands.
+    ready : they are complete.
+    int8 : read port of the int8 buffer.
+    load : write port of the array.
     """
+
+    delay = 3
+    """From the read of a set's last word to `ready`."""
 
     def __init__(self, sizes: Sizes):
         self.sizes = sizes
-        c = sizes.config
+        config = sizes.config
         self.hold = max(0, sizes.depth - sizes.cell_words + 1)
+        """Cycles that keep a load from overtaking the array's rows, which swap one after the other."""
+        self.reload = max(1, self.hold) + 1
+        """From `swap` to the read of the next set's first word; one more between two phases."""
         super().__init__(
             {
                 "head_mode": In(1),
@@ -36,56 +46,51 @@ class QueryLoader(wiring.Component):
                 "phases": In(stream.Signature(sizes.phase)),
                 "swap": In(1),
                 "ready": Out(1),
-                "q_lane": Out(clog2(c.lanes)),
-                "q_word": Out(clog2(c.max_features // c.word)),
-                "q_en": Out(1),
-                "q_data": In(8 * c.word),
-                "load_en": Out(1),
-                "load_lane": Out(clog2(c.attention_lanes)),
-                "load_word": Out(range(max(2, sizes.cell_words))),
-                "load_data": Out(8 * c.word),
+                "int8": Out(Int8ReadPort(config)),
+                "load": Out(OperandPort(sizes)),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        z = self.sizes
-        c = z.config
-        p = self.phases.payload
+        sizes = self.sizes
+        config = sizes.config
+        phase = self.phases.payload
         cell = Signal(16)
-        query = Signal(z.query_bits + 1)
-        lane = Signal(clog2(c.lanes))
-        g = Signal(8)
-        last_g = Signal(8)
-        m.d.sync += last_g.eq(self.group - 1)
+        query = Signal(sizes.query_bits + 1)
+        lane = Signal(clog2(config.lanes))
+        head = Signal(8)
+        last_head = Signal(8)
+        m.d.sync += last_head.eq(self.group - 1)
         head_cell = Signal(16)
-        word = Signal(range(max(2, z.cell_words)))
-        a = Signal(clog2(c.attention_lanes))
+        word = Signal(range(max(2, sizes.cell_words)))
+        place = Signal(clog2(config.attention_lanes))
         hold = Signal(range(self.hold + 2))
 
         reading = Signal()
         end_word, end_query, end_set, end_group = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            end_word.eq(word == z.cell_words - 1),
-            end_query.eq(query == p.last_query),
-            end_set.eq((a == c.attention_lanes - 1) | end_query),
-            end_group.eq(g == last_g),
-            a.eq(query & (c.attention_lanes - 1)),
+            end_word.eq(word == sizes.cell_words - 1),
+            end_query.eq(query == phase.last_query),
+            end_set.eq((place == config.attention_lanes - 1) | end_query),
+            end_group.eq(head == last_head),
+            place.eq(query & (config.attention_lanes - 1)),
         ]
         done = Signal()
         m.d.sync += [
-            self.q_en.eq(reading),
-            self.q_lane.eq(lane),
-            self.q_word.eq(
-                ((head_cell + cell) * z.cell_words + word) + Mux(self.head_mode, 0, c.query_offset // c.word)
+            self.int8.en.eq(reading),
+            self.int8.lane.eq(lane),
+            self.int8.word.eq(
+                ((head_cell + cell) * sizes.cell_words + word)
+                + Mux(self.head_mode, 0, config.query_offset // config.word)
             ),
         ]
-        finished = delay_line(m, done, 2, "finished", reset_less=False)
+        finished = delay_line(m, done, self.delay - 1, "finished", reset_less=False)
         m.d.comb += [
-            self.load_en.eq(delay_line(m, reading, 2, "load_en", reset_less=False)),
-            self.load_lane.eq(delay_line(m, a, 2, "load_lane")),
-            self.load_word.eq(delay_line(m, word, 2, "load_word")),
-            self.load_data.eq(self.q_data),
+            self.load.en.eq(delay_line(m, reading, 2, "load_en", reset_less=False)),
+            self.load.lane.eq(delay_line(m, place, 2, "load_lane")),
+            self.load.word.eq(delay_line(m, word, 2, "load_word")),
+            self.load.data.eq(self.int8.data),
         ]
         with m.If(finished):
             m.d.sync += self.ready.eq(1)
@@ -98,9 +103,9 @@ class QueryLoader(wiring.Component):
                 m.d.sync += [
                     cell.eq(0),
                     query.eq(0),
-                    lane.eq(p.lane_lo),
-                    g.eq(0),
-                    head_cell.eq(p.head_cell),
+                    lane.eq(phase.lane_lo),
+                    head.eq(0),
+                    head_cell.eq(phase.head_cell),
                     word.eq(0),
                 ]
                 with m.If(self.phases.valid & (hold == 0)):
@@ -109,15 +114,20 @@ class QueryLoader(wiring.Component):
                 m.d.comb += reading.eq(1)
                 m.d.sync += word.eq(word + 1)
                 with m.If(end_word):
-                    m.d.sync += [word.eq(0), query.eq(query + 1), g.eq(g + 1), head_cell.eq(head_cell + self.cells)]
+                    m.d.sync += [
+                        word.eq(0),
+                        query.eq(query + 1),
+                        head.eq(head + 1),
+                        head_cell.eq(head_cell + self.cells),
+                    ]
                     with m.If(end_group):
-                        m.d.sync += [g.eq(0), lane.eq(lane + 1), head_cell.eq(p.head_cell)]
+                        m.d.sync += [head.eq(0), lane.eq(lane + 1), head_cell.eq(phase.head_cell)]
                     with m.If(end_query):
                         m.d.sync += [
                             query.eq(0),
-                            g.eq(0),
-                            lane.eq(p.lane_lo),
-                            head_cell.eq(p.head_cell),
+                            head.eq(0),
+                            lane.eq(phase.lane_lo),
+                            head_cell.eq(phase.head_cell),
                             cell.eq(cell + 1),
                         ]
                     with m.If(end_set):
@@ -135,8 +145,3 @@ class QueryLoader(wiring.Component):
                         m.d.comb += self.phases.ready.eq(1)
                         m.next = "Idle"
         return m
-
-
-def q_words(z: Sizes) -> int:
-    """Address bits of a lane's part of the int8 buffer."""
-    return log2(z.config.max_features // z.config.word)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 
 from amaranth.hdl import Cat, Const, Mux, Value
@@ -46,3 +47,8 @@ def pack(rounded: Value, sign: Value, cleared: Value, ones: Value, nan: Value, o
     high = (rounded[22] & ~(cleared | over)) | nan
     exponent = Mux(infinite, 0xFF, Mux(cleared, 0, rounded[23:31]))
     return Cat(fraction[:22], high, exponent[:8], sign & ~nan)
+
+
+def float_const(x: float) -> Const:
+    """Pattern of the binary32 nearest to x."""
+    return Const(struct.unpack("<I", struct.pack("<f", x))[0], 32)

@@ -1,0 +1,223 @@
+"""Softmax, second pass: integer weights relative to the maxima of the first."""
+
+from __future__ import annotations
+
+from amaranth import Array, Cat, Const, Module, Mux, Signal, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from tellme.golden.attention import RATIO_MAX, SCORE_FRAC
+from tellme.hw.attention.block import SCORE_BITS, Sizes, score_layout, unit_layout
+from tellme.hw.attention.factors import Factors
+from tellme.hw.attention.signatures import FactorPort, StatisticPort
+from tellme.hw.fp import Exp2Mantissa, FloatToFixed, Multiplier
+from tellme.hw.pipeline import delay_line
+
+
+class _Issue:
+    """A score word for a group of queries: what is issued in a cycle."""
+
+    def __init__(self, sizes: Sizes):
+        self.active = Signal()
+        self.unit = Signal(unit_layout(sizes))
+        self.index = Signal(sizes.word_bits)
+        """Of the word, of the set."""
+        self.set_word = Signal(sizes.word_bits)
+        self.column = Signal(range(max(2, sizes.config.attention_lanes // sizes.pipes)))
+        """Of the group in its set."""
+        self.group = Signal(sizes.group_bits)
+        self.last_word = Signal()
+        self.last_group = Signal()
+        self.left = Signal(sizes.query_bits + 1)
+        """Queries, this group's included."""
+        self.real = Signal()
+        """The word is one, not the rest that makes a group long enough."""
+
+
+class WeightPass(wiring.Component):
+    """Second pass, over the scores of a unit: integer weights Pq, their sum L, and the factor of the unit's results.
+
+    `pipes` queries x keys_per_beat keys a cycle; a unit takes groups * max(words, pipes) cycles and one more, then
+    `settle` until its weights and factors can be read.
+
+    Interface attributes
+    --------------------
+    unit : see ScorePass.
+    hold : level, do not begin a unit (the factors of the one before last are still in use).
+    begun : pulse, a unit is.
+    ready_units : pulse, a unit's weights and factors are complete.
+    score_address, scores : read port of the score RAM, one cycle of latency.
+    value_address, value_scales : that of the V scale RAM; the address is of the unit's first set.
+    statistics : read port of the maxima.
+    weight_en, weight_address, weight_data : write port of the weight RAM: enables of a query each, word.
+    factor : read port of the factors.
+    """
+
+    _power_delay = 4 + Exp2Mantissa.delay + 1
+    """From the issue to P: score read, chosen, subtracted and cut into whole and fraction; 2**fraction; shifted."""
+    _ratio_delay = 2 + Multiplier.delay + FloatToFixed.delay + 1
+    """From the issue to the V scale's ratio: read, registered; multiplied; integer; clipped."""
+    _operand_delay = max(_power_delay, _ratio_delay)
+    delay = _operand_delay + 3
+    """Cycles from the issue to the weight: multiplied in two, rounded."""
+
+    def __init__(self, sizes: Sizes):
+        self.sizes = sizes
+        config = sizes.config
+        self.factors = Factors(sizes)
+        self.settle = self._operand_delay + 2 + self.factors.delay
+        """Cycles from a unit's last issue to `ready_units`."""
+        super().__init__(
+            {
+                "unit": In(stream.Signature(unit_layout(sizes))),
+                "hold": In(1),
+                "begun": Out(1),
+                "ready_units": Out(1),
+                "score_address": Out(sizes.word_bits),
+                "scores": In(data.ArrayLayout(score_layout(sizes), config.attention_lanes)),
+                "value_address": Out(sizes.word_bits),
+                "value_scales": In(data.ArrayLayout(32, config.keys_per_beat)),
+                "statistics": Out(StatisticPort(sizes)),
+                "weight_en": Out(config.attention_lanes),
+                "weight_address": Out(sizes.word_bits),
+                "weight_data": Out(data.ArrayLayout(16, config.attention_lanes * config.keys_per_beat)),
+                "factor": In(FactorPort(sizes)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        sizes = self.sizes
+        columns = range(sizes.config.attention_lanes // sizes.pipes)
+        keys = sizes.config.keys_per_beat
+        issue = _Issue(sizes)
+        self._issue(m, issue)
+        column = delay_line(m, issue.column, 1, "column")
+        powers = []
+        for i in range(sizes.pipes):
+            maximum = Signal(signed(SCORE_BITS), name=f"maximum_{i}", reset_less=True)
+            inverse = Signal(32, name=f"inverse_{i}", reset_less=True)
+            m.d.sync += [maximum.eq(self.statistics.maxima[i].m), inverse.eq(self.statistics.inverse[i])]
+            powers.append([self._power(m, i, k, maximum, column) for k in range(keys)])
+            for k in range(keys):
+                weight = self._weight(m, f"{i}_{k}", powers[i][k], self._ratio(m, i, k, inverse))
+                m.d.comb += [self.weight_data[(s * sizes.pipes + i) * keys + k].eq(weight) for s in columns]
+            write = delay_line(m, issue.real & (issue.left > i), self.delay, f"write_{i}", reset_less=False)
+            write_column = delay_line(m, issue.column, self.delay, f"write_column_{i}")
+            m.d.comb += [self.weight_en[s * sizes.pipes + i].eq(write & (write_column == s)) for s in columns]
+        word = (issue.set_word + issue.index)[: sizes.word_bits]
+        m.d.comb += self.weight_address.eq(delay_line(m, word, self.delay, "weight_word"))
+        self._total(m, issue, powers)
+        return m
+
+    def _issue(self, m: Module, issue: _Issue) -> None:
+        """Units, groups of queries, words."""
+        unit = issue.unit
+        m.d.comb += [
+            issue.last_word.eq(issue.index == unit.last_word),
+            issue.last_group.eq(issue.group == unit.groups),
+            issue.real.eq(issue.active & (issue.index < unit.words)),
+            self.unit.ready.eq(~self.hold & ~issue.active),
+            self.begun.eq(self.unit.valid & self.unit.ready),
+            self.score_address.eq(issue.set_word + issue.index),
+            self.value_address.eq(Cat(issue.index[:-1], unit.parity)),
+            self.statistics.address.eq(Cat(issue.group, unit.parity)),
+        ]
+        with m.If(issue.active):
+            m.d.sync += issue.index.eq(issue.index + 1)
+            with m.If(issue.last_word):
+                m.d.sync += [
+                    issue.index.eq(0),
+                    issue.group.eq(issue.group + 1),
+                    issue.column.eq(issue.column + 1),
+                    issue.left.eq(issue.left - self.sizes.pipes),
+                ]
+                with m.If(issue.column == self.sizes.config.attention_lanes // self.sizes.pipes - 1):
+                    m.d.sync += [issue.column.eq(0), issue.set_word.eq(issue.set_word + unit.words)]
+                with m.If(issue.last_group):
+                    m.d.sync += issue.active.eq(0)
+        with m.If(self.begun):
+            m.d.sync += [
+                issue.active.eq(1),
+                unit.eq(self.unit.payload),
+                issue.index.eq(0),
+                issue.group.eq(0),
+                issue.column.eq(0),
+                issue.left.eq(self.unit.payload.queries),
+                issue.set_word.eq(Cat(Const(0, self.sizes.word_bits - 1), self.unit.payload.parity)),
+            ]
+
+    def _power(self, m: Module, query: int, key: int, maximum: Signal, column: Signal) -> Signal:
+        """P = 2**(T - maximum), 1.24 bits, `_operand_delay` behind the issue; 0 for keys that are not attended to."""
+        pipes, name = self.sizes.pipes, f"{query}_{key}"
+        columns = range(self.sizes.config.attention_lanes // pipes)
+        score = Signal(self.scores[0][0].shape(), name=f"score_{name}", reset_less=True)
+        m.d.sync += score.eq(Array(self.scores[s * pipes + query][key].as_value() for s in columns)[column])
+        difference = Signal(SCORE_BITS + 1, name=f"difference_{name}", reset_less=True)
+        whole = Signal(SCORE_BITS + 2 - SCORE_FRAC, name=f"whole_{name}", reset_less=True)
+        fraction = Signal(SCORE_FRAC, name=f"fraction_{name}", reset_less=True)
+        m.d.sync += [
+            difference.eq(maximum - score.score),
+            whole.eq((difference + ((1 << SCORE_FRAC) - 1)) >> SCORE_FRAC),
+            fraction.eq(-difference),
+        ]
+        m.submodules[f"exp2_{name}"] = exp2 = Exp2Mantissa()
+        m.d.comb += exp2.f.eq(Cat(Const(0, 20 - SCORE_FRAC), fraction))
+        none = Signal(name=f"none_{name}")
+        m.d.comb += none.eq((whole > 25) | ~delay_line(m, score.valid, 2, f"valid_{name}"))
+        none_late = delay_line(m, none, exp2.delay, f"none_{name}")
+        shift = delay_line(m, whole[:5], exp2.delay, f"shift_{name}")
+        power = Signal(25, name=f"power_{name}", reset_less=True)
+        m.d.sync += power.eq(Mux(none_late, 0, Cat(Const(0, 1), exp2.o) >> shift))
+        return delay_line(m, power, self._operand_delay - self._power_delay, f"power_{name}")
+
+    def _ratio(self, m: Module, query: int, key: int, inverse: Signal) -> Signal:
+        """The key's V scale in parts of the largest, 0..65535, `_operand_delay` behind the issue."""
+        name = f"{query}_{key}"
+        scale = delay_line(m, self.value_scales[key], 1, f"value_scale_{name}")
+        m.submodules[f"ratio_{name}"] = multiply = Multiplier()
+        m.submodules[f"fixed_{name}"] = fixed = FloatToFixed(0, 18)
+        m.d.comb += [multiply.a.eq(scale), multiply.b.eq(inverse), fixed.i.eq(multiply.o)]
+        ratio = Signal(16, name=f"clipped_{name}", reset_less=True)
+        m.d.sync += ratio.eq(Mux(fixed.o < 0, 0, Mux(fixed.o > RATIO_MAX, RATIO_MAX, fixed.o)))
+        return delay_line(m, ratio, self._operand_delay - self._ratio_delay, f"ratio_{name}")
+
+    def _weight(self, m: Module, name: str, power: Signal, ratio: Signal) -> Signal:
+        """Pq: the rounded product, `delay` behind the issue."""
+        product = Signal(41, name=f"product_{name}", reset_less=True)
+        product_late = Signal(41, name=f"product_late_{name}", reset_less=True)
+        weight = Signal(16, name=f"weight_{name}", reset_less=True)
+        m.d.sync += [
+            product.eq(power * ratio),
+            product_late.eq(product),
+            weight.eq((product_late + (1 << 23)) >> 24),
+        ]
+        return weight
+
+    def _total(self, m: Module, issue: _Issue, powers: list[list[Signal]]) -> None:
+        """L, the sum of P, and what follows from it."""
+        sizes, factors = self.sizes, self.factors
+        m.submodules.factors = factors
+        added = self._operand_delay + 1  # the keys of a beat are
+        begin = delay_line(m, issue.index == 0, added, "begin")
+        counts = delay_line(m, issue.real, added, "counts", reset_less=False)
+        for i in range(sizes.pipes):
+            of_beat = Signal(25 + exact_log2(sizes.config.keys_per_beat), name=f"sum_{i}", reset_less=True)
+            total = Signal(sizes.total_bits, name=f"total_{i}", reset_less=True)
+            m.d.sync += of_beat.eq(sum(powers[i]))
+            with m.If(counts):
+                m.d.sync += total.eq(of_beat + Mux(begin, 0, total))
+            vmax = delay_line(m, self.statistics.maxima[i].vmax, added, f"vmax_{i}")
+            m.d.comb += [factors.totals[i].eq(total), factors.vmax[i].eq(vmax)]
+        first_query = Signal(sizes.query_bits + 1)
+        place = Cat(first_query[: sizes.query_bits], issue.unit.parity)
+        last = issue.active & issue.last_word
+        settled = delay_line(m, last & issue.last_group, self.settle, "settled", reset_less=False)
+        m.d.comb += [
+            first_query.eq(issue.group * sizes.pipes),
+            factors.start.eq(delay_line(m, last, added + 1, "start", reset_less=False)),
+            factors.place.eq(delay_line(m, place, added + 1, "place")),
+            self.ready_units.eq(settled),
+        ]
+        wiring.connect(m, wiring.flipped(self.factor), factors.factor)
