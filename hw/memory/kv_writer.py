@@ -5,6 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.golden.kv import KvGeometry
@@ -13,6 +14,50 @@ from tellme.hw.memory.writer import write_layout
 
 LANE_NUMBER_BITS = 16
 """Bits of a position and of a slot number."""
+
+
+JOB = ("cells", "kv_heads", "kv_address", "slot_stride", "head_stride")
+"""Inputs that are taken with `start`: other descriptors run while the cache is written."""
+
+
+class _Walk:
+    """Where the writer is: what its states work on.
+
+    key : the lane's, in its block. address : being built: of the lane's block; then of the cache head.
+    offset : of the cell's run from the head's base. value : V, not K. scale : the item is a scale, not a cell.
+    full, out : the write that is offered.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self.kv = KvGeometry(config)
+        self.key_bits = exact_log2(config.key_block)
+        self.part_bits = exact_log2(config.keys_per_beat)
+        self.float_bits = exact_log2(config.word)
+        self.job = {
+            "cells": Signal(16, name="job_cells"),
+            "kv_heads": Signal(8, name="job_kv_heads"),
+            "kv_address": Signal(32, name="job_kv_address"),
+            "slot_stride": Signal(32, name="job_slot_stride"),
+            "head_stride": Signal(32, name="job_head_stride"),
+        }
+        self.lane = Signal(clog2(config.lanes))
+        self.key = Signal(self.key_bits)
+        self.address = Signal(32)
+        self.block_base = Signal(32)
+        self.stride = Signal(32)
+        self.factor = Signal(LANE_NUMBER_BITS)
+        self.block = Signal(LANE_NUMBER_BITS)
+        self.second = Signal()  # the second product
+        self.value = Signal()
+        self.head = Signal(8)
+        self.last_head = Signal()
+        self.cell = Signal(16)
+        self.last_cell = Signal()
+        self.scale = Signal()
+        self.row = Signal(16)
+        self.offset = Signal(32)
+        self.full = Signal()
+        self.out = Signal(write_layout(config))
 
 
 class KvWriter(wiring.Component):
@@ -67,140 +112,146 @@ class KvWriter(wiring.Component):
         return multiply + len(positions) * 6 * kv_heads * (cells + 1) + 2
 
     def elaborate(self, platform: object) -> Elaboratable:
-        cfg = self._config
         m = Module()
-        kpb, floats = cfg.keys_per_beat, cfg.word
-        key_bits = (cfg.key_block - 1).bit_length()
-        part_bits = (kpb - 1).bit_length()
-        float_bits = (floats - 1).bit_length()
-        kv = KvGeometry(cfg)
-
-        # Taken with `start`: other descriptors run while the cache is written.
-        job = {
-            n: Signal.like(getattr(self, n)) for n in ("cells", "kv_heads", "kv_address", "slot_stride", "head_stride")
-        }
-        lane = Signal(clog2(cfg.lanes))
-        key = Signal(key_bits)
-        address = Signal(32)  # being built: the lane's block; then the cache head's
-        factor, factor2 = Signal(LANE_NUMBER_BITS), Signal(LANE_NUMBER_BITS)
-        stride = Signal(32)
-        second = Signal()
-
-        value, last_head, last_cell = Signal(), Signal(), Signal()
-        head = Signal(8)
-        cell, row = Signal(16), Signal(16)
-        scale = Signal()  # the item is a scale
-        block_base = Signal(32)
-        offset = Signal(32)  # of the cell's run from the head's base
-
-        full = Signal()
-        out = Signal(write_layout(cfg))
-        m.d.comb += [
-            self.writes.valid.eq(full),
-            self.writes.payload.eq(out),
-            last_cell.eq(cell + 1 == job["cells"]),
-            last_head.eq(head + 1 == job["kv_heads"]),
-            self.own.address.eq(kv.own_address(row, lane >> part_bits)),
-            self.own_scales.v.eq(value),
-            self.own_scales.head.eq(head),
-            self.own_scales.lane.eq(lane),
-        ]
-        with m.If(self.writes.ready):
-            m.d.sync += full.eq(0)
-
-        cell_bytes = cfg.cell
-        part = self.own.data.word_select(lane[:part_bits], cell_bytes * 8) if kpb > 1 else self.own.data
-
-        strobes = Cat((key[:part_bits] == k if kpb > 1 else Const(1)).replicate(cell_bytes) for k in range(kpb))
-
+        walk = _Walk(self._config)
+        self._connect(m, walk)
         with m.FSM() as fsm:
             m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))
             with m.State("Idle"):
-                m.d.sync += lane.eq(0)
+                m.d.sync += walk.lane.eq(0)
                 with m.If(self.start):
-                    m.d.sync += [signal.eq(getattr(self, n)) for n, signal in job.items()]
+                    m.d.sync += [walk.job[name].eq(getattr(self, name)) for name in JOB]
                     m.next = "Lane"
-            with m.State("Lane"):
-                # address = kv_address + slot * slot_stride + block * block_stride, a bit of a factor a cycle
-                m.d.sync += [
-                    key.eq(self.parameters.position[lane][:key_bits]),
-                    factor.eq(self.parameters.slot[lane]),
-                    factor2.eq(self.parameters.position[lane] >> key_bits),
-                    stride.eq(job["slot_stride"]),
-                    second.eq(0),
-                    address.eq(job["kv_address"]),
-                ]
-                m.next = "Multiply"
-            with m.State("Multiply"):
-                with m.If(factor != 0):
-                    m.d.sync += [factor.eq(factor >> 1), stride.eq(stride << 1)]
-                    with m.If(factor[0]):
-                        m.d.sync += address.eq(address + stride)
-                with m.Elif(~second):
-                    m.d.sync += [
-                        second.eq(1),
-                        factor.eq(factor2),
-                        stride.eq(kv.block_stride(job["cells"])),
-                    ]
-                with m.Else():
-                    m.d.sync += [
-                        block_base.eq(address),
-                        value.eq(0),
-                        head.eq(0),
-                        cell.eq(0),
-                        row.eq(0),
-                        scale.eq(0),
-                        offset.eq(kv.k_data),
-                    ]
-                    m.next = "Read"
-            with m.State("Read"):
-                # Only with room for the result: the RAM's output is not held. (`~full | writes.ready` would save a cycle
-                # that nothing waits for, and be a path through the writer, the RAM's grant and the states here.)
-                m.d.comb += [self.own.en.eq(~full & ~scale), self.own_scales.en.eq(~full & scale)]
-                with m.If((self.own.en & self.own.grant) | (self.own_scales.en & self.own_scales.grant)):
-                    m.next = "Take"
+            self._find_block(m, walk)
+            self._read(m, walk)
             with m.State("Take"):
-                m.d.sync += full.eq(1)
-                with m.If(scale):
-                    m.d.sync += [
-                        out.address.eq(address + Mux(value, kv.v_scales, kv.k_scales) + key[float_bits:]),
-                        out.data.eq(Cat(self.own_scales.data for _ in range(floats))),
-                        out.strobe.eq(0xF << (key[:float_bits] << 2)),
-                    ]
-                with m.Else():
-                    m.d.sync += [
-                        out.address.eq(address + (offset + key[part_bits:])),
-                        out.data.eq(Cat(part for _ in range(kpb))),
-                        out.strobe.eq(strobes),
-                    ]
+                self._offer(m, walk)
                 m.next = "Read"
-                with m.If(~scale):
-                    m.d.sync += [row.eq(row + 1), cell.eq(cell + 1), offset.eq(offset + cfg.key_tile)]
-                    with m.If(last_cell):
-                        m.d.sync += scale.eq(1)
-                with m.Else():
-                    m.d.sync += [
-                        scale.eq(0),
-                        cell.eq(0),
-                        head.eq(head + 1),
-                        address.eq(address + job["head_stride"]),
-                        # back to the first cell of K, or of V
-                        offset.eq(Mux(value, kv.v_data(job["cells"]), kv.k_data)),
-                    ]
-                    with m.If(last_head):
-                        m.d.sync += [
-                            value.eq(1),
-                            head.eq(0),
-                            address.eq(block_base),
-                            offset.eq(kv.v_data(job["cells"])),
-                        ]
-                        with m.If(value):
-                            m.d.sync += lane.eq(lane + 1)
-                            m.next = "Lane"
-                            with m.If(lane + 1 == self.parameters.lanes):
-                                m.next = "Finish"
+                self._go_on(m, walk)
             with m.State("Finish"):
-                with m.If(~full):
+                with m.If(~walk.full):
                     m.d.comb += self.done.eq(1)
                     m.next = "Idle"
         return ResetInserter(self.clear)(m)
+
+    def _connect(self, m: Module, walk: _Walk) -> None:
+        """What is read, and the register of the write."""
+        m.d.comb += [
+            self.writes.valid.eq(walk.full),
+            self.writes.payload.eq(walk.out),
+            walk.last_cell.eq(walk.cell + 1 == walk.job["cells"]),
+            walk.last_head.eq(walk.head + 1 == walk.job["kv_heads"]),
+            self.own.address.eq(walk.kv.own_address(walk.row, walk.lane >> walk.part_bits)),
+            self.own_scales.v.eq(walk.value),
+            self.own_scales.head.eq(walk.head),
+            self.own_scales.lane.eq(walk.lane),
+        ]
+        with m.If(self.writes.ready):
+            m.d.sync += walk.full.eq(0)
+
+    def _find_block(self, m: Module, walk: _Walk) -> None:
+        """address = kv_address + slot * slot_stride + block * block_stride, a bit of a factor a cycle."""
+        position = self.parameters.position[walk.lane]
+        with m.State("Lane"):
+            m.d.sync += [
+                walk.key.eq(position[: walk.key_bits]),
+                walk.factor.eq(self.parameters.slot[walk.lane]),
+                walk.block.eq(position >> walk.key_bits),
+                walk.stride.eq(walk.job["slot_stride"]),
+                walk.second.eq(0),
+                walk.address.eq(walk.job["kv_address"]),
+            ]
+            m.next = "Multiply"
+        with m.State("Multiply"):
+            with m.If(walk.factor != 0):
+                m.d.sync += [walk.factor.eq(walk.factor >> 1), walk.stride.eq(walk.stride << 1)]
+                with m.If(walk.factor[0]):
+                    m.d.sync += walk.address.eq(walk.address + walk.stride)
+            with m.Elif(~walk.second):
+                m.d.sync += [
+                    walk.second.eq(1),
+                    walk.factor.eq(walk.block),
+                    walk.stride.eq(walk.kv.block_stride(walk.job["cells"])),
+                ]
+            with m.Else():
+                m.d.sync += [
+                    walk.block_base.eq(walk.address),
+                    walk.value.eq(0),
+                    walk.head.eq(0),
+                    walk.cell.eq(0),
+                    walk.row.eq(0),
+                    walk.scale.eq(0),
+                    walk.offset.eq(walk.kv.k_data),
+                ]
+                m.next = "Read"
+
+    def _read(self, m: Module, walk: _Walk) -> None:
+        """Only with room for the result: the RAM's output is not held.
+
+        (`~full | writes.ready` would save a cycle that nothing waits for, and be a path through the writer, the RAM's
+        grant and the states here.)
+        """
+        with m.State("Read"):
+            m.d.comb += [
+                self.own.en.eq(~walk.full & ~walk.scale),
+                self.own_scales.en.eq(~walk.full & walk.scale),
+            ]
+            with m.If((self.own.en & self.own.grant) | (self.own_scales.en & self.own_scales.grant)):
+                m.next = "Take"
+
+    def _offer(self, m: Module, walk: _Walk) -> None:
+        """The write of what was read: its place in the beat is the key's."""
+        c, kv, key, parts, out = self._config, walk.kv, walk.key, self._config.keys_per_beat, walk.out
+        part = self.own.data
+        strobes = Const(1).replicate(c.cell)
+        if parts > 1:
+            part = part.word_select(walk.lane[: walk.part_bits], 8 * c.cell)
+            strobes = Cat((key[: walk.part_bits] == k).replicate(c.cell) for k in range(parts))
+        m.d.sync += walk.full.eq(1)
+        with m.If(walk.scale):
+            m.d.sync += [
+                out.address.eq(
+                    walk.address + Mux(walk.value, kv.v_scales, kv.k_scales) + key[walk.float_bits :],
+                ),
+                out.data.eq(Cat(self.own_scales.data for _ in range(c.word))),
+                out.strobe.eq(0xF << (key[: walk.float_bits] << 2)),
+            ]
+        with m.Else():
+            m.d.sync += [
+                out.address.eq(walk.address + (walk.offset + key[walk.part_bits :])),
+                out.data.eq(Cat(part for _ in range(parts))),
+                out.strobe.eq(strobes),
+            ]
+
+    def _go_on(self, m: Module, walk: _Walk) -> None:
+        """To the next cell, behind the last one to the head's scale, then to the next head, to V, to the next lane."""
+        v_data = walk.kv.v_data(walk.job["cells"])
+        with m.If(~walk.scale):
+            m.d.sync += [
+                walk.row.eq(walk.row + 1),
+                walk.cell.eq(walk.cell + 1),
+                walk.offset.eq(walk.offset + self._config.key_tile),
+            ]
+            with m.If(walk.last_cell):
+                m.d.sync += walk.scale.eq(1)
+        with m.Else():
+            m.d.sync += [
+                walk.scale.eq(0),
+                walk.cell.eq(0),
+                walk.head.eq(walk.head + 1),
+                walk.address.eq(walk.address + walk.job["head_stride"]),
+                # back to the first cell of K, or of V
+                walk.offset.eq(Mux(walk.value, v_data, walk.kv.k_data)),
+            ]
+            with m.If(walk.last_head):
+                m.d.sync += [
+                    walk.value.eq(1),
+                    walk.head.eq(0),
+                    walk.address.eq(walk.block_base),
+                    walk.offset.eq(v_data),
+                ]
+                with m.If(walk.value):
+                    m.d.sync += walk.lane.eq(walk.lane + 1)
+                    m.next = "Lane"
+                    with m.If(walk.lane + 1 == self.parameters.lanes):
+                        m.next = "Finish"
