@@ -25,8 +25,14 @@ class Counters(wiring.Component):
 
     Interface attributes
     --------------------
-    restart : pulse, clears. running : the pass is on.
+    restart : pulse, clears. `running` : the pass is on.
+    beat : one is taken. `write` : one is written.
+    memory, epilogue, attention, elementwise, drain : the cause holds.
+    unit_busy : a bit of each unit of `golden.registers.BUSY`.
     port_beat, port_stall : a bit of each port: a beat has come; one is owed and none has come.
+    cycles, beats, writes : of the pass, since `restart`.
+    stall, busy : cycles of each cause, and of each unit.
+    port_beats, port_stalls : cycles of each port.
     """
 
     def __init__(self, ports: int) -> None:

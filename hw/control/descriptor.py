@@ -34,6 +34,7 @@ class ProgramMemory(wiring.Component):
     --------------------
     restart : pulse before filling; `beat`, `write`: one beat in.
     fetch_*, execute_* : the two readers.
+    descriptor : what was asked for, for both.
     """
 
     def __init__(self, config: AcceleratorConfig):

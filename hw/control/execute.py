@@ -24,13 +24,19 @@ class Executor(wiring.Component):
 
     Interface attributes
     --------------------
-    start : pulse; `done` is a pulse when END is reached and every write has arrived.
-    descriptor : the descriptor in execution; units take their job parameters from its fields.
-    loading : beats are those of the program. program_ready : it has come and can run.
-    route, draining : for the beat router and the stall counters (`draining`: beats are through, units are not).
-    head_phases : stream of phases for the output head. `sweep_first`, `sweep_count`: lanes of the current sweep.
-    program_length, context, slots : the registers, stable until the pass ends.
+    start : pulse; `done` is a pulse when END is reached and every write has arrived. `busy` : in between.
+    program_length, context, slots, head_first, head_count : the registers, stable until the pass ends.
+    loading : beats are those of the program. `beat_taken` : one has come.
+    program_ready : the program has come and can run.
+    request, read_index, valid, read_descriptor : a reader's port of `ProgramMemory`.
     index : the next descriptor to read.
+    descriptor : the descriptor in execution; units take their job parameters from its fields.
+    route, draining : for the beat router and the stall counters (`draining`: beats are through, units are not).
+    waiting_elementwise : the stream waits for the quantiser.
+    start_* : pulse, of each unit of `STARTS`.
+    *_busy : of each unit of `UNITS`.
+    head_mode : the output head runs.
+    head_phases : stream of its phases. `sweep_first`, `sweep_count`: lanes of the current sweep.
     bad_descriptor : level, the program cannot run because of the descriptor before `index`; nothing of it was executed.
     """
 

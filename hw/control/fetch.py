@@ -97,7 +97,8 @@ class Fetcher(wiring.Component):
 
     Interface attributes
     --------------------
-    start : pulse; the parameters of the pass stay stable until the pass ends.
+    start : pulse; the parameters of the pass stay stable until the pass ends. `busy` : segments are to come.
+    program_address, program_length, head_count : the registers. `parameters` : lanes of the pass.
     program_ready : the program memory is filled.
     request, index, valid, descriptor : a reader's port of `ProgramMemory`.
     segments : stream of `SEGMENT`.

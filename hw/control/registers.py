@@ -37,6 +37,18 @@ class ControlRegisters(wiring.Component):
 
     No input of the bus reaches an output of it but through a register (IHI 0022, A3.2.1). Address and data of a write
     come in any order. From the later of them to the register: 2 cycles; from a read's address to its data: 2.
+
+    Interface attributes
+    --------------------
+    bus : the registers' bus.
+    locked : a pass runs.
+    start, soft_reset : pulses, fields of `control`.
+    identity, version, build, geometry : registers that are read: what this accelerator is.
+    status, error_address, owed, best_index, best_value : what it does, and what a pass gave.
+    cycles, beats, writes, stall, busy, port_beats, port_stalls : counters of the last pass.
+    lanes, head_lanes, position, slot, write_logits : registers that are written, too: a pass.
+    program_address, program_length, context, slots : its program.
+    base_low, base_high, window_beats, timeout, irq_enable : memory and time.
     """
 
     def __init__(self, config: AcceleratorConfig):

@@ -14,6 +14,19 @@ class Supervisor(wiring.Component):
     more (`quiet`); only then is `busy` low and a new pass possible. A pass begins with a pulse of `check`, and starts once
     `checking` is low and `bad_lanes` and `bad_program` are, too. `finished` and `error` stand from the end of a pass
     (an error: from its discovery) to the next start or soft reset. A start while busy is ignored.
+
+    Interface attributes
+    --------------------
+    start_request, reset_request : pulses, of the registers. `timeout` : cycles without `progress` that end a pass, 0: none.
+    check : pulse; `checking` until `bad_lanes` and `bad_program` are valid.
+    start : pulse; `done` is a pulse when the program has reached its end.
+    quiet : the AXI masters owe nothing.
+    bad_weight, bad_descriptor, read_error, write_error : errors (of the two last, an `ErrorCode`).
+    descriptor_index : one more than that of the descriptor in execution.
+    read_error_address, write_error_address : beat addresses.
+    progress : a beat was taken or written.
+    busy, finished, error, error_address : for the registers.
+    reset, clear : of what computes, and of the AXI masters.
     """
 
     start_request: In(1)

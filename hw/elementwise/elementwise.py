@@ -38,7 +38,12 @@ class Elementwise(wiring.Component):
 
     Interface attributes
     --------------------
-    kind ... lanes : In. The job, fields of the descriptor and lanes of the pass; stable while anything is busy.
+    kind, rows, scale0, scale1, scale2, q_scale : In. The epilogue: fields of the descriptor, stable, like all of the job,
+        while anything is busy.
+    norm_in, inputs, inv_n, eps, tiles : In. The statistics, and what is quantised.
+    gain_out, gain_beats, x_beats, rope_beats : In. Whether the outputs have a gain, and what is loaded.
+    head_dim, heads, kv_heads : In. Queries, keys and values.
+    lanes : In. Of the pass.
     load : In, stream of beats: gain, input features, rotary table.
     start_gain : In, pulse. Takes gain_beats beats; the next outputs use the gain.
     start_x : In, pulse. Takes x_beats beats of each lane: the residual stream, its statistics, its product

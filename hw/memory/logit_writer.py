@@ -20,7 +20,7 @@ class LogitWriter(wiring.Component):
     Interface attributes
     --------------------
     address, stride : of lane 0's logits and from lane to lane, beats; stable while `busy`.
-    logits : stream of `logit_layout`. writes : stream of `write_layout`.
+    logits : stream of `logit_layout`. `writes` : stream of `write_layout`.
     busy : a beat is held or offered.
     """
 

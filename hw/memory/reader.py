@@ -50,7 +50,20 @@ def response_error(slverr: ErrorCode, decerr: ErrorCode, response: Signal) -> Mu
 
 
 class _PortReader(wiring.Component):
-    """One port: bursts in, words out. See StreamReader for what the ports mean."""
+    """One port: bursts in, words out. For StreamReader, which describes the times.
+
+    Interface attributes
+    --------------------
+    bursts : stream {beat address, beats - 1}.
+    base : byte address of the port's region.
+    stop : no burst is issued any more. `drain` : soft reset: bursts and words are dropped.
+    words : stream of the port's parts of beats. `level` : how many wait.
+    owed, flying : memory owes words; bursts that it owes.
+    arrived : a word came, a cycle ago.
+    oldest : beat address of the oldest burst that is owed.
+    bad, bad_code, bad_address : an error response, its ErrorCode, the beat address.
+    m_axi : read channels.
+    """
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._config = config

@@ -28,7 +28,19 @@ def write_layout(config: AcceleratorConfig) -> data.StructLayout:
 
 
 class _PortWriter(wiring.Component):
-    """One port: writes of a word in, single-beat AXI4 writes out. See BeatWriter."""
+    """One port: writes of a word in, single-beat AXI4 writes out. For BeatWriter, which describes the times.
+
+    Interface attributes
+    --------------------
+    words : stream {beat address, the port's part of the beat, strobe}.
+    base : byte address of the port's region.
+    stop : no write is issued any more. `drain` : soft reset: writes are dropped.
+    waiting : writes wait. `owed`, `flying` : memory owes responses; how many.
+    answered : a response came, a cycle ago.
+    oldest : beat address of the oldest write that is owed a response.
+    bad, bad_code, bad_address : an error response, its ErrorCode, the beat address.
+    m_axi : write channels.
+    """
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._config = config

@@ -25,13 +25,6 @@ WHOLE = (Accelerator, SelfTest)
 _SECTION = re.compile(r"^Interface attributes\n-+\n(.*?)(?=^\S[^\n]*\n---|\Z)", re.M | re.S)
 _ITEM = re.compile(r"^(\S.*?) :", re.M)
 
-OPEN = {
-    "ControlRegisters", "Counters", "Elementwise", "Executor", "Fetcher",
-    "LogitWriter", "ProgramMemory",
-    "Supervisor", "_PortReader", "_PortWriter",
-}  # fmt: skip
-"""Components whose docstring does not name their ports yet."""
-
 
 def classes() -> Iterator[type[wiring.Component]]:
     for module in pkgutil.walk_packages(tellme.hw.__path__, "tellme.hw."):
@@ -80,7 +73,4 @@ def test_docstrings_name_the_ports_that_exist(
 ) -> None:
     assert CLASSES[name] in components, f"{name} is in none of {WHOLE}: dead, or to be added there"
     found = wrong(components[CLASSES[name]])
-    if {name, name.rpartition(".")[2]} & OPEN:
-        assert any(found), f"{name} is right now: take it out of OPEN"
-    else:
-        assert not any(found), "in the docstring and no port: {}; ports and not in the docstring: {}".format(*found)
+    assert not any(found), "in the docstring and no port: {}; ports and not in the docstring: {}".format(*found)
