@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from tellme.golden.arith import ceil_div
 from tellme.golden.config import PRESETS, AcceleratorConfig
-from tellme.golden.registers import build_hash
+from tellme.golden.registers import ADDRESS_BITS, build_hash
 
 GIB = 1 << 30
 MIB = 1 << 20
@@ -194,7 +194,7 @@ class Board:
     @property
     def register_bytes(self) -> int:
         """Size of the accelerator's register window."""
-        return 4096
+        return 1 << ADDRESS_BITS
 
 
 def _zynqmp_ports(*names: str) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from enum import IntEnum
 from tellme.golden import fields
 from tellme.golden.fields import Field
 
-DESCRIPTOR_WORDS = 16
 DESCRIPTOR_BYTES = 64
 
 

@@ -66,11 +66,6 @@ class Streams:
         """Bytes/s of each port over its own time, which for a slow one goes on when others have finished."""
         return tuple(n * self.clock_hz / c for n, c in zip(self.length, self.finished, strict=True))
 
-    @property
-    def rates_together(self) -> tuple[float, ...]:
-        """Bytes/s of each port as long as all ran."""
-        return tuple(n * self.clock_hz / min(self.finished) for n in self.moved)
-
 
 def run(
     timing: MemoryTiming,

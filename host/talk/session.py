@@ -17,7 +17,7 @@ Messages = list[dict[str, str]]
 
 @dataclass(kw_only=True)
 class Totals:
-    """Sums over the answers of a session. Tokens, seconds, cycles (None where nothing counts them), joules."""
+    """Sums over the answers of a session. Tokens, seconds, joules (None where nothing measures them)."""
 
     answers: int = 0
     prompt_tokens: int = 0
@@ -26,7 +26,6 @@ class Totals:
     seconds_prefill: float = 0.0
     seconds_decode: float = 0.0
     decode_tokens: int = 0
-    decode_cycles: int = 0
     joules: float | None = None
 
     def add(self, turn: Turn) -> None:
@@ -39,7 +38,6 @@ class Totals:
         self.seconds_prefill += report.seconds_prefill
         self.seconds_decode += report.seconds - report.seconds_prefill
         self.decode_tokens += len(report.decode)
-        self.decode_cycles += sum(report.cycles_decode)
         if turn.joules is not None:
             self.joules = (self.joules or 0.0) + turn.joules
 

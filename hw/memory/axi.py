@@ -20,7 +20,6 @@ CACHE_MODIFIABLE_BUFFERABLE = 0b0011
 PROT_DATA = 0b000
 """AxPROT unprivileged, secure, data (what Xilinx IP drives)."""
 
-RESPONSE_SLVERR = 0b10
 RESPONSE_DECERR = 0b11
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.model import ModelSpec
-from tellme.golden.program import DESCRIPTOR_BYTES, DESCRIPTOR_WORDS, FIELDS, Field, Opcode, decode
+from tellme.golden.program import DESCRIPTOR_BYTES, FIELDS, Field, Opcode, decode
 from tellme.host.machine.program import Program, compile_sections, planned_sections
 
 
@@ -74,7 +74,7 @@ def mutation(code: bytes, rng: random.Random) -> bytes:
             at = rng.randrange(8 * DESCRIPTOR_BYTES)
             parts[i] = (int.from_bytes(parts[i], "little") ^ 1 << at).to_bytes(DESCRIPTOR_BYTES, "little")
         elif choice == 4:
-            at = 4 * rng.randrange(DESCRIPTOR_WORDS)
+            at = 4 * rng.randrange(DESCRIPTOR_BYTES // 4)
             parts[i] = parts[i][:at] + rng.randbytes(4) + parts[i][at + 4 :]
         else:
             parts[i] = bytes([rng.randrange(8)]) + rng.randbytes(DESCRIPTOR_BYTES - 1)
