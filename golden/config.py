@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from tellme.golden.arith import ceil_div
+from tellme.golden.arith import ceil_div, ceil_log2
 from tellme.golden.formats import TERNARY, WeightFormat
 from tellme.golden.ternary import ACTIVATION
 
@@ -39,7 +39,7 @@ def _require(condition: bool, message: str) -> None:
 
 def clog2(n: int) -> int:
     """Bits that count to n-1, at least 1."""
-    return max(1, (n - 1).bit_length())
+    return max(1, ceil_log2(n))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tellme.golden.arith import ceil_div
+from tellme.golden.arith import ceil_div, exact_log2
 from tellme.golden.config import AcceleratorConfig
 
 
@@ -27,7 +27,7 @@ class KvGeometry:
 
     def cells(self, head_dim: Any) -> Any:
         """Cells of a head."""
-        return head_dim >> _log2(self.config.cell)
+        return head_dim >> exact_log2(self.config.cell)
 
     # ---- a block of the cache, from its first beat ------------------------------------------------------------------
 
@@ -64,11 +64,11 @@ class KvGeometry:
 
     def scale_reads(self, keys: Any) -> Any:
         """Beats that hold the K (or V) scales of the block's first keys."""
-        return (keys * 4 + (self.config.beat_bytes - 1)) >> _log2(self.config.beat_bytes)
+        return (keys * 4 + (self.config.beat_bytes - 1)) >> exact_log2(self.config.beat_bytes)
 
     def cell_reads(self, keys: Any) -> Any:
         """Beats that hold a cell of the block's first keys."""
-        return (keys + (self.config.keys_per_beat - 1)) >> _log2(self.config.keys_per_beat)
+        return (keys + (self.config.keys_per_beat - 1)) >> exact_log2(self.config.keys_per_beat)
 
     # ---- the pass's own K and V --------------------------------------------------------------------------------------
 
@@ -89,7 +89,3 @@ class KvGeometry:
     def own_address(self, row: Any, lane_beat: Any) -> Any:
         """Beat of a row that holds a lane; `lane_beat` is lane // keys_per_beat."""
         return row * self.own_beats + (lane_beat if self.own_beats > 1 else 0)
-
-
-def _log2(n: int) -> int:
-    return n.bit_length() - 1

@@ -6,7 +6,6 @@ lane), KV cache. The window ends behind the cache, so that nothing else can be t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -205,7 +204,7 @@ def _placed(
     with golden_errors(name):
         kv = KvLayout(config, spec.head_dim, spec.kv_heads, context)
     program_address = 0
-    x_address = program_address + math.ceil(length * DESCRIPTOR_BYTES / config.beat_bytes)
+    x_address = program_address + ceil_div(length * DESCRIPTOR_BYTES, config.beat_bytes)
     x_beats = layout.float_beats(spec.hidden, config)
     rope_address = x_address + config.lanes * x_beats
     rope_table = layout.pack_rope(*rope_tables(spec, context), config)

@@ -8,6 +8,7 @@ from amaranth import Module, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.golden.fields import Field
@@ -58,7 +59,7 @@ class ProgramMemory(wiring.Component):
         write = memory.write_port(granularity=8 * c.beat_bytes)
         read = memory.read_port()
         count = Signal(clog2(c.max_descriptors) + clog2(max(parts, 2)) + 1)
-        part_bits = parts.bit_length() - 1
+        part_bits = exact_log2(parts)
         m.d.comb += [
             write.data.eq(self.beat.replicate(parts)),
             write.addr.eq(count >> part_bits),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from amaranth import Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode
@@ -137,7 +138,7 @@ class Executor(wiring.Component):
 
     def _take_program(self, m: Module, check: ProgramCheck) -> None:
         """Waits for the program's beats, and has it looked at."""
-        beat_bits = self.config.beat_bytes.bit_length() - 1
+        beat_bits = exact_log2(self.config.beat_bytes)
         remaining = Signal(24)
         with m.State("Idle"):
             with m.If(self.start):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from amaranth import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.hw.interfaces import PassParameters, phase_layout
@@ -38,8 +39,8 @@ class PhaseSequencer(wiring.Component):
         m = Module()
         c = self.config
         lane_bits = clog2(c.lanes)
-        beat_key_bits = c.keys_per_beat.bit_length() - 1
-        key_bits = c.key_block.bit_length() - 1
+        beat_key_bits = exact_log2(c.keys_per_beat)
+        key_bits = exact_log2(c.key_block)
         unit_layout = data.StructLayout({"kv_head": 8, "lo": lane_bits, "hi": lane_bits, "parity": 1})
         # A unit's scores are computed while the values of the one before are summed: K of a unit, then V of its predecessor.
         scoring, summing = Signal(unit_layout), Signal(unit_layout)

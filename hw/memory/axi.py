@@ -5,6 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Const, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from tellme.golden.registers import BASE_ALIGNMENT, PORT_ADDRESS_BITS
 
@@ -25,7 +26,7 @@ RESPONSE_DECERR = 0b11
 
 def aligned(base: Value) -> Value:
     """A port's base as every master takes it: a multiple of `BASE_ALIGNMENT`, of `ADDRESS_WIDTH` bits."""
-    low = BASE_ALIGNMENT.bit_length() - 1
+    low = exact_log2(BASE_ALIGNMENT)
     return Cat(Const(0, low), base[low:ADDRESS_WIDTH])
 
 

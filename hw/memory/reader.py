@@ -5,7 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import bits_for
+from amaranth.utils import bits_for, exact_log2
 
 from tellme.golden.boards import PHASE_PERIOD
 from tellme.golden.config import AcceleratorConfig, ConfigError
@@ -67,7 +67,7 @@ class _PortReader(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._config = config
-        self._low = (config.burst_beats - 1).bit_length()
+        self._low = exact_log2(config.burst_beats)
         super().__init__(
             {
                 "bursts": In(stream.Signature(data.StructLayout({"address": 32, "last": self._low}))),
@@ -91,7 +91,7 @@ class _PortReader(wiring.Component):
         cfg = self._config
         m = Module()
         axi = self.m_axi
-        byte_bits = cfg.port_bytes.bit_length() - 1
+        byte_bits = exact_log2(cfg.port_bytes)
         align = byte_bits + self._low
 
         m.submodules.queue = queue = Queue(width=len(self.bursts.payload.as_value()), depth=burst_queue(cfg))
@@ -344,7 +344,7 @@ class StreamReader(wiring.Component):
     def _split(self, m: Module, ports: list[_PortReader], drain: Signal, stop: Signal) -> None:
         """Window check and burst splitter, one for all ports: their bases share the alignment of a burst."""
         cfg = self._config
-        low = (cfg.burst_beats - 1).bit_length()
+        low = exact_log2(cfg.burst_beats)
         advance, taken = Signal(), Signal()
 
         # Stage 0: where the segment ends. Stage 1: is that inside. Stage 2: how many bursts.

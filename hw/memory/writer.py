@@ -5,6 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Const, Module, Signal
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from tellme.golden.config import AcceleratorConfig, ConfigError
 from tellme.golden.registers import ErrorCode
@@ -70,7 +71,7 @@ class _PortWriter(wiring.Component):
         cfg = self._config
         m = Module()
         axi = self.m_axi
-        byte_bits = cfg.port_bytes.bit_length() - 1
+        byte_bits = exact_log2(cfg.port_bytes)
 
         layout = self.words.payload.shape()
         m.submodules.queue = queue = Queue(width=layout.size, depth=WRITE_QUEUE)
