@@ -1,4 +1,4 @@
-"""Where keys and values lie: within a block of the cache, and in the RAM of the pass's own K and V.
+"""Where keys and values lie: within a block of the cache, and in the RAM of the pass's own K and V; and the head's rows.
 
 Described once, for layout, schedule, driver and hardware. Numbers of cells, rows and lanes may be ints or values of the
 hardware, from which the functions make expressions: they add, and multiply by constants.
@@ -25,9 +25,9 @@ class KvGeometry:
 
     config: AcceleratorConfig
 
-    def cells(self, head_dim: Any) -> Any:
-        """Cells of a head."""
-        return head_dim >> exact_log2(self.config.cell)
+    def cells(self, dimensions: Any) -> Any:
+        """Cells of a KV head, or of the inputs of the output head."""
+        return dimensions >> exact_log2(self.config.cell)
 
     # ---- a block of the cache, from its first beat ------------------------------------------------------------------
 
@@ -60,6 +60,12 @@ class KvGeometry:
         """Blocks of a (slot, KV head) of so many positions."""
         return ceil_div(positions, self.config.key_block)
 
+    # ---- a block of the output head: the scales of key_block rows, then their data ------------------------------------
+
+    def head_block(self, cells: Any) -> Any:
+        """Beats of it."""
+        return self.data_beats(cells) + self.config.scale_beats
+
     # ---- what a pass reads of a block that holds `keys` keys ---------------------------------------------------------
 
     def scale_reads(self, keys: Any) -> Any:
@@ -70,7 +76,7 @@ class KvGeometry:
         """Beats that hold a cell of the block's first keys."""
         return (keys + (self.config.keys_per_beat - 1)) >> exact_log2(self.config.keys_per_beat)
 
-    # ---- the pass's own K and V --------------------------------------------------------------------------------------
+    # ---- the pass's own K and V: rows, each a cell of all lanes: K heads, then V heads, each with its cells ---------
 
     @cached_property
     def own_beats(self) -> int:
@@ -82,10 +88,16 @@ class KvGeometry:
         """Beats of the RAM: keys, then values, of as many cells as the largest `kv_heads` heads have."""
         return 2 * (self.config.max_kv_dim // self.config.cell) * self.own_beats
 
-    def own_row(self, v: Any, kv_heads: Any, kv_head: Any, cells: Any, cell: Any) -> Any:
-        """Row of a cell: K heads, then V heads, each with its cells."""
-        return (v * kv_heads + kv_head) * cells + cell
+    def own_head(self, kv_head: Any, cells: Any) -> Any:
+        """First row of a KV head, from the first of K, or of V."""
+        return kv_head * cells
+
+    def own_values(self, kv_heads: Any, cells: Any) -> Any:
+        """First row of V, behind those of K."""
+        return kv_heads * cells
 
     def own_address(self, row: Any, lane_beat: Any) -> Any:
-        """Beat of a row that holds a lane; `lane_beat` is lane // keys_per_beat."""
-        return row * self.own_beats + (lane_beat if self.own_beats > 1 else 0)
+        """Beat of a row that holds a lane; `lane_beat` is lane // keys_per_beat, below `own_beats`, a power of two."""
+        if self.own_beats == 1:
+            return row
+        return (row << exact_log2(self.own_beats)) | lane_beat

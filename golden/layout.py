@@ -245,7 +245,7 @@ def unpack_cells(beats: Beats, config: AcceleratorConfig) -> I8:
 
 def head_block_beats(features: int, config: AcceleratorConfig) -> int:
     """Beats of a block of the output head."""
-    return config.scale_beats + cells(features, config) * config.key_tile
+    return int(KvGeometry(config).head_block(cells(features, config)))
 
 
 def pack_head(rows: ArrayLike, scales: ArrayLike, config: AcceleratorConfig) -> Beats:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from amaranth import Cat, Const, Module, Mux, ResetInserter
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
-from amaranth.utils import exact_log2
 
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import KvGeometry
 from tellme.golden.program import Opcode
 from tellme.golden.registers import ADDRESS_BITS, IDENTITY, VERSION, build_hash, geometry
 from tellme.hw.attention.unit import AttentionUnit
@@ -170,7 +170,6 @@ class Accelerator(wiring.Component):
 
     def _jobs(self, m: Module, b: Blocks) -> None:
         """Job parameters: fields of the descriptor in execution."""
-        c = self.config
         registers, fetcher, executor, sequencer = b.registers, b.fetcher, b.executor, b.sequencer
         tlmm, elementwise, kv_writer, logits = b.tlmm, b.elementwise, b.kv_writer, b.logit_writer
         attention = b.attention.job
@@ -191,10 +190,11 @@ class Accelerator(wiring.Component):
         take(m, registers.head_lanes, executor, first="head_first", count="head_count")
         for unit in (sequencer, kv_writer, attention):
             take(m, d.shared, unit, "kv_heads")
-        cells = d.shared.head_dim >> exact_log2(c.cell)
+        kv = KvGeometry(self.config)
+        cells = kv.cells(d.shared.head_dim)
         m.d.comb += [
             kv_writer.cells.eq(cells),
-            attention.cells.eq(Mux(executor.head_mode, d.head.inputs >> exact_log2(c.cell), cells)),
+            attention.cells.eq(Mux(executor.head_mode, kv.cells(d.head.inputs), cells)),
             attention.group.eq(Mux(executor.head_mode, 1, d.attention.group)),
         ]
         join(m, executor, attention, "head_mode", sweep_first="head_first", sweep_count="head_count")

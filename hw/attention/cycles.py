@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import KvGeometry
 from tellme.golden.schedule import Phase, phases
 from tellme.hw.attention.block import SCORE_SPACING
 from tellme.hw.attention.unit import AttentionUnit
@@ -257,7 +258,7 @@ def expected_cycles(
 
     See `golden.schedule.phases` for what is done in which order.
     """
-    model = _Model(config, pipes, head_dim // config.cell, heads // kv_heads, False)
+    model = _Model(config, pipes, KvGeometry(config).cells(head_dim), heads // kv_heads, False)
     return model.run(phases(config, kv_heads, positions, slots))
 
 
@@ -266,6 +267,6 @@ def expected_head_cycles(
 ) -> int:
     """Cycles of one sweep of the output head over `vocabulary` rows for `head_count` lanes; logits are always taken."""
     blocks = ceil_div(vocabulary, config.key_block)
-    model = _Model(config, pipes, inputs // config.cell, 1, True)
+    model = _Model(config, pipes, KvGeometry(config).cells(inputs), 1, True)
     block = Phase(False, False, False, False, False, 0, 0, 0, config.key_block, 0, 0, 0, 0)
     return model.run([block] * blocks, (0, head_count - 1))

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from tellme.golden.config import clog2
+from tellme.golden.kv import KvGeometry
 from tellme.hw.attention.block import Sizes
 from tellme.hw.interfaces import phase_layout
 from tellme.hw.queues import ShortQueue
@@ -71,6 +72,7 @@ class PhaseQueue(wiring.Component):
     def _complete(self, m: Module, phase: Signal, given: Signal, taken: Signal) -> None:
         """Takes a descriptor and works `phase` out, a product or a sum a cycle; `given` until it is `taken`."""
         config = self.sizes.config
+        kv = KvGeometry(config)
         key_bits = exact_log2(config.keys_per_beat)
         block = self.blocks.payload
         half = Signal()
@@ -100,7 +102,7 @@ class PhaseQueue(wiring.Component):
             with m.State("Multiply"):
                 m.d.sync += [
                     phase.first_head.eq(phase.kv_head * self.group),
-                    phase.kv_cell.eq(phase.kv_head * self.cells),
+                    phase.kv_cell.eq(kv.own_head(phase.kv_head, self.cells)),
                     lanes.eq(phase.lane_hi - phase.lane_lo + 1),
                     own_last.eq((phase.lane_hi >> key_bits) - (phase.lane_lo >> key_bits)),
                 ]

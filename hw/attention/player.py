@@ -82,7 +82,7 @@ class Player(wiring.Component):
         self.sizes = sizes
         self.depth = depth
         config = sizes.config
-        self.own_beats = KvGeometry(config).own_beats
+        self.kv = KvGeometry(config)
         super().__init__(
             {
                 "cells": In(16),
@@ -116,7 +116,7 @@ class Player(wiring.Component):
             m.d.comb += load.eq(1)
         m.d.comb += self.phases.ready.eq(load)
         v_rows = Signal(16)
-        m.d.sync += v_rows.eq(self.kv_heads * self.cells)
+        m.d.sync += v_rows.eq(self.kv.own_values(self.kv_heads, self.cells))
         with m.If(load):
             self._begin(m, place, v_rows)
         return m
@@ -180,8 +180,8 @@ class Player(wiring.Component):
         phase = place.phase
         m.d.comb += [
             self.store.address.eq(place.at),
-            # Own beats are a power of two, and no own key lies beyond them.
-            self.own.address.eq(Cat(place.own_beat[: exact_log2(self.own_beats)], place.row)),
+            # No own key lies beyond the row's beats.
+            self.own.address.eq(self.kv.own_address(place.row, place.own_beat[: exact_log2(self.kv.own_beats)])),
             self.weight_address.eq(place.word + place.beat),
             self.tag.own.eq(phase.own),
             self.tag.dot.eq(go & ~phase.v & place.real),

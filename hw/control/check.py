@@ -292,10 +292,11 @@ class ProgramCheck(wiring.Component):
     def _run(self, m: Module, d: Any, kinds: _Kinds, sizes: _Sizes, left: _Left, rules: _Rules) -> None:
         """A descriptor after the other: the three cycles, and the products of an ATTENTION."""
         c, attention = self.config, d.attention
-        cells = attention.head_dim[exact_log2(c.cell) :][: clog2(c.max_head_dim // c.cell + 1)]
+        kv = KvGeometry(c)
+        cells = kv.cells(attention.head_dim)[: clog2(kv.cells(c.max_head_dim) + 1)]
         block_beats, slot_blocks = Signal(16), Signal(range(c.max_context // c.key_block + 1))
         m.d.sync += [
-            block_beats.eq(KvGeometry(c).block_stride(cells)),
+            block_beats.eq(kv.block_stride(cells)),
             slot_blocks.eq((self.context + (c.key_block - 1)) >> exact_log2(c.key_block)),
         ]
         longest = max(len(self.slots), len(sizes.few_kv_heads))

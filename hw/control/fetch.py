@@ -220,13 +220,12 @@ class Fetcher(wiring.Component):
 
     def _fetch_head(self, m: Module, walk: _Walk, d: Any, sweeps: Signal) -> None:
         """The whole output head, once a sweep of attention_lanes lanes."""
-        c = self.config
+        kv = KvGeometry(self.config)
         with m.State("Head"):
             with m.If(sweeps == 0):
                 m.next = "Read"
             with m.Else():
-                block_beats = ((d.head.inputs >> exact_log2(c.cell)) << exact_log2(c.key_tile)) + c.scale_beats
-                walk.multiply(block_beats, d.head.blocks, "Output-Head-Length")
+                walk.multiply(kv.head_block(kv.cells(d.head.inputs)), d.head.blocks, "Output-Head-Length")
         walk.waiting("Output-Head-Length")
         with m.State("Output-Head-Length"):
             m.d.sync += [walk.beats.eq(walk.product), sweeps.eq(sweeps - 1)]

@@ -7,6 +7,7 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 from amaranth.utils import bits_for, exact_log2
 
+from tellme.golden.check import max_kv_heads
 from tellme.golden.config import CHUNK, AcceleratorConfig, clog2
 from tellme.golden.kv import KvGeometry
 from tellme.golden.program import Kind
@@ -62,7 +63,7 @@ class Elementwise(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig):
         self.config = config
-        self._kv_heads = min(config.max_heads, config.max_kv_dim // 32)
+        self._kv_heads = max_kv_heads(config)
         super().__init__(
             {
                 "kind": In(range(len(Kind))),

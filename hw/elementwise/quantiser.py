@@ -105,13 +105,14 @@ class Quantiser(wiring.Component):
     def _walk(self, m: Module) -> _Word:
         """Word after word of both jobs."""
         config = self._config
+        kv = KvGeometry(config)
         wide = word_bits(config) + 1  # the last tile may reach beyond the buffer
         inputs, heads = Signal(), Signal()  # jobs under way
         outer = Signal(16)
         lane, last_lane = Signal(lane_bits(config)), Signal(lane_bits(config))
         w, words = Signal(6), Signal(6)
         word, base = Signal(wide), Signal(wide)
-        kv_cell = Signal(clog2(2 * config.max_kv_dim // config.cell))  # first cell of a K or V head
+        kv_cell = Signal(clog2(2 * kv.cells(config.max_kv_dim)))  # first cell of a K or V head
         ready, some = Signal(range(SLOTS * config.lanes + 1)), Signal()  # factors that wait; whether there are
         counter = HeadCounter(m, self.heads, self.kv_heads, "count")
         issue, take, lane_end, outer_end, last = Signal(), Signal(), Signal(), Signal(), Signal()
@@ -154,7 +155,7 @@ class Quantiser(wiring.Component):
             with m.If(~inputs):
                 counter.step(m)
                 with m.If(counter.target != Target.QUERY):
-                    m.d.sync += kv_cell.eq(kv_cell + self.head_dim[clog2(config.cell) :])
+                    m.d.sync += kv_cell.eq(kv_cell + kv.cells(self.head_dim))
         with m.If(last):
             m.d.sync += [outer.eq(0), outer_first.eq(1), base.eq(0), word.eq(0)]
             with m.If(inputs):

@@ -53,7 +53,7 @@ def test_every_cell_and_lane_has_its_own_place(config: AcceleratorConfig) -> Non
     for v in range(2):
         for head in range(kv_heads):
             for cell in range(cells):
-                row = g.own_row(v, kv_heads, head, cells, cell)
+                row = v * g.own_values(kv_heads, cells) + g.own_head(head, cells) + cell
                 for lane in range(config.lanes):
                     seen[g.own_address(row, lane // config.keys_per_beat), lane % config.keys_per_beat] += 1
     assert (seen[:, : min(config.lanes, config.keys_per_beat)] == 1).all()
