@@ -23,9 +23,9 @@ class MultiplierArray(wiring.Component):
     Dot: row i takes bytes 4i..4i+3 of each key's cell, times the query's. Every cycle gives attention_lanes x
     keys_per_beat dot products of a cell.
 
-    Weighted sum: a group of `depth` beats (consecutive cycles) is turned round: row i keeps the weight of beat i and
+    Weighted sum: a bundle of `depth` beats (consecutive cycles) is turned round: row i keeps the weight of beat i and
     takes bytes 4j..4j+3 of that beat in step j, so that step j ends as the sums of dims 4j..4j+3 over `depth` beats.
-    These are accumulated over the groups of a run; the last group's sums go to one half of a memory, from which they
+    These are accumulated over the bundles of a run; the last bundle's sums go to one half of a memory, from which they
     are read. The delay that skews the rows of a dot product turns the beats, too: the word that row i needs in step j
     leaves delay line j.
 
@@ -70,7 +70,7 @@ class MultiplierArray(wiring.Component):
         depth, lanes, keys = sizes.depth, config.attention_lanes, config.keys_per_beat
         rows_per_word = config.word // 4
         # Word w of a beat (bytes 4w..4w+3 of each key's cell), w + 1 cycles late: at row i + j + 1 cycles behind the first
-        # beat of a group, this is word j of the group's beat i for every j, and word i of the dot beat of that row.
+        # beat of a bundle, this is word j of the bundle's beat i for every j, and word i of the dot beat of that row.
         words = [
             delay_line(
                 m,
@@ -132,7 +132,7 @@ class MultiplierArray(wiring.Component):
                 m.d.sync += self.dots[a * config.keys_per_beat + k].eq(pairs[0] + pairs[1])
 
     def _accumulate(self, m: Module, chain: list[list[list[Value]]]) -> None:
-        """Weighted sums of a run, from the steps of its groups, to one half of the memory."""
+        """Weighted sums of a run, from the steps of its bundles, to one half of the memory."""
         sizes = self.sizes
         depth, lanes, keys = sizes.depth, sizes.config.attention_lanes, sizes.config.keys_per_beat
         # A step's sums over the keys of a beat: one register behind the chains; then the accumulators, a ring of
@@ -148,11 +148,11 @@ class MultiplierArray(wiring.Component):
         write_data = []
         for a in range(lanes):
             for x in range(4):
-                group = Signal(signed(sizes.chain_bits + exact_log2(keys)), name=f"group_{a}_{x}", reset_less=True)
-                m.d.sync += group.eq(sum(chain[a][k][x] for k in range(keys)))
+                bundle = Signal(signed(sizes.chain_bits + exact_log2(keys)), name=f"bundle_{a}_{x}", reset_less=True)
+                m.d.sync += bundle.eq(sum(chain[a][k][x] for k in range(keys)))
                 ring = [Signal(signed(sizes.run_bits), name=f"acc_{a}_{x}_{j}", reset_less=True) for j in range(depth)]
                 with m.If(step_valid):
-                    m.d.sync += ring[0].eq(group + Mux(step_first, 0, ring[-1]))
+                    m.d.sync += ring[0].eq(bundle + Mux(step_first, 0, ring[-1]))
                     m.d.sync += [ring[j].eq(ring[j - 1]) for j in range(1, depth)]
                 write_data.append(ring[0])
         m.d.sync += [

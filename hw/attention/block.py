@@ -46,7 +46,7 @@ class Sizes:
 
     @cached_property
     def depth(self) -> int:
-        """Products in a chain of the multiplier array, and beats in a group of a weighted sum: a cell is 4 chains."""
+        """Products in a chain of the multiplier array, and beats in a bundle of a weighted sum: a cell is 4 chains."""
         return self.config.cell // 4
 
     @cached_property
@@ -108,8 +108,8 @@ class Sizes:
         return clog2(self.max_queries)
 
     @cached_property
-    def group_bits(self) -> int:
-        """Index of a group of `pipes` queries in its unit."""
+    def batch_bits(self) -> int:
+        """Index of a batch of `pipes` queries in its unit."""
         return clog2(ceil_div(self.max_queries, self.pipes))
 
     @cached_property
@@ -173,9 +173,9 @@ def tag_layout(sizes: Sizes) -> data.StructLayout:
     """What the player issues in a cycle.
 
     own: the beat comes from the own RAM. dot: a beat of a dot run. swap: the first of one. sum: a step of a weighted
-    sum. real: the beat is one (not the rest of a group). address: {set, beat} of the dot accumulators. half: of these,
-    or of the weighted sums. first: cell of a phase, group of a weighted sum. last: group of a weighted sum. end: last
-    cycle of a K phase. step: beat of the run, modulo the group.
+    sum. real: the beat is one (not the rest of a bundle). address: {set, beat} of the dot accumulators. half: of these,
+    or of the weighted sums. first: cell of a phase, bundle of a weighted sum. last: bundle of a weighted sum. end: last
+    cycle of a K phase. step: beat of the run, modulo the bundle.
     """
     return data.StructLayout(
         {
@@ -195,12 +195,12 @@ def tag_layout(sizes: Sizes) -> data.StructLayout:
 
 
 def unit_layout(sizes: Sizes) -> data.StructLayout:
-    """What the second pass of the softmax needs of a unit. groups: of `pipes` queries, less one. last_word: words, at
+    """What the second pass of the softmax needs of a unit. batches: of `pipes` queries, less one. last_word: words, at
     least `pipes`, less one."""
     return data.StructLayout(
         {
             "parity": 1,
-            "groups": sizes.group_bits,
+            "batches": sizes.batch_bits,
             "queries": sizes.query_bits + 1,
             "words": sizes.word_bits,
             "last_word": sizes.word_bits,

@@ -170,10 +170,10 @@ class _Model:
             self._free(work)
 
     def _play_values(self, work: _Work, arrivals: list[tuple[int, int]]) -> None:
-        """A run waits for its first group of beats, its last group for the others and for a free half of the sums; the
+        """A run waits for its first bundle of beats, its last bundle for the others and for a free half of the sums; the
         unit's first run for the weights."""
         depth = self.sizes.depth
-        last_group = (ceil_div(work.beats, depth) - 1) * depth
+        last_bundle = (ceil_div(work.beats, depth) - 1) * depth
         self._begin_play()
         if work.phase.first:
             self.play = max(self.play, self.weights_ready[self.summed_units])
@@ -182,7 +182,7 @@ class _Model:
             for active in work.queries:
                 start = max(self.play, first_beat + min(work.beats, depth) - 1)
                 half_free = self.dumped[-2] if len(self.dumped) > 1 else 0
-                self.play = max(start + last_group, last_beat, half_free) + depth
+                self.play = max(start + last_bundle, last_beat, half_free) + depth
                 self._add(work, active)
             self._free(work)
 
@@ -208,17 +208,17 @@ class _Model:
         self.dump += STATE
 
     def _score(self, work: _Work, scales_ready: int) -> None:
-        """First pass of the softmax: groups of queries, each of at least as many cycles as queries."""
+        """First pass of the softmax: batches of queries, each of at least as many cycles as queries."""
         score, pipes = self.unit.score, self.sizes.pipes
         complete = self.play - 1 + self.unit.issue_delay + self.unit.dots.delay + REGISTER
         left = sum(work.queries)
-        take = max(self.score_end + STATE, complete, scales_ready) + min(pipes, left) + score.groups.delay
+        take = max(self.score_end + STATE, complete, scales_ready) + min(pipes, left) + score.batches.delay
         end = take
         while left > 0:
             now = min(pipes, left)
             left -= now
             end = take + max(work.beats, pipes) * (now if self.head_mode else 1)
-            take = max(end, take + min(pipes, max(left, 1)) + score.groups.delay)
+            take = max(end, take + min(pipes, max(left, 1)) + score.batches.delay)
         self.score_end = end
         self.scored[self.half] = self.scales_free[self.half] = end + score.free_delay + REGISTER
         self.half ^= 1

@@ -19,25 +19,25 @@ LOWEST = Const(-(1 << SCORE_BITS - 1), signed(SCORE_BITS))
 class Maxima(wiring.Component):
     """Running maxima, over the phases of a unit, of the scores of `pipes` queries and of the V scales of their keys.
 
-    A group's maxima are read `Sizes`-wide at its first beat and written behind its last one; it may come again 5 cycles
+    A batch's maxima are read `Sizes`-wide at its first beat and written behind its last one; it may come again 5 cycles
     behind its last beat.
 
     Interface attributes
     --------------------
     valid, scores, value_scales : of a beat of keys; scores with flags of what each query attends to.
-    begin, fresh, last : with it: first beat of the group in this phase; the unit's first phase; last cycle of the group.
-    place : {parity, group}, a cycle ahead of the rest.
-    done, done_place, current : pulse, a group's maxima are complete in this phase; its place; they.
+    begin, fresh, last : with it: first beat of the batch in this phase; the unit's first phase; last cycle of the batch.
+    place : {parity, batch}, a cycle ahead of the rest.
+    done, done_place, current : pulse, a batch's maxima are complete in this phase; its place; they.
     address : read port of the second pass; answers in a cycle.
     maxima : what `address` asked for.
     """
 
     delay = 2
-    """From a group's last scores to `done`: the largest of a beat's keys first, then that of all."""
+    """From a batch's last scores to `done`: the largest of a beat's keys first, then that of all."""
 
     def __init__(self, sizes: Sizes):
         self.sizes = sizes
-        place = 1 + sizes.group_bits
+        place = 1 + sizes.batch_bits
         super().__init__(
             {
                 "valid": In(1),
@@ -58,9 +58,9 @@ class Maxima(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         layout = statistic_layout(self.sizes)
-        m.submodules.statistics = memory = Memory(shape=layout, depth=2 << self.sizes.group_bits, init=[])
+        m.submodules.statistics = memory = Memory(shape=layout, depth=2 << self.sizes.batch_bits, init=[])
         write, own, other = memory.write_port(), memory.read_port(), memory.read_port()
-        # Read again five cycles behind the last beat at the earliest (the states of QueryGroups), and there after four.
+        # Read again five cycles behind the last beat at the earliest (the states of QueryBatches), and there after four.
         done_place = delay_line(m, self.place, 3, "done_place")
         done = delay_line(m, self.last, self.delay, "done", reset_less=False)
         held = Signal(layout, reset_less=True)
@@ -121,11 +121,11 @@ class Maxima(wiring.Component):
 
 
 class InverseScales(wiring.Component):
-    """65535 / vmax of `pipes` queries, one after the other, kept by group for the second pass.
+    """65535 / vmax of `pipes` queries, one after the other, kept by batch for the second pass.
 
     Interface attributes
     --------------------
-    start, place, vmax : pulse with {parity, group} and the largest V scales; at most every `pipes` cycles.
+    start, place, vmax : pulse with {parity, batch} and the largest V scales; at most every `pipes` cycles.
     address : read port; answers in a cycle.
     inverse : what `address` asked for.
     """
@@ -134,7 +134,7 @@ class InverseScales(wiring.Component):
         self.sizes = sizes
         self.delay = 1 + Reciprocal.delay + Multiplier.delay + sizes.pipes
         """From `start` to the cycle from which all can be read."""
-        place = 1 + sizes.group_bits
+        place = 1 + sizes.batch_bits
         scales = data.ArrayLayout(32, sizes.pipes)
         super().__init__(
             {
@@ -169,7 +169,7 @@ class InverseScales(wiring.Component):
         left_late = delay_line(m, left, spread, "left", reset_less=False)
         place_late = delay_line(m, place, spread, "place")
         for i in range(pipes):
-            m.submodules[f"inverse_{i}"] = memory = Memory(shape=32, depth=2 << self.sizes.group_bits, init=[])
+            m.submodules[f"inverse_{i}"] = memory = Memory(shape=32, depth=2 << self.sizes.batch_bits, init=[])
             write, read = memory.write_port(), memory.read_port()
             # Query i leaves when i shifts of the flags are done: pipes - i of them are left.
             here = left_late[pipes - 1 - i] & ((left_late >> (pipes - i)) == 0)

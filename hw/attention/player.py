@@ -37,8 +37,8 @@ class _Place:
         self.first_cell = Signal()
         self.last_beat = Signal()
         self.real = Signal()  # beat < phase.beats
-        self.group_start = Signal()
-        self.last_group = Signal()
+        self.bundle_start = Signal()
+        self.last_bundle = Signal()
         # A run takes SCORE_SPACING cycles or more, so what does not change in a run may come a cycle late.
         self.last_set = Signal()
         self.last_cell = Signal()
@@ -49,9 +49,9 @@ class _Place:
         self.following = Signal(pointer)  # behind the cell's beats; a cycle late
         self.fresh = Signal()  # first cycle of a cell: following is not known yet
         self.own_beat = Signal(sizes.beat_bits)
-        # Of a weighted sum: the beats of a group are there, and those of the first group behind the cell. Both a cycle
+        # Of a weighted sum: the beats of a bundle are there, and those of the first bundle behind the cell. Both a cycle
         # late, so they ask for a beat more than is needed, or for all of the cell.
-        self.group_ready = Signal()
+        self.bundle_ready = Signal()
         self.next_ready = Signal()
 
 
@@ -60,7 +60,7 @@ class Player(wiring.Component):
 
     Phases, cells, sets and beats without a gap. A run waits for its query operands (K), for the unit's weights (first
     phase of a V part), for the beats, and for a free half of the results of weighted sums. A dot run takes at least
-    SCORE_SPACING cycles, a weighted sum whole groups of `Sizes.depth` beats, of which none comes late.
+    SCORE_SPACING cycles, a weighted sum whole bundles of `Sizes.depth` beats, of which none comes late.
 
     Interface attributes
     --------------------
@@ -122,15 +122,15 @@ class Player(wiring.Component):
         return m
 
     def _pointers(self, m: Module, place: _Place) -> None:
-        """Where the beats of the cell, of the group and of the next cell are, and whether they are there."""
-        group_bits = exact_log2(self.sizes.depth)
+        """Where the beats of the cell, of the bundle and of the next cell are, and whether they are there."""
+        bundle_bits = exact_log2(self.sizes.depth)
         ahead = Signal.like(place.at)
         beyond = Signal.like(place.at)
         m.d.comb += [ahead.eq(self.store.stored + ~place.at), beyond.eq(self.store.stored - place.following)]
         m.d.sync += [
             place.following.eq(place.oldest + Mux(place.phase.own, 0, place.phase.beats)),
-            place.group_ready.eq((~ahead[-1] & ahead[group_bits:-1].any()) | (~place.fresh & ~beyond[-1])),
-            place.next_ready.eq(~place.fresh & ~beyond[-1] & beyond[group_bits:-1].any()),
+            place.bundle_ready.eq((~ahead[-1] & ahead[bundle_bits:-1].any()) | (~place.fresh & ~beyond[-1])),
+            place.next_ready.eq(~place.fresh & ~beyond[-1] & beyond[bundle_bits:-1].any()),
         ]
 
     def _permit(self, m: Module, place: _Place, go: Signal) -> None:
@@ -151,8 +151,8 @@ class Player(wiring.Component):
         m.d.comb += weighted.eq(~(place.part_start & phase.first) | (weights != 0))
         with m.If(phase.v):
             m.d.comb += [
-                enough.eq(phase.own | ~place.group_start | place.group_ready),
-                clear.eq(weighted & (~(place.group_start & place.last_group) | (credits != 0))),
+                enough.eq(phase.own | ~place.bundle_start | place.bundle_ready),
+                clear.eq(weighted & (~(place.bundle_start & place.last_bundle) | (credits != 0))),
             ]
         with m.Else():
             m.d.comb += [
@@ -163,7 +163,7 @@ class Player(wiring.Component):
             go.eq(place.active & enough & clear),
             use_scores.eq(go & place.part_start & ~phase.v),
             use_weights.eq(go & place.part_start & phase.v & phase.first),
-            use_credit.eq(go & phase.v & place.group_start & place.last_group),
+            use_credit.eq(go & phase.v & place.bundle_start & place.last_bundle),
             self.swap.eq(go & place.run_start & ~phase.v),
             self.stall_memory.eq(place.active & clear & ~enough),
             self.stall_softmax.eq(place.active & ~clear),
@@ -176,7 +176,7 @@ class Player(wiring.Component):
     def _issue(self, m: Module, place: _Place, go: Signal) -> None:
         """Addresses of the beat, and what it is."""
         sizes = self.sizes
-        group_bits = exact_log2(sizes.depth)
+        bundle_bits = exact_log2(sizes.depth)
         phase = place.phase
         m.d.comb += [
             self.store.address.eq(place.at),
@@ -190,8 +190,8 @@ class Player(wiring.Component):
             self.tag.real.eq(place.real),
             self.tag.address.eq(Cat(place.beat[: exact_log2(sizes.config.key_tile)], place.run_set)),
             self.tag.half.eq(Mux(phase.v, place.half, phase.half)),
-            self.tag.first.eq(Mux(phase.v, place.beat[group_bits:] == 0, place.first_cell)),
-            self.tag.last.eq(Mux(phase.v, place.last_group, place.last_beat & place.last_set & place.last_cell)),
+            self.tag.first.eq(Mux(phase.v, place.beat[bundle_bits:] == 0, place.first_cell)),
+            self.tag.last.eq(Mux(phase.v, place.last_bundle, place.last_beat & place.last_set & place.last_cell)),
             self.tag.end.eq(go & ~phase.v & place.last_beat & place.last_set & place.last_cell),
             self.tag.step.eq(place.beat),
         ]
@@ -199,17 +199,17 @@ class Player(wiring.Component):
     def _advance(self, m: Module, place: _Place, go: Signal, load: Signal) -> None:
         """To the next beat, run (set), cell; `load`: behind the phase's last beat."""
         sizes = self.sizes
-        group_bits = exact_log2(sizes.depth)
+        bundle_bits = exact_log2(sizes.depth)
         phase, beat = place.phase, place.beat
         own_first = wire(m, phase.lane_lo >> exact_log2(sizes.config.keys_per_beat), "own_first")
         before_last = Signal(sizes.beat_bits)
-        before_last_group = Signal(sizes.beat_bits - group_bits)
-        one_group = Signal()
+        before_last_bundle = Signal(sizes.beat_bits - bundle_bits)
+        one_bundle = Signal()
         final_cell = Signal(16)
         m.d.sync += [
             before_last.eq(place.final_beat - 1),
-            before_last_group.eq(place.final_beat[group_bits:] - 1),
-            one_group.eq(place.final_beat[group_bits:] == 0),
+            before_last_bundle.eq(place.final_beat[bundle_bits:] - 1),
+            one_bundle.eq(place.final_beat[bundle_bits:] == 0),
             final_cell.eq(self.cells - 1),
             place.last_set.eq(place.run_set == phase.sets),
             place.last_cell.eq(place.cell == final_cell),
@@ -222,12 +222,12 @@ class Player(wiring.Component):
                 place.run_start.eq(0),
                 place.part_start.eq(0),
                 place.last_beat.eq(beat == before_last),
-                place.group_start.eq(beat[:group_bits].all()),
+                place.bundle_start.eq(beat[:bundle_bits].all()),
             ]
             with m.If(beat == phase.last_beat):
                 m.d.sync += place.real.eq(0)
-            with m.If(beat[:group_bits].all()):
-                m.d.sync += place.last_group.eq(beat[group_bits:] == before_last_group)
+            with m.If(beat[:bundle_bits].all()):
+                m.d.sync += place.last_bundle.eq(beat[bundle_bits:] == before_last_bundle)
             with m.If(place.last_beat):
                 m.d.sync += [
                     beat.eq(0),
@@ -236,9 +236,9 @@ class Player(wiring.Component):
                     place.run_start.eq(1),
                     place.last_beat.eq(0),
                     place.real.eq(1),
-                    place.group_start.eq(1),
-                    place.group_ready.eq(1),
-                    place.last_group.eq(one_group),
+                    place.bundle_start.eq(1),
+                    place.bundle_ready.eq(1),
+                    place.last_bundle.eq(one_bundle),
                     place.run_set.eq(place.run_set + 1),
                     place.word.eq(place.word + phase.unit_words),
                     place.half.eq(place.half ^ phase.v),
@@ -249,7 +249,7 @@ class Player(wiring.Component):
                         place.oldest.eq(place.following),
                         place.at.eq(place.following),
                         place.fresh.eq(1),
-                        place.group_ready.eq(place.next_ready),
+                        place.bundle_ready.eq(place.next_ready),
                         place.run_set.eq(0),
                         place.cell.eq(place.cell + 1),
                         place.first_cell.eq(0),
@@ -278,10 +278,10 @@ class Player(wiring.Component):
             place.first_cell.eq(1),
             place.last_beat.eq(0),
             place.real.eq(1),
-            place.group_start.eq(1),
-            place.group_ready.eq(place.active & place.next_ready),
-            place.last_group.eq(phase.last_beat[exact_log2(depth) :] == 0),
-            # Whole groups of values; of keys at least SCORE_SPACING cycles.
+            place.bundle_start.eq(1),
+            place.bundle_ready.eq(place.active & place.next_ready),
+            place.last_bundle.eq(phase.last_beat[exact_log2(depth) :] == 0),
+            # Whole bundles of values; of keys at least SCORE_SPACING cycles.
             place.final_beat.eq(
                 Mux(
                     phase.v,

@@ -13,7 +13,7 @@ from tellme.golden.attention import SCORE_FRAC
 from tellme.golden.config import clog2
 from tellme.hw.attention.block import SCORE_BITS, Sizes, score_layout, unit_layout
 from tellme.hw.attention.maxima import InverseScales, Maxima
-from tellme.hw.attention.query_groups import QueryGroups
+from tellme.hw.attention.query_batches import QueryBatches
 from tellme.hw.attention.signatures import DotPort, LogitPort, ScalePort, StatisticPort
 from tellme.hw.fp import FloatToFixed, IntToFloat, Multiplier
 from tellme.hw.interfaces import QueryScalePort
@@ -22,7 +22,7 @@ from tellme.hw.queues import ShortQueue
 
 
 class _Issue:
-    """A beat of keys for a group of queries: what is issued in a cycle."""
+    """A beat of keys for a batch of queries: what is issued in a cycle."""
 
     def __init__(self, sizes: Sizes):
         config, pipes = sizes.config, sizes.pipes
@@ -30,17 +30,17 @@ class _Issue:
         self.active = Signal()
         self.lanes = [Signal(lane, name=f"lane_{i}", reset_less=True) for i in range(pipes)]
         self.spans = [Signal(lane + 1, name=f"span_{i}", reset_less=True) for i in range(pipes)]
-        """Own keys that the query attends to, less one, from the first of the group's first beat."""
+        """Own keys that the query attends to, less one, from the first of the batch's first beat."""
         self.scales = [Signal(32, name=f"scale_{i}", reset_less=True) for i in range(pipes)]
         self.present = Signal(pipes)
-        """Which of the group's queries there are."""
-        self.last_group = Signal()
-        self.first_group = Signal()
-        self.group = Signal(sizes.group_bits)
+        """Which of the batch's queries there are."""
+        self.last_batch = Signal()
+        self.first_batch = Signal()
+        self.batch = Signal(sizes.batch_bits)
         self.beat = Signal(sizes.beat_bits)
         self.final_beat = Signal(sizes.beat_bits)
         self.column = Signal(range(max(2, config.attention_lanes // pipes)))
-        """Of the group in its set."""
+        """Of the batch in its set."""
         self.run_set = Signal(sizes.set_bits)
         self.word = Signal(sizes.word_bits)
         """Score word of the set's first beat."""
@@ -53,7 +53,7 @@ class _Issue:
         self.end = Signal()
         """Last cycle of a phase."""
         self.real = Signal()
-        """The beat is one, not the rest that makes a group long enough."""
+        """The beat is one, not the rest that makes a batch long enough."""
 
 
 class ScorePass(wiring.Component):
@@ -61,7 +61,7 @@ class ScorePass(wiring.Component):
     scale.
 
     `pipes` queries x keys_per_beat keys a cycle, phase by phase; in the head mode one lane's logits instead of scores.
-    A phase takes groups * max(beats, pipes) cycles and about `pipes` + 5 more, groups = ceil(queries / pipes).
+    A phase takes batches * max(beats, pipes) cycles and about `pipes` + 5 more, batches = ceil(queries / pipes).
 
     Interface attributes
     --------------------
@@ -84,7 +84,7 @@ class ScorePass(wiring.Component):
     def __init__(self, sizes: Sizes):
         self.sizes = sizes
         config = sizes.config
-        self.groups = QueryGroups(sizes)
+        self.batches = QueryBatches(sizes)
         self.maxima = Maxima(sizes)
         self.inverses = InverseScales(sizes)
         self.logit_delay = 2 + 2 * Multiplier.delay
@@ -120,7 +120,7 @@ class ScorePass(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.groups = self.groups
+        m.submodules.batches = self.batches
         m.submodules.maxima = self.maxima
         m.submodules.inverses = self.inverses
         issue = _Issue(self.sizes)
@@ -137,28 +137,28 @@ class ScorePass(wiring.Component):
         return m
 
     def _begin(self, m: Module, issue: _Issue) -> None:
-        """A phase begins once its dot products and scales are complete, and ends with its last group."""
-        groups = self.groups
+        """A phase begins once its dot products and scales are complete, and ends with its last batch."""
+        batches = self.batches
         phase = self.phases.payload
         complete = Signal(2)
         m.d.sync += complete.eq(complete + self.phase_end - issue.end)
         m.d.comb += [
-            groups.group.eq(self.group),
-            groups.phase.eq(phase),
-            groups.begin.eq(self.phases.valid & (complete != 0) & self.scales_ready.bit_select(phase.half, 1)),
-            groups.take.eq(issue.take),
-            groups.end.eq(issue.end),
-            self.phases.ready.eq(groups.done),
+            batches.group.eq(self.group),
+            batches.phase.eq(phase),
+            batches.begin.eq(self.phases.valid & (complete != 0) & self.scales_ready.bit_select(phase.half, 1)),
+            batches.take.eq(issue.take),
+            batches.end.eq(issue.end),
+            self.phases.ready.eq(batches.done),
         ]
-        wiring.connect(m, groups.query_scales, wiring.flipped(self.query_scales))
-        with m.If(groups.idle):
+        wiring.connect(m, batches.query_scales, wiring.flipped(self.query_scales))
+        with m.If(batches.idle):
             m.d.sync += [
                 issue.column.eq(0),
                 issue.run_set.eq(0),
-                issue.group.eq(0),
+                issue.batch.eq(0),
                 issue.word.eq(Cat(phase.base, phase.parity)),
                 issue.final_beat.eq(Mux(phase.last_beat < self.sizes.pipes - 1, self.sizes.pipes - 1, phase.last_beat)),
-                issue.first_group.eq(1),
+                issue.first_batch.eq(1),
             ]
         free = delay_line(m, issue.end, self.free_delay, "free", reset_less=False)
         freed = delay_line(m, phase.half, self.free_delay, "freed")
@@ -166,9 +166,9 @@ class ScorePass(wiring.Component):
 
     def _control(self, m: Module, issue: _Issue) -> None:
         """What follows from where the issue is."""
-        groups = self.groups
+        batches = self.batches
         spending = self.head_mode & self.write_logits & (issue.beat[: exact_log2(self.sizes.depth)] == 0)
-        end_group = issue.go & issue.last_beat & issue.last_turn
+        end_batch = issue.go & issue.last_beat & issue.last_turn
         m.d.comb += [
             issue.last_beat.eq(issue.beat == issue.final_beat),
             issue.last_turn.eq(
@@ -176,14 +176,14 @@ class ScorePass(wiring.Component):
             ),
             issue.go.eq(issue.active & (~spending | self.logits.credit)),
             self.logits.spend.eq(issue.go & spending),
-            issue.end.eq(end_group & issue.last_group),
-            issue.take.eq(groups.valid & ((end_group & ~issue.last_group) | ~issue.active)),
+            issue.end.eq(end_batch & issue.last_batch),
+            issue.take.eq(batches.valid & ((end_batch & ~issue.last_batch) | ~issue.active)),
             issue.real.eq(issue.go & (issue.beat < self.phases.payload.beats)),
         ]
 
     def _advance(self, m: Module, issue: _Issue) -> None:
-        """To the next beat, query (head mode), group, set."""
-        groups = self.groups
+        """To the next beat, query (head mode), batch, set."""
+        batches = self.batches
         phase = self.phases.payload
         config, pipes = self.sizes.config, self.sizes.pipes
         key_bits = exact_log2(config.keys_per_beat)
@@ -195,8 +195,8 @@ class ScorePass(wiring.Component):
                     m.d.sync += [
                         issue.active.eq(0),
                         issue.turn.eq(0),
-                        issue.first_group.eq(0),
-                        issue.group.eq(issue.group + 1),
+                        issue.first_batch.eq(0),
+                        issue.batch.eq(issue.batch + 1),
                         issue.column.eq(issue.column + 1),
                     ]
                     with m.If(issue.column == config.attention_lanes // pipes - 1):
@@ -206,12 +206,12 @@ class ScorePass(wiring.Component):
                             issue.word.eq(issue.word + phase.unit_words),
                         ]
         with m.If(issue.take):
-            m.d.sync += [issue.active.eq(1), issue.present.eq(groups.active), issue.last_group.eq(groups.last)]
+            m.d.sync += [issue.active.eq(1), issue.present.eq(batches.active), issue.last_batch.eq(batches.last)]
             for i in range(pipes):
                 m.d.sync += [
-                    issue.lanes[i].eq(groups.lanes[i]),
-                    issue.spans[i].eq(groups.lanes[i] - (phase.lane_lo >> key_bits << key_bits)),
-                    issue.scales[i].eq(groups.scales[i]),
+                    issue.lanes[i].eq(batches.lanes[i]),
+                    issue.spans[i].eq(batches.lanes[i] - (phase.lane_lo >> key_bits << key_bits)),
+                    issue.scales[i].eq(batches.scales[i]),
                 ]
 
     def _attended(self, m: Module, issue: _Issue) -> list[list[Signal]]:
@@ -283,7 +283,7 @@ class ScorePass(wiring.Component):
     def _write(
         self, m: Module, issue: _Issue, scores: list[list[Value]], valid: list[list[Signal]], v_scales: Any
     ) -> None:
-        """Scores with their flags; and the unit's V scales, once, with its first group."""
+        """Scores with their flags; and the unit's V scales, once, with its first batch."""
         sizes, maxima = self.sizes, self.maxima
         phase = self.phases.payload
         columns = range(sizes.config.attention_lanes // sizes.pipes)
@@ -300,10 +300,10 @@ class ScorePass(wiring.Component):
             maxima.valid.eq(real),
             self.score_address.eq(delay_line(m, (issue.word + issue.beat)[: sizes.word_bits], self.delay, "word")),
         ]
-        # Of queries that the group does not have, too: nothing reads those.
+        # Of queries that the batch does not have, too: nothing reads those.
         m.d.comb += [self.score_en[s].eq(real & (column == s)) for s in columns]
         scale_word = Signal(sizes.word_bits)
-        scale_en = issue.real & issue.first_group & ~self.head_mode
+        scale_en = issue.real & issue.first_batch & ~self.head_mode
         m.d.comb += [
             scale_word.eq(Cat(phase.base, phase.parity) + issue.beat),
             self.value_scale_en.eq(delay_line(m, scale_en, 2, "value_scale", reset_less=False)),
@@ -315,7 +315,7 @@ class ScorePass(wiring.Component):
         """Maxima, and the inverses of the largest V scales; both for the second pass."""
         maxima, inverses = self.maxima, self.inverses
         phase = self.phases.payload
-        place = wire(m, Cat(issue.group, phase.parity), "place")
+        place = wire(m, Cat(issue.batch, phase.parity), "place")
         last = issue.go & issue.last_beat & ~self.head_mode
         for k in range(self.sizes.config.keys_per_beat):
             m.d.comb += maxima.value_scales[k].eq(delay_line(m, v_scales[k], self.delay - 2, f"v_scale_{k}"))
@@ -347,7 +347,7 @@ class ScorePass(wiring.Component):
         settled = delay_line(m, unit_end, self.settle, "settled", reset_less=False)
         m.d.comb += [
             unit.parity.eq(phase.parity),
-            unit.groups.eq(issue.group),
+            unit.batches.eq(issue.batch),
             unit.queries.eq(phase.queries),
             unit.words.eq(phase.unit_words),
             unit.last_word.eq(last_word),

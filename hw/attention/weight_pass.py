@@ -16,7 +16,7 @@ from tellme.hw.pipeline import delay_line
 
 
 class _Issue:
-    """A score word for a group of queries: what is issued in a cycle."""
+    """A score word for a batch of queries: what is issued in a cycle."""
 
     def __init__(self, sizes: Sizes):
         self.active = Signal()
@@ -25,20 +25,20 @@ class _Issue:
         """Of the word, of the set."""
         self.set_word = Signal(sizes.word_bits)
         self.column = Signal(range(max(2, sizes.config.attention_lanes // sizes.pipes)))
-        """Of the group in its set."""
-        self.group = Signal(sizes.group_bits)
+        """Of the batch in its set."""
+        self.batch = Signal(sizes.batch_bits)
         self.last_word = Signal()
-        self.last_group = Signal()
+        self.last_batch = Signal()
         self.left = Signal(sizes.query_bits + 1)
-        """Queries, this group's included."""
+        """Queries, this batch's included."""
         self.real = Signal()
-        """The word is one, not the rest that makes a group long enough."""
+        """The word is one, not the rest that makes a batch long enough."""
 
 
 class WeightPass(wiring.Component):
     """Second pass, over the scores of a unit: integer weights Pq, their sum L, and the factor of the unit's results.
 
-    `pipes` queries x keys_per_beat keys a cycle; a unit takes groups * max(words, pipes) cycles and one more, then
+    `pipes` queries x keys_per_beat keys a cycle; a unit takes batches * max(words, pipes) cycles and one more, then
     `settle` until its weights and factors can be read.
 
     Interface attributes
@@ -112,37 +112,37 @@ class WeightPass(wiring.Component):
         return m
 
     def _issue(self, m: Module, issue: _Issue) -> None:
-        """Units, groups of queries, words."""
+        """Units, batches of queries, words."""
         unit = issue.unit
         m.d.comb += [
             issue.last_word.eq(issue.index == unit.last_word),
-            issue.last_group.eq(issue.group == unit.groups),
+            issue.last_batch.eq(issue.batch == unit.batches),
             issue.real.eq(issue.active & (issue.index < unit.words)),
             self.unit.ready.eq(~self.hold & ~issue.active),
             self.begun.eq(self.unit.valid & self.unit.ready),
             self.score_address.eq(issue.set_word + issue.index),
             self.value_address.eq(Cat(issue.index[:-1], unit.parity)),
-            self.statistics.address.eq(Cat(issue.group, unit.parity)),
+            self.statistics.address.eq(Cat(issue.batch, unit.parity)),
         ]
         with m.If(issue.active):
             m.d.sync += issue.index.eq(issue.index + 1)
             with m.If(issue.last_word):
                 m.d.sync += [
                     issue.index.eq(0),
-                    issue.group.eq(issue.group + 1),
+                    issue.batch.eq(issue.batch + 1),
                     issue.column.eq(issue.column + 1),
                     issue.left.eq(issue.left - self.sizes.pipes),
                 ]
                 with m.If(issue.column == self.sizes.config.attention_lanes // self.sizes.pipes - 1):
                     m.d.sync += [issue.column.eq(0), issue.set_word.eq(issue.set_word + unit.words)]
-                with m.If(issue.last_group):
+                with m.If(issue.last_batch):
                     m.d.sync += issue.active.eq(0)
         with m.If(self.begun):
             m.d.sync += [
                 issue.active.eq(1),
                 unit.eq(self.unit.payload),
                 issue.index.eq(0),
-                issue.group.eq(0),
+                issue.batch.eq(0),
                 issue.column.eq(0),
                 issue.left.eq(self.unit.payload.queries),
                 issue.set_word.eq(Cat(Const(0, self.sizes.word_bits - 1), self.unit.payload.parity)),
@@ -213,9 +213,9 @@ class WeightPass(wiring.Component):
         first_query = Signal(sizes.query_bits + 1)
         place = Cat(first_query[: sizes.query_bits], issue.unit.parity)
         last = issue.active & issue.last_word
-        settled = delay_line(m, last & issue.last_group, self.settle, "settled", reset_less=False)
+        settled = delay_line(m, last & issue.last_batch, self.settle, "settled", reset_less=False)
         m.d.comb += [
-            first_query.eq(issue.group * sizes.pipes),
+            first_query.eq(issue.batch * sizes.pipes),
             factors.start.eq(delay_line(m, last, added + 1, "start", reset_less=False)),
             factors.place.eq(delay_line(m, place, added + 1, "place")),
             self.ready_units.eq(settled),

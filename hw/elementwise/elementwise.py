@@ -24,7 +24,7 @@ from tellme.hw.elementwise.load import Loader
 from tellme.hw.elementwise.quantiser import Quantiser
 from tellme.hw.elementwise.scales import SLOTS, ScaleUnit, Target
 from tellme.hw.elementwise.statistics import Statistics, chunk_info
-from tellme.hw.elementwise.transpose import GROUP
+from tellme.hw.elementwise.transpose import OCTET
 from tellme.hw.interfaces import AttentionChunks, Int8ReadPort, OwnReadPort, OwnScalePort, QueryScalePort, count_bits
 
 
@@ -121,18 +121,18 @@ class Elementwise(wiring.Component):
     ) -> int:
         """Cycles of epilogue_busy when rows are always ready and the quantiser is idle.
 
-        head_dim counts for QKV only. Followed group by group: a head may begin when the last but one is read, and is
+        head_dim counts for QKV only. Followed octet by octet: a head may begin when the last but one is read, and is
         quantised while the next ones come.
         """
         tail = Epilogue.delay(kind) + 1  # from the issue of a chunk to where it enters the statistics
         settle = tail + Statistics.head_settle_delay
-        per_head = head_dim // GROUP
-        filled = 0  # a group is collected
-        end = [0, 0]  # the two latest groups are issued
+        per_head = head_dim // OCTET
+        filled = 0  # an octet is collected
+        end = [0, 0]  # the two latest octets are issued
         captured, free = [0], [0] * SLOTS  # heads whose maxima are read, whose factors are used
         done = 0
-        for g in range(rows // GROUP):
-            filled = max(filled, end[-2]) + GROUP
+        for g in range(rows // OCTET):
+            filled = max(filled, end[-2]) + OCTET
             begin = max(filled, end[-1])
             h = g // per_head
             if kind == Kind.QKV and g % per_head == 0 and h >= HEADS_AHEAD:

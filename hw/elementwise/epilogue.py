@@ -19,7 +19,7 @@ from tellme.hw.elementwise.common import (
 )
 from tellme.hw.elementwise.scales import HeadCounter, Target
 from tellme.hw.elementwise.statistics import chunk_info
-from tellme.hw.elementwise.transpose import GROUP, Transposer
+from tellme.hw.elementwise.transpose import OCTET, Transposer
 from tellme.hw.fp import Adder, Exponential, IntToFloat, Multiplier, Reciprocal
 from tellme.hw.pipeline import delay_line, register
 
@@ -125,44 +125,44 @@ class Epilogue(wiring.Component):
         m.d.comb += [rows.start.eq(self.start), rows.rows.eq(self.rows), rows.lanes.eq(self.lanes)]
 
         # ---- which chunk
-        group, last_group = Signal(13), Signal(13)
-        dim, last_dim = Signal(range(config.max_head_dim // GROUP)), Signal(range(config.max_head_dim // GROUP))
+        octet, last_octet = Signal(13), Signal(13)
+        dim, last_dim = Signal(range(config.max_head_dim // OCTET)), Signal(range(config.max_head_dim // OCTET))
         parity = Signal()
         ahead = Signal(range(HEADS_AHEAD + 1))  # heads begun and not captured
         counter = HeadCounter(m, self.heads, self.kv_heads, "count")
         layout = data.StructLayout(
-            {"lane": len(self.x_lane), "half": 1, "group": 13, "dim": len(dim), "first": 1, "parity": 1, "target": 2}
+            {"lane": len(self.x_lane), "half": 1, "octet": 13, "dim": len(dim), "first": 1, "parity": 1, "target": 2}
         )
         tag = Signal(layout, reset_less=True)
         state = Signal(3)
         begin = rows.issue & rows.issue_first & (dim == 0) & self._is_qkv
         m.d.comb += rows.go.eq(self.go & (~self._is_qkv | (dim != 0) | (ahead != HEADS_AHEAD)))
         m.d.sync += [
-            last_group.eq(self.rows[3:] - 1),
+            last_octet.eq(self.rows[3:] - 1),
             last_dim.eq(self.head_dim[3:] - 1),
             ahead.eq(ahead + begin - self.captured),
             tag.lane.eq(rows.issue_lane),
             tag.half.eq(rows.issue_half),
-            tag.group.eq(group),
+            tag.octet.eq(octet),
             tag.dim.eq(dim),
-            tag.first.eq(Mux(self._is_qkv, dim < 4, Mux(self._is_residual, group < 4, group < 8))),
+            tag.first.eq(Mux(self._is_qkv, dim < 4, Mux(self._is_residual, octet < 4, octet < 8))),
             tag.parity.eq(parity),
             tag.target.eq(counter.target),
             state.eq(
                 Cat(
                     rows.issue,
-                    rows.issue & rows.issue_last & (group == last_group),
+                    rows.issue & rows.issue_last & (octet == last_octet),
                     rows.issue & rows.issue_last & (dim == last_dim) & self._is_qkv,
                 )
             ),
         ]
         with m.If(rows.issue & rows.issue_last):
-            m.d.sync += [group.eq(group + 1), dim.eq(dim + 1)]
+            m.d.sync += [octet.eq(octet + 1), dim.eq(dim + 1)]
             with m.If(dim == last_dim):
                 m.d.sync += [dim.eq(0), parity.eq(~parity & self._is_qkv)]
                 counter.step(m)
         with m.If(self.start):
-            m.d.sync += [group.eq(0), dim.eq(0), parity.eq(0), ahead.eq(0), *counter.reset()]
+            m.d.sync += [octet.eq(0), dim.eq(0), parity.eq(0), ahead.eq(0), *counter.reset()]
 
         # ---- y = acc * (weight scale * activation scale)
         even, odd, act = (Signal(32, name=n, reset_less=True) for n in ("even", "odd", "act"))
@@ -195,7 +195,7 @@ class Epilogue(wiring.Component):
             self.rope_lane.eq(tag.lane),
             self.rope_chunk.eq(Cat(tag.half, tag.dim)),
             self.x_lane.eq(tag.lane),
-            self.x_chunk.eq(Cat(tag.half, tag.group)),
+            self.x_chunk.eq(Cat(tag.half, tag.octet)),
         ]
         tag = delay_line(m, tag, 2, "tag_y")
         return y, delay_line(m, state, self._y - Transposer.delay, "state_y", reset_less=False), tag
@@ -251,7 +251,7 @@ class Epilogue(wiring.Component):
                 m.d.sync += [even[0].eq(ONE), even[1].eq(exp.o), odd[0].eq(0), odd[1].eq(0)]
             outs += [even[2], odd[2]]
 
-        # ---- chunks: a gate's comes with the second half of a group
+        # ---- chunks: a gate's comes with the second half of an octet
         first_half = register(m, Cat(*gates), "first_half")
         state, tag = with_flags(m, state, tag, self._residual - self._y, "residual")
         chosen_state, chosen_tag = Signal(3), Signal(tag.shape())
@@ -282,7 +282,7 @@ class Epilogue(wiring.Component):
             self.v.eq(v),
             self.keep.eq(self._is_residual),
             self.info.lane.eq(chosen_tag.lane),
-            self.info.chunk.eq(Mux(whole, Cat(chosen_tag.half, chosen_tag.group), chosen_tag.group)),
+            self.info.chunk.eq(Mux(whole, Cat(chosen_tag.half, chosen_tag.octet), chosen_tag.octet)),
             self.info.first.eq(chosen_tag.first),
             self.info.parity.eq(chosen_tag.parity),
             self.info.gain.eq(self.gain_out & ~self._is_qkv),

@@ -9,15 +9,15 @@ from amaranth.lib.wiring import In, Out
 from tellme.golden.config import CHUNK, AcceleratorConfig
 from tellme.hw.elementwise.common import count_bits, lane_bits
 
-GROUP = 2 * CHUNK
+OCTET = 2 * CHUNK
 """Rows that are transposed together."""
 
 
 class Transposer(wiring.Component):
-    """Collects groups of 8 rows and issues, lane by lane, their two chunks of 4 in consecutive cycles.
+    """Collects octets of 8 rows and issues, lane by lane, their two chunks of 4 in consecutive cycles.
 
-    Double-buffered: a group takes max(8, 2 * lanes) cycles when rows are ready. The outputs `issue...` describe the
-    chunk that leaves the memory in this cycle; its `values` follow `delay` cycles later. A group starts only
+    Double-buffered: an octet takes max(8, 2 * lanes) cycles when rows are ready. The outputs `issue...` describe the
+    chunk that leaves the memory in this cycle; its `values` follow `delay` cycles later. An octet starts only
     while `go`; once started it runs without a pause.
 
     Parameters
@@ -28,8 +28,8 @@ class Transposer(wiring.Component):
     --------------------
     start : In, pulse; `rows` (a multiple of 8) and `lanes` are taken from then on.
     rows_in : In, stream of rows: an accumulator of every lane.
-    go : In, the next group may start.
-    issue, issue_lane, issue_half, issue_first, issue_last : Out. A chunk is read; first and last of its group.
+    go : In, the next octet may start.
+    issue, issue_lane, issue_half, issue_first, issue_last : Out. A chunk is read; first and last of its octet.
     values : Out, its accumulators, one cycle later.
     """
 
@@ -57,7 +57,7 @@ class Transposer(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         full = Signal(2)
-        left = Signal(16 - 3)  # groups still to be collected
+        left = Signal(16 - 3)  # octets still to be collected
         filling = Signal()  # left != 0
         fill_bank, drain_bank = Signal(), Signal()
         fill_row = Signal(3)
@@ -68,7 +68,7 @@ class Transposer(wiring.Component):
         ]
         with m.If(accept):
             m.d.sync += fill_row.eq(fill_row + 1)
-            with m.If(fill_row == GROUP - 1):
+            with m.If(fill_row == OCTET - 1):
                 m.d.sync += [
                     full.bit_select(fill_bank, 1).eq(1),
                     fill_bank.eq(~fill_bank),
@@ -80,7 +80,7 @@ class Transposer(wiring.Component):
 
         lane = Signal(len(self.issue_lane))
         half = Signal()
-        running = Signal()  # inside a group
+        running = Signal()  # inside an octet
         last_lane = Signal(len(lane))
         m.d.sync += last_lane.eq(self.lanes - 1)
         m.d.comb += [

@@ -1,4 +1,4 @@
-"""The queries of a phase in groups, for the first pass of the softmax."""
+"""The queries of a phase in batches, for the first pass of the softmax."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tellme.hw.interfaces import QueryScalePort
 from tellme.hw.pipeline import delay_line
 
 
-class QueryGroups(wiring.Component):
-    """Walks the queries of a phase, one a cycle, and gives them in groups of `pipes`, a group ahead: lanes and scales.
+class QueryBatches(wiring.Component):
+    """Walks the queries of a phase, one a cycle, and gives them in batches of `pipes`, a batch ahead: lanes and scales.
 
     Interface attributes
     --------------------
@@ -21,15 +21,15 @@ class QueryGroups(wiring.Component):
     phase, begin : the phase, stable from `begin`, which is looked at while `idle`, until `done`.
     idle : nothing is begun.
     query_scales : read port of the queries' scales.
-    valid, last : a group waits; it is the phase's last.
-    active, lanes, scales : of the group: queries that there are, and of each its lane and its scale.
-    take : the group is taken; the next is walked.
-    end : pulse, the last group is used up; then `done`, in the same cycle.
+    valid, last : a batch waits; it is the phase's last.
+    active, lanes, scales : of the batch: queries that there are, and of each its lane and its scale.
+    take : the batch is taken; the next is walked.
+    end : pulse, the last batch is used up; then `done`, in the same cycle.
     done : pulse, the phase is done.
     """
 
     delay = 2
-    """From the cycle that walks a group's last query to `valid`."""
+    """From the cycle that walks a batch's last query to `valid`."""
 
     def __init__(self, sizes: Sizes):
         self.sizes = sizes
@@ -92,8 +92,8 @@ class QueryGroups(wiring.Component):
         with m.If(self.take):
             m.d.sync += self.valid.eq(0)
 
-    def _walk(self, m: Module, walking: Signal, lane: Signal, query: Signal, end_group: object) -> None:
-        """Query by query: heads of a lane, lanes of the phase; a pause behind each group until it is taken."""
+    def _walk(self, m: Module, walking: Signal, lane: Signal, query: Signal, end_batch: object) -> None:
+        """Query by query: heads of a lane, lanes of the phase; a pause behind each batch until it is taken."""
         phase = self.phase
         head = Signal(8)
         last_head = Signal(8)
@@ -110,7 +110,7 @@ class QueryGroups(wiring.Component):
                 m.d.sync += [query.eq(query + 1), head.eq(head + 1)]
                 with m.If(head == last_head):
                     m.d.sync += [head.eq(0), lane.eq(lane + 1)]
-                with m.If(end_group):
+                with m.If(end_batch):
                     m.next = "Wait"
             with m.State("Wait"):
                 with m.If(self.take):
