@@ -58,34 +58,34 @@ class QueryBatches(wiring.Component):
         walking = Signal()
         lane = Signal.like(self.query_scales.lane)
         query = Signal(self.sizes.query_bits + 1)
-        slot = Signal(range(max(2, pipes)))
+        member = Signal(range(max(2, pipes)))
         end_query = Signal()
         m.d.comb += [
-            slot.eq(query & (pipes - 1)) if pipes & (pipes - 1) == 0 else slot.eq(query % pipes),
+            member.eq(query & (pipes - 1)) if pipes & (pipes - 1) == 0 else member.eq(query % pipes),
             end_query.eq(query == self.phase.last_query),
         ]
-        self._gather(m, walking, lane, slot, end_query)
-        self._walk(m, walking, lane, query, (slot == pipes - 1) | end_query)
+        self._gather(m, walking, lane, member, end_query)
+        self._walk(m, walking, lane, query, (member == pipes - 1) | end_query)
         return m
 
-    def _gather(self, m: Module, walking: Signal, lane: Signal, slot: Signal, end_query: Signal) -> None:
+    def _gather(self, m: Module, walking: Signal, lane: Signal, member: Signal, end_query: Signal) -> None:
         """Lanes as they are walked, scales as they come, a cycle later."""
         pipes = self.sizes.pipes
         arriving = delay_line(m, walking, 1, "arriving", reset_less=False)
-        arriving_slot = delay_line(m, slot, 1, "arriving_slot")
-        arriving_end = delay_line(m, (slot == pipes - 1) | end_query, 1, "arriving_end")
+        arriving_member = delay_line(m, member, 1, "arriving_member")
+        arriving_end = delay_line(m, (member == pipes - 1) | end_query, 1, "arriving_end")
         arriving_last = delay_line(m, end_query, 1, "arriving_last")
         for i in range(pipes):
             next_lane = Signal(lane.shape(), name=f"next_lane_{i}", reset_less=True)
             next_scale = Signal(32, name=f"next_scale_{i}", reset_less=True)
-            with m.If(walking & (slot == i)):
+            with m.If(walking & (member == i)):
                 m.d.sync += next_lane.eq(lane)
-            with m.If(arriving & (arriving_slot == i)):
+            with m.If(arriving & (arriving_member == i)):
                 m.d.sync += next_scale.eq(self.query_scales.data)
             m.d.comb += [self.lanes[i].eq(next_lane), self.scales[i].eq(next_scale)]
         with m.If(arriving):
-            m.d.sync += self.active.bit_select(arriving_slot, 1).eq(1)
-            with m.If(arriving_slot == 0):
+            m.d.sync += self.active.bit_select(arriving_member, 1).eq(1)
+            with m.If(arriving_member == 0):
                 m.d.sync += self.active.eq(1)
             with m.If(arriving_end):
                 m.d.sync += [self.valid.eq(1), self.last.eq(arriving_last)]

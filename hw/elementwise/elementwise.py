@@ -22,7 +22,7 @@ from tellme.hw.elementwise.common import (
 from tellme.hw.elementwise.epilogue import HEADS_AHEAD, Epilogue
 from tellme.hw.elementwise.load import Loader
 from tellme.hw.elementwise.quantiser import Quantiser
-from tellme.hw.elementwise.scales import SLOTS, ScaleUnit, Target
+from tellme.hw.elementwise.scales import PLACES, ScaleUnit, Target
 from tellme.hw.elementwise.statistics import Statistics, chunk_info
 from tellme.hw.elementwise.transpose import OCTET
 from tellme.hw.interfaces import AttentionChunks, Int8ReadPort, OwnReadPort, OwnScalePort, QueryScalePort, count_bits
@@ -129,7 +129,7 @@ class Elementwise(wiring.Component):
         per_head = head_dim // OCTET
         filled = 0  # an octet is collected
         end = [0, 0]  # the two latest octets are issued
-        captured, free = [0], [0] * SLOTS  # heads whose maxima are read, whose factors are used
+        captured, free = [0], [0] * PLACES  # heads whose maxima are read, whose factors are used
         done = 0
         for g in range(rows // OCTET):
             filled = max(filled, end[-2]) + OCTET
@@ -139,7 +139,7 @@ class Elementwise(wiring.Component):
                 begin = max(begin, captured[h - HEADS_AHEAD + 1])
             end = [end[-1], begin + 2 * lanes]
             if kind == Kind.QKV and g % per_head == per_head - 1:
-                read = max(end[-1] + settle, captured[-1], free[-SLOTS])
+                read = max(end[-1] + settle, captured[-1], free[-PLACES])
                 captured.append(read + 2 * lanes)
                 done = max(read + 3 + ScaleUnit.delay, done) + lanes * head_dim // config.word
                 free.append(done)

@@ -12,7 +12,7 @@ from amaranth.utils import exact_log2
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.golden.kv import KvGeometry
 from tellme.hw.elementwise.common import count_bits, lane_bits, with_flags, word_bits
-from tellme.hw.elementwise.scales import SLOTS, HeadCounter, ScaleUnit, Target, scale_tag
+from tellme.hw.elementwise.scales import PLACES, HeadCounter, ScaleUnit, Target, scale_tag
 from tellme.hw.fp import FloatToInt8, Multiplier
 from tellme.hw.pipeline import delay_line
 
@@ -113,7 +113,7 @@ class Quantiser(wiring.Component):
         w, words = Signal(6), Signal(6)
         word, base = Signal(wide), Signal(wide)
         kv_cell = Signal(clog2(2 * kv.cells(config.max_kv_dim)))  # first cell of a K or V head
-        ready, some = Signal(range(SLOTS * config.lanes + 1)), Signal()  # factors that wait; whether there are
+        ready, some = Signal(range(PLACES * config.lanes + 1)), Signal()  # factors that wait; whether there are
         counter = HeadCounter(m, self.heads, self.kv_heads, "count")
         issue, take, lane_end, outer_end, last = Signal(), Signal(), Signal(), Signal(), Signal()
         head_words = self.head_dim[clog2(config.word) :]
@@ -173,10 +173,10 @@ class Quantiser(wiring.Component):
     def _factor(self, m: Module, at: _Word) -> Value:
         """The factor of the word, when the word comes from the u buffer."""
         config = self._config
-        m.submodules.factors = factors = memory.Memory(shape=unsigned(32), depth=SLOTS * config.lanes, init=[])
+        m.submodules.factors = factors = memory.Memory(shape=unsigned(32), depth=PLACES * config.lanes, init=[])
         store, look = factors.write_port(), factors.read_port(domain="comb")
         m.d.comb += [
-            store.addr.eq(Cat(self.tag.slot, self.tag.lane)),
+            store.addr.eq(Cat(self.tag.place, self.tag.lane)),
             store.data.eq(self.inv),
             store.en.eq(self.done),
             look.addr.eq(Cat(Mux(at.inputs, 0, at.outer[:2]), at.lane)),

@@ -17,7 +17,7 @@ from tellme.hw.elementwise.statistics import Statistics
 from tellme.hw.fp import Adder, Multiplier, Reciprocal, ReciprocalSqrt
 from tellme.hw.pipeline import counted, delay_line
 
-SLOTS = 4
+PLACES = 4
 """Heads whose scales may wait for the quantiser."""
 
 
@@ -31,8 +31,8 @@ class Target(IntEnum):
 
 
 def scale_tag(config: AcceleratorConfig) -> data.StructLayout:
-    """Layout of what identifies a scale: Target, head (query or KV head number), slot, lane."""
-    return data.StructLayout({"target": 2, "head": 8, "slot": 2, "lane": lane_bits(config)})
+    """Layout of what identifies a scale: Target, head (query or KV head number), place, lane."""
+    return data.StructLayout({"target": 2, "head": 8, "place": 2, "lane": lane_bits(config)})
 
 
 class HeadCounter:
@@ -150,10 +150,10 @@ class ScaleUnit(wiring.Component):
         inputs, heads = Signal(), Signal()  # jobs under way
         half, lane, last_lane = Signal(), Signal(lane_bits(self._config)), Signal(lane_bits(self._config))
         running = Signal()  # inside a head
-        # Heads to be read, slots for their scales; whether there are.
+        # Heads to be read, places for their scales; whether there are.
         complete, some_complete = Signal(2), Signal()
-        free, some_free = Signal(range(SLOTS + 1)), Signal()
-        slot = Signal(2)
+        free, some_free = Signal(range(PLACES + 1)), Signal()
+        place = Signal(2)
         end = Signal()
         head_end = Signal()
         tag = Signal(scale_tag(self._config))
@@ -165,14 +165,14 @@ class ScaleUnit(wiring.Component):
             self.read_inputs.eq(inputs),
             self.read_half.eq(half),
             self.read_lane.eq(lane),
-            self.read_parity.eq(~inputs & slot[0]),
+            self.read_parity.eq(~inputs & place[0]),
             end.eq(half & lane_last),  # a second half is read without a pause
             head_end.eq(end & ~inputs),
             self.captured.eq(head_end),
             tag.lane.eq(lane),
         ]
         with m.If(~inputs):
-            m.d.comb += [tag.target.eq(counter.target), tag.head.eq(counter.head), tag.slot.eq(slot)]
+            m.d.comb += [tag.target.eq(counter.target), tag.head.eq(counter.head), tag.place.eq(place)]
         with m.If(self.read):
             m.d.sync += [half.eq(~half), running.eq(~inputs)]
             with m.If(half):
@@ -181,7 +181,7 @@ class ScaleUnit(wiring.Component):
             m.d.sync += [lane.eq(0), running.eq(0), inputs.eq(0)]
         with m.If(head_end):
             counter.step(m)
-            m.d.sync += slot.eq(slot + 1)
+            m.d.sync += place.eq(place + 1)
             with m.If(counter.last):
                 m.d.sync += heads.eq(0)
         m.d.sync += [
@@ -193,7 +193,7 @@ class ScaleUnit(wiring.Component):
         with m.If(self.start_inputs):
             m.d.sync += inputs.eq(1)
         with m.If(self.start_heads):
-            m.d.sync += [heads.eq(1), slot.eq(0), complete.eq(0), free.eq(SLOTS), *counter.reset()]
+            m.d.sync += [heads.eq(1), place.eq(0), complete.eq(0), free.eq(PLACES), *counter.reset()]
             m.d.sync += [some_complete.eq(0), some_free.eq(1)]
         return tag
 
