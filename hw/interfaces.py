@@ -13,6 +13,7 @@ from amaranth.lib.wiring import In, Out, Signature, connect
 
 from tellme.golden.config import CHUNK, AcceleratorConfig, clog2
 from tellme.golden.kv import KvGeometry
+from tellme.golden.program import Kind
 from tellme.golden.registers import MAX_SLOTS
 
 POSITION_BITS = 16
@@ -142,6 +143,58 @@ class AttentionJob(Signature):
                 "head_count": Out(count_bits(config)),
                 "vocabulary": Out(32),
                 "write_logits": Out(1),
+            }
+        )
+
+
+class ElementwiseJob(Signature):
+    """Parameters of the element-wise pipeline's jobs, seen from who gives: stable while any of them runs.
+
+    kind, rows, scale0, scale1, scale2, q_scale : of the epilogue. norm_in, inputs, inv_n, eps : of the statistics.
+    tiles : K tiles that are quantised. gain_out : outputs have a gain. gain_beats, x_beats, rope_beats : what is loaded.
+    head_dim, heads, kv_heads : queries, keys and values. lanes : of the pass.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        super().__init__(
+            {
+                "kind": Out(range(len(Kind))),
+                "norm_in": Out(1),
+                "gain_out": Out(1),
+                "gain_beats": Out(16),
+                "inputs": Out(16),
+                "tiles": Out(16),
+                "rows": Out(16),
+                "inv_n": Out(32),
+                "eps": Out(32),
+                "scale0": Out(32),
+                "scale1": Out(32),
+                "scale2": Out(32),
+                "q_scale": Out(32),
+                "head_dim": Out(16),
+                "heads": Out(HEAD_BITS),
+                "kv_heads": Out(KV_HEAD_BITS),
+                "x_beats": Out(16),
+                "rope_beats": Out(16),
+                "lanes": Out(count_bits(config)),
+            }
+        )
+
+
+class CacheJob(Signature):
+    """Where the cache writer writes, seen from who gives: taken with its start.
+
+    cells : of a KV head. kv_address, slot_stride, head_stride : beats, of the layer's cache.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            {
+                "cells": Out(16),
+                "kv_heads": Out(KV_HEAD_BITS),
+                "kv_address": Out(32),
+                "slot_stride": Out(32),
+                "head_stride": Out(32),
             }
         )
 

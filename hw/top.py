@@ -144,7 +144,7 @@ class Accelerator(wiring.Component):
         parameters = b.pass_registers.parameters
         for unit in (b.fetcher, b.sequencer, b.kv_writer):
             connect(m, parameters, unit.parameters)
-        for unit in (b.tlmm, b.elementwise):
+        for unit in (b.tlmm, b.elementwise.job):
             join(m, parameters, unit, "lanes")
 
     def _program(self, m: Module, b: Blocks) -> None:
@@ -171,8 +171,8 @@ class Accelerator(wiring.Component):
     def _jobs(self, m: Module, b: Blocks) -> None:
         """Job parameters: fields of the descriptor in execution."""
         registers, fetcher, executor, sequencer = b.registers, b.fetcher, b.executor, b.sequencer
-        tlmm, elementwise, kv_writer, logits = b.tlmm, b.elementwise, b.kv_writer, b.logit_writer
-        attention = b.attention.job
+        tlmm, logits = b.tlmm, b.logit_writer
+        elementwise, attention, kv_writer = b.elementwise.job, b.attention.job, b.kv_writer.job
         d = executor.descriptor
         shared_fields = "kind norm_in gain_out gain_beats inputs inv_n eps head_dim heads kv_heads"
         take(m, d.shared, elementwise, shared_fields)

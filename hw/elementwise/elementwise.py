@@ -25,7 +25,14 @@ from tellme.hw.elementwise.quantiser import Quantiser
 from tellme.hw.elementwise.scales import PLACES, ScaleUnit, Target
 from tellme.hw.elementwise.statistics import Statistics, chunk_info
 from tellme.hw.elementwise.transpose import OCTET
-from tellme.hw.interfaces import AttentionChunks, Int8ReadPort, OwnReadPort, OwnScalePort, QueryScalePort, count_bits
+from tellme.hw.interfaces import (
+    AttentionChunks,
+    ElementwiseJob,
+    Int8ReadPort,
+    OwnReadPort,
+    OwnScalePort,
+    QueryScalePort,
+)
 
 
 class Elementwise(wiring.Component):
@@ -39,12 +46,7 @@ class Elementwise(wiring.Component):
 
     Interface attributes
     --------------------
-    kind, rows, scale0, scale1, scale2, q_scale : In. The epilogue: fields of the descriptor, stable, like all of the job,
-        while anything is busy.
-    norm_in, inputs, inv_n, eps, tiles : In. The statistics, and what is quantised.
-    gain_out, gain_beats, x_beats, rope_beats : In. Whether the outputs have a gain, and what is loaded.
-    head_dim, heads, kv_heads : In. Queries, keys and values.
-    lanes : In. Of the pass.
+    job : In. Fields of the descriptor and lanes of the pass; stable while anything is busy.
     load : In, stream of beats: gain, input features, rotary table.
     start_gain : In, pulse. Takes gain_beats beats; the next outputs use the gain.
     start_x : In, pulse. Takes x_beats beats of each lane: the residual stream, its statistics, its product
@@ -66,25 +68,7 @@ class Elementwise(wiring.Component):
         self._kv_heads = max_kv_heads(config)
         super().__init__(
             {
-                "kind": In(range(len(Kind))),
-                "norm_in": In(1),
-                "gain_out": In(1),
-                "gain_beats": In(16),
-                "inputs": In(16),
-                "tiles": In(16),
-                "rows": In(16),
-                "inv_n": In(32),
-                "eps": In(32),
-                "scale0": In(32),
-                "scale1": In(32),
-                "scale2": In(32),
-                "q_scale": In(32),
-                "head_dim": In(16),
-                "heads": In(8),
-                "kv_heads": In(8),
-                "x_beats": In(16),
-                "rope_beats": In(16),
-                "lanes": In(count_bits(config)),
+                "job": In(ElementwiseJob(config)),
                 "load": In(stream.Signature(8 * config.beat_bytes)),
                 "start_gain": In(1),
                 "start_x": In(1),
@@ -156,16 +140,21 @@ class Elementwise(wiring.Component):
         m.submodules.scales = scales = ScaleUnit(config)
         m.submodules.quantiser = quantiser = Quantiser(config)
         for unit, names in (
-            (loader, "gain_beats x_beats rope_beats inputs lanes start_gain start_x start_rope"),
+            (loader, "gain_beats x_beats rope_beats inputs lanes"),
             (epilogue, "kind rows lanes scale0 scale1 scale2 gain_out head_dim heads kv_heads"),
             (scales, "lanes norm_in inv_n eps q_scale heads kv_heads"),
             (quantiser, "lanes tiles head_dim heads kv_heads"),
         ):
-            m.d.comb += [getattr(unit, name).eq(getattr(self, name)) for name in names.split()]
+            m.d.comb += [getattr(unit, name).eq(getattr(self.job, name)) for name in names.split()]
+        m.d.comb += [
+            loader.start_gain.eq(self.start_gain),
+            loader.start_x.eq(self.start_x),
+            loader.start_rope.eq(self.start_rope),
+        ]
         connect(m, flipped(self.load), loader.load)
         connect(m, flipped(self.rows_in), epilogue.rows_in)
 
-        start_heads = self.start_epilogue & (self.kind == Kind.QKV)
+        start_heads = self.start_epilogue & (self.job.kind == Kind.QKV)
         m.d.comb += [
             epilogue.start.eq(self.start_epilogue),
             scales.start_inputs.eq(self.start_quantise),
@@ -205,12 +194,12 @@ class Elementwise(wiring.Component):
         chunks = Signal(chunk_bits(config) + 1)
         last_chunk = Signal(chunk_bits(config))
         lanes_left = Signal(lane_bits(config))  # besides the next one to finish
-        dims32 = self.head_dim[5 : 5 + bits_for(config.max_head_dim // 32)]
+        dims32 = self.job.head_dim[5 : 5 + bits_for(config.max_head_dim // 32)]
         final = Signal()
-        m.d.sync += [chunks.eq(self.heads * dims32 * (32 // CHUNK)), last_chunk.eq(chunks - 1)]
+        m.d.sync += [chunks.eq(self.job.heads * dims32 * (32 // CHUNK)), last_chunk.eq(chunks - 1)]
         m.d.comb += final.eq(self.chunks.valid & (self.chunks.chunk == last_chunk))
         with m.If(self.start_attention):
-            m.d.sync += lanes_left.eq(self.lanes - 1)
+            m.d.sync += lanes_left.eq(self.job.lanes - 1)
         with m.Elif(final):
             m.d.sync += lanes_left.eq(lanes_left - 1)
 
@@ -233,7 +222,7 @@ class Elementwise(wiring.Component):
                 keep.eq(0),
             ]
         with m.If(~epilogue.valid):
-            m.d.sync += [info.parity.eq(0), info.gain.eq(self.gain_out)]
+            m.d.sync += [info.parity.eq(0), info.gain.eq(self.job.gain_out)]
         m.d.sync += state.eq(
             Cat(
                 epilogue.valid | loader.x_valid | self.chunks.valid,
@@ -267,7 +256,7 @@ class Elementwise(wiring.Component):
         ]
         # Fewer than 32 inputs leave partials of an earlier token; a head has at least 32 dimensions.
         present = Signal(len(statistics.present))
-        m.d.sync += [present[k].eq(self.inputs[2:] > k) for k in range(len(present))]
+        m.d.sync += [present[k].eq(self.job.inputs[2:] > k) for k in range(len(present))]
         m.d.comb += statistics.present.eq(Mux(scales.read_inputs, present, ~0))
 
     def _buffers(
@@ -375,6 +364,6 @@ class Elementwise(wiring.Component):
         with m.If(self.start_epilogue):
             m.d.sync += [features.eq(1), heads.eq(start_heads)]
         with m.If(self.start_x):
-            m.d.sync += x.eq((self.x_beats != 0) & (self.inputs[2:] != 0))
+            m.d.sync += x.eq((self.job.x_beats != 0) & (self.job.inputs[2:] != 0))
         with m.If(self.start_attention):
             m.d.sync += self.attention_busy.eq(1)

@@ -9,15 +9,11 @@ from amaranth.utils import exact_log2
 
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.golden.kv import KvGeometry
-from tellme.hw.interfaces import OwnReadPort, OwnScalePort, PassParameters
+from tellme.hw.interfaces import CacheJob, OwnReadPort, OwnScalePort, PassParameters
 from tellme.hw.memory.writer import write_layout
 
 LANE_NUMBER_BITS = 16
 """Bits of a position and of a slot number."""
-
-
-JOB = ("cells", "kv_heads", "kv_address", "slot_stride", "head_stride")
-"""Inputs that are taken with `start`: other descriptors run while the cache is written."""
 
 
 class _Walk:
@@ -33,13 +29,8 @@ class _Walk:
         self.key_bits = exact_log2(config.key_block)
         self.part_bits = exact_log2(config.keys_per_beat)
         self.float_bits = exact_log2(config.word)
-        self.job = {
-            "cells": Signal(16, name="job_cells"),
-            "kv_heads": Signal(8, name="job_kv_heads"),
-            "kv_address": Signal(32, name="job_kv_address"),
-            "slot_stride": Signal(32, name="job_slot_stride"),
-            "head_stride": Signal(32, name="job_head_stride"),
-        }
+        # Taken with the start: other descriptors run while the cache is written.
+        self.job = CacheJob().create(path=("taken",))
         self.lane = Signal(clog2(config.lanes))
         self.key = Signal(self.key_bits)
         self.address = Signal(32)
@@ -72,11 +63,9 @@ class KvWriter(wiring.Component):
 
     Interface attributes
     --------------------
-    start : pulse; the other job inputs are taken with it.
+    start : pulse; `job` is taken with it.
     parameters : lanes of the pass, their positions and slots.
-    cells : D / C, cells of a head.
-    kv_heads : KV heads, at least 1.
-    kv_address, slot_stride, head_stride : beats, of the layer's cache.
+    job : what is written, and where.
     busy, done : a job runs; pulse when the last write was taken (BeatWriter.idle tells when it is in memory).
     clear : soft reset, drops the job.
     own, own_scales : read ports of the own-K/V RAM and of its scales; it waits for their grants.
@@ -89,11 +78,7 @@ class KvWriter(wiring.Component):
             {
                 "start": In(1),
                 "parameters": In(PassParameters(config)),
-                "cells": In(16),
-                "kv_heads": In(8),
-                "kv_address": In(32),
-                "slot_stride": In(32),
-                "head_stride": In(32),
+                "job": In(CacheJob()),
                 "busy": Out(1),
                 "done": Out(1),
                 "clear": In(1),
@@ -120,7 +105,7 @@ class KvWriter(wiring.Component):
             with m.State("Idle"):
                 m.d.sync += walk.lane.eq(0)
                 with m.If(self.start):
-                    m.d.sync += [walk.job[name].eq(getattr(self, name)) for name in JOB]
+                    m.d.sync += [getattr(walk.job, name).eq(getattr(self.job, name)) for name in CacheJob().members]
                     m.next = "Lane"
             self._find_block(m, walk)
             self._read(m, walk)
@@ -139,8 +124,8 @@ class KvWriter(wiring.Component):
         m.d.comb += [
             self.writes.valid.eq(walk.full),
             self.writes.payload.eq(walk.out),
-            walk.last_cell.eq(walk.cell + 1 == walk.job["cells"]),
-            walk.last_head.eq(walk.head + 1 == walk.job["kv_heads"]),
+            walk.last_cell.eq(walk.cell + 1 == walk.job.cells),
+            walk.last_head.eq(walk.head + 1 == walk.job.kv_heads),
             self.own.address.eq(walk.kv.own_address(walk.row, walk.lane >> walk.part_bits)),
             self.own_scales.v.eq(walk.value),
             self.own_scales.head.eq(walk.head),
@@ -157,9 +142,9 @@ class KvWriter(wiring.Component):
                 walk.key.eq(position[: walk.key_bits]),
                 walk.factor.eq(self.parameters.slot[walk.lane]),
                 walk.block.eq(position >> walk.key_bits),
-                walk.stride.eq(walk.job["slot_stride"]),
+                walk.stride.eq(walk.job.slot_stride),
                 walk.second.eq(0),
-                walk.address.eq(walk.job["kv_address"]),
+                walk.address.eq(walk.job.kv_address),
             ]
             m.next = "Multiply"
         with m.State("Multiply"):
@@ -171,7 +156,7 @@ class KvWriter(wiring.Component):
                 m.d.sync += [
                     walk.second.eq(1),
                     walk.factor.eq(walk.block),
-                    walk.stride.eq(walk.kv.block_stride(walk.job["cells"])),
+                    walk.stride.eq(walk.kv.block_stride(walk.job.cells)),
                 ]
             with m.Else():
                 m.d.sync += [
@@ -225,7 +210,7 @@ class KvWriter(wiring.Component):
 
     def _go_on(self, m: Module, walk: _Walk) -> None:
         """To the next cell, behind the last one to the head's scale, then to the next head, to V, to the next lane."""
-        v_data = walk.kv.v_data(walk.job["cells"])
+        v_data = walk.kv.v_data(walk.job.cells)
         with m.If(~walk.scale):
             m.d.sync += [
                 walk.row.eq(walk.row + 1),
@@ -239,7 +224,7 @@ class KvWriter(wiring.Component):
                 walk.scale.eq(0),
                 walk.cell.eq(0),
                 walk.head.eq(walk.head + 1),
-                walk.address.eq(walk.address + walk.job["head_stride"]),
+                walk.address.eq(walk.address + walk.job.head_stride),
                 # back to the first cell of K, or of V
                 walk.offset.eq(Mux(walk.value, v_data, walk.kv.k_data)),
             ]

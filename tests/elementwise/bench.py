@@ -84,7 +84,7 @@ class Bench:
     def set(self, **fields: Any) -> None:
         """Job parameters; floats become patterns."""
         for name, v in fields.items():
-            getattr(self.dut, name).value = f32(v) if isinstance(v, (float, np.floating)) else int(v)
+            getattr(self.dut, f"job__{name}").value = f32(v) if isinstance(v, (float, np.floating)) else int(v)
 
     async def edge(self) -> None:
         await RisingEdge(self.dut.clk)

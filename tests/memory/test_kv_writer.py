@@ -64,7 +64,7 @@ async def check_job(dut: Any) -> None:
         await RisingEdge(dut.clock)
         dut.start.value = 1
         for name, value in job.items():
-            getattr(dut, name).value = value
+            getattr(dut, f"job__{name}").value = value
         cycles = 0
         while True:
             dut.own__grant.value = int(chance.random() < p["grant"])
@@ -88,7 +88,7 @@ async def check_job(dut: Any) -> None:
             await RisingEdge(dut.clock)
             dut.start.value = 0
             for name in job:  # taken with `start`: the next descriptor's stand there by now
-                getattr(dut, name).value = chance.getrandbits(8)
+                getattr(dut, f"job__{name}").value = chance.getrandbits(8)
             # A value that is not asked for, so that only data taken in their one cycle are right.
             dut.own__data.value = chance.getrandbits(8 * c.beat_bytes) if word is None else word
             dut.own_scales__data.value = chance.getrandbits(32) if scale is None else scale
