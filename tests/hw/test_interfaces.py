@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from amaranth.hdl import Module
+from amaranth.hdl import Module, Shape
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
 import tellme.hw.top
 from tellme.golden.config import KV260, TINY, AcceleratorConfig
+from tellme.golden.program import FIELDS, Opcode
 from tellme.golden.schedule import Phase
 from tellme.hw import interfaces
 from tellme.hw.attention.unit import AttentionUnit
@@ -268,3 +269,18 @@ def test_the_registers_of_a_pass_are_cut_and_compared(length: int, bad: int) -> 
     simulator.add_clock(1e-6)
     simulator.add_testbench(check)
     simulator.run()
+
+
+def test_jobs_are_as_wide_as_the_descriptors_fields() -> None:
+    opcodes = (Opcode.LOAD, Opcode.ATTENTION, Opcode.LINEAR)
+    widths = {f.name: f.width for opcode in opcodes for f in FIELDS[opcode]}
+    for job, made in (
+        (interfaces.ElementwiseJob(TINY), {"lanes"}),
+        (interfaces.CacheJob(), {"cells"}),
+        (
+            interfaces.AttentionJob(TINY),
+            {"cells", "head_mode", "head_first", "head_count", "vocabulary", "write_logits"},
+        ),
+    ):
+        taken = {name: Shape.cast(member.shape).width for name, member in job.members.items() if name not in made}
+        assert taken == {name: widths[name] for name in taken}
