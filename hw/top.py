@@ -218,6 +218,8 @@ class Accelerator(wiring.Component):
         m.d.comb += [
             executor.attention_busy.eq(b.attention.busy | b.logit_writer.busy),
             executor.writer_busy.eq(~b.writer.idle),
+            # Bursts of logits grow over the blocks of the head.
+            b.writer.more.eq(b.kv_writer.busy | b.logit_writer.busy | (b.attention.busy & executor.head_mode)),
         ]
 
     def _beats(self, m: Module, b: Blocks) -> None:

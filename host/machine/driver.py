@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 import numpy as np
@@ -189,7 +190,8 @@ class Driver(Backend):
         DeviceError : a pass is running that no reset ends.
         """
         model.image.require(self.config)
-        if program.config != self.config:
+        # The clock is no part of a program: a board's is that of its bitstream.
+        if replace(program.config, clock_hz=self.config.clock_hz) != self.config:
             raise UserError(
                 f"{model.name}: the program was compiled for {program.config.name!r}, this is {self.config.name!r}; "
                 "compile it again"

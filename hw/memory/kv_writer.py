@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -15,11 +17,25 @@ LANE_NUMBER_BITS = 16
 """Bits of a position and of a slot number."""
 
 
+def runs(config: AcceleratorConfig, positions: Sequence[int], slots: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, last) lane of every run: one slot, one key block, positions one after the other."""
+    out: list[tuple[int, int]] = []
+    for lane, (position, slot) in enumerate(zip(positions, slots, strict=True)):
+        if out and slot == slots[lane - 1] and position == positions[lane - 1] + 1 and position % config.key_block:
+            out[-1] = (out[-1][0], lane)
+        else:
+            out.append((lane, lane))
+    return out
+
+
 class KvWriter(wiring.Component):
     """Copies K, V and their scales of every lane from on-chip storage into the lane's cache block.
 
-    Order: lane, K then V, KV head, cell; behind a head's cells its scale. A write every three cycles when nothing
-    waits; before each lane one cycle for every significant bit of its slot and block number, and two more.
+    Order: run of lanes, K then V, KV head, cell, lane; behind a head's cells its scales. A run is neighbouring lanes of one slot
+    whose positions follow one another in one key block: their keys of a cell follow one another in memory, so that they are
+    one burst, and their scales are written by the beat. A cell's write every three cycles when nothing waits, a scale in two
+    and its beat in one; before each run one cycle for every significant bit of its slot and block number, two for each lane,
+    and two more.
 
     Parameters
     ----------
@@ -61,10 +77,13 @@ class KvWriter(wiring.Component):
     def expected_cycles(self, *, positions: list[int], slots: list[int], kv_heads: int, cells: int) -> int:
         """Cycles from `start` to `done` for these lanes, when no read and no write waits."""
         c = self._config
-        multiply = sum(
-            s.bit_length() + (p // c.key_block).bit_length() + 2 for p, s in zip(positions, slots, strict=True)
-        )
-        return multiply + len(positions) * 6 * kv_heads * (cells + 1) + 2
+        cycles = 2
+        for first, last in runs(c, positions, slots):
+            count = last - first + 1
+            beats = positions[last] // c.word - positions[first] // c.word + 1
+            multiply = slots[first].bit_length() + (positions[first] // c.key_block).bit_length() + 2 + 2 * count
+            cycles += multiply + 2 * kv_heads * (3 * cells * count + 2 * count + beats)
+        return cycles
 
     def elaborate(self, platform: object) -> Elaboratable:
         cfg = self._config
@@ -79,8 +98,12 @@ class KvWriter(wiring.Component):
         job = {
             n: Signal.like(getattr(self, n)) for n in ("cells", "kv_heads", "kv_address", "slot_stride", "head_stride")
         }
-        lane = Signal(clog2(cfg.lanes))
+        lane, first, last = (Signal(clog2(cfg.lanes), name=n) for n in ("lane", "first", "last"))
+        probe = Signal(range(cfg.lanes + 1))  # the lane that may go on with the run
+        probe_position, following = Signal(LANE_NUMBER_BITS), Signal(LANE_NUMBER_BITS)
+        probe_slot, run_slot = Signal(LANE_NUMBER_BITS), Signal(LANE_NUMBER_BITS)
         key = Signal(key_bits)
+        fresh, scales_whole = Signal(), Signal()
         address = Signal(32)  # being built: the lane's block; then the cache head's
         factor, factor2 = Signal(LANE_NUMBER_BITS), Signal(LANE_NUMBER_BITS)
         stride = Signal(32)
@@ -100,6 +123,7 @@ class KvWriter(wiring.Component):
             self.writes.payload.eq(out),
             last_cell.eq(cell + 1 == job["cells"]),
             last_head.eq(head + 1 == job["kv_heads"]),
+            scales_whole.eq((lane == last) | key[:float_bits].all()),
             self.own.address.eq(kv.own_address(row, lane >> part_bits)),
             self.own_scales.v.eq(value),
             self.own_scales.head.eq(head),
@@ -123,7 +147,11 @@ class KvWriter(wiring.Component):
             with m.State("Lane"):
                 # address = kv_address + slot * slot_stride + block * block_stride, a bit of a factor a cycle
                 m.d.sync += [
-                    key.eq(self.parameters.position[lane][:key_bits]),
+                    first.eq(lane),
+                    last.eq(lane),
+                    probe.eq(lane + 1),
+                    following.eq(self.parameters.position[lane] + 1),
+                    run_slot.eq(self.parameters.slot[lane]),
                     factor.eq(self.parameters.slot[lane]),
                     factor2.eq(self.parameters.position[lane] >> key_bits),
                     stride.eq(job["slot_stride"]),
@@ -152,20 +180,41 @@ class KvWriter(wiring.Component):
                         scale.eq(0),
                         offset.eq(kv.k_data),
                     ]
-                    m.next = "Read"
+                    m.next = "Probe"
+            with m.State("Probe"):
+                m.d.sync += [
+                    probe_position.eq(self.parameters.position[probe]),
+                    probe_slot.eq(self.parameters.slot[probe]),
+                ]
+                m.next = "Judge"
+            with m.State("Judge"):
+                m.next = "Read"
+                with m.If(
+                    (probe != self.parameters.lanes)
+                    & (probe_slot == run_slot)
+                    & (probe_position == following)
+                    & probe_position[:key_bits].any()
+                ):
+                    m.d.sync += [last.eq(probe), probe.eq(probe + 1), following.eq(following + 1)]
+                    m.next = "Probe"
             with m.State("Read"):
+                m.d.sync += key.eq(self.parameters.position[lane][:key_bits])
                 # Only with room for the result: the RAM's output is not held. (`~full | writes.ready` would save a cycle
                 # that nothing waits for, and be a path through the writer, the RAM's grant and the states here.)
                 m.d.comb += [self.own.en.eq(~full & ~scale), self.own_scales.en.eq(~full & scale)]
                 with m.If((self.own.en & self.own.grant) | (self.own_scales.en & self.own_scales.grant)):
                     m.next = "Take"
             with m.State("Take"):
-                m.d.sync += full.eq(1)
+                m.d.sync += [full.eq(~scale | scales_whole), fresh.eq(~scale | scales_whole)]
                 with m.If(scale):
+                    # The scales of a beat are collected.
                     m.d.sync += [
                         out.address.eq(address + Mux(value, kv.v_scales, kv.k_scales) + key[float_bits:]),
-                        out.data.eq(Cat(self.own_scales.data for _ in range(floats))),
-                        out.strobe.eq(0xF << (key[:float_bits] << 2)),
+                        out.data.word_select(key[:float_bits], 32).eq(self.own_scales.data),
+                        out.strobe.eq(
+                            (out.strobe & (~fresh).replicate(cfg.beat_bytes))
+                            | (Const(0xF, 4) << (key[:float_bits] << 2))
+                        ),
                     ]
                 with m.Else():
                     m.d.sync += [
@@ -174,31 +223,35 @@ class KvWriter(wiring.Component):
                         out.strobe.eq(strobes),
                     ]
                 m.next = "Read"
-                with m.If(~scale):
-                    m.d.sync += [row.eq(row + 1), cell.eq(cell + 1), offset.eq(offset + cfg.key_tile)]
-                    with m.If(last_cell):
-                        m.d.sync += scale.eq(1)
+                with m.If(lane != last):
+                    m.d.sync += lane.eq(lane + 1)
                 with m.Else():
-                    m.d.sync += [
-                        scale.eq(0),
-                        cell.eq(0),
-                        head.eq(head + 1),
-                        address.eq(address + job["head_stride"]),
-                        # back to the first cell of K, or of V
-                        offset.eq(Mux(value, kv.v_data(job["cells"]), kv.k_data)),
-                    ]
-                    with m.If(last_head):
+                    m.d.sync += lane.eq(first)
+                    with m.If(~scale):
+                        m.d.sync += [row.eq(row + 1), cell.eq(cell + 1), offset.eq(offset + cfg.key_tile)]
+                        with m.If(last_cell):
+                            m.d.sync += scale.eq(1)
+                    with m.Else():
                         m.d.sync += [
-                            value.eq(1),
-                            head.eq(0),
-                            address.eq(block_base),
-                            offset.eq(kv.v_data(job["cells"])),
+                            scale.eq(0),
+                            cell.eq(0),
+                            head.eq(head + 1),
+                            address.eq(address + job["head_stride"]),
+                            # back to the first cell of K, or of V
+                            offset.eq(Mux(value, kv.v_data(job["cells"]), kv.k_data)),
                         ]
-                        with m.If(value):
-                            m.d.sync += lane.eq(lane + 1)
-                            m.next = "Lane"
-                            with m.If(lane + 1 == self.parameters.lanes):
-                                m.next = "Finish"
+                        with m.If(last_head):
+                            m.d.sync += [
+                                value.eq(1),
+                                head.eq(0),
+                                address.eq(block_base),
+                                offset.eq(kv.v_data(job["cells"])),
+                            ]
+                            with m.If(value):
+                                m.d.sync += lane.eq(last + 1)
+                                m.next = "Lane"
+                                with m.If(probe == self.parameters.lanes):
+                                    m.next = "Finish"
             with m.State("Finish"):
                 with m.If(~full):
                     m.d.comb += self.done.eq(1)

@@ -61,6 +61,7 @@ class _PortReader(wiring.Component):
                 "base": In(64),
                 "stop": In(1),
                 "drain": In(1),
+                "waiting": Out(1),
                 "words": Out(stream.Signature(config.port_bytes * 8)),
                 "level": Out(bits_for(config.fifo_beats)),
                 "owed": Out(1),
@@ -89,6 +90,7 @@ class _PortReader(wiring.Component):
             queue.i.payload.eq(self.bursts.payload),
             self.bursts.ready.eq(queue.i.ready),
             queue.clear.eq(self.drain),
+            self.waiting.eq(queue.level != 0),
             fifo.clear.eq(self.drain),
             self.words.valid.eq(fifo.o.valid),
             self.words.payload.eq(fifo.o.payload),
@@ -195,7 +197,8 @@ class StreamReader(wiring.Component):
     """Reads segments of the beat address space through all ports and gives their beats in order, one each cycle.
 
     Segments are cut into bursts of at most `burst_beats` at multiples of `burst_beats`, so that no burst crosses a
-    4 KiB boundary. Each port issues its own bursts, at most `outstanding` in flight and never more than its FIFO has
+    4 KiB boundary. Segments that follow one another in memory are cut as one, if the next has come by the time that it is
+    needed: a burst is held back only while every port has others to send. Each port issues its own bursts, at most `outstanding` in flight and never more than its FIFO has
     room for, and so runs ahead of the consumer by up to `fifo_beats`, and of a slow port by what `burst_queue` holds. A beat
     leaves when every port has its part.
 
@@ -334,12 +337,14 @@ class StreamReader(wiring.Component):
         low = (cfg.burst_beats - 1).bit_length()
         advance, taken = Signal(), Signal()
 
-        # Stage 0: where the segment ends. Stage 1: is that inside. Stage 2: how many bursts.
+        # Stage 0: where the segment ends. Stage 1: is that inside, and does it begin where the one before it ends. Stage 2: how
+        # many bursts.
         valid0, valid1, valid2 = Signal(), Signal(), Signal()
         address0, address1 = Signal(32), Signal(32)
-        end0 = Signal(33)
+        end0, tail = Signal(33), Signal(33)
         last1 = Signal(33)
         some0, inside1 = Signal(), Signal()
+        goes_on1, goes_on2 = Signal(), Signal()
         block2 = Signal(32 - low)
         blocks2 = Signal(32 - low)
         low2, last2 = Signal(low), Signal(low)
@@ -361,37 +366,48 @@ class StreamReader(wiring.Component):
                 address1.eq(address0),
                 last1.eq(end0 - 1),
                 inside1.eq(end0 <= self.window_beats),
+                goes_on1.eq(address0 == tail),
                 valid2.eq(valid1 & inside1),
                 block2.eq(address1[low:]),
                 blocks2.eq(last1[low:32] - address1[low:]),
                 low2.eq(address1[:low]),
                 last2.eq(last1[:low]),
+                goes_on2.eq(goes_on1),
             ]
+            with m.If(valid0 & some0):
+                m.d.sync += tail.eq(end0)
 
-        # Stage 3: the segment being cut; stage 4: a burst on its way to the ports' queues.
+        # Stage 3: the segment being cut; stage 4: a burst on its way to the ports' queues. A segment that ends inside a block
+        # takes in the next one if that goes on there, and waits for it as long as every port has other bursts to send.
         valid3, valid4, free4, final = Signal(), Signal(), Signal(), Signal()
         block3, blocks3 = Signal(32 - low), Signal(32 - low)
         low3, last3 = Signal(low), Signal(low)
         address4, length4 = Signal(32), Signal(low)
+        inner, join, leave, ahead = Signal(), Signal(), Signal(), Signal()
         ready = Cat(p.bursts.ready for p in ports).all()
+        m.d.sync += ahead.eq(Cat(p.waiting for p in ports).all())
         m.d.comb += [
             free4.eq(~valid4 | ready),
             final.eq(blocks3 == 0),
-            taken.eq(valid2 & (~valid3 | (final & free4))),
+            inner.eq(final & ~last3.all()),
+            join.eq(valid3 & inner & valid2 & goes_on2),
+            leave.eq(valid3 & free4 & ~join & ~(inner & ~valid2 & ahead)),
+            taken.eq(valid2 & (~valid3 | join | (final & free4))),
         ]
         with m.If(free4):
             m.d.sync += [
-                valid4.eq(valid3),
+                valid4.eq(leave),
                 address4.eq(Cat(low3, block3)),
                 length4.eq(Mux(final, last3, (1 << low) - 1) - low3),
-                block3.eq(block3 + 1),
-                blocks3.eq(blocks3 - 1),
-                low3.eq(0),
             ]
+        with m.If(leave):
+            m.d.sync += [block3.eq(block3 + 1), blocks3.eq(blocks3 - 1), low3.eq(0)]
             with m.If(final):
                 m.d.sync += valid3.eq(0)
         with m.If(taken):
-            m.d.sync += [valid3.eq(1), block3.eq(block2), blocks3.eq(blocks2), low3.eq(low2), last3.eq(last2)]
+            m.d.sync += [valid3.eq(1), blocks3.eq(blocks2), last3.eq(last2)]
+            with m.If(~join):
+                m.d.sync += [block3.eq(block2), low3.eq(low2)]
         for p in ports:
             m.d.comb += [
                 p.bursts.valid.eq(valid4 & ready),
