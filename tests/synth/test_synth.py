@@ -241,7 +241,7 @@ def test_json_has_what_is_promised() -> None:
 @pytest.mark.parametrize(
     "block,message",
     [
-        ("nothing", "block 'nothing' is unknown; there are top, supervisor, registers, reader"),
+        ("nothing", "block 'nothing' is unknown; there are top, supervisor, registers"),
         ("attention.nothing", "block 'attention.nothing' is unknown; parts of attention are "),
         ("tlmm.fifo.", "block 'tlmm.fifo.' is unknown"),
         ("", "block '' is unknown; there are top, "),
