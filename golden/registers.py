@@ -161,6 +161,13 @@ REGISTERS: tuple[Register, ...] = (
         f"cache slots, 1..{MAX_SLOTS}; every slot is below it (reset: {MAX_SLOTS})",
         most=MAX_SLOTS,
     ),
+    Register(
+        "port_lead",
+        0x084,
+        "rw",
+        "how far ports run ahead of one another",
+        fields=(Field("free", 0, 1, "as far as their queues go, for measurements; else a burst or two"),),
+    ),
     Register("position", 0x100, "rw", "position of each lane, below context", 32, most=(1 << POSITION_BITS) - 1),
     Register(
         "slot",

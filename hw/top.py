@@ -133,6 +133,7 @@ class Accelerator(wiring.Component):
             m.d.comb += [unit.base[i].eq(base) for unit in (reader, writer)]
             join(m, reader.m_axi[i], flipped(self.m_axi[i]))
             join(m, writer.m_axi[i], flipped(self.m_axi[i]))
+        take(m, registers.port_lead, reader, "free")
         for unit in (reader, writer):
             join(m, registers, unit, "window_beats timeout")
             join(m, b.supervisor, unit, "clear")

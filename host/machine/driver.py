@@ -217,6 +217,7 @@ class Driver(Backend):
         self.write("context", program.context)
         self.write("slots", program.slots)
         self.write("timeout", self.timeout_cycles)
+        self.write("port_lead", free=0)
         self.write("irq_enable", done=1)
         self._model, self._program = model, program
         self.vocab, self.context, self.slots = model.spec.vocab, program.context, program.slots

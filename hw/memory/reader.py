@@ -25,15 +25,15 @@ SEGMENT = data.StructLayout({"address": 32, "beats": 32})
 """A run of beats: first beat address, number of beats."""
 
 
-def burst_queue(config: AcceleratorConfig) -> int:
-    """Bursts that wait at each port, which is how far a fast port may run ahead of a slow one.
+LEAD = 2
+"""Bursts that a port may be ahead of the slowest one, but for what is under way: so regions keep the phases that they were placed
+at. One that runs further ahead passes through the banks of the others (docs/decisions.md, "Ports in step")."""
 
-    64 KiB of them, if 64 entries are enough: the port then is at the phase that it would have had anyway. A queue of 16 or
-    32 KiB would move it into another port's bank (14 to 3 % slower by sim/stream.py, docs/decisions.md). Else 16 entries, as
-    deep as one distributed RAM primitive serves comfortably, and little enough to stay in its own bank.
-    """
-    whole = PHASE_PERIOD // (config.burst_beats * config.port_bytes)
-    return whole if 16 <= whole <= 64 else 16
+
+def burst_queue(config: AcceleratorConfig) -> int:
+    """Bursts that wait at each port, as long as ports run freely (`free`): half a period of the banks if a burst is long, else as
+    many as the smallest distributed RAM serves."""
+    return 32 if config.burst_beats * config.port_bytes >= PHASE_PERIOD // 64 else 16
 
 
 def first_error(m: Module, items: list[tuple[Signal, int | Signal, Signal]], code: Signal, address: Signal) -> None:
@@ -61,6 +61,7 @@ class _PortReader(wiring.Component):
                 "base": In(64),
                 "stop": In(1),
                 "drain": In(1),
+                "free": In(1),
                 "waiting": Out(1),
                 "words": Out(stream.Signature(config.port_bytes * 8)),
                 "level": Out(bits_for(config.fifo_beats)),
@@ -85,10 +86,12 @@ class _PortReader(wiring.Component):
         m.submodules.queue = queue = Queue(width=len(self.bursts.payload.as_value()), depth=burst_queue(cfg))
         m.submodules.fifo = fifo = DeepFifo(width=cfg.port_bytes * 8, depth=cfg.fifo_beats)
         burst = data.View(self.bursts.payload.shape(), queue.o.payload)
+        # Alone, a port has nobody to be ahead of.
+        close = Const(1) if cfg.ports == 1 else self.free | (queue.level < LEAD)
         m.d.comb += [
             queue.i.valid.eq(self.bursts.valid),
             queue.i.payload.eq(self.bursts.payload),
-            self.bursts.ready.eq(queue.i.ready),
+            self.bursts.ready.eq(queue.i.ready & close),
             queue.clear.eq(self.drain),
             self.waiting.eq(queue.level != 0),
             fifo.clear.eq(self.drain),
@@ -198,9 +201,9 @@ class StreamReader(wiring.Component):
 
     Segments are cut into bursts of at most `burst_beats` at multiples of `burst_beats`, so that no burst crosses a
     4 KiB boundary. Segments that follow one another in memory are cut as one, if the next has come by the time that it is
-    needed: a burst is held back only while every port has others to send. Each port issues its own bursts, at most `outstanding` in flight and never more than its FIFO has
-    room for, and so runs ahead of the consumer by up to `fifo_beats`, and of a slow port by what `burst_queue` holds. A beat
-    leaves when every port has its part.
+    needed: a burst is held back only while every port has others to send. Each port issues its own bursts, at most `outstanding`
+    in flight and never more than its FIFO has room for, and so runs ahead of the consumer by up to `fifo_beats`, but of a slow
+    port by no more than `LEAD` bursts, unless `free`. A beat leaves when every port has its part.
 
     From a segment's acceptance to `arvalid`: 6 cycles; from an R beat to `beats.valid`: 5 cycles; a burst each cycle.
 
@@ -215,6 +218,7 @@ class StreamReader(wiring.Component):
     base : byte address of each port's region, a multiple of 4096; lower bits and those above 40 bits count as 0.
     window_beats : a segment that ends behind it is an error, and none of it is read.
     timeout : cycles in which responses are owed and none arrives, after which TIMEOUT is raised; 0: never.
+    free : ports run ahead of one another by what `burst_queue` holds: for measurements.
     clear : soft reset (a pulse or longer): segments and beats are dropped, errors cleared, what AXI owes is awaited.
     error, error_address : ErrorCode, and the beat address; kept until `clear`. No burst is issued after an error.
     quiet : AXI owes nothing and no soft reset is going on.
@@ -244,6 +248,7 @@ class StreamReader(wiring.Component):
                 "base": In(data.ArrayLayout(64, config.ports)),
                 "window_beats": In(32),
                 "timeout": In(32),
+                "free": In(1),
                 "clear": In(1),
                 "error": Out(8),
                 "error_address": Out(32),
@@ -294,6 +299,7 @@ class StreamReader(wiring.Component):
                 self.port_stall[i].eq(p.owed & ~p.arrived),
                 p.stop.eq(stop),
                 p.drain.eq(drain),
+                p.free.eq(self.free),
             ]
 
         # Level: a registered minimum by pairs, for counters and analysis.
