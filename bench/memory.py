@@ -162,7 +162,7 @@ def others() -> list[tuple[str, str, float]]:
     grid = [
         (0, a * 8 * KIB, b * 8 * KIB, c * 8 * KIB) for a in range(0, 8, 2) for b in range(0, 8, 2) for c in range(8)
     ]
-    rates = [stream.sustained_rate(t, p, length=1_100_800, slack=1 << 17) / 1e9 for p in grid]
+    rates = [4 * min(stream.run(t, p, length=1_100_800).rates) / 1e9 for p in grid]
     rows.append(("4 reading ports, phases not told: mean of 128 phases", "13.33", float(np.mean(rates))))
     own = [4 * min(predict(t.dram, (0, 0, b * 8 * KIB, c * 8 * KIB))) for b in range(8) for c in range(8)]
     rows.append(("four ports, the worst of the phases", "11.73", min(own)))
@@ -179,45 +179,22 @@ def others() -> list[tuple[str, str, float]]:
 
 
 BOARD_NAMES = ("kv260", "zcu104", "rfsoc4x2", "ultra96v2", "pynq_z2")
-BURSTS = (16, 64)
-"""Beats of a burst for which a placement must be good."""
 
 
-def long_rate(name: str, phases: tuple[int, ...], burst: int) -> float:
-    """GB/s of all ports of a board's preset over 16 MiB a port, bursts of so many beats, the preset's FIFOs."""
-    t, c = timing(name), PRESETS[name]
-    size = c.port_bytes
-    return (
-        stream.sustained_rate(
-            t,
-            phases,
-            clock_hz=float(c.clock_hz),
-            burst=burst * size,
-            width=size,
-            slack=c.fifo_beats * size,
-            length=1 << 24,
-        )
-        / 1e9
-    )
+def long_rate(name: str, phases: tuple[int, ...], length: int = 1 << 22) -> float:
+    """GB/s of all ports of a board's preset over so many bytes a port, with the preset's bursts and FIFOs."""
+    c = PRESETS[name]
+    memory = stream.SustainedMemory(timing(name), phases)
+    return memory.rate(c, length=length) * c.beat_bytes * c.clock_hz / 1e9
 
 
 def ranking(name: str, kept: int = 24) -> list[tuple[float, tuple[int, ...]]]:
-    """(GB/s, phases) of a board's best placements, the best first: of all multiples of 8 KiB those `kept` that are best as
-    long as phases are locked, then by a long run; the worse of both lengths of bursts counts."""
-    t, c = timing(name), PRESETS[name]
-
-    def locked(phases: tuple[int, ...]) -> float:
-        size = c.port_bytes
-        return min(
-            stream.sustained_rate(
-                t, phases, clock_hz=float(c.clock_hz), burst=b * size, width=size, slack=b * size, length=1 << 19
-            )
-            for b in BURSTS
-        )
-
-    every = [(0, *rest) for rest in product(range(0, PHASE_PERIOD, 8 * KIB), repeat=c.ports - 1)]
-    best = sorted(every, key=locked, reverse=True)[:kept]
-    return sorted(((min(long_rate(name, p, b) for b in BURSTS), p) for p in best), reverse=True)
+    """(GB/s, phases) of a board's best placements, the best first: of all multiples of 8 KiB those `kept` that are best in a
+    short run, by a long one."""
+    ports = PRESETS[name].ports
+    every = [(0, *rest) for rest in product(range(0, PHASE_PERIOD, 8 * KIB), repeat=ports - 1)]
+    best = sorted(every, key=lambda p: long_rate(name, p, 1 << 19), reverse=True)[:kept]
+    return sorted(((long_rate(name, p), p) for p in best), reverse=True)
 
 
 def placements() -> list[str]:
@@ -227,7 +204,7 @@ def placements() -> list[str]:
         t, c = timing(name), PRESETS[name]
         assert t.dram is not None
         best = BOARDS[name].phases or (0,) * c.ports
-        rate = [min(long_rate(name, p, b) for b in BURSTS) for p in ((0,) * c.ports, best)]
+        rate = [long_rate(name, p) for p in ((0,) * c.ports, best)]
         lines.append(
             f"| `{name}` | {c.clock_hz / 1e6:.0f} | {t.dram.peak / 1e9:.2f} | {c.ports * c.port_bytes * c.clock_hz / 1e9:.2f} "
             f"| {rate[0]:.2f} | {', '.join(f'{p / KIB:g}' for p in best)} | {rate[1]:.2f} |"
@@ -286,10 +263,7 @@ def report(folds: list[tuple[dict[str, int], Agreement, Agreement]] | None) -> s
     all_points = points()
     best_point = max(all_points, key=lambda p: min(p.rates))
     best, _ = stream.best_phases(t, 4)
-    lockstep = {
-        p: stream.sustained_rate(t, p, slack=1 << 17, length=1 << 24) / 1e9
-        for p in ((0, 0, 0, 0), best_point.offsets, best)
-    }
+    lockstep = {p: long_rate("kv260", p) for p in ((0, 0, 0, 0), best_point.offsets, best)}
 
     def kib(phases: Sequence[int]) -> str:
         return ", ".join(f"{p / KIB:g}" for p in phases)
@@ -348,7 +322,7 @@ def report(folds: list[tuple[dict[str, int], Agreement, Agreement]] | None) -> s
             "",
             "## Placement",
             "",
-            "A machine that takes the beats of all ports together holds the phases between its ports for ever, but for what its FIFOs let a port run ahead. Bytes/s of all four ports over 64 MiB, FIFOs as in the `kv260` preset:",
+            "The reader keeps its ports in step (`hw/memory/reader.py`), so their streams keep the phases that their regions have. Bytes/s of all four ports, bursts and FIFOs as in the `kv260` preset:",
             "",
             "| phases of HP0, HP1, HP2, HP3, KiB | GB/s, model | |",
             "|---|---|---|",
@@ -356,7 +330,7 @@ def report(folds: list[tuple[dict[str, int], Agreement, Agreement]] | None) -> s
             f"| {kib(best_point.offsets)} | {lockstep[best_point.offsets]:.2f} | the best of the published points: {4 * min(best_point.rates):.2f} measured |",
             f"| {kib(best)} | {lockstep[best]:.2f} | the best of a search over the model: multiples of 8 KiB, then finer |",
             "",
-            "Each board, at its preset's clock, the worse of bursts of 16 and 64 beats; phases as in `golden/boards.py`, found by `python -m bench.memory --phases`:",
+            "Each board, at its preset's clock and with its preset's bursts; phases as in `golden/boards.py`, found by `python -m bench.memory --phases`:",
             "",
             "| timing | ports, MHz | DRAM's peak, GB/s | ports' width, GB/s | equal phases, GB/s | the board's phases, KiB | GB/s |",
             "|---|---|---|---|---|---|---|",

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tellme.golden.arith import ceil_div
-from tellme.golden.config import PRESETS, AcceleratorConfig
+from tellme.golden.config import CLOCK_HZ, PRESETS, AcceleratorConfig
 from tellme.golden.registers import ADDRESS_BITS, build_hash
 
 GIB = 1 << 30
@@ -32,11 +32,19 @@ VLNV = f"xilinx.com:module_ref:{MODULE}:1.0"
 PHASE_PERIOD = 1 << 16
 """Bytes after which a region begins in the same bank again, on every board here (64 KiB on a K26, less or equal elsewhere)."""
 
+PL_DIVIDER = 63
+"""Largest number that the PL clock is divided by here: one of the two dividers of 6 bits (UG1087 PL0_REF_CTRL, UG585)."""
+
 PAGE = 4096
 """Buffers and regions are whole pages, and phases are multiples of them."""
 
 ZYNQMP = "zynq_ultra_ps_e"
 ZYNQ7000 = "processing_system7"
+
+
+def clock_floor(preset: AcceleratorConfig) -> int:
+    """The slowest clock that a build of a preset may run at, Hz: four fifths of the preset's (200 MHz on a K26)."""
+    return preset.clock_hz * 4 // 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +200,35 @@ class Board:
         return "DSP48E2" if self.ps == ZYNQMP else "DSP48E1"
 
     @property
+    def clock_floor(self) -> int:
+        """The slowest clock that a build may run at, Hz; see `clock_floor`."""
+        return clock_floor(self.config)
+
+    def clocks(self, most: int, least: int) -> tuple[int, ...]:
+        """Clocks that the PS makes for the fabric, from `most` down to `least`, Hz: `pl_reference_hz` by a whole number."""
+        dividers = range(1, PL_DIVIDER + 1)
+        made = (round(self.pl_reference_hz / n) for n in dividers)
+        return tuple(hz for hz in made if least - 1 <= hz <= most + 1)
+
+    def clock(self, mhz: float) -> int:
+        """The clock of that many MHz, Hz.
+
+        Raises
+        ------
+        ValueError : the PS makes none within 0.1 MHz; says the nearest.
+        """
+        made = self.clocks(CLOCK_HZ[1], 0)
+        best = min(made, key=lambda hz: abs(hz - mhz * 1e6))
+        if abs(best - mhz * 1e6) > 1e5:
+            near = sorted(sorted(made, key=lambda hz: abs(hz - mhz * 1e6))[:4], reverse=True)
+            said = ", ".join(f"{hz / 1e6:.6g}" for hz in near)
+            raise ValueError(
+                f"{self.name} makes no clock of {mhz:g} MHz (its PLL of {self.pl_reference_hz / 1e6:g} MHz by a whole "
+                f"number); near it are {said}"
+            )
+        return best
+
+    @property
     def register_bytes(self) -> int:
         """Size of the accelerator's register window."""
         return 1 << ADDRESS_BITS
@@ -275,8 +312,8 @@ KV260 = Board(
     ddr="DDR4-2133, 64 bit",
     ddr_bytes=4 * GIB,  # DS987
     dram=K26_DRAM,
-    phases=_kib(0, 48, 32, 16),  # python -m bench.memory --phases, here and below; the best published: 0, 0, 48, 24 KiB
-    memory_rate=15_390_000_000,
+    phases=_kib(0, 40, 24, 48),  # python -m bench.memory --phases, here and below; the best published: 0, 0, 48, 24 KiB
+    memory_rate=15_520_000_000,
     cma_default=1000 * MIB,  # the boot script of Ubuntu 22.04 for Kria: "cma=1000M" by board type
     luts=117_120,  # DS987, programmable logic; these five
     ffs=234_240,
@@ -284,7 +321,7 @@ KV260 = Board(
     urams=64,
     dsps=1_248,
     register_base=0xA000_0000,  # UG1085, system addresses: M_AXI_HPM0_FPD
-    # 33.333 MHz x 60 / 2 (base overlay of Kria-PYNQ: IOPLL FBDIV 60, DIV2 1): 250, 200, 166.7, 142.9 MHz and so on
+    # 33.333 MHz x 60 / 2 (base overlay of Kria-PYNQ: IOPLL FBDIV 60, DIV2 1): 333.3, 250, 200, 166.7, 142.9 MHz and so on
     pl_reference_hz=1_000_000_000,
 )
 
@@ -309,8 +346,8 @@ ZCU104 = Board(
     ddr="DDR4-2133, 64 bit",  # board file: DDR4_2133P, 1067 MHz, 64 Bit; base overlay: 1,066.656 MHz
     ddr_bytes=2 * GIB,  # UG1267; board file: four parts of 4,096 Mbit
     dram=ZCU104_DRAM,
-    phases=_kib(0, 40, 48, 56),
-    memory_rate=15_650_000_000,
+    phases=_kib(0, 48, 56, 24),
+    memory_rate=15_740_000_000,
     cma_default=128 * MIB,  # pynq.cfg
     luts=230_400,  # DS891, ZU7EV; these five
     ffs=460_800,
@@ -335,8 +372,8 @@ RFSOC4X2 = Board(
     ddr="DDR4-2400, 64 bit (PS)",  # board file: DDR4_2400R, 1200 MHz, 64 Bit; rfsoc_sam.hwh: 1,199.9998 MHz
     ddr_bytes=4 * GIB,  # board file: four x16 parts of 8,192 Mbit
     dram=RFSOC4X2_DRAM,
-    phases=_kib(0, 32, 16, 48),
-    memory_rate=15_630_000_000,
+    phases=_kib(0, 40, 24, 48),
+    memory_rate=15_800_000_000,
     cma_default=128 * MIB,  # pynq.cfg
     luts=425_280,  # DS889, ZU48DR; these five
     ffs=850_560,

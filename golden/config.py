@@ -65,7 +65,7 @@ class AcceleratorConfig:
     score_words : words of the score RAM for one unit of attention (attention_lanes x keys_per_beat scores each).
     fifo_beats : depth of the stream FIFO in beats.
     max_descriptors : descriptors of a program.
-    burst_beats, outstanding : AXI4 read burst length and bursts in flight a port.
+    burst_beats, outstanding : beats of a port's longest burst, and bursts in flight a direction and port.
     clock_hz : the clock the board preset aims at, Hz.
 
     Raises
@@ -90,8 +90,8 @@ class AcceleratorConfig:
     score_words: int = 2048
     fifo_beats: int = 8192
     max_descriptors: int = 512
-    burst_beats: int = 16
-    outstanding: int = 16
+    burst_beats: int = 64
+    outstanding: int = 8
     clock_hz: int = 250_000_000
 
     def __post_init__(self) -> None:
@@ -233,7 +233,7 @@ class AcceleratorConfig:
 
 
 KV260 = AcceleratorConfig(name="kv260")
-"""AMD Kria KV260: four 128-bit HP ports at 250 MHz."""
+"""AMD Kria KV260: four 128-bit HP ports at 250 MHz. A port takes eight bursts a direction (UG1085, AFIFM), so they are long."""
 
 TINY = AcceleratorConfig(
     name="tiny",
@@ -251,7 +251,7 @@ TINY = AcceleratorConfig(
     score_words=2048,
     fifo_beats=512,
     max_descriptors=128,
-    outstanding=8,
+    burst_beats=16,
     clock_hz=100_000_000,
 )
 """A small machine for tests and the demo: one 128-bit port, four lanes."""
@@ -289,9 +289,9 @@ PYNQ_Z2 = AcceleratorConfig(
     max_hidden=1536,
     max_context=992,
     fifo_beats=512,
-    outstanding=8,
+    burst_beats=16,
     clock_hz=100_000_000,
 )
-"""TUL PYNQ-Z2: its 16-bit DDR3 feeds two 64-bit ports; no URAM."""
+"""TUL PYNQ-Z2: its 16-bit DDR3 feeds two 64-bit ports, AXI3 with bursts of 16 beats at most; no URAM."""
 
 PRESETS: dict[str, AcceleratorConfig] = {c.name: c for c in (KV260, KR260, ZCU104, RFSOC4X2, ULTRA96V2, PYNQ_Z2, TINY)}

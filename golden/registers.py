@@ -161,6 +161,13 @@ REGISTERS: tuple[Register, ...] = (
         f"cache slots, 1..{MAX_SLOTS}; every slot is below it (reset: {MAX_SLOTS})",
         most=MAX_SLOTS,
     ),
+    Register(
+        "port_lead",
+        0x084,
+        "rw",
+        "how far ports run ahead of one another",
+        fields=(Field("free", 0, 1, "as far as their queues go, for measurements; else a burst or two"),),
+    ),
     Register("position", 0x100, "rw", "position of each lane, below context", 32, most=(1 << POSITION_BITS) - 1),
     Register(
         "slot",
@@ -236,6 +243,7 @@ def geometry(config: AcceleratorConfig) -> int:
 
 
 def build_hash(config: AcceleratorConfig) -> int:
-    """Value of the build register: 32 bits of a SHA-256 of the configuration and VERSION."""
-    text = json.dumps([VERSION, asdict(config)], sort_keys=True)
+    """Value of the build register: 32 bits of a SHA-256 of the configuration and VERSION. The clock is not in it: a build runs
+    at what it routed at, and that is the hand-off's to say."""
+    text = json.dumps([VERSION, {k: v for k, v in asdict(config).items() if k != "clock_hz"}], sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")

@@ -112,6 +112,16 @@ def _linear(
     ]
 
 
+def _bursts(config: AcceleratorConfig, runs: Sequence[tuple[int, int]]) -> int:
+    """Bursts of reads (first beat, beats): those that follow one another are one, cut at multiples of `burst_beats`."""
+    size, count, end = config.burst_beats, 0, -1
+    for first, beats in runs:
+        # A burst that the one before has begun in the same block is not counted again.
+        count += (first + beats - 1) // size - first // size + int(first != end or first % size == 0)
+        end = first + beats
+    return count
+
+
 def steps(
     spec: ModelSpec, config: AcceleratorConfig, positions: Sequence[int], slots: Sequence[int], head_count: int
 ) -> list[Step]:
@@ -153,11 +163,15 @@ def steps(
     kv = KvGeometry(config)
     cells = kv.cells(spec.head_dim)
     reads: list[int] = []
+    bursts = 0
     for p in phases(config, spec.kv_heads, positions, slots):
         if not p.own:
-            reads += [kv.cell_reads(p.keys)] * cells
-            reads += [] if p.v else [kv.scale_reads(p.keys)] * 2
-    bursts = sum(ceil_div(r, config.burst_beats) for r in reads)
+            keys, scales = kv.cell_reads(p.keys), kv.scale_reads(p.keys)
+            data = 0 if p.v else 2 * config.scale_beats
+            runs = [] if p.v else [(0, scales), (config.scale_beats, scales)]
+            runs += [(data + cell * config.key_tile, keys) for cell in range(cells)]
+            reads += [beats for _, beats in runs]
+            bursts += _bursts(config, runs)
     attend = attention.expected_cycles(
         config, heads=spec.heads, kv_heads=spec.kv_heads, head_dim=spec.head_dim, positions=positions, slots=slots
     )

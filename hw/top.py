@@ -133,6 +133,7 @@ class Accelerator(wiring.Component):
             m.d.comb += [unit.base[i].eq(base) for unit in (reader, writer)]
             join(m, reader.m_axi[i], flipped(self.m_axi[i]))
             join(m, writer.m_axi[i], flipped(self.m_axi[i]))
+        take(m, registers.port_lead, reader, "free")
         for unit in (reader, writer):
             join(m, registers, unit, "window_beats timeout")
             join(m, b.supervisor, unit, "clear")
@@ -218,6 +219,8 @@ class Accelerator(wiring.Component):
         m.d.comb += [
             executor.attention_busy.eq(b.attention.busy | b.logit_writer.busy),
             executor.writer_busy.eq(~b.writer.idle),
+            # Bursts of logits grow over the blocks of the head.
+            b.writer.more.eq(b.kv_writer.busy | b.logit_writer.busy | (b.attention.busy & executor.head_mode)),
         ]
 
     def _beats(self, m: Module, b: Blocks) -> None:

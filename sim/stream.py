@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tellme.golden.boards import phases as board_phases
 from tellme.golden.config import AcceleratorConfig
+from tellme.hw.memory.reader import LEAD
 from tellme.sim import runner
 from tellme.sim.timing import MemoryTiming, dram_settings
 
@@ -36,7 +37,7 @@ def _library() -> ctypes.CDLL:
     u64, integer = ctypes.POINTER(ctypes.c_uint64), ctypes.POINTER(ctypes.c_int)
     library.tellme_stream.argtypes = [
         ctypes.c_char_p, ctypes.c_int, u64, u64, integer, u64, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint64,
-        ctypes.c_uint64, u64, u64, u64, u64,
+        ctypes.c_uint64, ctypes.c_uint64, u64, u64, u64, u64,
     ]  # fmt: skip
     return library
 
@@ -77,7 +78,8 @@ def run(
     width: int = 16,
     writes: Sequence[int] = (),
     starts: Sequence[int] = (),
-    slack: int = 0,
+    fifo: int = 0,
+    ahead: int = 0,
     commands: bool = False,
 ) -> Streams:
     """Runs a stream on each port.
@@ -90,8 +92,9 @@ def run(
     length : bytes of all or of each port. burst : bytes of a burst; bursts begin at its multiples.
     writes : the ports that write; the others read.
     starts : first cycle of each port; 0 if not given.
-    slack : bytes that a port may be ahead of the last one, 0: any number. With a machine that takes the beats of all ports
-        together, the depth of its FIFOs.
+    fifo : bytes of the FIFO behind a reading port, for a machine that takes the beats of all of them together: what a port has
+        asked for keeps its place until all have that beat. 0: each port is on its own.
+    ahead : bursts that a reading port may be ahead of the last one (hw.memory.reader.LEAD), 0: any number.
     commands : write down what the DRAM is told.
 
     Raises
@@ -123,7 +126,8 @@ def run(
         array([*starts, *[0] * n][:n]),
         burst,
         width,
-        slack,
+        fifo,
+        ahead,
         LIMIT,
         finished,
         moved,
@@ -143,14 +147,15 @@ def sustained_rate(
     clock_hz: float = 250e6,
     burst: int = 1024,
     width: int = 16,
-    slack: int = 1 << 15,
+    fifo: int = 1 << 17,
+    ahead: int = LEAD,
     length: int = 1 << 20,
 ) -> float:
     """Bytes/s of all ports together when their beats are used together: the number of ports times the slowest's rate.
 
-    Parameters as in `run`; slack is the depth of the FIFOs behind the ports, which bounds how far phases drift apart.
+    Parameters as in `run`, with FIFOs and lead of the reader (hw/memory/reader.py).
     """
-    r = run(timing, phases, clock_hz=clock_hz, length=length, burst=burst, width=width, slack=slack)
+    r = run(timing, phases, clock_hz=clock_hz, length=length, burst=burst, width=width, fifo=fifo, ahead=ahead)
     return len(phases) * min(r.rates)
 
 
@@ -171,8 +176,9 @@ class SustainedMemory:
         """Cycles from a read's address to its first beat, on average, in an idle memory."""
         return self.timing.read_latency(config.clock_hz)
 
-    def rate(self, config: AcceleratorConfig, burst: float | None = None) -> float:
-        """Beats a cycle: the least of the ports' rates, at most 1; bursts of `burst_beats` if None."""
+    def rate(self, config: AcceleratorConfig, burst: float | None = None, *, length: int = 1 << 21) -> float:
+        """Beats a cycle: the least of the ports' rates, at most 1; bursts of `burst_beats` if None. With a DRAM, over `length`
+        bytes a port."""
         timing, regions = self.timing, self.regions
         rate = 1.0
         if timing.dram is not None:
@@ -183,9 +189,9 @@ class SustainedMemory:
                 clock_hz=config.clock_hz,
                 burst=max(1, round(config.burst_beats if burst is None else burst)) * config.port_bytes,
                 width=config.port_bytes,
-                slack=config.fifo_beats * config.port_bytes,
-                # Long enough for the FIFOs of the fast ports to be full, and phases as they then stay.
-                length=max(1 << 23, 16 * config.fifo_beats * config.port_bytes),
+                fifo=config.fifo_beats * config.port_bytes,
+                ahead=LEAD if config.ports > 1 else 0,
+                length=length,
             )
             return min(rate, bytes_a_second / (config.beat_bytes * config.clock_hz))
         if timing.bandwidth:
@@ -212,9 +218,8 @@ def best_phases(
 ) -> tuple[tuple[int, ...], float]:
     """Where the ports' regions should begin: phases in bytes (the first is 0), and what they give, bytes/s of all ports.
 
-    All ports run together, the phases as good as locked (FIFOs of one burst): that is how a long stream goes on, whose FIFOs
-    are full. All multiples of `coarse` are tried, then neighbours of the best at distances down to `fine`. Of placements that
-    are equally good within 0.2 %, the one whose neighbours are best is taken, as phases drift within the FIFOs.
+    All ports run together, as the reader keeps them in step. All multiples of `coarse` are tried, then neighbours of the best at distances down to `fine`. Of placements that
+    are equally good within 0.2 %, the one whose neighbours are best is taken.
 
     Raises
     ------
@@ -225,9 +230,7 @@ def best_phases(
     period = 1 << timing.dram.row_low
 
     def rate(phases: tuple[int, ...]) -> float:
-        return sustained_rate(
-            timing, phases, clock_hz=clock_hz, burst=burst, width=width, slack=burst, length=8 * period
-        )
+        return sustained_rate(timing, phases, clock_hz=clock_hz, burst=burst, width=width, length=8 * period)
 
     def neighbours(phases: tuple[int, ...], step: int) -> list[tuple[int, ...]]:
         return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -10,10 +11,12 @@ from rich.console import Console
 
 from tellme.golden.arith import ceil_div
 from tellme.golden.boards import BOARDS, MIB, Board, buffer_bytes, build_name
+from tellme.golden.config import CLOCK_HZ, AcceleratorConfig
 from tellme.golden.layout import KvLayout
 from tellme.golden.model import ModelSpec
 from tellme.golden.selftest import SELFTEST
 from tellme.golden.shapes import BITNET_07B, BITNET_2B
+from tellme.host.commands.common import Clock
 from tellme.host.errors import UserError
 from tellme.host.image.model import section_shapes
 from tellme.host.machine.program import check_fits, usable_context
@@ -26,14 +29,30 @@ CONTEXT = 128
 REFERENCE_MODELS: dict[str, ModelSpec] = {"BitNet 0.73B": BITNET_07B, "BitNet 2B-4T": BITNET_2B}
 
 
-def fit(board: Board, spec: ModelSpec, name: str) -> dict[str, Any]:
+def at_most(board: Board, mhz: float | None) -> AcceleratorConfig:
+    """A board's preset at its clock, or at the fastest of at most so many MHz that the board makes.
+
+    Raises
+    ------
+    UserError : the board makes none.
+    """
+    c = board.config
+    if mhz is None:
+        return c
+    clocks = board.clocks(min(c.clock_hz, round(mhz * 1e6)) if mhz < 1e3 else c.clock_hz, CLOCK_HZ[0])
+    if not clocks:
+        raise UserError(f"--clock: {board.name} makes no clock of at most {mhz:g} MHz")
+    return replace(c, clock_hz=c.clock_hz if abs(clocks[0] - c.clock_hz) <= 1 else clocks[0])
+
+
+def fit(board: Board, spec: ModelSpec, name: str, config: AcceleratorConfig | None = None) -> dict[str, Any]:
     """Whether a model fits a board, its memory, and the tokens/s that the beats allow (estimated, not run).
 
     Returns
     -------
     fits; reason, if not; else context, buffer_bytes, cma (enough of it by default), tokens_per_second at `CONTEXT`.
     """
-    c = board.config
+    c = config or board.config
     try:
         check_fits(spec, c, name)
         context = usable_context(spec, c)
@@ -67,11 +86,11 @@ def fit(board: Board, spec: ModelSpec, name: str) -> dict[str, Any]:
     }
 
 
-def described(boards: Sequence[Board] = tuple(BOARDS.values())) -> dict[str, Any]:
-    """Everything that `tellme boards --json` says."""
+def described(boards: Sequence[Board] = tuple(BOARDS.values()), clock: float | None = None) -> dict[str, Any]:
+    """Everything that `tellme boards --json` says; `clock` as in `at_most`."""
     out: dict[str, Any] = {}
     for b in boards:
-        c = b.config
+        c = at_most(b, clock)
         out[b.name] = {
             "title": b.title,
             "part": b.part,
@@ -94,7 +113,7 @@ def described(boards: Sequence[Board] = tuple(BOARDS.values())) -> dict[str, Any
                 "clock_hz": c.clock_hz,
                 "beat_rate": c.clock_hz * c.beat_bytes,
             },
-            "models": {name: fit(b, spec, name) for name, spec in REFERENCE_MODELS.items()},
+            "models": {name: fit(b, spec, name, c) for name, spec in REFERENCE_MODELS.items()},
         }
     out["ulx3s"] = {
         "title": "Radiona ULX3S-85F",
@@ -105,9 +124,9 @@ def described(boards: Sequence[Board] = tuple(BOARDS.values())) -> dict[str, Any
     return out
 
 
-def show_boards(*, as_json: bool, console: Console) -> None:
-    """Prints the boards."""
-    facts = described()
+def show_boards(*, as_json: bool, console: Console, clock: float | None = None) -> None:
+    """Prints the boards, at clocks of at most so many MHz."""
+    facts = described(clock=clock)
     if as_json:
         print(json_line(facts))
         return
@@ -115,7 +134,7 @@ def show_boards(*, as_json: bool, console: Console) -> None:
     fits: list[tuple[object, ...]] = []
     reasons: list[str] = []
     for b in BOARDS.values():
-        c = b.config
+        c = at_most(b, clock)
         memory = f"{b.ddr_bytes // MIB:,} MiB {b.ddr}"
         ports = f"{len(b.memory_ports)} x {b.port_bits} bit"
         if b.phases:
@@ -144,7 +163,8 @@ def show_boards(*, as_json: bool, console: Console) -> None:
 
 
 def command(
+    clock: Clock = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the tables.")] = False,
 ) -> None:
     """List the boards: what is on them, what is built for them, and which models fit."""
-    show_boards(as_json=as_json, console=Console())
+    show_boards(as_json=as_json, clock=clock, console=Console())

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,8 +21,9 @@ import typer
 from rich.console import Console
 
 from tellme.golden.boards import BOARDS, build_name
-from tellme.golden.config import ConfigError
+from tellme.golden.config import CLOCK_HZ, AcceleratorConfig, ConfigError
 from tellme.golden.project import advice
+from tellme.host.commands.common import Clock
 from tellme.host.errors import DeviceError, UserError
 from tellme.host.places import alone, check_new_folder
 from tellme.host.provenance import json_line
@@ -135,8 +136,31 @@ def write(out: Path, files: Mapping[str, str], *, again: bool) -> None:
         raise UserError(f"{out}: cannot be written ({e.strerror})") from e
 
 
-def build(board: str, out: Path, *, jobs: int, console: Console) -> Built:
+def at_clock(config: AcceleratorConfig, mhz: float | None) -> AcceleratorConfig:
+    """A preset at another clock; None: its own.
+
+    Raises
+    ------
+    UserError : the board does not make that clock, or nothing here runs at it.
+    """
+    if mhz is None:
+        return config
+    least, most = (hz / 1e6 for hz in CLOCK_HZ)
+    if not least <= mhz <= most:
+        raise UserError(f"--clock must be from {least:g} to {most:g} MHz, not {mhz:g}")
+    board = BOARDS.get(config.name)
+    try:
+        return replace(config, clock_hz=board.clock(mhz) if board is not None else round(mhz * 1e6))
+    except ValueError as e:
+        raise UserError(f"--clock: {e}") from e
+
+
+def build(board: str, out: Path, *, jobs: int, console: Console, clock: float | None = None) -> Built:
     """Builds for a board: the project, and with its tools at hand the bitstream.
+
+    Parameters
+    ----------
+    clock : to build for, MHz; None: the preset's.
 
     Raises
     ------
@@ -150,15 +174,22 @@ def build(board: str, out: Path, *, jobs: int, console: Console) -> Built:
     out = Path(os.path.abspath(out))
     with alone(out):
         check_new_folder(out)
-        return _ulx3s(out, console) if board == ULX3S else _vivado(board, out, jobs, console)
+        if board == ULX3S:
+            if clock is not None:
+                raise UserError("--clock: the self-test of the ULX3S runs at its own clock only")
+            return _ulx3s(out, console)
+        config = at_clock(BOARDS[board].config, clock)
+        if config.clock_hz < BOARDS[board].clock_floor:
+            raise UserError(f"--clock: a build for {board} runs at {BOARDS[board].clock_floor / 1e6:g} MHz at least")
+        return _vivado(board, config, out, jobs, console)
 
 
 # ---- Vivado ----------------------------------------------------------------------------------------------------------
 
 
-def _vivado(name: str, out: Path, jobs: int, console: Console) -> Built:
+def _vivado(name: str, config: AcceleratorConfig, out: Path, jobs: int, console: Console) -> Built:
     board = BOARDS[name]
-    build = build_name(board.config)
+    build = build_name(config)
     again = claim(out, build)
     try:
         from tellme.hw.platforms.vivado import project
@@ -166,7 +197,7 @@ def _vivado(name: str, out: Path, jobs: int, console: Console) -> Built:
         raise UserError(f"the generator cannot be loaded ({e}); install it: {advice('generate')}") from e
     with console.status(f"generating {build}"):
         try:
-            files = project(board.config, board, jobs=jobs)
+            files = project(config, board, jobs=jobs)
         except ConfigError as e:
             raise UserError(str(e)) from e
         write(out, files, again=again)
@@ -176,10 +207,22 @@ def _vivado(name: str, out: Path, jobs: int, console: Console) -> Built:
         return Built(name, build, out, tuple(files), command=command)
     _run_vivado(tool, out, build, console)
     bit, hwh = out / f"{build}.bit", out / f"{build}.hwh"
-    for made in (bit, hwh):
+    record = out / f"{build}.routed.json"
+    for made in (bit, hwh, record):
         if not made.is_file():
             raise BuildError(f"{made}: vivado ended without writing it; see {out / 'vivado.log'}")
-    return Built(name, build, out, (*files, bit.name, hwh.name), bitstream=bit)
+    try:
+        r = json.loads(record.read_text())
+        facts = {
+            "clock_mhz": r["clock_hz"] / 1e6,
+            "fmax_mhz": r["routed_hz"] / 1e6,
+            "strategy": r["strategy"],
+            "setup_ns": r["setup_ns"],
+            "hold_ns": r["hold_ns"],
+        }
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise BuildError(f"{record}: is not what the build writes ({e}); see {out / 'vivado.log'}") from e
+    return Built(name, build, out, (*files, bit.name, hwh.name, record.name), bitstream=bit, facts=facts)
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
@@ -310,17 +353,20 @@ def command(
     out: Annotated[Path, typer.Option("--out", help="Folder for the project; new, empty, or an earlier build of it.")],
     board_name: Annotated[str, typer.Option("--board", help=f"One of {', '.join(NAMES)}.")] = "kv260",
     jobs: Annotated[int, typer.Option("--jobs", help="Processes that Vivado may use.")] = 4,
+    clock: Clock = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
 ) -> None:
     """Write a board's FPGA project, and make its bitstream if the tools are at hand."""
-    built = build(board_name, out, jobs=jobs, console=Console(stderr=True))
+    built = build(board_name, out, jobs=jobs, clock=clock, console=Console(stderr=True))
     if as_json:
         print(built.json())
         return
     print(f"{built.out}: {built.name}, {len(built.files)} files")
     if "fmax_mhz" in built.facts:
         f = built.facts
-        print(f"routed: {f['fmax_mhz']:.1f} MHz at most, it runs at {f['clock_mhz']:g} MHz (nextpnr-ecp5)")
+        how = f.get("strategy", "nextpnr-ecp5")
+        print(f"routed: {f['fmax_mhz']:.1f} MHz at most, it runs at {f['clock_mhz']:g} MHz ({how})")
+    if "comb" in built.facts:
         print(f"used: {f['comb']:,} LUT4, {f['ff']:,} flip-flops, {f['ram']} block RAMs")
     if built.bitstream is not None:
         print(f"bitstream: {built.bitstream}")

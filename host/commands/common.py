@@ -22,6 +22,9 @@ from tellme.host.progress import Status
 BACKENDS = ("sim", "golden", "board")
 
 Board = Annotated[str, typer.Option("--board", help=f"Preset of the accelerator: {', '.join(sorted(PRESETS))}.")]
+Clock = Annotated[
+    float | None, typer.Option("--clock", help="Clock of the accelerator, MHz; the preset's if not given.")
+]
 Latent = Annotated[
     bool,
     typer.Option("--latent", help="Quantise floating-point weights that nothing declares to be latent ternary ones."),

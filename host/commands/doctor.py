@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import signal
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -165,9 +165,16 @@ class Examination:
         bitstream = self._values["bitstream"]
         overlay = open_overlay(bitstream, self._values["device"])
         name = handoff.accelerator_name(overlay, bitstream.path)
-        handoff.check_clock(overlay, self.config, bitstream.path)
-        timed = handoff.design_mhz(overlay)
+        timed = handoff.check_clock(overlay, self.config, bitstream.path)
         return overlay, f"{name} at {overlay.ip_dict[name]['phys_addr']:#x}, timed for {timed:g} MHz"
+
+    def _clock(self) -> tuple[Any, str]:
+        from tellme.host.machine.pynq import handoff
+        from tellme.host.machine.pynq.clocks import set_clock
+
+        mhz = handoff.check_clock(self._values["design"], self.config, self._values["bitstream"].path)
+        self.config = replace(self.config, clock_hz=round(mhz * 1e6))
+        return mhz, set_clock(mhz)
 
     def _ports(self) -> tuple[Any, str]:
         from tellme.host.machine.pynq.handoff import check_widths
@@ -180,11 +187,6 @@ class Examination:
 
         download(self._values["design"], self._values["bitstream"])
         return True, "the chip takes the bitstream"
-
-    def _clock(self) -> tuple[Any, str]:
-        from tellme.host.machine.pynq.clocks import set_clock
-
-        return True, set_clock(self.config)
 
     def _accelerator(self) -> tuple[Any, str]:
         from tellme.host.machine.pynq.device import PynqDevice

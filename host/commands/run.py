@@ -229,6 +229,7 @@ def command(
                 stops=stop,
             )
             report = generation.report
+            config = machine.config  # on a board, at the clock that its bitstream was routed at
             if not as_json and not as_chat and prompt is not None:
                 print(prompt, end="", flush=True)
             try:

@@ -4,10 +4,10 @@ The program reads and does nothing else: a LOAD, then the output head over a str
 written. Two figures of each placement:
 
 - a port's own rate: its beats over the cycles in which it waited for beats or got them (registers port_beats and port_stalls),
-  in a stream of `SHORT` beats. It is the port's own as far as the reader lets ports run apart (hw.memory.reader.burst_queue):
-  with bursts of 64 beats a stream's length, with bursts of 16 only 4 KiB, and all ports then get nearly what the slowest gets.
-- in lockstep: all beats over all cycles of a stream of many FIFOs, which is what a model gets. This is what placements are
-  ranked by.
+  in a stream of `SHORT` beats. Ports run freely in it (register port_lead), as far apart as their queues let them
+  (hw.memory.reader.burst_queue).
+- in lockstep: all beats over all cycles of a stream of many FIFOs, ports in step, which is what a model gets. This is what
+  placements are ranked by.
 
 The same program without the head is subtracted from both. Ports start together. Those of the published sweep
 (docs/measurements/silicon/k26-port-offsets.csv) did not: each began 136 cycles after the one before (fitted, bench/memory.py), so
@@ -69,7 +69,7 @@ class Measured:
     ----------
     offsets : what was asked for, bytes. phases : where the regions were, bytes modulo PHASE_PERIOD.
     rates : of each port, its own, bytes/s.
-    lockstep : of all ports together, as long as none may go ahead farther than its FIFO, bytes/s; None if not measured.
+    lockstep : of all ports together, in step, bytes/s; None if not measured.
     """
 
     offsets: tuple[int, ...]
@@ -155,8 +155,8 @@ class StreamMeter(Driver):
         )
         return self._load + head + encode(Opcode.END)
 
-    def _counters(self, phases: Sequence[int], blocks: int) -> tuple[int, list[int], list[int]]:
-        """cycles of a pass; beats and stalls of each port."""
+    def _counters(self, phases: Sequence[int], blocks: int, free: bool) -> tuple[int, list[int], list[int]]:
+        """cycles of a pass; beats and stalls of each port. free : ports do not wait for one another."""
         c = self.config
         device = self.device
         shifts = [(p - base) % PHASE_PERIOD for p, base in zip(phases, device.port_bases, strict=True)]
@@ -181,6 +181,7 @@ class StreamMeter(Driver):
         for name, value in values.items():
             self.write(name, value)
         self.write("irq_enable", done=1)
+        self.write("port_lead", free=int(free))
         self.write("head_lanes", first=0, count=1)
         self.write("write_logits", every=0)
         for name in ("position", "slot"):
@@ -193,12 +194,13 @@ class StreamMeter(Driver):
             [self.read("port_stalls", i) for i in ports],
         )
 
-    def stream(self, phases: Sequence[int], beats: int) -> tuple[tuple[float, ...], float]:
+    def stream(self, phases: Sequence[int], beats: int, *, free: bool) -> tuple[tuple[float, ...], float]:
         """Reads about so many beats; gives each port's own rate, and that of all in lockstep, bytes/s.
 
         Parameters
         ----------
         phases : of the ports' regions, bytes modulo PHASE_PERIOD.
+        free : ports do not wait for one another, as far as their queues go; else they are kept in step.
 
         Raises
         ------
@@ -206,8 +208,8 @@ class StreamMeter(Driver):
         """
         c = self.config
         blocks = ceil_div(beats, self._block)
-        none = self._counters(phases, 0)
-        some = self._counters(phases, blocks)
+        none = self._counters(phases, 0, free)
+        some = self._counters(phases, blocks, free)
         total = blocks * self._block
         own = []
         for port in range(c.ports):
@@ -221,8 +223,8 @@ class StreamMeter(Driver):
 
     def measure(self, offsets: Sequence[int], phases: Sequence[int], *, lockstep: bool) -> Measured:
         """Both streams, or the short one alone."""
-        own, _ = self.stream(phases, SHORT)
-        together = self.stream(phases, LONG_FIFOS * self.config.fifo_beats)[1] if lockstep else None
+        own, _ = self.stream(phases, SHORT, free=True)
+        together = self.stream(phases, LONG_FIFOS * self.config.fifo_beats, free=False)[1] if lockstep else None
         return Measured(tuple(offsets), tuple(phases), own, together)
 
 

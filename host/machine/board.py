@@ -75,7 +75,8 @@ class BoardAccelerator(Driver):
             phases=in_use(config, "board").phases,
         )
         try:
-            super().__init__(opened, config, timeout_s=TIMEOUT_S)
+            # At the clock of this bitstream.
+            super().__init__(opened, opened.config, timeout_s=TIMEOUT_S)
             self.load(model, program)
         except BaseException:
             opened.close()

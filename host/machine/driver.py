@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 import numpy as np
@@ -189,7 +190,8 @@ class Driver(Backend):
         DeviceError : a pass is running that no reset ends.
         """
         model.image.require(self.config)
-        if program.config != self.config:
+        # The clock is no part of a program: a board's is that of its bitstream.
+        if replace(program.config, clock_hz=self.config.clock_hz) != self.config:
             raise UserError(
                 f"{model.name}: the program was compiled for {program.config.name!r}, this is {self.config.name!r}; "
                 "compile it again"
@@ -215,6 +217,7 @@ class Driver(Backend):
         self.write("context", program.context)
         self.write("slots", program.slots)
         self.write("timeout", self.timeout_cycles)
+        self.write("port_lead", free=0)
         self.write("irq_enable", done=1)
         self._model, self._program = model, program
         self.vocab, self.context, self.slots = model.spec.vocab, program.context, program.slots

@@ -48,7 +48,7 @@ class ControlRegisters(wiring.Component):
     cycles, beats, writes, stall, busy, port_beats, port_stalls : counters of the last pass.
     lanes, head_lanes, position, slot, write_logits : registers that are written, too: a pass.
     program_address, program_length, context, slots : its program.
-    base_low, base_high, window_beats, timeout, irq_enable : memory and time.
+    base_low, base_high, window_beats, timeout, irq_enable, port_lead : memory and time.
     """
 
     def __init__(self, config: AcceleratorConfig):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from amaranth.hdl import Cat, Const, Elaboratable, Module, Mux, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -16,11 +18,24 @@ LANE_NUMBER_BITS = 16
 """Bits of a position and of a slot number."""
 
 
+def runs(config: AcceleratorConfig, positions: Sequence[int], slots: Sequence[int]) -> list[tuple[int, int]]:
+    """(first, last) lane of every run: one slot, one key block, positions one after the other."""
+    out: list[tuple[int, int]] = []
+    for lane, (position, slot) in enumerate(zip(positions, slots, strict=True)):
+        if out and slot == slots[lane - 1] and position == positions[lane - 1] + 1 and position % config.key_block:
+            out[-1] = (out[-1][0], lane)
+        else:
+            out.append((lane, lane))
+    return out
+
+
 class _Walk:
     """Where the writer is: what its states work on.
 
-    key : the lane's, in its block. address : being built: of the lane's block; then of the cache head.
-    offset : of the cell's run from the head's base. value : V, not K. scale : the item is a scale, not a cell.
+    first, last : lanes of the run. probe : the lane that may go on with it.
+    key : the lane's, in its block. address : being built: of the run's block; then of the cache head.
+    offset : of the cell's keys from the head's base. value : V, not K. scale : the item is a scale, not a cell.
+    scales_whole : the lane's scale completes a beat of them. fresh : what is collected next begins a beat.
     full, out : the write that is offered.
     """
 
@@ -32,6 +47,13 @@ class _Walk:
         # Taken with the start: other descriptors run while the cache is written.
         self.job = CacheJob().create(path=("taken",))
         self.lane = Signal(clog2(config.lanes))
+        self.first = Signal(clog2(config.lanes))
+        self.last = Signal(clog2(config.lanes))
+        self.probe = Signal(range(config.lanes + 1))
+        self.probe_position = Signal(LANE_NUMBER_BITS)
+        self.probe_slot = Signal(LANE_NUMBER_BITS)
+        self.following = Signal(LANE_NUMBER_BITS)  # position behind the run
+        self.run_slot = Signal(LANE_NUMBER_BITS)
         self.key = Signal(self.key_bits)
         self.address = Signal(32)
         self.block_base = Signal(32)
@@ -45,6 +67,8 @@ class _Walk:
         self.cell = Signal(16)
         self.last_cell = Signal()
         self.scale = Signal()
+        self.scales_whole = Signal()
+        self.fresh = Signal()
         self.row = Signal(16)
         self.offset = Signal(32)
         self.full = Signal()
@@ -54,8 +78,11 @@ class _Walk:
 class KvWriter(wiring.Component):
     """Copies K, V and their scales of every lane from on-chip storage into the lane's cache block.
 
-    Order: lane, K then V, KV head, cell; behind a head's cells its scale. A write every three cycles when nothing
-    waits; before each lane one cycle for every significant bit of its slot and block number, and two more.
+    Order: run of lanes, K then V, KV head, cell, lane; behind a head's cells its scales. A run is neighbouring lanes of one slot
+    whose positions follow one another in one key block: their keys of a cell follow one another in memory, so that they are
+    one burst, and their scales are written by the beat. A cell's write every three cycles when nothing waits, a scale in two
+    and its beat in one; before each run one cycle for every significant bit of its slot and block number, two for each lane,
+    and two more.
 
     Parameters
     ----------
@@ -91,10 +118,13 @@ class KvWriter(wiring.Component):
     def expected_cycles(self, *, positions: list[int], slots: list[int], kv_heads: int, cells: int) -> int:
         """Cycles from `start` to `done` for these lanes, when no read and no write waits."""
         c = self._config
-        multiply = sum(
-            s.bit_length() + (p // c.key_block).bit_length() + 2 for p, s in zip(positions, slots, strict=True)
-        )
-        return multiply + len(positions) * 6 * kv_heads * (cells + 1) + 2
+        cycles = 2
+        for first, last in runs(c, positions, slots):
+            count = last - first + 1
+            beats = positions[last] // c.word - positions[first] // c.word + 1
+            multiply = slots[first].bit_length() + (positions[first] // c.key_block).bit_length() + 2 + 2 * count
+            cycles += multiply + 2 * kv_heads * (3 * cells * count + 2 * count + beats)
+        return cycles
 
     def elaborate(self, platform: object) -> Elaboratable:
         m = Module()
@@ -108,6 +138,7 @@ class KvWriter(wiring.Component):
                     m.d.sync += [getattr(walk.job, name).eq(getattr(self.job, name)) for name in CacheJob().members]
                     m.next = "Lane"
             self._find_block(m, walk)
+            self._find_run(m, walk)
             self._read(m, walk)
             with m.State("Take"):
                 self._offer(m, walk)
@@ -126,6 +157,7 @@ class KvWriter(wiring.Component):
             self.writes.payload.eq(walk.out),
             walk.last_cell.eq(walk.cell + 1 == walk.job.cells),
             walk.last_head.eq(walk.head + 1 == walk.job.kv_heads),
+            walk.scales_whole.eq((walk.lane == walk.last) | walk.key[: walk.float_bits].all()),
             self.own.address.eq(walk.kv.own_address(walk.row, walk.lane >> walk.part_bits)),
             self.own_scales.v.eq(walk.value),
             self.own_scales.head.eq(walk.head),
@@ -136,11 +168,15 @@ class KvWriter(wiring.Component):
 
     def _find_block(self, m: Module, walk: _Walk) -> None:
         """address = kv_address + slot * slot_stride + block * block_stride, a bit of a factor a cycle."""
-        position = self.parameters.position[walk.lane]
+        position, slot = self.parameters.position[walk.lane], self.parameters.slot[walk.lane]
         with m.State("Lane"):
             m.d.sync += [
-                walk.key.eq(position[: walk.key_bits]),
-                walk.factor.eq(self.parameters.slot[walk.lane]),
+                walk.first.eq(walk.lane),
+                walk.last.eq(walk.lane),
+                walk.probe.eq(walk.lane + 1),
+                walk.following.eq(position + 1),
+                walk.run_slot.eq(slot),
+                walk.factor.eq(slot),
                 walk.block.eq(position >> walk.key_bits),
                 walk.stride.eq(walk.job.slot_stride),
                 walk.second.eq(0),
@@ -168,7 +204,31 @@ class KvWriter(wiring.Component):
                     walk.scale.eq(0),
                     walk.offset.eq(walk.kv.k_data),
                 ]
-                m.next = "Read"
+                m.next = "Probe"
+
+    def _find_run(self, m: Module, walk: _Walk) -> None:
+        """The lanes whose keys follow one another: two cycles each."""
+        goes_on = (
+            (walk.probe != self.parameters.lanes)
+            & (walk.probe_slot == walk.run_slot)
+            & (walk.probe_position == walk.following)
+            & walk.probe_position[: walk.key_bits].any()
+        )
+        with m.State("Probe"):
+            m.d.sync += [
+                walk.probe_position.eq(self.parameters.position[walk.probe]),
+                walk.probe_slot.eq(self.parameters.slot[walk.probe]),
+            ]
+            m.next = "Judge"
+        with m.State("Judge"):
+            m.next = "Read"
+            with m.If(goes_on):
+                m.d.sync += [
+                    walk.last.eq(walk.probe),
+                    walk.probe.eq(walk.probe + 1),
+                    walk.following.eq(walk.following + 1),
+                ]
+                m.next = "Probe"
 
     def _read(self, m: Module, walk: _Walk) -> None:
         """Only with room for the result: the RAM's output is not held.
@@ -177,6 +237,7 @@ class KvWriter(wiring.Component):
         grant and the states here.)
         """
         with m.State("Read"):
+            m.d.sync += walk.key.eq(self.parameters.position[walk.lane][: walk.key_bits])
             m.d.comb += [
                 self.own.en.eq(~walk.full & ~walk.scale),
                 self.own_scales.en.eq(~walk.full & walk.scale),
@@ -185,21 +246,22 @@ class KvWriter(wiring.Component):
                 m.next = "Take"
 
     def _offer(self, m: Module, walk: _Walk) -> None:
-        """The write of what was read: its place in the beat is the key's."""
+        """The write of what was read: a cell, at its key's place in the beat; or a beat of scales, once it is whole."""
         c, kv, key, parts, out = self._config, walk.kv, walk.key, self._config.keys_per_beat, walk.out
         part = self.own.data
         strobes = Const(1).replicate(c.cell)
         if parts > 1:
             part = part.word_select(walk.lane[: walk.part_bits], 8 * c.cell)
             strobes = Cat((key[: walk.part_bits] == k).replicate(c.cell) for k in range(parts))
-        m.d.sync += walk.full.eq(1)
+        place = key[: walk.float_bits]
+        scales = Mux(walk.value, kv.v_scales, kv.k_scales)
+        m.d.sync += [walk.full.eq(~walk.scale | walk.scales_whole), walk.fresh.eq(~walk.scale | walk.scales_whole)]
         with m.If(walk.scale):
+            collected = out.strobe & (~walk.fresh).replicate(c.beat_bytes)
             m.d.sync += [
-                out.address.eq(
-                    walk.address + Mux(walk.value, kv.v_scales, kv.k_scales) + key[walk.float_bits :],
-                ),
-                out.data.eq(Cat(self.own_scales.data for _ in range(c.word))),
-                out.strobe.eq(0xF << (key[: walk.float_bits] << 2)),
+                out.address.eq(walk.address + scales + key[walk.float_bits :]),
+                out.data.word_select(place, 32).eq(self.own_scales.data),
+                out.strobe.eq(collected | (Const(0xF, 4) << (place << 2))),
             ]
         with m.Else():
             m.d.sync += [
@@ -209,10 +271,14 @@ class KvWriter(wiring.Component):
             ]
 
     def _go_on(self, m: Module, walk: _Walk) -> None:
-        """To the next cell, behind the last one to the head's scale, then to the next head, to V, to the next lane."""
+        """To the run's next lane; from the last one to the next cell, to the head's scales, to the next head, to V, on to
+        the next run."""
         v_data = walk.kv.v_data(walk.job.cells)
-        with m.If(~walk.scale):
+        with m.If(walk.lane != walk.last):
+            m.d.sync += walk.lane.eq(walk.lane + 1)
+        with m.Elif(~walk.scale):
             m.d.sync += [
+                walk.lane.eq(walk.first),
                 walk.row.eq(walk.row + 1),
                 walk.cell.eq(walk.cell + 1),
                 walk.offset.eq(walk.offset + self._config.key_tile),
@@ -221,6 +287,7 @@ class KvWriter(wiring.Component):
                 m.d.sync += walk.scale.eq(1)
         with m.Else():
             m.d.sync += [
+                walk.lane.eq(walk.first),
                 walk.scale.eq(0),
                 walk.cell.eq(0),
                 walk.head.eq(walk.head + 1),
@@ -236,7 +303,7 @@ class KvWriter(wiring.Component):
                     walk.offset.eq(v_data),
                 ]
                 with m.If(walk.value):
-                    m.d.sync += walk.lane.eq(walk.lane + 1)
+                    m.d.sync += walk.lane.eq(walk.last + 1)
                     m.next = "Lane"
-                    with m.If(walk.lane + 1 == self.parameters.lanes):
+                    with m.If(walk.probe == self.parameters.lanes):
                         m.next = "Finish"

@@ -25,15 +25,15 @@ SEGMENT = data.StructLayout({"address": 32, "beats": 32})
 """A run of beats: first beat address, number of beats."""
 
 
-def burst_queue(config: AcceleratorConfig) -> int:
-    """Bursts that wait at each port, which is how far a fast port may run ahead of a slow one.
+LEAD = 2
+"""Bursts that a port may be ahead of the slowest one, but for what is under way: so regions keep the phases that they were placed
+at. One that runs further ahead passes through the banks of the others (docs/decisions.md, "Ports in step")."""
 
-    64 KiB of them, if 64 entries are enough: the port then is at the phase that it would have had anyway. A queue of 16 or
-    32 KiB would move it into another port's bank (14 to 3 % slower by sim/stream.py, docs/decisions.md). Else 16 entries, as
-    deep as one distributed RAM primitive serves comfortably, and little enough to stay in its own bank.
-    """
-    whole = PHASE_PERIOD // (config.burst_beats * config.port_bytes)
-    return whole if 16 <= whole <= 64 else 16
+
+def burst_queue(config: AcceleratorConfig) -> int:
+    """Bursts that wait at each port, as long as ports run freely (`free`): half a period of the banks if a burst is long, else as
+    many as the smallest distributed RAM serves."""
+    return 32 if config.burst_beats * config.port_bytes >= PHASE_PERIOD // 64 else 16
 
 
 def first_error(m: Module, items: list[tuple[Signal, int | Signal, Signal]], code: Signal, address: Signal) -> None:
@@ -57,6 +57,7 @@ class _PortReader(wiring.Component):
     bursts : stream {beat address, beats - 1}.
     base : byte address of the port's region.
     stop : no burst is issued any more. `drain` : soft reset: bursts and words are dropped.
+    free : bursts are taken as far as the queue goes, not `LEAD`. waiting : bursts wait.
     words : stream of the port's parts of beats. `level` : how many wait.
     owed, flying : memory owes words; bursts that it owes.
     arrived : a word came, a cycle ago.
@@ -74,6 +75,8 @@ class _PortReader(wiring.Component):
                 "base": In(64),
                 "stop": In(1),
                 "drain": In(1),
+                "free": In(1),
+                "waiting": Out(1),
                 "words": Out(stream.Signature(config.port_bytes * 8)),
                 "level": Out(bits_for(config.fifo_beats)),
                 "owed": Out(1),
@@ -97,11 +100,14 @@ class _PortReader(wiring.Component):
         m.submodules.queue = queue = Queue(width=len(self.bursts.payload.as_value()), depth=burst_queue(cfg))
         m.submodules.fifo = fifo = DeepFifo(width=cfg.port_bytes * 8, depth=cfg.fifo_beats)
         burst = data.View(self.bursts.payload.shape(), queue.o.payload)
+        # Alone, a port has nobody to be ahead of.
+        close = Const(1) if cfg.ports == 1 else self.free | (queue.level < LEAD)
         m.d.comb += [
             queue.i.valid.eq(self.bursts.valid),
             queue.i.payload.eq(self.bursts.payload),
-            self.bursts.ready.eq(queue.i.ready),
+            self.bursts.ready.eq(queue.i.ready & close),
             queue.clear.eq(self.drain),
+            self.waiting.eq(queue.level != 0),
             fifo.clear.eq(self.drain),
             self.words.valid.eq(fifo.o.valid),
             self.words.payload.eq(fifo.o.payload),
@@ -208,9 +214,10 @@ class StreamReader(wiring.Component):
     """Reads segments of the beat address space through all ports and gives their beats in order, one each cycle.
 
     Segments are cut into bursts of at most `burst_beats` at multiples of `burst_beats`, so that no burst crosses a
-    4 KiB boundary. Each port issues its own bursts, at most `outstanding` in flight and never more than its FIFO has
-    room for, and so runs ahead of the consumer by up to `fifo_beats`, and of a slow port by what `burst_queue` holds. A beat
-    leaves when every port has its part.
+    4 KiB boundary. Segments that follow one another in memory are cut as one, if the next has come by the time that it is
+    needed: a burst is held back only while every port has others to send. Each port issues its own bursts, at most `outstanding`
+    in flight and never more than its FIFO has room for, and so runs ahead of the consumer by up to `fifo_beats`, but of a slow
+    port by no more than `LEAD` bursts, unless `free`. A beat leaves when every port has its part.
 
     From a segment's acceptance to `arvalid`: 6 cycles; from an R beat to `beats.valid`: 5 cycles; a burst each cycle.
 
@@ -225,6 +232,7 @@ class StreamReader(wiring.Component):
     base : byte address of each port's region, a multiple of 4096; lower bits and those above 40 bits count as 0.
     window_beats : a segment that ends behind it is an error, and none of it is read.
     timeout : cycles in which responses are owed and none arrives, after which TIMEOUT is raised; 0: never.
+    free : ports run ahead of one another by what `burst_queue` holds: for measurements.
     clear : soft reset (a pulse or longer): segments and beats are dropped, errors cleared, what AXI owes is awaited.
     error, error_address : ErrorCode, and the beat address; kept until `clear`. No burst is issued after an error.
     quiet : AXI owes nothing and no soft reset is going on.
@@ -254,6 +262,7 @@ class StreamReader(wiring.Component):
                 "base": In(data.ArrayLayout(64, config.ports)),
                 "window_beats": In(32),
                 "timeout": In(32),
+                "free": In(1),
                 "clear": In(1),
                 "error": Out(8),
                 "error_address": Out(32),
@@ -304,6 +313,7 @@ class StreamReader(wiring.Component):
                 self.port_stall[i].eq(p.owed & ~p.arrived),
                 p.stop.eq(stop),
                 p.drain.eq(drain),
+                p.free.eq(self.free),
             ]
 
         # Level: a registered minimum by pairs, for counters and analysis.
@@ -347,12 +357,14 @@ class StreamReader(wiring.Component):
         low = exact_log2(cfg.burst_beats)
         advance, taken = Signal(), Signal()
 
-        # Stage 0: where the segment ends. Stage 1: is that inside. Stage 2: how many bursts.
+        # Stage 0: where the segment ends. Stage 1: is that inside, and does it begin where the one before it ends. Stage 2: how
+        # many bursts.
         valid0, valid1, valid2 = Signal(), Signal(), Signal()
         address0, address1 = Signal(32), Signal(32)
-        end0 = Signal(33)
+        end0, tail = Signal(33), Signal(33)
         last1 = Signal(33)
         some0, inside1 = Signal(), Signal()
+        goes_on1, goes_on2 = Signal(), Signal()
         block2 = Signal(32 - low)
         blocks2 = Signal(32 - low)
         low2, last2 = Signal(low), Signal(low)
@@ -374,37 +386,48 @@ class StreamReader(wiring.Component):
                 address1.eq(address0),
                 last1.eq(end0 - 1),
                 inside1.eq(end0 <= self.window_beats),
+                goes_on1.eq(address0 == tail),
                 valid2.eq(valid1 & inside1),
                 block2.eq(address1[low:]),
                 blocks2.eq(last1[low:32] - address1[low:]),
                 low2.eq(address1[:low]),
                 last2.eq(last1[:low]),
+                goes_on2.eq(goes_on1),
             ]
+            with m.If(valid0 & some0):
+                m.d.sync += tail.eq(end0)
 
-        # Stage 3: the segment being cut; stage 4: a burst on its way to the ports' queues.
+        # Stage 3: the segment being cut; stage 4: a burst on its way to the ports' queues. A segment that ends inside a block
+        # takes in the next one if that goes on there, and waits for it as long as every port has other bursts to send.
         valid3, valid4, free4, final = Signal(), Signal(), Signal(), Signal()
         block3, blocks3 = Signal(32 - low), Signal(32 - low)
         low3, last3 = Signal(low), Signal(low)
         address4, length4 = Signal(32), Signal(low)
+        inner, join, leave, ahead = Signal(), Signal(), Signal(), Signal()
         ready = Cat(p.bursts.ready for p in ports).all()
+        m.d.sync += ahead.eq(Cat(p.waiting for p in ports).all())
         m.d.comb += [
             free4.eq(~valid4 | ready),
             final.eq(blocks3 == 0),
-            taken.eq(valid2 & (~valid3 | (final & free4))),
+            inner.eq(final & ~last3.all()),
+            join.eq(valid3 & inner & valid2 & goes_on2),
+            leave.eq(valid3 & free4 & ~join & ~(inner & ~valid2 & ahead)),
+            taken.eq(valid2 & (~valid3 | join | (final & free4))),
         ]
         with m.If(free4):
             m.d.sync += [
-                valid4.eq(valid3),
+                valid4.eq(leave),
                 address4.eq(Cat(low3, block3)),
                 length4.eq(Mux(final, last3, (1 << low) - 1) - low3),
-                block3.eq(block3 + 1),
-                blocks3.eq(blocks3 - 1),
-                low3.eq(0),
             ]
+        with m.If(leave):
+            m.d.sync += [block3.eq(block3 + 1), blocks3.eq(blocks3 - 1), low3.eq(0)]
             with m.If(final):
                 m.d.sync += valid3.eq(0)
         with m.If(taken):
-            m.d.sync += [valid3.eq(1), block3.eq(block2), blocks3.eq(blocks2), low3.eq(low2), last3.eq(last2)]
+            m.d.sync += [valid3.eq(1), blocks3.eq(blocks2), last3.eq(last2)]
+            with m.If(~join):
+                m.d.sync += [block3.eq(block2), low3.eq(low2)]
         for p in ports:
             m.d.comb += [
                 p.bursts.valid.eq(valid4 & ready),

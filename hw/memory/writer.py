@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -19,8 +19,10 @@ from tellme.hw.memory.axi import (
 from tellme.hw.memory.reader import first_error, response_error
 from tellme.hw.queues import Queue
 
+LONGEST = 32
+"""Beats of a write burst at most: what one row of distributed RAM holds of a port's data (RAM32M16)."""
 WRITE_QUEUE = 16
-"""Writes that wait at each port."""
+"""Bursts that wait at each port, and words at least."""
 
 
 def write_layout(config: AcceleratorConfig) -> data.StructLayout:
@@ -29,11 +31,12 @@ def write_layout(config: AcceleratorConfig) -> data.StructLayout:
 
 
 class _PortWriter(wiring.Component):
-    """One port: writes of a word in, single-beat AXI4 writes out. For BeatWriter, which describes the times.
+    """One port: writes of a word in, AXI4 bursts out. For BeatWriter, which describes the times.
 
     Interface attributes
     --------------------
     words : stream {beat address, the port's part of the beat, strobe}.
+    more : further writes may come soon: an open burst waits for them.
     base : byte address of the port's region.
     stop : no write is issued any more. `drain` : soft reset: writes are dropped.
     waiting : writes wait. `owed`, `flying` : memory owes responses; how many.
@@ -45,6 +48,8 @@ class _PortWriter(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._config = config
+        self._longest = min(config.burst_beats, LONGEST)
+        self._low = exact_log2(self._longest)
         super().__init__(
             {
                 "words": In(
@@ -52,6 +57,7 @@ class _PortWriter(wiring.Component):
                         data.StructLayout({"address": 32, "data": config.port_bytes * 8, "strobe": config.port_bytes})
                     )
                 ),
+                "more": In(1),
                 "base": In(64),
                 "stop": In(1),
                 "drain": In(1),
@@ -73,29 +79,60 @@ class _PortWriter(wiring.Component):
         axi = self.m_axi
         byte_bits = exact_log2(cfg.port_bytes)
 
-        layout = self.words.payload.shape()
-        m.submodules.queue = queue = Queue(width=layout.size, depth=WRITE_QUEUE)
-        word = data.View(layout, queue.o.payload)
+        # Words wait until the burst that they are in is whole, as its length goes ahead of them.
+        content = data.StructLayout({"data": cfg.port_bytes * 8, "strobe": cfg.port_bytes})
+        burst_layout = data.StructLayout({"address": 32, "last": self._low})
+        m.submodules.queue = queue = Queue(width=content.size, depth=max(WRITE_QUEUE, self._longest))
+        m.submodules.bursts = bursts = Queue(width=burst_layout.size, depth=WRITE_QUEUE)
+        word = data.View(content, queue.o.payload)
+        burst = data.View(burst_layout, bursts.o.payload)
+        begun = Signal(burst_layout)  # the burst that words still may join
+        following = Signal(32)  # address behind it
+        is_open, whole, joins, take, close = Signal(), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            queue.i.valid.eq(self.words.valid),
-            queue.i.payload.eq(self.words.payload),
-            self.words.ready.eq(queue.i.ready),
+            self.words.ready.eq(queue.i.ready & bursts.i.ready),
+            take.eq(self.words.valid & self.words.ready),
+            queue.i.valid.eq(take),
+            queue.i.payload.eq(Cat(self.words.payload.data, self.words.payload.strobe)),
+            whole.eq(following[: self._low] == 0),
+            joins.eq(is_open & ~whole & (self.words.payload.address == following)),
+            close.eq(is_open & bursts.i.ready & ((take & ~joins) | (~take & (whole | ~self.more)))),
+            bursts.i.valid.eq(close),
+            bursts.i.payload.eq(begun),
             queue.clear.eq(self.drain),
+            bursts.clear.eq(self.drain),
             self.waiting.eq(queue.level != 0),
         ]
+        with m.If(close):
+            m.d.sync += is_open.eq(0)
+        with m.If(take):
+            m.d.sync += [
+                is_open.eq(1),
+                following.eq(self.words.payload.address + 1),
+                begun.last.eq(Mux(joins, begun.last + 1, 0)),
+            ]
+            with m.If(~joins):
+                m.d.sync += begun.address.eq(self.words.payload.address)
+        with m.If(self.drain):
+            m.d.sync += is_open.eq(0)
 
+        # A burst that has begun is completed whatever happens, because AXI has no way back: in a soft reset without strobes.
         flying = Signal(range(cfg.outstanding + 1))
-        issue, retire = Signal(), Signal()
+        sending = Signal()
+        left = Signal(self._low)
+        issue, move, retire = Signal(), Signal(), Signal()
         m.d.comb += [
+            move.eq(sending & (~axi.wvalid | axi.wready)),
             issue.eq(
-                queue.o.valid
+                bursts.o.valid
                 & (~axi.awvalid | axi.awready)
-                & (~axi.wvalid | axi.wready)
+                & (~sending | (move & (left == 0)))
                 & ~flying[-1]
                 & ~self.stop
                 & ~self.drain
             ),
-            queue.o.ready.eq(issue),
+            bursts.o.ready.eq(issue),
+            queue.o.ready.eq(move),
             self.owed.eq(flying != 0),
             self.flying.eq(flying),
         ]
@@ -103,22 +140,29 @@ class _PortWriter(wiring.Component):
             m.d.sync += axi.awvalid.eq(0)
         with m.If(axi.wready):
             m.d.sync += axi.wvalid.eq(0)
+        with m.If(move):
+            m.d.sync += [
+                axi.wvalid.eq(1),
+                axi.wdata.eq(word.data),
+                axi.wstrb.eq(word.strobe & (~self.drain).replicate(cfg.port_bytes)),
+                axi.wlast.eq(left == 0),
+                left.eq(left - 1),
+                sending.eq(left != 0),
+            ]
         with m.If(issue):
             m.d.sync += [
                 axi.awvalid.eq(1),
-                axi.awaddr.eq(Cat(Const(0, byte_bits), aligned(self.base)[byte_bits:] + word.address)),
-                axi.wvalid.eq(1),
-                axi.wdata.eq(word.data),
-                axi.wstrb.eq(word.strobe),
+                axi.awaddr.eq(Cat(Const(0, byte_bits), aligned(self.base)[byte_bits:] + burst.address)),
+                axi.awlen.eq(burst.last),
+                sending.eq(1),
+                left.eq(burst.last),
             ]
         m.d.comb += [
             axi.awid.eq(0),
-            axi.awlen.eq(0),
             axi.awsize.eq(byte_bits),
             axi.awburst.eq(BURST_INCR),
             axi.awcache.eq(CACHE_MODIFIABLE_BUFFERABLE),
             axi.awprot.eq(PROT_DATA),
-            axi.wlast.eq(1),
             axi.bready.eq(1),
         ]
 
@@ -128,7 +172,7 @@ class _PortWriter(wiring.Component):
         response = Signal(2)
         m.d.comb += [
             write.addr.eq(issued),
-            write.data.eq(word.address),
+            write.data.eq(burst.address),
             write.en.eq(issue),
             read.addr.eq(retired),
             self.oldest.eq(read.data),
@@ -150,21 +194,25 @@ class _PortWriter(wiring.Component):
 class BeatWriter(wiring.Component):
     """Writes beats, or the strobed parts of beats, through the ports that have a part.
 
-    Writes of a port are made in order, as single-beat bursts, `outstanding` at a time. From a write's acceptance to
-    `awvalid`/`wvalid`: 3 cycles; a write each cycle when memory takes them.
+    Writes of a port are made in order. Those that follow one another in memory are one burst, of at most `burst_beats` and
+    `LONGEST` beats, cut at multiples of that (so inside 4 KiB); `outstanding` bursts at a time. A burst waits for what
+    follows it as long as `more` is set or a write is offered. From the acceptance of the write that closes a burst, or of the
+    last one, to `awvalid`: 5 cycles, one more to `wvalid`; a write each cycle when memory takes them.
 
     Parameters
     ----------
-    config : AcceleratorConfig; ports, port_bytes, outstanding.
+    config : AcceleratorConfig; ports, port_bytes, burst_beats, outstanding.
 
     Interface attributes
     --------------------
     writes : stream {address, data, strobe}. After an error writes are taken and dropped.
+    more : whoever writes is at it, and more writes may follow; `idle` comes only without.
     base : byte address of each port's region, a multiple of 4096; lower bits and those above 40 bits count as 0.
     window_beats : a write at or behind it is an error and not made.
     timeout : cycles in which responses are owed and none arrives, after which TIMEOUT is raised; 0: never.
     clear : soft reset (a pulse or longer): waiting writes are dropped, errors cleared, what AXI owes is awaited.
-    error, error_address : ErrorCode, and the beat address; kept until `clear`. No write is issued after an error.
+    error, error_address : ErrorCode, and the beat address (of a bad response, of the burst's first beat); kept until `clear`.
+        No burst is issued after an error.
     idle : nothing was offered, nothing waited, and every response had come, a cycle ago.
     quiet : AXI owes nothing and no soft reset is going on.
     owed : responses that AXI owes each port.
@@ -183,6 +231,7 @@ class BeatWriter(wiring.Component):
         super().__init__(
             {
                 "writes": In(stream.Signature(write_layout(config))),
+                "more": In(1),
                 "base": In(data.ArrayLayout(64, config.ports)),
                 "window_beats": In(32),
                 "timeout": In(32),
@@ -242,6 +291,7 @@ class BeatWriter(wiring.Component):
                 p.words.payload.address.eq(address),
                 p.words.payload.data.eq(content.word_select(i, cfg.port_bytes * 8)),
                 p.words.payload.strobe.eq(part),
+                p.more.eq(self.more | self.writes.valid | valid),
                 p.base.eq(self.base[i]),
                 self.owed[i].eq(p.flying),
                 p.stop.eq(stop),

@@ -220,9 +220,33 @@ def _memory(config: AcceleratorConfig, board: Board) -> list[dict[str, Any]]:
     return out
 
 
+STRATEGIES = (
+    "Performance_ExplorePostRoutePhysOpt",
+    "Performance_ExtraTimingOpt",
+    "Performance_NetDelay_high",
+    "Congestion_SpreadLogic_high",
+)
+"""Strategies of implementation (UG904, appendix) in the order in which they are tried until one meets timing."""
+
+CLOCK_PARAMETERS = {
+    "zynq_ultra_ps_e": {
+        "frequency": "PSU__CRL_APB__PL0_REF_CTRL__(?:ACT_)?FREQMHZ",
+        "divisor0": "PSU__CRL_APB__PL0_REF_CTRL__DIVISOR0",
+        "divisor1": "PSU__CRL_APB__PL0_REF_CTRL__DIVISOR1",
+    },
+    "processing_system7": {
+        "frequency": "PCW_(?:ACT_)?FPGA0_PERIPHERAL_FREQMHZ",
+        "divisor0": "PCW_FCLK0_PERIPHERAL_DIVISOR0",
+        "divisor1": "PCW_FCLK0_PERIPHERAL_DIVISOR1",
+    },
+}
+"""What the hand-off says of the PL clock, patterns of the parameters' names: what PYNQ and our driver set it by."""
+
+
 def script(config: AcceleratorConfig, board: Board, jobs: int) -> str:
     """The Tcl that Vivado runs."""
     _check(config, board)
+    clocks = board.clocks(config.clock_hz, board.clock_floor)
     memory = _memory(config, board)
     pins = _PINS[board.ps]
     clocked = [f"{CELL}/clk", "reset/slowest_sync_clk", "registers/aclk"]
@@ -243,6 +267,9 @@ def script(config: AcceleratorConfig, board: Board, jobs: int) -> str:
             clocked=clocked,
             memory=memory,
             jobs=jobs,
+            strategies=STRATEGIES,
+            clocks=[(hz, f"{hz / 1e6:.6f}", round(board.pl_reference_hz / hz)) for hz in clocks],
+            clock_parameters=CLOCK_PARAMETERS[board.ps],
         )
     )
 

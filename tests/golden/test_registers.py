@@ -22,6 +22,7 @@ WORDS = [
     ("irq_enable", {"done": 1}, 1),
     ("head_lanes", {"first": 3, "count": 5}, 0x503),
     ("write_logits", {"every": 1}, 1),
+    ("port_lead", {"free": 1}, 1),
     ("base_low", {"page": 0xABCDE}, 0xABCD_E000),
     ("base_high", {"high": 0xFF}, 0xFF),
     ("owed", {"reads": 2, "writes": 3}, 0x3_0002),

@@ -129,12 +129,12 @@ def test_stress_changes_no_bit(demo: Model) -> None:
 
 def test_own_keys_are_kept_until_they_are_written(tmp_path: Path) -> None:
     """Memory that answers so late that a layer's matmuls end first: the next layer waits, and results stay the same."""
-    spec = small_spec(layers=3, kv_heads=4, ffn=32)
+    spec = small_spec(layers=3, heads=8, kv_heads=8, ffn=32)
     weights, path, n = random_weights(spec, 3), tmp_path / "small.tlm", TINY.lanes
     tokenizer = Files.read(demo_folder())
     convert(Checkpoint(name="small", weights=weights, tokenizer=tokenizer, eos_ids=()), path, TINY)
     waited = []
-    for latency in (10, 600):
+    for latency in (10, 6000):
         with (
             Model.open(path, TINY) as model,
             SimulatedAccelerator(model, compile_program(model, TINY), timing=timing("ideal", latency=latency)) as slow,

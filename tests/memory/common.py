@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from amaranth.hdl import Module
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In
 from cocotb.triggers import RisingEdge
 
 from tellme.golden.config import AcceleratorConfig
@@ -56,3 +59,30 @@ async def soft_reset(dut: Any, limit: int = 2000) -> int:
         if int(dut.quiet.value):
             return n
     raise AssertionError(f"not quiet after {limit} cycles")
+
+
+def cut(segments: list[tuple[int, int]], burst: int) -> list[tuple[int, int]]:
+    """(address, beats) of the bursts that segments need at least: what follows one another is one."""
+    runs: list[list[int]] = []
+    for address, beats in segments:
+        if runs and sum(runs[-1]) == address:
+            runs[-1][1] += beats
+        elif beats:
+            runs.append([address, beats])
+    out = []
+    for address, beats in runs:
+        for low in range(address // burst * burst, address + beats, burst):
+            first, end = max(low, address), min(low + burst, address + beats)
+            out.append((first, end - first))
+    return out
+
+
+def pass_through(m: Module, inner: wiring.Component, outer: wiring.Component) -> None:
+    """Connects what a component has to a component around it that has the same and more."""
+    for name, member in inner.signature.members.items():
+        here, there = getattr(inner, name), getattr(outer, name)
+        if member.is_signature:
+            for a, b in zip(here, there, strict=True) if member.dimensions else [(here, there)]:
+                wiring.connect(m, a, wiring.flipped(b))
+        else:
+            m.d.comb += here.eq(there) if member.flow is In else there.eq(here)

@@ -9,14 +9,19 @@ from typing import Any
 import cocotb
 import numpy as np
 import pytest
+from amaranth.hdl import Module
+from amaranth.lib import wiring
+from amaranth.lib.wiring import Out
 from cocotb.triggers import FallingEdge, RisingEdge
 
 from tellme.golden.config import AcceleratorConfig, ConfigError
 from tellme.golden.registers import ErrorCode
 from tellme.hw.memory import BeatWriter
+from tellme.hw.memory.axi import ADDRESS_WIDTH
+from tellme.hw.memory.writer import LONGEST
 from tellme.sim import harness, runner
 from tellme.sim.timing import MemoryTiming, timing
-from tests.memory.common import CONFIGS, SMALL, beats_of, fill, soft_reset, start
+from tests.memory.common import CONFIGS, SMALL, beats_of, cut, fill, pass_through, soft_reset, start
 
 BEATS = 1024
 
@@ -35,9 +40,17 @@ def writes_of(config: AcceleratorConfig, count: int, seed: int) -> list[tuple[in
 
 
 def run(
-    config: AcceleratorConfig, how: MemoryTiming, testcase: str, want: Any = None, low: int = 0, **parameters: Any
+    config: AcceleratorConfig,
+    how: MemoryTiming,
+    testcase: str,
+    want: Any = None,
+    low: int = 0,
+    design: wiring.Component | None = None,
+    ignored: int = 0,
+    **parameters: Any,
 ) -> None:
-    folder = harness.build(BeatWriter(config))
+    """Runs a test, then compares the memory from beat `ignored` on."""
+    folder = harness.build(design or BeatWriter(config))
     with harness.shared_memory(config, BEATS, how) as memory:
         expected = fill(memory, 5)
         for address, beat, strobe in want or []:
@@ -46,7 +59,7 @@ def run(
                     expected[address, j] = beat[j]
         parameters |= {"config": config.name, "bases": [b | low for b in memory.port_bases]}
         runner.run(folder, __name__, top="tb_top", testcase=testcase, parameters=parameters)
-        assert np.array_equal(beats_of(memory), expected)
+        assert np.array_equal(beats_of(memory)[ignored:], expected[ignored:])
 
 
 async def feed(dut: Any, config: AcceleratorConfig, writes: list[tuple[int, bytes, int]], gap: float = 0.0) -> int:
@@ -92,6 +105,119 @@ def test_strobed_bytes_and_no_others_are_written(config: str, how: str, gap: flo
 @pytest.mark.parametrize("low", [1, 8, 0x7F0, 0xFFF])
 def test_low_bits_of_a_base_count_as_zero(low: int) -> None:
     run(SMALL, timing("ideal"), "check_contents", writes_of(SMALL, 20, 6), low=low, count=20, seed=6, gap=0.0)
+
+
+class Watched(wiring.Component):
+    """A writer, and the bursts of its first port as they are taken."""
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._writer = BeatWriter(config)
+        members = dict(self._writer.signature.members.items())
+        super().__init__(members | {"seen": Out(1), "seen_address": Out(ADDRESS_WIDTH), "seen_length": Out(8)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.writer = self._writer
+        pass_through(m, self._writer, self)
+        first = self.m_axi[0]
+        m.d.comb += [
+            self.seen.eq(first.awvalid & first.awready),
+            self.seen_address.eq(first.awaddr),
+            self.seen_length.eq(first.awlen),
+        ]
+        return m
+
+
+def consecutive(config: AcceleratorConfig, where: list[tuple[int, int]], seed: int) -> list[tuple[int, bytes, int]]:
+    """Whole beats, for each (address, beats) one after the other."""
+    rng = random.Random(seed)
+    size = config.beat_bytes
+    return [(n, rng.randbytes(size), (1 << size) - 1) for a, b in where for n in range(a, a + b)]
+
+
+RUNS = [(0, 100), (200, 5), (205, 1), (206, 50), (310, 3), (309, 2), (309, 1), (BEATS - 40, 40)]
+
+
+@cocotb.test()
+async def check_bursts(dut: Any) -> None:
+    p = runner.parameters()
+    config = CONFIGS[p["config"]]
+    await start(dut, p["bases"], BEATS, timeout=3000)
+    longest = min(config.burst_beats, LONGEST)
+    seen: list[tuple[int, int]] = []
+
+    async def watch() -> None:
+        while True:
+            await RisingEdge(dut.clock)
+            if int(dut.seen.value):
+                address = int(dut.seen_address.value) - p["bases"][0]
+                seen.append((address // config.port_bytes, int(dut.seen_length.value) + 1))
+
+    cocotb.start_soon(watch())
+    # The writer of these says that there is more to come: pauses do not cut a burst.
+    dut.more.value = 1
+    writes = consecutive(config, RUNS, 8)
+    rng = random.Random(2)
+    for address, beat, strobe in writes:
+        dut.writes__payload.value = (
+            address | int.from_bytes(beat, "little") << 32 | strobe << 32 + 8 * config.beat_bytes
+        )
+        dut.writes__valid.value = 1
+        await FallingEdge(dut.clock)
+        while not int(dut.writes__ready.value):
+            await FallingEdge(dut.clock)
+        await RisingEdge(dut.clock)
+        if rng.random() < 0.1:
+            dut.writes__valid.value = 0
+            for _ in range(rng.randint(1, 60)):
+                await RisingEdge(dut.clock)
+    dut.writes__valid.value = 0
+    for _ in range(300):
+        await RisingEdge(dut.clock)
+    last = seen and seen[-1] == (BEATS - longest, longest)
+    assert last, seen[-3:]  # whole, so it does not wait
+    dut.more.value = 0
+    assert await feed(dut, config, [(1, bytes(config.beat_bytes), 0)]) == 1
+    assert seen == cut(RUNS, longest)
+
+
+@pytest.mark.parametrize("how", ["kv260", "stress"])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_writes_that_follow_one_another_are_one_burst(config: str, how: str) -> None:
+    c = CONFIGS[config]
+    run(c, timing(how), "check_bursts", consecutive(c, RUNS, 8), design=Watched(c))
+
+
+@cocotb.test()
+async def check_clear(dut: Any) -> None:
+    """A soft reset at any moment: bursts that have begun are completed (the memory counts their beats), nothing hangs."""
+    p = runner.parameters()
+    config = CONFIGS[p["config"]]
+    await start(dut, p["bases"], BEATS)
+    rng = random.Random(3)
+    full = (1 << config.beat_bytes) - 1
+    for n in range(40):
+        dut.more.value = rng.getrandbits(1)
+        address = rng.randrange(400)
+        for _ in range(rng.randint(1, 40)):
+            dut.writes__payload.value = address | full << 32 + 8 * config.beat_bytes
+            dut.writes__valid.value = 1
+            await FallingEdge(dut.clock)
+            address += int(dut.writes__ready.value)
+            await RisingEdge(dut.clock)
+        dut.writes__valid.value = 0
+        await soft_reset(dut)
+        dut.more.value = 0
+        beat = random.Random(n).randbytes(config.beat_bytes)
+        assert await feed(dut, config, [(500 + n, beat, full), (501 + n, beat, full)]) == 2
+
+
+@pytest.mark.parametrize("how", ["kv260", "stress"])
+def test_soft_reset_recovers_at_any_moment(how: str) -> None:
+    c = SMALL
+    full = (1 << c.beat_bytes) - 1
+    after = [(500 + n + k, random.Random(n).randbytes(c.beat_bytes), full) for n in range(40) for k in range(2)]
+    run(c, timing(how), "check_clear", after, ignored=440)
 
 
 @cocotb.test()

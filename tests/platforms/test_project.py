@@ -19,7 +19,7 @@ from tellme.golden.registers import build_hash
 from tellme.host.errors import DeviceError
 from tellme.host.machine.pynq.handoff import check_widths, design_mhz, port_widths
 from tellme.hw.platforms import PLATFORMS
-from tellme.hw.platforms.vivado import CONSTRAINTS, manifest, ps_parameters, script, wrapper
+from tellme.hw.platforms.vivado import CONSTRAINTS, STRATEGIES, manifest, ps_parameters, script, wrapper
 from tests.platforms.vivado import CATALOG, Refused, Vivado
 from tests.pynq import old
 
@@ -85,10 +85,66 @@ def test_the_newest_processing_system_is_taken(tmp_path: Path) -> None:
         assert v.run(lay(folder, board)) == 0
 
 
+FIRST, SECOND, THIRD, FOURTH = STRATEGIES
+
+
+@pytest.mark.parametrize(
+    ("setup", "hold", "taken", "ran", "clock"),
+    [
+        ({FIRST: "0.000"}, {}, FIRST, 1, 250),
+        ({FIRST: "-0.001", SECOND: "0.2"}, {}, SECOND, 2, 250),
+        ({FIRST: "-0.5", SECOND: "-0.1", THIRD: "-0.2", FOURTH: "-0.9"}, {}, SECOND, 4, 200),
+        # The best of those that meet hold: it is not met at any clock otherwise.
+        ({FIRST: "-0.5", SECOND: "0.3", THIRD: "-0.2", FOURTH: "-0.9"}, {SECOND: "-0.01"}, THIRD, 4, 200),
+        ({FIRST: "-1.5", SECOND: "-1.0", THIRD: "-1.2", FOURTH: "-3"}, {}, SECOND, 4, 200),
+    ],
+)
+def test_strategies_are_tried_and_the_build_runs_at_what_it_routed_at(
+    setup: dict[str, str], hold: dict[str, str], taken: str, ran: int, clock: int, tmp_path: Path
+) -> None:
+    board = BOARDS["kv260"]
+    v = Vivado(setup=setup, hold=dict.fromkeys(STRATEGIES, "0.01") | hold)
+    assert v.run(lay(tmp_path, board)) == 0, v.log
+    name = build_name(board.config)
+    assert len(v.runs) == 1 + ran
+    assert (tmp_path / f"{name}.bit").read_text() == f"bits of impl_{STRATEGIES.index(taken) + 1}"
+    record = json.loads((tmp_path / f"{name}.routed.json").read_text())
+    assert (record["strategy"], record["clock_hz"]) == (taken, clock * 1_000_000)
+    assert record["routed_hz"] == pytest.approx(1e9 / (4 - float(setup[taken])), abs=1)
+    said = dict(re.findall(r'NAME="(\w+)" VALUE="([^"]*)"', (tmp_path / f"{name}.hwh").read_text()))
+    overlay = SimpleNamespace(ip_dict={"ps": {"type": "xilinx.com:ip:zynq_ultra_ps_e:3.5", "parameters": said}})
+    assert design_mhz(overlay) == pytest.approx(clock, abs=0.01)
+    dividers = [int(said[f"PSU__CRL_APB__PL0_REF_CTRL__DIVISOR{i}"]) for i in range(2)]
+    assert dividers == [board.pl_reference_hz // (clock * 1_000_000), 1]
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_every_board_has_a_clock_to_fall_to(name: str, tmp_path: Path) -> None:
+    """A little too slow for the preset's clock; the next that the PS makes, and the driver reads it."""
+    board = BOARDS[name]
+    first, second = board.clocks(board.config.clock_hz, board.clock_floor)[:2]
+    slack = 1e9 / first - 1e9 / second
+    v = Vivado(setup=f"{slack + 0.001:.4f}")
+    assert v.run(lay(tmp_path, board)) == 0, v.log
+    text = (tmp_path / f"{build_name(board.config)}.hwh").read_text()
+    overlay = SimpleNamespace(
+        ip_dict={
+            "ps": {
+                "type": f"xilinx.com:ip:{board.ps}:1",
+                "parameters": dict(re.findall(r'NAME="(\w+)" VALUE="([^"]*)"', text)),
+            }
+        }
+    )
+    assert design_mhz(overlay) == pytest.approx(second / 1e6, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     "fault,message",
     [
-        ({"setup": "-0.050"}, "timing is not met: worst slack of set-up -0.050 ns"),
+        (
+            {"setup": "-1.050"},
+            "timing is not met: worst slack of set-up -1.050 ns, .* routes at 198.0 MHz, .* is 200 MHz",
+        ),
         ({"hold": "-0.001"}, "timing is not met: worst slack of set-up 0.123 ns, of hold -0.001 ns"),
         ({"setup": ""}, "implementation reports no slack"),
         ({"fail": "synth_1"}, "synthesis failed; see vivado/tellme-kv260-\\w+.runs/synth_1/runme.log"),

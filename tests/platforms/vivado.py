@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import tkinter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -284,6 +284,15 @@ class Address:
     size: int
 
 
+STRATEGIES = (
+    "Performance_Explore Performance_ExplorePostRoutePhysOpt Performance_LBlockPlacement "
+    "Performance_LBlockPlacementFanoutOpt Performance_EarlyBlockPlacement Performance_NetDelay_high "
+    "Performance_NetDelay_low Performance_Retiming Performance_ExtraTimingOpt Performance_RefinePlacement "
+    "Congestion_SpreadLogic_high Congestion_SpreadLogic_medium Congestion_SpreadLogic_low"
+).split()
+"""Implementation strategies of UG904 (appendix, Vivado implementation strategies) for chips of one die."""
+
+
 class Vivado:
     """One run. `cells`, `nets`, `links`, `addresses` are the graph; `log` is what the script said.
 
@@ -291,7 +300,7 @@ class Vivado:
     ----------
     board_files, parts, ips : what this installation has; board files as a list of their names, or all or none.
     clocks : what Vivado says of clocks (CONFIG.FREQ_HZ), for pins by pattern; what the PS makes if not given.
-    setup, hold : worst slack that implementation reports, ns.
+    setup, hold : worst slack that implementation reports, ns; of each strategy, or of all.
     fail : run (synth_1, impl_1) that does not complete.
     """
 
@@ -301,8 +310,8 @@ class Vivado:
         board_files: bool | list[str] = True,
         parts: bool = True,
         ips: dict[str, Ip] | None = None,
-        setup: str = "0.123",
-        hold: str = "0.011",
+        setup: str | Mapping[str, str] = "0.123",
+        hold: str | Mapping[str, str] = "0.011",
         fail: str | None = None,
         echo: bool = False,
         clocks: dict[str, str] | None = None,
@@ -329,6 +338,7 @@ class Vivado:
         self.project = Path()
         self.tcl = tkinter.Tcl()
         self._error: BaseException | None = None
+        self.tcl.eval("rename puts tcl_puts")  # into files it writes as ever
         for name in dir(self):
             if name.startswith("do_"):
                 self.tcl.createcommand(name[3:], self._guard(getattr(self, name)))
@@ -417,6 +427,9 @@ class Vivado:
 
     def do_puts(self, *args: str) -> None:
         _, rest = self._options(args, "-nonewline")
+        if len(rest) == 2 and rest[0] not in ("stdout", "stderr"):
+            self.tcl.call("tcl_puts", *args)
+            return
         text = str(rest[-1])
         self.log.append(text)
         if self.echo:
@@ -643,7 +656,7 @@ class Vivado:
             ("project", "board_part"): r"\S+",
             ("sources_1", "top"): r"\w+",
             ("system.bd", "synth_checkpoint_mode"): "None|Singular|Hierarchical",
-            ("impl_1", "strategy"): "Performance_ExplorePostRoutePhysOpt|Performance_Explore",
+            **{(run, "strategy"): "|".join(STRATEGIES) for run in self.runs if run != "synth_1"},
             **{("design", k): v for k, v in DESIGN_PROPERTIES.items()},
         }
         if (target, name) not in known or not re.fullmatch(known[target, name], value):
@@ -656,9 +669,10 @@ class Vivado:
         if name == "PROGRESS":
             return self.runs[target]
         if name in self.slack:
-            if self.runs["impl_1"] != "100%":
+            if self.runs[target] != "100%":
                 raise Refused("no slack before implementation")
-            return self.slack[name]
+            slack = self.slack[name]
+            return slack if isinstance(slack, str) else slack[self.properties[target, "strategy"]]
         if "validate" not in self.done:
             raise Refused(f"{name} is not known before validation")
         pin = self.pin(target)
@@ -691,8 +705,26 @@ class Vivado:
             raise Refused(f"no target {what}")
         folder = self.project / f"{self.name}.gen/sources_1/bd/{self.design}/hw_handoff"
         folder.mkdir(parents=True)
-        (folder / f"{self.design}.hwh").write_text("<EDKSYSTEM/>\n")
+        (ps,) = (c for c in self.cells.values() if c.type in ("zynq_ultra_ps_e", "processing_system7"))
+        values = {**ps.parameters, **self._clock_of(ps)}
+        lines = [f'<PARAMETER NAME="{key}" VALUE="{value}"/>' for key, value in values.items()]
+        (folder / f"{self.design}.hwh").write_text("\n".join(["<EDKSYSTEM>", *lines, "</EDKSYSTEM>"]) + "\n")
         self.done.append("generate")
+
+    def _clock_of(self, ps: Cell) -> dict[str, str]:
+        """What Vivado adds to the hand-off: the PL clock as it can be made, and its dividers."""
+        if ps.type == "zynq_ultra_ps_e":
+            mhz = ps.parameters["PSU__CRL_APB__PL0_REF_CTRL__FREQMHZ"]
+            dividers = "PSU__CRL_APB__PL0_REF_CTRL__DIVISOR"
+            actual = "PSU__CRL_APB__PL0_REF_CTRL__ACT_FREQMHZ"
+        else:
+            mhz = ps.parameters["PCW_FPGA0_PERIPHERAL_FREQMHZ"]
+            dividers, actual = "PCW_FCLK0_PERIPHERAL_DIVISOR", "PCW_ACT_FPGA0_PERIPHERAL_FREQMHZ"
+        return {
+            actual: f"{float(mhz) - 0.0025:.6f}",
+            f"{dividers}0": str(round(1000 / float(mhz))),
+            f"{dividers}1": "1",
+        }
 
     def do_make_wrapper(self, *args: str) -> str:
         self._options(args, "-top", "-files")
@@ -709,7 +741,7 @@ class Vivado:
     def do_launch_runs(self, *args: str) -> None:
         options, rest = self._options(args, "", "-jobs -to_step")
         run = self._one(rest)
-        if run == "impl_1" and (self.runs["synth_1"] != "100%" or options.get("-to_step") != "write_bitstream"):
+        if run != "synth_1" and (self.runs["synth_1"] != "100%" or options.get("-to_step") != "write_bitstream"):
             raise Refused("implementation before synthesis, or without a bitstream")
         if "generate" not in self.done or self.properties.get(("sources_1", "top")) != f"{self.design}_wrapper":
             raise Refused("nothing to synthesise: no top, or no targets")
@@ -717,18 +749,32 @@ class Vivado:
             raise Refused("no jobs")
         for f in self.constraints:
             self.tcl.call("source", str(f))
+        if run != "synth_1" and (run, "strategy") not in self.properties:
+            raise Refused("no strategy")
         self.runs[run] = "42%" if run == self.fail else "running"
 
     def do_wait_on_run(self, run: str) -> None:
         if self.runs[run] == "running":
             self.runs[run] = "100%"
-            if run == "impl_1":
-                folder = self.project / f"{self.name}.runs/impl_1"
+            if run != "synth_1":
+                folder = self.project / f"{self.name}.runs/{run}"
                 folder.mkdir(parents=True)
-                (folder / f"{self.design}_wrapper.bit").write_bytes(b"bits")
+                (folder / f"{self.design}_wrapper.bit").write_bytes(f"bits of {run}".encode())
+
+    def do_copy_run(self, *args: str) -> str:
+        options, rest = self._options(args, "", "-name")
+        if self._one(rest) not in self.runs or options["-name"] in self.runs:
+            raise Refused("copy_run: no such run, or the new one is there")
+        self.runs[options["-name"]] = "0%"
+        return options["-name"]
+
+    def do_current_run(self, run: str) -> str:
+        return self.do_get_runs(run)
 
     def do_open_run(self, run: str) -> None:
         self.do_get_runs(run)
+        if self.runs[run] != "100%":
+            raise Refused(f"{run} has not been run")
 
     def _report(self, *args: str) -> None:
         options, _ = self._options(args, "-hierarchical", "-file")

@@ -96,7 +96,7 @@ def test_a_wrong_bitstream_is_refused_before_the_chip_is_touched(
         (files(hwh=hand_off(TINY, vlnv="xilinx.com:hls:resize:1.0")), "the design has 0 accelerators", 1),
         (
             files(hwh=hand_off(TINY, mhz=75)),
-            "the design was timed for 75 MHz, the accelerator runs at 100 MHz; build it",
+            "the design was timed for 75 MHz, the accelerator runs at 80 MHz at least; build it",
             1,
         ),
         (files(hwh=hand_off(TINY, width=64)), "S_AXI_HP0_FPD 64 (bits), the accelerator needs 1 of 128", 1),
@@ -196,6 +196,19 @@ def test_a_clock_that_cannot_be_set_is_refused(board: Callable[..., Board], bits
     refused(run(bitstream, *RUN), "MHz and cannot be set to the 100 MHz that the accelerator was built for", 1)
     made.clock_stuck = False
     works(bitstream)
+
+
+def test_the_board_runs_at_what_the_build_routed_at(
+    board: Callable[..., Board], bitstream: Path, tmp_path: Path
+) -> None:
+    """The hand-off says another clock than the preset; that is set, and figures are of it."""
+    made = board(mhz=100)
+    path = tmp_path / bitstream.name
+    path.write_bytes(bitstream.read_bytes())
+    path.with_suffix(".hwh").write_text(hand_off(TINY, mhz=93.75))  # 1,500 MHz by 16
+    result = run(path, *RUN, "--json")
+    assert result.exit_code == 0, result.output
+    assert made.clock_mhz == 93.75 and json.loads(result.stdout)["clock_hz"] == 93_750_000
 
 
 def test_a_second_program_is_told_who_uses_the_board(board: Callable[..., Board], bitstream: Path) -> None:

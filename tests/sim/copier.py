@@ -40,7 +40,15 @@ class Copier(wiring.Component):
                     m.d.comb += ours.eq(theirs) if member.flow is Out else theirs.eq(ours)
 
         registers: dict[int, Signal] = {}
-        for name in ("irq_enable", "lanes", "program_address", "program_length", "window_beats", "timeout"):
+        for name in (
+            "irq_enable",
+            "lanes",
+            "program_address",
+            "program_length",
+            "window_beats",
+            "timeout",
+            "port_lead",
+        ):
             registers[offset(name)] = Signal(32, name=name)
         for i in range(cfg.ports):
             registers[offset("base_low", i)] = Signal(32, name=f"base_low{i}")
@@ -107,6 +115,7 @@ class Copier(wiring.Component):
         target, left = Signal(32), Signal(32)
         write = Signal()
         m.d.comb += [
+            reader.free.eq(registers[offset("port_lead")][0]),
             reader.segments.valid.eq(start),
             reader.segments.payload.address.eq(registers[SOURCE]),
             reader.segments.payload.beats.eq(registers[COUNT]),

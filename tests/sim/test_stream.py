@@ -208,7 +208,7 @@ def test_what_nothing_was_fitted_to_is_predicted() -> None:
 def test_a_placement_wins_the_bandwidth_back() -> None:
     best, rate = stream.best_phases(KV260_TIMING, 4)
     assert best[0] == 0 and rate > 14.6e9
-    deep = {"slack": 1 << 17, "length": 1 << 23}
+    deep = {"length": 1 << 23}
     assert stream.sustained_rate(KV260_TIMING, best, **deep) > 14.6e9
     assert stream.sustained_rate(KV260_TIMING, (0, 0, 0, 0), **deep) < 12e9
 
@@ -245,14 +245,13 @@ def test_settings_the_model_does_not_take_are_refused() -> None:
 
 @pytest.mark.parametrize("name", memory.BOARD_NAMES)
 def test_the_rate_in_a_boards_description_is_the_models(name: str) -> None:
-    """For bursts of both lengths; equal phases give less where a board has phases of its own."""
+    """Equal phases give less where a board has phases of its own, and no other multiples of 8 KiB of some kinds more."""
     board, ports = BOARDS[name], PRESETS[name].ports
     own = board.phases or (0,) * ports
-    rates = [memory.long_rate(name, own, burst) for burst in memory.BURSTS]
-    assert min(rates) == pytest.approx(board.memory_rate / 1e9, rel=0.01)
-    equal = memory.long_rate(name, (0,) * ports, 64)
-    assert equal < 0.96 * rates[1] if board.phases else equal == rates[1]
-    # No two ports may change places: those on a port of the controller of their own are the faster ones.
+    rate = memory.long_rate(name, own)
+    assert rate == pytest.approx(board.memory_rate / 1e9, rel=0.002)
+    equal = memory.long_rate(name, (0,) * ports)
+    assert equal < 0.96 * rate if board.phases else equal == rate
     if ports == 4:
-        others = [(0, *(8192 * k for k in rest)) for rest in ((2, 4, 6), (1, 2, 3), (0, 6, 3), (4, 2, 6))]
-        assert all(memory.long_rate(name, p, 16) < 1.005 * rates[0] for p in others)
+        others = [(0, *(8192 * k for k in rest)) for rest in ((2, 4, 6), (1, 2, 3), (0, 6, 3), (4, 2, 6), (6, 4, 2))]
+        assert all(memory.long_rate(name, p) < 1.002 * rate for p in others)

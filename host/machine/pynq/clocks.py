@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 
-from tellme.golden.config import AcceleratorConfig
 from tellme.host.errors import DeviceError
 from tellme.host.machine.pynq.handoff import CLOCK_TOLERANCE
 from tellme.host.machine.pynq.ip import line, pynq
@@ -15,14 +14,13 @@ def clock_mhz() -> float:
     return float(pynq.Clocks.fclk0_mhz)
 
 
-def set_clock(config: AcceleratorConfig) -> str:
-    """Sets the PL clock to what the accelerator was built for, if it is not; says what it is.
+def set_clock(wanted: float) -> str:
+    """Sets the PL clock to what the accelerator was timed for, MHz, if it is not; says what it is.
 
     Raises
     ------
     DeviceError : it cannot be set: the answers would be right and too slow, or the chip would run beyond its timing.
     """
-    wanted = config.clock_hz / 1e6
     try:
         before = clock_mhz()
         if abs(before - wanted) <= CLOCK_TOLERANCE * wanted:

@@ -16,6 +16,7 @@ import contextlib
 import select
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -97,10 +98,11 @@ class PynqDevice:
             self._overlay = open_overlay(bitstream, device)
             name = accelerator_name(self._overlay, bitstream.path)
             check_widths(self._overlay, config, bitstream.path)
-            check_clock(self._overlay, config, bitstream.path)
+            mhz = check_clock(self._overlay, config, bitstream.path)
             check_memory(device, config, needed)
             download(self._overlay, bitstream)
-            self.clock = set_clock(config)
+            self.clock = set_clock(mhz)
+            self.config = config = replace(config, clock_hz=round(mhz * 1e6))
             with loading(bitstream.path):
                 self._ip = self._overlay
                 for part in name.split("/"):  # hierarchies of the block design

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tellme.golden.boards import BOARDS, VLNV, ZYNQ7000, ZYNQMP, build_name
-from tellme.golden.config import AcceleratorConfig
+from tellme.golden.boards import BOARDS, VLNV, ZYNQ7000, ZYNQMP, build_name, clock_floor
+from tellme.golden.config import CLOCK_HZ, AcceleratorConfig
 from tellme.host.errors import DeviceError, UserError
 
 CLOCK_TOLERANCE = 0.01
@@ -184,19 +184,21 @@ def design_mhz(overlay: Any) -> float:
     return next((float(parameters[name]) for name in names if name in parameters), 0.0)
 
 
-def check_clock(overlay: Any, config: AcceleratorConfig, path: Path) -> None:
-    """Checks that the design was timed for the clock that it will get.
+def check_clock(overlay: Any, config: AcceleratorConfig, path: Path) -> float:
+    """The clock that the design has to run at, MHz: what its hand-off says it was timed for; the preset's if it says nothing.
 
     Raises
     ------
-    DeviceError : it was timed for a slower one.
+    DeviceError : that is below the floor, or no clock at all.
     """
-    wanted, timed = config.clock_hz / 1e6, design_mhz(overlay)
-    if timed and timed < (1 - CLOCK_TOLERANCE) * wanted:
+    timed = design_mhz(overlay)
+    least, most = clock_floor(config) / 1e6, CLOCK_HZ[1] / 1e6
+    if timed and not (1 - CLOCK_TOLERANCE) * least <= timed <= most:
         raise DeviceError(
-            f"{path}: the design was timed for {timed:g} MHz, the accelerator runs at {wanted:g} MHz; build it again "
+            f"{path}: the design was timed for {timed:g} MHz, the accelerator runs at {least:g} MHz at least; build it again "
             f"with tellme build --board {config.name}"
         )
+    return timed or config.clock_hz / 1e6
 
 
 def check_widths(overlay: Any, config: AcceleratorConfig, path: Path) -> str:

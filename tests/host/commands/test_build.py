@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -23,6 +26,7 @@ from tellme.host.commands.boards import REFERENCE_MODELS, described, fit
 from tellme.host.commands.build import MARKER, BuildError, claim, write
 from tellme.host.errors import UserError
 from tellme.host.image.model import section_shapes
+from tellme.host.machine.pynq.handoff import design_mhz
 from tellme.host.places import alone
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -86,11 +90,53 @@ def test_vivado_on_path_makes_the_bitstream(quick: None, monkeypatch: pytest.Mon
         assert f"s  {step}" in r.stderr
     assert "a stand-in" in (out / "vivado.log").read_text()
 
+    assert facts["clock_mhz"] == 250 and facts["setup_ns"] == 0.1
+
     monkeypatch.setenv("TELLME_FAKE_SETUP", "-0.300")
-    r = tellme("build", "--board", "kv260", "--out", str(tmp_path / "slow"))
+    slow = tmp_path / "slow"
+    r = tellme("build", "--board", "kv260", "--out", str(slow))
+    assert r.exit_code == 0, r.output
+    assert "routed: 232.6 MHz at most, it runs at 200 MHz" in r.stdout and "it runs at 200 MHz" in r.stderr
+    record = json.loads((slow / f"{name}.routed.json").read_text())
+    assert (record["clock_hz"], record["asked_hz"]) == (200_000_000, 250_000_000)
+    assert design_mhz(overlay_of(slow / f"{name}.hwh")) == 200 and not (slow / f"{name}.xsa").exists()
+
+    # The same build at the clock that was routed is what is said to have been made of something else.
+    r = tellme("build", "--board", "kv260", "--out", str(slow), "--clock", "200")
+    assert r.exit_code == 2 and "was made of another build.tcl" in r.stderr
+
+    monkeypatch.setenv("TELLME_FAKE_SETUP", "-1.300")
+    r = tellme("build", "--board", "kv260", "--out", str(tmp_path / "slower"))
     assert r.exit_code == 1
-    assert "vivado failed: timing is not met: worst slack of set-up -0.300 ns" in r.stderr and "vivado.log" in r.stderr
-    assert not list((tmp_path / "slow").glob("*.bit"))
+    assert "vivado failed: timing is not met: worst slack of set-up -1.300 ns" in r.stderr and "vivado.log" in r.stderr
+    assert "it routes at 188.7 MHz, and the least is 200 MHz" in r.stderr
+    assert not list((tmp_path / "slower").glob("*.bit"))
+
+
+def overlay_of(hand_off: Path) -> Any:
+    """As PYNQ's parser gives it: the processing system's parameters."""
+    parameters = dict(re.findall(r'NAME="(\w+)" VALUE="([^"]*)"', hand_off.read_text()))
+    kind = "zynq_ultra_ps_e" if any(k.startswith("PSU_") for k in parameters) else "processing_system7"
+    return SimpleNamespace(ip_dict={"ps": {"type": f"xilinx.com:ip:{kind}:1.0", "parameters": parameters}})
+
+
+@pytest.mark.parametrize(
+    ("board", "clock", "said"),
+    [
+        (
+            "kv260",
+            "240",
+            "makes no clock of 240 MHz (its PLL of 1000 MHz by a whole number); near it are 333.333, 250, 200",
+        ),
+        ("zcu104", "nan", "--clock must be from 1 to 1000 MHz, not nan"),
+        ("pynq_z2", "0", "--clock must be from 1 to 1000 MHz, not 0"),
+        ("kr260", "125", "a build for kr260 runs at 200 MHz at least"),
+        ("ulx3s", "80", "runs at its own clock only"),
+    ],
+)
+def test_a_clock_that_cannot_be_is_refused(quick: None, tmp_path: Path, board: str, clock: str, said: str) -> None:
+    r = tellme("build", "--board", board, "--out", str(tmp_path / "b"), "--clock", clock)
+    assert r.exit_code == 2 and said in r.stderr and not (tmp_path / "b").exists()
 
 
 def test_a_tool_that_dies_is_reported(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class ModelMeter(StreamMeter):
         together = stream.sustained_rate(
             t,
             tuple(phases),
-            slack=c.fifo_beats * c.port_bytes,
+            fifo=c.fifo_beats * c.port_bytes,
             length=LONG_FIFOS * c.fifo_beats * c.port_bytes,
             **common,  # type: ignore[arg-type]
         )
@@ -203,7 +203,7 @@ def test_a_damaged_placement_file_is_refused_and_says_what_to_do(configuration: 
 
 def test_what_is_in_use_is_said() -> None:
     assert str(placement.in_use(KV260, "board")) == (
-        "0, 48, 32, 16 KiB modulo 64: 15.39 GB/s (the board's description, modelled)"
+        "0, 40, 24, 48 KiB modulo 64: 15.52 GB/s (the board's description, modelled)"
     )
     assert str(placement.in_use(TINY, "board")) == "one behind the other (nothing better is known)"
     placement.store(KV260, "board", (0, PAGE, PHASE_PERIOD - PAGE, 0), 14.2e9)
