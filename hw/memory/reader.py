@@ -57,7 +57,7 @@ class _PortReader(wiring.Component):
     bursts : stream {beat address, beats - 1}.
     base : byte address of the port's region.
     stop : no burst is issued any more. `drain` : soft reset: bursts and words are dropped.
-    free : bursts are taken as far as the queue goes, not `LEAD`. waiting : bursts wait.
+    free : bursts are taken as far as the queue goes, not `LEAD`. `waiting` : bursts wait.
     words : stream of the port's parts of beats. `level` : how many wait.
     owed, flying : memory owes words; bursts that it owes.
     arrived : a word came, a cycle ago.
