@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from bench import memory
-from tellme.golden.boards import BOARDS, K26_DRAM, PHASE_PERIOD
+from tellme.golden.boards import BOARDS, PHASE_PERIOD
 from tellme.golden.config import KV260, TINY, AcceleratorConfig
 from tellme.golden.registers import IDENTITY, ErrorCode, offset
 from tellme.host.commands.tune import as_published
