@@ -19,6 +19,7 @@ from tellme.golden.config import KV260, AcceleratorConfig, ConfigError
 from tellme.golden.registers import ErrorCode
 from tellme.hw.memory import StreamReader
 from tellme.hw.memory.axi import ADDRESS_WIDTH
+from tellme.hw.memory.reader import LEAD
 from tellme.sim import harness, runner
 from tellme.sim.timing import MemoryTiming, timing
 from tests.memory.common import CONFIGS, SMALL, beats_of, cut, fill, pass_through, soft_reset, start
@@ -259,6 +260,52 @@ async def check_bursts(dut: Any) -> None:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_bursts_go_on_across_segments(config: str) -> None:
     run(CONFIGS[config], timing("kv260-ideal"), "check_bursts", design=Watched(CONFIGS[config]))
+
+
+class Counted(wiring.Component):
+    """A reader, and how many bursts each of its two ports has sent."""
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self._reader = StreamReader(config)
+        super().__init__(dict(self._reader.signature.members.items()) | {"sent0": Out(16), "sent1": Out(16)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.reader = reader = self._reader
+        pass_through(m, reader, self)
+        for axi, sent in zip(self.m_axi, (self.sent0, self.sent1), strict=True):
+            with m.If(axi.arvalid & axi.arready):
+                m.d.sync += sent.eq(sent + 1)
+        return m
+
+
+@cocotb.test()
+async def check_lead(dut: Any) -> None:
+    """How far the fast port gets ahead of the slow one, in bursts; every beat comes all the same."""
+    p = runner.parameters()
+    expected = np.load(p["expected"])
+    await start(dut, p["bases"], BEATS)
+    dut.free.value = int(p["free"])
+    lead = [0]
+
+    async def watch() -> None:
+        while True:
+            await RisingEdge(dut.clock)
+            lead.append(int(dut.sent0.value) - int(dut.sent1.value))
+
+    cocotb.start_soon(watch())
+    segments = [(0, 800), (1000, 5), (1005, 300), (77, 1)]
+    got, _ = await stream(dut, segments, 1106)
+    assert got == as_ints(expected, segments)
+    print(f"fast port ahead by {max(lead)} bursts, free {p['free']}")
+    assert p["low"] <= max(lead) <= p["high"]
+
+
+# One more than LEAD is on its way. A free port is held up by its FIFO of eight bursts alone.
+@pytest.mark.parametrize(("free", "low", "high"), [(False, 1, LEAD + 1), (True, LEAD + 2, 8)])
+def test_a_fast_port_waits_for_a_slow_one_unless_it_is_free(free: bool, low: int, high: int) -> None:
+    slow = timing("kv260-ideal", shared=(((1,), 2.0),))  # a quarter of port 1's width
+    run(SMALL, slow, "check_lead", design=Counted(SMALL), free=free, low=low, high=high)
 
 
 async def expect_error(dut: Any, segment: tuple[int, int], code: ErrorCode, address: int, limit: int = 500) -> None:
