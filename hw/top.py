@@ -171,6 +171,7 @@ class Accelerator(wiring.Component):
 
     def _jobs(self, m: Module, b: Blocks) -> None:
         """Job parameters: fields of the descriptor in execution."""
+        c = self.config
         registers, fetcher, executor, sequencer = b.registers, b.fetcher, b.executor, b.sequencer
         tlmm, logits = b.tlmm, b.logit_writer
         elementwise, attention, kv_writer = b.elementwise.job, b.attention.job, b.kv_writer.job
@@ -191,7 +192,7 @@ class Accelerator(wiring.Component):
         take(m, registers.head_lanes, executor, first="head_first", count="head_count")
         for unit in (sequencer, kv_writer, attention):
             take(m, d.shared, unit, "kv_heads")
-        kv = KvGeometry(self.config)
+        kv = KvGeometry(c)
         cells = kv.cells(d.shared.head_dim)
         m.d.comb += [
             kv_writer.cells.eq(cells),
