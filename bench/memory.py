@@ -263,10 +263,7 @@ def report(folds: list[tuple[dict[str, int], Agreement, Agreement]] | None) -> s
     all_points = points()
     best_point = max(all_points, key=lambda p: min(p.rates))
     best, _ = stream.best_phases(t, 4)
-    lockstep = {
-        p: long_rate("kv260", p)
-        for p in ((0, 0, 0, 0), best_point.offsets, best)
-    }
+    lockstep = {p: long_rate("kv260", p) for p in ((0, 0, 0, 0), best_point.offsets, best)}
 
     def kib(phases: Sequence[int]) -> str:
         return ", ".join(f"{p / KIB:g}" for p in phases)

@@ -40,7 +40,15 @@ class Copier(wiring.Component):
                     m.d.comb += ours.eq(theirs) if member.flow is Out else theirs.eq(ours)
 
         registers: dict[int, Signal] = {}
-        for name in ("irq_enable", "lanes", "program_address", "program_length", "window_beats", "timeout", "port_lead"):
+        for name in (
+            "irq_enable",
+            "lanes",
+            "program_address",
+            "program_length",
+            "window_beats",
+            "timeout",
+            "port_lead",
+        ):
             registers[offset(name)] = Signal(32, name=name)
         for i in range(cfg.ports):
             registers[offset("base_low", i)] = Signal(32, name=f"base_low{i}")
