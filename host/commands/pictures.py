@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tellme.golden.boards import BOARDS, KV260
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.model import ModelSpec
 from tellme.golden.project import advice
@@ -23,13 +24,12 @@ PUBLISHED = (
     ("TeLLMe v2, decode", "bitnet-0.7b", 25.0),
     ("PD-Swap, decode", "bitnet-0.7b", 27.0),
     ("TeLLMe v2, 128 tokens", "bitnet-0.7b", 128 / 0.96),
-    ("bitnet-kv260, decode", "bitnet-2b", 16.8),
+    ("bitnet-kv260, decode", "bitnet-0.7b", 44.2),
+    ("bitnet-kv260, decode", "bitnet-2b", 18.57),
     ("bitnet-kv260, prefill", "bitnet-2b", 28.8),
 )
 """Tokens/s measured by others on a KV260: arXiv 2504.16266, 2510.15926, 2512.11550, the public repository bitnet-kv260."""
 
-PEAK_BYTES = 19.2e9
-"""64-bit DDR4-2400, bytes a second."""
 COLOURS = {
     "beats": "#3b6fb6",
     "memory": "#c44e52",
@@ -74,10 +74,9 @@ def _roofline(ax: Axes, measured: Measurement) -> None:
     spec = SHAPES[measured.model]
     compute = 2.0 * c.lanes * c.beat_weights * c.clock_hz
     beat_rate = float(c.beat_bytes * c.clock_hz)
+    peak = float(BOARDS.get(c.name, KV260).ddr_peak)
     x = [10 ** (i / 50 - 0.5) for i in range(176)]  # 0.3 to 1,000
-    ax.plot(
-        x, [min(compute, i * PEAK_BYTES) for i in x], color="#bbbbbb", label=f"DDR peak {PEAK_BYTES / 1e9:.1f} GB/s"
-    )
+    ax.plot(x, [min(compute, i * peak) for i in x], color="#bbbbbb", label=f"DDR peak {peak / 1e9:.1f} GB/s")
     ax.plot(x, [min(compute, i * beat_rate) for i in x], color="black", label=f"beat rate {beat_rate / 1e9:.1f} GB/s")
     for name, model, rate in PUBLISHED:
         s = SHAPES[model]
