@@ -36,6 +36,7 @@ class GoldenBackend(Backend):
         self.slots = slots
         self.vocab = weights.spec.vocab
         self.group = weights.spec.heads // weights.spec.kv_heads
+        self.can_screen = weights.screen is not None
         self.context = checked_context(weights.spec, config, "the model", context)
         cut = replace(weights, spec=replace(weights.spec, max_context=self.context))
         with golden_errors("the model"):
@@ -43,18 +44,22 @@ class GoldenBackend(Backend):
 
     def _pass(self, given: Pass) -> PassResult:
         with golden_errors("golden model"):
-            result = self.model.run_pass(given.tokens, given.positions, given.slots, given.head)
+            result = self.model.run_pass(given.tokens, given.positions, given.slots, given.head, candidates=given.candidates)
         return self._result(result, given.head[0], given.write_logits)
 
     @staticmethod
     def _result(result: GoldenPass, first: int, logits: bool) -> PassResult:
         best = [int(i) for i in result.best]
+        chosen, bound = result.candidates, result.bound
+        places = best if chosen is None else [int(np.searchsorted(c, b)) for c, b in zip(chosen, best, strict=True)]
         return PassResult(
             head_first=first,
             head_count=len(best),
             best_index=tuple(best),
-            best_value=tuple(result.logits[i, b] for i, b in enumerate(best)),
+            best_value=tuple(result.logits[i, b] for i, b in enumerate(places)),
             logits=result.logits if logits else None,
+            candidates=chosen if logits else None,
+            bound=None if bound is None else tuple(bound),
         )
 
     def prefill(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tellme.golden import screen
 from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.schedule import groups
@@ -24,7 +25,8 @@ class Pass:
     tokens, positions, slots : of each lane. Lanes of one slot are neighbours with consecutive ascending positions, and
         attend to what the slot holds below the first of them.
     head : first lane whose logits are computed, and how many; 0: none.
-    write_logits : return every logit of those lanes, not only the arg-max.
+    write_logits : return every logit of those lanes (of a screened head: its candidates), not only the arg-max.
+    candidates : rows that a screened head scores exactly for each of those lanes; 0: the full head.
     """
 
     tokens: tuple[int, ...]
@@ -32,6 +34,7 @@ class Pass:
     slots: tuple[int, ...]
     head: tuple[int, int] = (0, 0)
     write_logits: bool = False
+    candidates: int = 0
 
     @classmethod
     def of(
@@ -42,11 +45,11 @@ class Pass:
         *,
         head: tuple[int, int] = (0, 0),
         write_logits: bool = False,
+        candidates: int = 0,
     ) -> Pass:
         """A pass of any sequences; slots default to 0."""
-        return cls(
-            tuple(tokens), tuple(positions), (0,) * len(tokens) if slots is None else tuple(slots), head, write_logits
-        )
+        own = (0,) * len(tokens) if slots is None else tuple(slots)
+        return cls(tuple(tokens), tuple(positions), own, head, write_logits, candidates)
 
     @property
     def lanes(self) -> int:
@@ -66,7 +69,9 @@ class PassResult:
     ----------
     head_first, head_count : lanes whose logits were computed, [head_first, head_first + head_count).
     best_index, best_value : arg-max token and its logit, an entry for each head lane.
-    logits : float32[head_count, vocab], None unless they were asked for.
+    logits : float32[head_count, vocab], of a screened head [head_count, candidates]; None unless they were asked for.
+    candidates : int64[head_count, candidates], the rows of these logits, ascending; None: all rows.
+    bound : smallest score of a candidate as a logit, an entry for each head lane; None from the full head.
     cycles, beats, writes : counters of the accelerator, None from the golden model.
     stalls, busy : cycles by cause and by unit, empty from the golden model.
     """
@@ -76,6 +81,8 @@ class PassResult:
     best_index: tuple[int, ...]
     best_value: tuple[np.float32, ...]
     logits: NDArray[np.float32] | None = None
+    candidates: NDArray[np.int64] | None = None
+    bound: tuple[np.float32, ...] | None = None
     cycles: int | None = None
     beats: int | None = None
     writes: int | None = None
@@ -126,6 +133,7 @@ class Backend(ABC):
     vocab : tokens of the vocabulary.
     context : positions of a cache slot.
     slots : cache slots.
+    can_screen : the model has a ternary head.
     group : query heads of a KV head.
     """
 
@@ -134,6 +142,7 @@ class Backend(ABC):
     vocab: int
     context: int
     slots: int
+    can_screen: bool = False
 
     @abstractmethod
     def _pass(self, given: Pass) -> PassResult:
@@ -183,6 +192,13 @@ class Backend(ABC):
         first, count = given.head
         if first < 0 or count < 0 or first + count > n:
             raise UserError(f"head lanes {first}..{first + count - 1} are not lanes of a pass of {n}")
+        if given.candidates and count:
+            if not self.can_screen:
+                raise UserError(
+                    "the model's image has no ternary head to choose candidates with; convert it with --head screened"
+                )
+            if why := screen.problem(given.candidates, count, self.vocab, self.config.screen_entries):
+                raise UserError(why)
 
     def _check_prompt(self, tokens: Sequence[int], start: int) -> None:
         if not tokens:

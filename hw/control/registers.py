@@ -17,7 +17,7 @@ PORTS = ("base_low", "base_high", "owed", "port_beats", "port_stalls")
 def count(register: Register, config: AcceleratorConfig) -> int:
     """Entries of a register that this accelerator has."""
     limits = {"stall": len(STALLS), "busy": len(BUSY)} | dict.fromkeys(PORTS, config.ports)
-    lanes = ("position", "slot", "best_index", "best_value")
+    lanes = ("position", "slot", "best_index", "best_value", "bound")
     return config.lanes if register.name in lanes else limits.get(register.name, register.count)
 
 
