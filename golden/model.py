@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -140,6 +141,7 @@ class GoldenPass:
     best : [head lanes], arg-max tokens.
     candidates : [head lanes, candidates], rows of the logits, ascending; None: all.
     bound : [head lanes], of a screened head (`golden.screen`).
+    q, act_scale : int8 [head lanes, hidden] and float32 [head lanes], inputs of the head.
     taps : intermediate values by name, with leading axis lanes unless said otherwise; filled only when asked for.
         `x` the inputs; per layer `<layer>.<part>.acc`, `.q` (int8 inputs), `.scale` (of q), part qkv, o, gate or down;
         `<layer>.qkv.y` ([Q heads + K heads + V heads, head_dim], after scale and RoPE),
@@ -153,6 +155,8 @@ class GoldenPass:
     taps: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     candidates: NDArray[np.int64] | None = None
     bound: F32 | None = None
+    q: I8 | None = None
+    act_scale: F32 | None = None
 
 
 @dataclass
@@ -297,14 +301,13 @@ class GoldenModel:
             results.append(self._run(part, np.arange(first + i, first + i + n), groups, heads, None, candidates))
         if len(results) == 1 or not all_logits:
             return results[-1]
-        chosen = [r.candidates for r in results if r.candidates is not None]
-        bounds = [r.bound for r in results if r.bound is not None]
-        return GoldenPass(
-            np.concatenate([r.logits for r in results]),
-            np.concatenate([r.best for r in results]),
-            candidates=np.concatenate(chosen) if chosen else None,
-            bound=np.concatenate(bounds) if bounds else None,
-        )
+
+        def joined(name: str) -> Any:
+            parts = [getattr(r, name) for r in results]
+            return None if parts[0] is None else np.concatenate(parts)
+
+        names = ("logits", "best", "candidates", "bound", "q", "act_scale")
+        return GoldenPass(**{name: joined(name) for name in names})
 
     def decode(self, token: int, slot: int = 0) -> GoldenPass:
         """Appends one token to a slot: a pass of one lane."""
@@ -375,9 +378,9 @@ class GoldenModel:
             keep |= {"head.q": q, "head.scale": scale}
         if candidates and self._screen is not None:
             r = screen.screened(q, scale, self._screen, self._rows, self._row_scales, candidates)
-            return GoldenPass(r.logits, r.best, keep or {}, r.indices, r.bound)
+            return GoldenPass(r.logits, r.best, keep or {}, r.indices, r.bound, q, scale)
         values = head.logits(q, scale, self._rows, self._row_scales)
-        return GoldenPass(values, head.best(values), keep or {})
+        return GoldenPass(values, head.best(values), keep or {}, q=q, act_scale=scale)
 
     def _linear(
         self,

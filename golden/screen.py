@@ -104,8 +104,8 @@ def quantise(rows: I8, row_scales: F32, planes: int = 1) -> Screen:
             weights[part, p], scales[part, p] = w, scale * factor
             if p + 1 < planes:
                 rest = left - scale[:, None] * w
-                left, unit = head.quantise_rows(rest)
-                factor = factor * unit
+                left, steps = head.quantise_rows(rest)
+                factor = factor * steps
         scales[part] *= row_scales[part, None]
     largest = np.float32(scales.max())
     unit = np.float32(largest / ((1 << SCALE_BITS) - 1)) if largest > 0 else np.float32(1)
@@ -159,9 +159,7 @@ class Screened:
     bound: F32
 
 
-def screened(
-    q: I8, act_scale: F32, screen: Screen, rows: NDArray[np.generic], row_scales: F32, count: int
-) -> Screened:
+def screened(q: I8, act_scale: F32, screen: Screen, rows: NDArray[np.generic], row_scales: F32, count: int) -> Screened:
     """The screened head of activations [lanes, features] with a scale a lane: `count` candidates each."""
     values = scores(q, screen)
     chosen = select(values, count)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -318,16 +318,32 @@ class Model:
         section = self.image.sections.get("screen")
         if section is None:
             return 0
-        planes, numbers = section.info.get("planes"), [section.info.get(name) for name in ("unit", "margin")]
+        planes: Any = section.info.get("planes")
+        numbers: list[Any] = [section.info.get(name) for name in ("unit", "margin")]
         if type(planes) is not int or not 1 <= planes <= MAX_PLANES:
             raise ValueError(f"planes of section 'screen' must be from 1 to {MAX_PLANES}, not {planes!r}")
         if not all(type(v) in (int, float) and 0 <= v <= _MOST for v in numbers):
             raise ValueError("section 'screen' must have a positive unit and a margin")
         return planes
 
+    @property
+    def screen_facts(self) -> Screen | None:
+        """The ternary head without its weights, None if there is none."""
+        if not self.planes:
+            return None
+        info = self.image.sections["screen"].info
+        none = np.empty((0, self.planes, 0), np.int8), np.empty((0, self.planes), np.uint16)
+        return Screen(*none, np.float32(info["unit"]), np.float32(info["margin"]))
+
     @staticmethod
     def open(
-        path: Path, config: AcceleratorConfig, *, verify: bool = True, latent: bool = False, show: bool = False
+        path: Path,
+        config: AcceleratorConfig,
+        *,
+        verify: bool = True,
+        latent: bool = False,
+        show: bool = False,
+        prepare: Callable[[Checkpoint], Checkpoint] | None = None,
     ) -> Model:
         """From a `.tlm` image, or from a checkpoint, which is converted to an image in a file without a name: nothing is left
         of it however the process ends.
@@ -337,6 +353,7 @@ class Model:
         verify : check an image against its checksums, and that its weights are not damaged.
         latent : as in `host.checkpoints.checkpoint.read_checkpoint`.
         show : a progress bar.
+        prepare : what is done to a checkpoint before it is converted.
 
         Raises
         ------
@@ -348,6 +365,8 @@ class Model:
                 model.check_weights()
             return model
         checkpoint = open_checkpoint(path, latent=latent)
+        if prepare is not None:
+            checkpoint = prepare(checkpoint)
         with golden_errors(checkpoint.name):
             parts = _image_parts(checkpoint, config)
             try:

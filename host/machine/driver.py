@@ -272,7 +272,9 @@ class Driver(Backend):
         stride = program.logits_stride
         begin, beats = program.logits_address + first * stride, count * stride
         if wanted:
-            bound = tuple(np.array([self.read("bound", i) for i in range(first, first + count)], np.uint32).view(np.float32))
+            bound = tuple(
+                np.array([self.read("bound", i) for i in range(first, first + count)], np.uint32).view(np.float32)
+            )
         if given.write_logits and wanted:
             self.device.invalidate(begin, beats)
             chosen = [layout.unpack_candidates(self.get(begin + i * stride, stride), wanted) for i in range(count)]

@@ -14,6 +14,7 @@ from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.schedule import groups
 from tellme.host.errors import UserError
+from tellme.host.machine.screening import FULL, HeadChoice
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,21 @@ class PassResult:
     stalls: dict[str, int] = field(default_factory=dict)
     busy: dict[str, int] = field(default_factory=dict)
 
+    def behind(self, before: PassResult) -> PassResult:
+        """This result, with the counters of a pass before it counted in."""
+
+        def total(a: int | None, b: int | None) -> int | None:
+            return None if a is None or b is None else a + b
+
+        return replace(
+            self,
+            cycles=total(self.cycles, before.cycles),
+            beats=total(self.beats, before.beats),
+            writes=total(self.writes, before.writes),
+            stalls={k: v + before.stalls[k] for k, v in self.stalls.items()},
+            busy={k: v + before.busy[k] for k, v in self.busy.items()},
+        )
+
 
 def fits_scores(config: AcceleratorConfig, group: int, cached: int, lanes: int, first_lane: int = 0) -> bool:
     """Whether the score memory holds a group of lanes of one slot.
@@ -134,11 +150,16 @@ class Backend(ABC):
     context : positions of a cache slot.
     slots : cache slots.
     can_screen : the model has a ternary head.
+    head : which head `prefill` and `decode` run, and when a screened pass is followed by one of the full head.
+    screened, fallbacks : screened passes so far, and how many of them were.
     group : query heads of a KV head.
     """
 
     config: AcceleratorConfig
     group: int
+    head: HeadChoice = FULL
+    screened = 0
+    fallbacks = 0
     vocab: int
     context: int
     slots: int
@@ -157,7 +178,15 @@ class Backend(ABC):
             limit.
         """
         self._check_pass(given)
-        return self._pass(replace(given, write_logits=given.write_logits and given.head[1] > 0))
+        given = replace(given, write_logits=given.write_logits and given.head[1] > 0)
+        result = self._pass(given)
+        if given.candidates and given.head[1]:
+            self.screened += 1
+            if self.head.doubtful(result.best_value, result.bound):
+                # The same positions again: what was written to the cache is written once more.
+                self.fallbacks += 1
+                return self._pass(replace(given, candidates=0)).behind(result)
+        return result
 
     def _check_pass(self, given: Pass) -> None:
         n, positions, slots = given.lanes, given.positions, given.slots
@@ -234,6 +263,7 @@ class Backend(ABC):
                         [slot] * n,
                         head=head,
                         write_logits=all_logits or logits,
+                        candidates=0 if all_logits else self._candidates(head[1]),
                     )
                 )
             )
@@ -241,7 +271,11 @@ class Backend(ABC):
 
     def decode(self, token: int, position: int, *, slot: int = 0, logits: bool = False) -> PassResult:
         """One token of one sequence."""
-        return self.run_pass(Pass((token,), (position,), (slot,), (0, 1), logits))
+        return self.run_pass(Pass((token,), (position,), (slot,), (0, 1), logits, self._candidates(1)))
+
+    def _candidates(self, lanes: int) -> int:
+        """Candidates of a pass with so many head lanes, 0 for the full head."""
+        return self.head.wanted(lanes, self.vocab, self.config.screen_entries)
 
     def close(self) -> None:  # noqa: B027 - most back ends hold nothing
         """Gives back what the back end holds."""

@@ -55,7 +55,10 @@ class _Kinds:
             self.gate.eq((opcode == Opcode.LINEAR) & (kind != Kind.QKV) & (kind != Kind.RESIDUAL)),
         ]
         self.with_heads, self.quantised = Signal(name="with_heads"), Signal(name="quantised")
-        m.d.comb += [self.with_heads.eq(self.qkv | self.attend), self.quantised.eq(self.linear | self.head | self.screen)]
+        m.d.comb += [
+            self.with_heads.eq(self.qkv | self.attend),
+            self.quantised.eq(self.linear | self.head | self.screen),
+        ]
 
 
 class _Sizes:

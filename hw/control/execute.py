@@ -302,7 +302,19 @@ class Executor(wiring.Component):
                     m.next = "Read"
 
 
-STARTS = ("gain", "x", "rope", "quantise", "epilogue", "collect", "tlmm", "attention", "sequence", "kv_writer", "screen")
+STARTS = (
+    "gain",
+    "x",
+    "rope",
+    "quantise",
+    "epilogue",
+    "collect",
+    "tlmm",
+    "attention",
+    "sequence",
+    "kv_writer",
+    "screen",
+)
 """Units that the executor starts. collect: the statistics of attention results; sequence: the phase sequencer."""
 UNITS = ("gain", "x", "rope", "quantise", "epilogue", "collect", "tlmm", "attention", "kv_writer", "writer", "screen")
 """Units it waits for."""

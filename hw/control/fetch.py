@@ -16,7 +16,7 @@ from tellme.golden.program import DESCRIPTOR_BYTES, Opcode
 from tellme.hw.control.descriptor import DESCRIPTOR
 from tellme.hw.control.sequence import PhaseSequencer
 from tellme.hw.fp.dsp import CASCADE_SHIFT, multiply_add, positive
-from tellme.hw.head.select import CANDIDATE_BITS, INDEX_BITS, matrix_rows
+from tellme.hw.head.select import CANDIDATE_BITS, CHOSEN, matrix_rows
 from tellme.hw.interfaces import PassParameters, count_bits
 from tellme.hw.pipeline import register
 
@@ -117,7 +117,7 @@ class Fetcher(wiring.Component):
                 "parameters": In(PassParameters(config)),
                 "head_count": In(count_bits(config)),
                 "candidates": In(CANDIDATE_BITS),
-                "chosen": In(stream.Signature(data.StructLayout({"row": INDEX_BITS, "last": 1}))),
+                "chosen": In(stream.Signature(CHOSEN)),
                 "request": Out(1),
                 "index": Out(clog2(config.max_descriptors)),
                 "valid": In(1),

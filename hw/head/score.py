@@ -7,6 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.golden.screen import BOUND_SHIFT
 from tellme.hw.fp import IntToFloat, Multiplier
@@ -82,6 +83,12 @@ class RowScorer(wiring.Component):
             }
         )
 
+    @staticmethod
+    def expected_cycles(config: AcceleratorConfig, *, inputs: int, rows: int, lanes: int) -> int:
+        """Cycles of `busy` for so many rows of so many lanes, if beats are always there."""
+        scorer = RowScorer(config)
+        return rows * (WORDS * ceil_div(inputs, config.beat_bytes) + 2) + lanes * (scorer.delay + 4)
+
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self.config
@@ -98,7 +105,7 @@ class RowScorer(wiring.Component):
         number, last_number = Signal(CANDIDATE_BITS), Signal(CANDIDATE_BITS)
         beat, row_beats = Signal(16), Signal(16)
         part = Signal(exact_log2(WORDS))
-        words, tail, bounding, final = Signal(), Signal(), Signal(), Signal()
+        words, tail, bounding = Signal(), Signal(), Signal()
         word_bits = exact_log2(config.beat_bytes)
         m.d.sync += [
             last_lane.eq(self.head_count - 1),
@@ -230,9 +237,7 @@ class RowScorer(wiring.Component):
             new_first.eq(which == 0),
             new_valid.eq(valid),
         ]
-        with m.If(
-            new_valid & (new_first | (new > best_order) | ((new == best_order) & (new_row < self.best_row)))
-        ):
+        with m.If(new_valid & (new_first | (new > best_order) | ((new == best_order) & (new_row < self.best_row)))):
             m.d.sync += [best_order.eq(new), self.best_value.eq(new_value), self.best_row.eq(new_row)]
         m.d.comb += [self.best.eq(settled), self.best_lane.eq(actual)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed
@@ -25,6 +26,8 @@ INDEX_BITS = clog2(MAX_ROWS)
 MATRIX_BITS = clog2(MAX_ROWS * MAX_PLANES + 1)
 """Of a number of rows of the ternary matrix."""
 CANDIDATE_BITS = clog2(MAX_CANDIDATES + 1)
+CHOSEN = data.StructLayout({"row": INDEX_BITS, "last": 1})
+"""A row that is to be read, and whether it is the last of a job."""
 PENDING = 32
 """Candidates that wait to be sorted in; rows go on while fewer than this less what the pipeline holds do."""
 
@@ -108,11 +111,18 @@ class Selector(wiring.Component):
                 "block_done": Out(1),
                 "rows": In(stream.Signature(row_layout(config))),
                 "give": In(1),
-                "chosen": Out(stream.Signature(data.StructLayout({"row": INDEX_BITS, "last": 1}))),
+                "chosen": Out(stream.Signature(CHOSEN)),
                 "root_lane": In(self.lane_bits),
                 "root_score": Out(signed(score_bits(config))),
             }
         )
+
+    @classmethod
+    def expected_sort_cycles(cls, candidates: int, rows: int) -> int:
+        """Cycles in which candidates of a lane are emptied and sorted in, of rows in random order, about: each of them sinks to
+        within a level or two of the end."""
+        sorted_in = candidates * (1 + math.log(rows / candidates))
+        return round(candidates / 2 + sorted_in * (3 + cls.step * (math.log2(candidates) - 1)))
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -172,9 +182,7 @@ class Selector(wiring.Component):
             last.eq(lane == job.last_lane),
             whole.eq(~second | plane),
             self.rows.ready.eq(issue & last),
-            self.block_done.eq(
-                issue & last & (matrix_row[:block_bits].all() | (matrix_row + 1 == self.matrix_rows))
-            ),
+            self.block_done.eq(issue & last & (matrix_row[:block_bits].all() | (matrix_row + 1 == self.matrix_rows))),
             read.addr.eq(matrix_row[column_bits : block_bits + 1]),
         ]
         with m.If(issue):
@@ -198,9 +206,7 @@ class Selector(wiring.Component):
             column.eq(matrix_row[:column_bits]),
             scale.eq(word.word_select(column, SCALE_BITS)),
         ]
-        product, _ = multiply_add(
-            m, platform, "product", late, positive(scale), width=config.row_width + SCALE_BITS
-        )
+        product, _ = multiply_add(m, platform, "product", late, positive(scale), width=config.row_width + SCALE_BITS)
         before = self.score_delay - 1
         m.submodules.partial = partial = Memory(shape=signed(len(product)), depth=max(2, config.lanes), init=[])
         put, get = partial.write_port(), partial.read_port(domain="comb")

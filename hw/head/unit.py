@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.hw.head.score import RowScorer, candidate_layout
-from tellme.hw.head.select import CANDIDATE_BITS, INDEX_BITS, MATRIX_BITS, Selector, matrix_rows
+from tellme.hw.head.select import CANDIDATE_BITS, CHOSEN, INDEX_BITS, MATRIX_BITS, Selector, matrix_rows
 from tellme.hw.interfaces import Int8ReadPort, QueryScalePort, count_bits
 from tellme.hw.pipeline import delay_line
 from tellme.hw.tlmm.accumulate import row_layout
@@ -57,7 +57,7 @@ class ScreenedHead(wiring.Component):
                 "taken": In(1),
                 "beats": In(stream.Signature(8 * config.beat_bytes)),
                 "rows": In(stream.Signature(row_layout(config))),
-                "chosen": Out(stream.Signature(data.StructLayout({"row": INDEX_BITS, "last": 1}))),
+                "chosen": Out(stream.Signature(CHOSEN)),
                 "scoring": Out(1),
                 "int8": Out(Int8ReadPort(config)),
                 "query_scales": Out(QueryScalePort(config)),

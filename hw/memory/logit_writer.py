@@ -91,7 +91,9 @@ class LogitWriter(wiring.Component):
                     held.lane.eq(candidate.lane),
                     held.beat.eq(candidate.number >> place_bits),
                     held.data.eq(candidate.candidate.as_value().replicate(places)),
-                    strobe.eq(Const((1 << size) - 1, self._config.beat_bytes) << (candidate.number[:place_bits] * size)),
+                    strobe.eq(
+                        Const((1 << size) - 1, self._config.beat_bytes) << (candidate.number[:place_bits] * size)
+                    ),
                 ]
         with m.Elif(self.writes.valid & self.writes.ready):
             m.d.sync += full.eq(0)

@@ -19,7 +19,6 @@ from tellme.hw.tlmm.tables import TableBuilder, TableMemory, sum_width
 from tellme.hw.tlmm.tree import AdderTree, tree_delay
 from tellme.hw.tlmm.unpack import Unpacker, entries
 
-
 ROWS_BITS = clog2(MAX_ROWS * MAX_PLANES + 1)
 """Of the rows of a job: those of a screened head are the most."""
 
@@ -150,7 +149,10 @@ class TlmmEngine(wiring.Component):
 
     def _load(self, m: Module, loader: TileLoader) -> None:
         """The job for the loader, and its reads of the int8 buffer."""
-        rows_ahead, another = Signal(ROWS_BITS), Signal()  # rows from the block that is loaded to the end; more than it has
+        rows_ahead, another = (
+            Signal(ROWS_BITS),
+            Signal(),
+        )  # rows from the block that is loaded to the end; more than it has
         m.d.sync += another.eq(rows_ahead > self.block_rows)
         m.d.comb += [
             loader.start.eq(self.start),
