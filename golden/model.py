@@ -141,7 +141,7 @@ class GoldenPass:
     best : [head lanes], arg-max tokens.
     candidates : [head lanes, candidates], rows of the logits, ascending; None: all.
     bound : [head lanes], of a screened head (`golden.screen`).
-    q, act_scale : int8 [head lanes, hidden] and float32 [head lanes], inputs of the head.
+    head_inputs, head_scale : int8 [head lanes, hidden] and float32 [head lanes], what the head multiplies.
     taps : intermediate values by name, with leading axis lanes unless said otherwise; filled only when asked for.
         `x` the inputs; per layer `<layer>.<part>.acc`, `.q` (int8 inputs), `.scale` (of q), part qkv, o, gate or down;
         `<layer>.qkv.y` ([Q heads + K heads + V heads, head_dim], after scale and RoPE),
@@ -155,8 +155,8 @@ class GoldenPass:
     taps: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     candidates: NDArray[np.int64] | None = None
     bound: F32 | None = None
-    q: I8 | None = None
-    act_scale: F32 | None = None
+    head_inputs: I8 | None = None
+    head_scale: F32 | None = None
 
 
 @dataclass
@@ -306,7 +306,7 @@ class GoldenModel:
             parts = [getattr(r, name) for r in results]
             return None if parts[0] is None else np.concatenate(parts)
 
-        names = ("logits", "best", "candidates", "bound", "q", "act_scale")
+        names = ("logits", "best", "candidates", "bound", "head_inputs", "head_scale")
         return GoldenPass(**{name: joined(name) for name in names})
 
     def decode(self, token: int, slot: int = 0) -> GoldenPass:
@@ -380,7 +380,7 @@ class GoldenModel:
             r = screen.screened(q, scale, self._screen, self._rows, self._row_scales, candidates)
             return GoldenPass(r.logits, r.best, keep or {}, r.indices, r.bound, q, scale)
         values = head.logits(q, scale, self._rows, self._row_scales)
-        return GoldenPass(values, head.best(values), keep or {}, q=q, act_scale=scale)
+        return GoldenPass(values, head.best(values), keep or {}, head_inputs=q, head_scale=scale)
 
     def _linear(
         self,

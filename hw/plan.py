@@ -29,8 +29,8 @@ from tellme.hw.elementwise.elementwise import Elementwise
 from tellme.hw.elementwise.quantiser import Quantiser
 from tellme.hw.elementwise.scales import ScaleUnit
 from tellme.hw.elementwise.statistics import Statistics
+from tellme.hw.head.heap import CandidateHeaps
 from tellme.hw.head.score import RowScorer
-from tellme.hw.head.select import Selector
 from tellme.hw.queues import COLUMN_BITS, ULTRA_DEPTH
 from tellme.hw.tlmm import engine
 
@@ -123,7 +123,7 @@ def _screened(
     stream = engine.expected_cycles(config, tiles=tiles, rows=rows, block_rows=config.block_rows, lanes=lanes)
     lead = max(0, 2 + ScaleUnit.delay + Quantiser.delay + stream - tiles * rows)
     # A lane a cycle and row; and what is sorted in beyond what waits for it.
-    choice = max(beats, rows * head_count, Selector.expected_sort_cycles(candidates, spec.vocab) * head_count)
+    choice = max(beats, rows * head_count, CandidateHeaps.expected_cycles(candidates, spec.vocab) * head_count)
     chosen = candidates * head_count
     scored = RowScorer.expected_cycles(config, inputs=spec.hidden, rows=chosen, lanes=head_count)
     n = layout.row_beats(spec.hidden, config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -36,10 +37,11 @@ from tellme.host.tables import grid, show
 from tellme.host.talk.generate import Generation, Report
 from tellme.host.text.sampling import Sampling
 from tellme.host.text.streams import checked
+from tellme.host.text.tokenizer import Tokenizer
 
 
 def _json(
-    report: Report, config: AcceleratorConfig, bit_exact: bool | None, machine: Backend, *, model: str, backend: str
+    report: Report, config: AcceleratorConfig, bit_exact: bool | None, *, machine: Backend, model: str, backend: str
 ) -> str:
     """The result of a run as one JSON object. The golden back end counts no cycles: null, [] and {}."""
     return json_line(
@@ -102,6 +104,25 @@ def _statistics(report: Report, config: AcceleratorConfig, console: Console, bac
         console.print(
             f"wall clock: first token after {report.seconds_prefill:.3f} s, then {rate} tokens/s", highlight=False
         )
+
+
+def _passes(machine: Backend, console: Console) -> None:
+    """What is to be said of the head, and of a comparison with golden."""
+    if machine.screened:
+        console.print(
+            f"screened head: {machine.head.candidates} candidates in {machine.screened:,} passes, every row again in "
+            f"{machine.fallbacks:,}",
+            highlight=False,
+        )
+    if isinstance(machine, CheckedBackend):
+        console.print(
+            f"bit-exact: {machine.logits:,} logits of {machine.passes} passes equal the golden model's", highlight=False
+        )
+
+
+def _encoded(prompt: str, tokenizer: Tokenizer, as_chat: bool) -> list[int]:
+    """Tokens of --prompt."""
+    return tokenizer.encode_chat([{"role": "user", "content": prompt}]) if as_chat else tokenizer.encode(prompt)
 
 
 def _ids(text: str, vocab: int) -> list[int]:
@@ -211,10 +232,8 @@ def command(
         tokenizer = None if prompt is None else opened.tokenizer
         if prompt is None or tokenizer is None:
             prompt_ids = _ids(prompt_tokens or "", opened.spec.vocab)
-        elif as_chat:
-            prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}])
         else:
-            prompt_ids = tokenizer.encode(prompt)
+            prompt_ids = _encoded(prompt, tokenizer, as_chat)
         if max_new_tokens < 1:
             raise UserError(f"max-new-tokens must be at least 1, not {max_new_tokens}")
         program = compile_program(opened, config, context=positions)
@@ -247,6 +266,7 @@ def command(
                 stops=stop,
             )
             report = generation.report
+            result = partial(_json, report, config, machine=machine, model=opened.name, backend=backend)
             if not as_json and not as_chat and prompt is not None:
                 print(prompt, end="", flush=True)
             try:
@@ -254,25 +274,13 @@ def command(
                     if not as_json:
                         print(piece, end="", flush=True)
             except CheckError:
-                print(
-                    _json(report, config, False, machine, model=opened.name, backend=backend) if as_json else "",
-                    flush=True,
-                )
+                print(result(False) if as_json else "", flush=True)
                 raise
     if as_json:
-        print(_json(report, config, True if check else None, machine, model=opened.name, backend=backend), flush=True)
+        print(result(True if check else None), flush=True)
     else:
         print(flush=True)
         _statistics(report, config, errors, backend)
-        if machine.screened:
-            errors.print(
-                f"{machine.head.candidates} candidates of the head in {machine.screened:,} passes, every row again in {machine.fallbacks:,}",
-                highlight=False,
-            )
-        if isinstance(machine, CheckedBackend):
-            errors.print(
-                f"bit-exact: {machine.logits:,} logits of {machine.passes} passes equal the golden model's",
-                highlight=False,
-            )
+        _passes(machine, errors)
     if report.stop == "context":
         print(f"tellme: stopped, the context of {machine.context} positions is full", file=sys.stderr)

@@ -101,8 +101,8 @@ def _activations(
         raise UserError(f"{checkpoint.name}: the calibration text has no token")
     spec = replace(weights.spec, max_context=len(ids))
     result = GoldenModel(replace(weights, spec=spec), config).prefill(ids, all_logits=True)
-    assert result.q is not None and result.act_scale is not None
-    return result.q, result.act_scale, result.logits
+    assert result.head_inputs is not None and result.head_scale is not None
+    return result.head_inputs, result.head_scale, result.logits
 
 
 def with_screen(

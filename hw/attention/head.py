@@ -41,7 +41,8 @@ class LogitSink(wiring.Component):
     Interface attributes
     --------------------
     vocabulary, write_logits : see AttentionUnit.
-    given : logits. screened : the best of a lane's candidates, while no job runs: as if it were the lane's only logit.
+    given : logits.
+    screened : the best of a lane's candidates, while no job runs: as if it were the lane's only logit.
     logits : stream of beats (`logit_layout`).
     best_index, best_value : by lane, for the lanes of the job valid once `finished`, and every beat is taken.
     finished : pulse, the job's last logit is compared, and taken.

@@ -12,7 +12,7 @@ from tellme.golden.registers import MAX_SLOTS
 from tellme.hw.control.check import ProgramCheck
 from tellme.hw.control.descriptor import DESCRIPTOR
 from tellme.hw.control.route import Route
-from tellme.hw.head.select import CANDIDATE_BITS
+from tellme.hw.head.heap import CANDIDATE_BITS
 from tellme.hw.interfaces import phase_layout
 
 

@@ -16,7 +16,8 @@ from tellme.golden.program import DESCRIPTOR_BYTES, Opcode
 from tellme.hw.control.descriptor import DESCRIPTOR
 from tellme.hw.control.sequence import PhaseSequencer
 from tellme.hw.fp.dsp import CASCADE_SHIFT, multiply_add, positive
-from tellme.hw.head.select import CANDIDATE_BITS, CHOSEN, matrix_rows
+from tellme.hw.head.heap import CANDIDATE_BITS, CHOSEN
+from tellme.hw.head.select import matrix_rows
 from tellme.hw.interfaces import PassParameters, count_bits
 from tellme.hw.pipeline import register
 

@@ -7,8 +7,9 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.hw.head.heap import CANDIDATE_BITS, CHOSEN, INDEX_BITS
 from tellme.hw.head.score import RowScorer, candidate_layout
-from tellme.hw.head.select import CANDIDATE_BITS, CHOSEN, INDEX_BITS, MATRIX_BITS, Selector, matrix_rows
+from tellme.hw.head.select import MATRIX_BITS, Selector, matrix_rows
 from tellme.hw.interfaces import Int8ReadPort, QueryScalePort, count_bits
 from tellme.hw.pipeline import delay_line
 from tellme.hw.tlmm.accumulate import row_layout
@@ -22,14 +23,19 @@ class ScreenedHead(wiring.Component):
 
     Interface attributes
     --------------------
-    start : pulse; head_first, head_count, candidates, planes, vocabulary, tiles, inputs, bound_unit, write stay stable until
-        not busy.
+    start : pulse; what follows stays stable until not busy.
+    head_first, head_count, candidates : the head lanes, and candidates of each.
+    planes, vocabulary, tiles, inputs, bound_unit : fields of the descriptor.
+    write : candidates are written to memory.
     matrix_rows : rows of the ternary matrix, two cycles after planes and vocabulary.
     busy : from the cycle after `start` until the best of every lane has been given.
-    weights : the next beat is TLMM's. taken : a beat of the stream is taken.
+    weights : the next beat is TLMM's.
+    taken : a beat of the stream is taken.
     beats : the others.
-    rows : of TLMM. chosen : rows that are to be read, and whether it is the last.
-    int8, query_scales : see RowScorer; scoring : its addresses count.
+    rows : of TLMM.
+    chosen : rows that are to be read, and whether it is the last.
+    int8, query_scales : see RowScorer.
+    scoring : its addresses count.
     best, best_lane, best_row, best_value, bound, written : see RowScorer.
     """
 

@@ -17,7 +17,8 @@ class Int8Sharing(wiring.Component):
     Interface attributes
     --------------------
     attending, scoring : attention's job, or rows, run: their addresses count, and else those of the tables.
-    tables, attention, rows : who reads. buffer : what is read.
+    tables, attention, rows : who reads.
+    buffer : what is read.
     attention_scales, rows_scales, scales : likewise.
     """
 

@@ -13,13 +13,13 @@ from amaranth.lib.wiring import In, Out
 from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
-from tellme.golden import schedule
+from tellme.golden import layout, schedule
 from tellme.golden.config import KV260, TINY, AcceleratorConfig
 from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, encode
 from tellme.hw.control.descriptor import ProgramMemory
 from tellme.hw.control.fetch import SEGMENT, Fetcher
 from tellme.hw.control.sequence import PhaseSequencer
-from tellme.hw.head.select import CANDIDATE_BITS, CHOSEN
+from tellme.hw.head.heap import CANDIDATE_BITS, CHOSEN
 from tellme.hw.interfaces import PassParameters, count_bits, phase_layout
 from tellme.sim.runner import parameters, simulate
 
@@ -148,6 +148,7 @@ def _program(config: AcceleratorConfig, rng: random.Random) -> bytes:
         "kv_heads": 3,
         "heads": 6,
     }
+    inputs = rng.choice((32, 96, 1536, 2560))
     return b"".join(
         (
             encode(
@@ -169,9 +170,9 @@ def _program(config: AcceleratorConfig, rng: random.Random) -> bytes:
             encode(
                 Opcode.SCREEN,
                 address=rng.randrange(1 << 31),
-                tiles=rng.randrange(1, 30),
+                tiles=layout.tiles(inputs, config),
                 planes=rng.choice((1, 2)),
-                inputs=rng.choice((32, 96, 1536, 2560)),
+                inputs=inputs,
                 rows=rng.choice((1, 300, 32002, 128256, 1 << 20)),
                 row_address=rng.randrange(1 << 30),
             ),
