@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from tellme.golden.shapes import SHAPES
-from tellme.host.commands.common import Board, board
+from tellme.host.commands.common import BenchHead, Board, Candidates, Planes, bench_candidates, board
 from tellme.host.commands.pictures import draw, prepare
 from tellme.host.machine.measurement import Measurement, measure, shape
 from tellme.host.machine.placement import regions
@@ -36,6 +36,8 @@ def _tables(measured: Measurement, console: Console) -> None:
     if r["complete_error"] is not None:
         rows.append(("cycles with every layer run", r["complete_cycles_per_pass"]))
         rows.append(("error of multiplying layers", f"{r['complete_error']:+.3%}"))
+    if measured.candidates:
+        rows.append(("head", f"{measured.candidates} candidates, chosen by {measured.planes} ternary plane(s)"))
     title = f"{measured.model} on {r['board']}, simulated, timing {r['timing']}"
     show(pairs(f"{title}: decode with {r['context']} keys", rows), console)
     if r["ttft_s"] is not None:
@@ -58,6 +60,9 @@ def command(
     complete: Annotated[
         bool, typer.Option("--complete", help="Run every layer too, against multiplying them.")
     ] = False,
+    head: BenchHead = "full",
+    candidates: Candidates = None,
+    planes: Planes = 1,
     trace: Annotated[Path | None, typer.Option("--trace", help="Write a trace for Perfetto or Chrome (JSON).")] = None,
     pictures: Annotated[Path | None, typer.Option("--pictures", help="Folder for pictures (SVG).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
@@ -65,6 +70,7 @@ def command(
     """Measure a model's real shape on the simulated accelerator, with synthetic weights."""
     config = board(board_name)
     memory = memory_timing(timing, None)
+    wanted = bench_candidates(head, candidates, planes, shape(model).vocab)
     if trace is not None:
         check_new_file(trace)
     if pictures is not None:
@@ -80,6 +86,8 @@ def command(
             context=context,
             prompt=prompt,
             complete=complete,
+            candidates=wanted,
+            planes=planes,
             trace=trace is not None or pictures is not None,
             say=status,
             status=status,
