@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tellme.golden import layout
+from tellme.golden import layout, screen
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import CHUNK, MAX_GROUP, AcceleratorConfig
 from tellme.golden.kv import KvGeometry
 from tellme.golden.layout import ROW_MULTIPLE
@@ -144,6 +145,26 @@ def _head(f: dict[str, int], config: AcceleratorConfig, state: _State) -> Iterat
     yield from _gain(f, 0, config)
 
 
+def _screen(
+    f: dict[str, int], config: AcceleratorConfig, state: _State, candidates: int, head_lanes: int
+) -> Iterator[str]:
+    yield from _inputs(f, config.max_features, state, config)
+    n, rows = f["inputs"], f["rows"]
+    if n % config.cell or n > config.max_hidden:
+        yield f"inputs is {n}, no multiple of {config.cell} up to {config.max_hidden}"
+    if not 1 <= f["planes"] <= screen.MAX_PLANES:
+        yield f"planes is {f['planes']}, not 1 or {screen.MAX_PLANES}"
+    if not 1 <= rows <= screen.MAX_ROWS:
+        yield f"rows is {rows}, not from 1 to {screen.MAX_ROWS}"
+    if f["logits_stride"] * config.word < rows:
+        yield f"logits_stride is {f['logits_stride']}, half a vocabulary of candidates takes {ceil_div(rows, config.word)}"
+    if f["logits_address"] + config.lanes * f["logits_stride"] > ADDRESSES:
+        yield f"logits_address is {f['logits_address']}: the logits of {config.lanes} lanes go beyond the addresses"
+    if candidates and (why := screen.problem(candidates, head_lanes, rows, config.screen_entries)):
+        yield why
+    yield from _gain(f, 0, config)
+
+
 def bad_lanes(
     config: AcceleratorConfig,
     *,
@@ -174,19 +195,23 @@ def bad_lanes(
     return any(p[i] != p[lo] + i - lo for lo, hi in runs for i in range(lo, hi + 1))
 
 
-def problem(program: bytes, config: AcceleratorConfig, *, context: int, slots: int) -> tuple[int, str] | None:
+def problem(
+    program: bytes, config: AcceleratorConfig, *, context: int, slots: int, candidates: int = 0, head_lanes: int = 1
+) -> tuple[int, str] | None:
     """The first descriptor that cannot be executed, and why; None if the program runs: the rules of `hw.control.check`.
 
     Parameters
     ----------
     program : descriptors of 64 bytes; what follows END does not matter.
-    context, slots : positions of a cache slot, cache slots (the registers of these names).
+    context, slots, candidates : positions of a cache slot, cache slots, candidates of a head lane (the registers of these names).
+    head_lanes : lanes whose logits are computed.
 
     Returns
     -------
     (index, reason), with the number of descriptors as index if none of them is END.
     """
     state = _State()
+    screens = False
     count = len(program) // DESCRIPTOR_BYTES
     for i in range(count):
         code = program[i * DESCRIPTOR_BYTES : (i + 1) * DESCRIPTOR_BYTES]
@@ -195,6 +220,8 @@ def problem(program: bytes, config: AcceleratorConfig, *, context: int, slots: i
         except ValueError:
             return i, f"opcode is {code[0]}, which there is not"
         if opcode is Opcode.END:
+            if candidates and head_lanes and not screens:
+                return i, f"END: {candidates} candidates are wanted, and no descriptor before it is SCREEN"
             return None
         f = {k: v for k, v in values.items() if isinstance(v, int)}
         if opcode is Opcode.LOAD:
@@ -208,9 +235,12 @@ def problem(program: bytes, config: AcceleratorConfig, *, context: int, slots: i
         elif opcode is Opcode.ATTENTION:
             rules = _attention(f, config, state, context, slots)
             after = _State(f["heads"] * f["head_dim"], state.hidden, state.rope)
-        else:
+        elif opcode is Opcode.HEAD:
             rules = _head(f, config, state)
             after = _State(0, state.hidden, state.rope)
+        else:
+            rules = _screen(f, config, state, candidates, head_lanes)
+            after, screens = _State(state.features, state.hidden, state.rope), True
         for reason in rules:
             return i, f"{opcode.name}: {reason}"
         state = after

@@ -65,6 +65,7 @@ class AcceleratorConfig:
     score_words : words of the score RAM for one unit of attention (attention_lanes x keys_per_beat scores each).
     fifo_beats : depth of the stream FIFO in beats.
     max_descriptors : descriptors of a program.
+    screen_entries : candidates of the screened head that are kept, of all head lanes together.
     burst_beats, outstanding : beats of a port's longest burst, and bursts in flight a direction and port.
     clock_hz : the clock the board preset aims at, Hz.
 
@@ -90,6 +91,7 @@ class AcceleratorConfig:
     score_words: int = 2048
     fifo_beats: int = 8192
     max_descriptors: int = 512
+    screen_entries: int = 8192
     burst_beats: int = 64
     outstanding: int = 8
     clock_hz: int = 250_000_000
@@ -134,6 +136,7 @@ class AcceleratorConfig:
         power_of_two("burst_beats", 1, 256)
         power_of_two("outstanding", 1, 64)
         power_of_two("max_descriptors", 16, 4096)
+        power_of_two("screen_entries", 64, 65536)
         _require(self.beat_bytes in (16, 32, 64), f"ports * port_bytes must be 16, 32 or 64, not {self.beat_bytes}")
         integer("group_size", 2, 5)
         integer("max_heads", 1, MAX_HEADS)
@@ -251,6 +254,7 @@ TINY = AcceleratorConfig(
     score_words=2048,
     fifo_beats=512,
     max_descriptors=128,
+    screen_entries=512,
     burst_beats=16,
     clock_hz=100_000_000,
 )
@@ -274,6 +278,7 @@ ULTRA96V2 = AcceleratorConfig(
     key_tile=64,
     max_context=1984,
     fifo_beats=512,
+    screen_entries=2048,
     clock_hz=214_285_714,
 )
 """Avnet Ultra96-V2: its 32-bit LPDDR4 feeds two 128-bit ports; no URAM."""
@@ -289,6 +294,7 @@ PYNQ_Z2 = AcceleratorConfig(
     max_hidden=1536,
     max_context=992,
     fifo_beats=512,
+    screen_entries=2048,
     burst_beats=16,
     clock_hz=100_000_000,
 )

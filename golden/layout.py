@@ -270,6 +270,89 @@ def unpack_head(beats: Beats, vocabulary: int, features: int, config: Accelerato
     return rows[:vocabulary], scales.reshape(-1)[:vocabulary]
 
 
+# ---- the screened head -----------------------------------------------------------------------------------------------
+
+
+def screen_rows(rows: int, planes: int) -> int:
+    """Rows of the ternary matrix of a screened head, filled up with zeros."""
+    return ceil_div(rows * planes, ROW_MULTIPLE) * ROW_MULTIPLE
+
+
+def screen_scale_beats(config: AcceleratorConfig) -> int:
+    """Beats of the uint16 scales before each row block of a screened head."""
+    return config.block_rows * 2 // config.beat_bytes
+
+
+def screen_beats(rows: int, planes: int, inputs: int, config: AcceleratorConfig) -> int:
+    """Beats of the ternary matrix of a screened head, with its scales."""
+    n = screen_rows(rows, planes)
+    return ceil_div(n, config.block_rows) * screen_scale_beats(config) + n * tiles(inputs, config)
+
+
+def pack_screen(planes: ArrayLike, scales: ArrayLike, config: AcceleratorConfig) -> Beats:
+    """A screened head's ternary rows int8 [rows, planes, inputs] and scales uint16 [rows, planes].
+
+    The planes of a row are neighbours. Before each row block of `config.block_rows` rows (the last may have fewer) lie its scales.
+    """
+    w, s = np.asarray(planes, np.int8), np.asarray(scales, np.uint16)
+    n = screen_rows(w.shape[0], w.shape[1])
+    block, beats = config.block_rows, screen_scale_beats(config)
+    rows = np.zeros((n, w.shape[2]), np.int8)
+    rows[: s.size] = w.reshape(s.size, -1)
+    values = np.zeros(ceil_div(n, block) * block, "<u2")
+    values[: s.size] = s.reshape(-1)
+    parts: list[Beats] = []
+    for i in range(0, n, block):
+        parts.append(values[i : i + block].view(np.uint8).reshape(beats, config.beat_bytes))
+        parts.append(pack_linear(rows[i : i + block], config))
+    return np.concatenate(parts)
+
+
+def unpack_screen(
+    beats: Beats, rows: int, planes: int, inputs: int, config: AcceleratorConfig
+) -> tuple[I8, NDArray[np.uint16]]:
+    """Inverse of `pack_screen`."""
+    n, block, t = screen_rows(rows, planes), config.block_rows, tiles(inputs, config)
+    weights, scales = np.empty((n, inputs), np.int8), np.empty(ceil_div(n, block) * block, np.uint16)
+    at = 0
+    for i in range(0, n, block):
+        count = min(block, n - i)
+        data = at + screen_scale_beats(config)
+        scales[i : i + block] = np.ascontiguousarray(beats[at:data]).view("<u2").reshape(-1)
+        at = data + count * t
+        weights[i : i + count] = unpack_linear(beats[data:at], count, inputs, config)
+    used = rows * planes
+    return weights[:used].reshape(rows, planes, inputs), scales[:used].reshape(rows, planes)
+
+
+def row_beats(features: int, config: AcceleratorConfig) -> int:
+    """Beats of a row of the head that lies alone: its int8, then its scale and number."""
+    return ceil_div(features, config.beat_bytes) + 1
+
+
+def pack_rows(rows: ArrayLike, scales: ArrayLike, first: int, config: AcceleratorConfig) -> Beats:
+    """Rows of the head one after the other: int8 [rows, features] filled up to a beat, then a beat of scale (float32) and number (uint32).
+
+    Parameters
+    ----------
+    first : number of the first row.
+    """
+    r, s = np.asarray(rows, np.int8), np.asarray(scales, "<f4")
+    n, width = len(r), config.beat_bytes
+    out = np.zeros((n, row_beats(r.shape[1], config), width), np.uint8)
+    out.reshape(n, -1)[:, : r.shape[1]] = r.view(np.uint8)
+    out[:, -1, :4] = s[:, None].view(np.uint8)
+    out[:, -1, 4:8] = np.arange(first, first + n, dtype="<u4")[:, None].view(np.uint8)
+    return out.reshape(-1, width)
+
+
+def unpack_candidates(beats: Beats, count: int) -> tuple[NDArray[np.int64], F32]:
+    """Rows and logits of `count` candidates of a lane, ascending by row, from where a SCREEN descriptor has them written."""
+    pairs = np.ascontiguousarray(beats).reshape(-1)[: 8 * count].view("<u4").reshape(count, 2)
+    pairs = pairs[np.argsort(pairs[:, 1])]
+    return pairs[:, 1].astype(np.int64), np.ascontiguousarray(pairs[:, 0]).view("<f4").astype(np.float32)
+
+
 # ---- KV cache --------------------------------------------------------------------------------------------------------
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tellme.golden import attention, elementwise, fp, head, layout, schedule, ternary
+from tellme.golden import attention, elementwise, fp, head, layout, schedule, screen, ternary
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.spec import ACTIVATIONS, NORMS, STEPS, ModelError, ModelSpec, RopeScaling, Step, rope_tables
 
@@ -84,7 +85,8 @@ class LayerWeights:
 class ModelWeights:
     """Weights of a model: specification, layers, last norm, int8 embedding and head rows with a float32 scale each.
 
-    A tied model has head and head_scales None: the embedding's are used. A list of layers is checked here; a sequence that
+    A tied model has head and head_scales None: the embedding's are used. `screen` is the ternary copy of the head, None if it
+    has none. A list of layers is checked here; a sequence that
     makes its layers when asked for them checks each with `LayerWeights.check`.
 
     Raises
@@ -99,6 +101,7 @@ class ModelWeights:
     embedding_scales: F32
     head: I8 | None = None
     head_scales: F32 | None = None
+    screen: screen.Screen | None = None
 
     def __post_init__(self) -> None:
         s = self.spec
@@ -111,6 +114,10 @@ class ModelWeights:
             ("head", self.head, None if s.tied else (s.vocab, s.hidden)),
             ("head_scales", self.head_scales, None if s.tied else (s.vocab,)),
         ]
+        if self.screen is not None:
+            count = self.screen.count
+            shapes.append(("ternary head", self.screen.planes, (s.vocab, count, s.hidden)))
+            shapes.append(("scales of the ternary head", self.screen.scales, (s.vocab, count)))
         _check_shapes(shapes)
         if isinstance(self.layers, (list, tuple)):
             for i, layer in enumerate(self.layers):
@@ -130,8 +137,11 @@ class GoldenPass:
 
     Attributes
     ----------
-    logits : [head lanes, vocab].
+    logits : [head lanes, vocab]; of a screened head [head lanes, candidates].
     best : [head lanes], arg-max tokens.
+    candidates : [head lanes, candidates], rows of the logits, ascending; None: all.
+    bound : [head lanes], of a screened head (`golden.screen`).
+    head_inputs, head_scale : int8 [head lanes, hidden] and float32 [head lanes], what the head multiplies.
     taps : intermediate values by name, with leading axis lanes unless said otherwise; filled only when asked for.
         `x` the inputs; per layer `<layer>.<part>.acc`, `.q` (int8 inputs), `.scale` (of q), part qkv, o, gate or down;
         `<layer>.qkv.y` ([Q heads + K heads + V heads, head_dim], after scale and RoPE),
@@ -143,6 +153,10 @@ class GoldenPass:
     logits: F32
     best: NDArray[np.int64]
     taps: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    candidates: NDArray[np.int64] | None = None
+    bound: F32 | None = None
+    head_inputs: I8 | None = None
+    head_scale: F32 | None = None
 
 
 @dataclass
@@ -199,6 +213,7 @@ class GoldenModel:
         self._norm = weights.norm
         self._embedding, self._embedding_scales = weights.embedding, weights.embedding_scales
         self._rows, self._row_scales = weights.head_rows
+        self._screen = weights.screen
         self._slots: list[_Slot | None] = [None] * slots
 
     def _layer_of(self, w: LayerWeights) -> _Layer:
@@ -262,6 +277,7 @@ class GoldenModel:
         start: int | None = None,
         all_logits: bool = False,
         lanes: int = PREFILL_LANES,
+        candidates: int = 0,
     ) -> GoldenPass:
         """Takes tokens at positions start, start + 1, ... of a slot (behind what it holds, if None).
 
@@ -269,6 +285,7 @@ class GoldenModel:
         ----------
         all_logits : return the logits of every token, not of the last alone.
         lanes : positions taken at a time. More are faster and take more memory; results are the same.
+        candidates : of the screened head, for each token; 0: the full head.
         """
         t = self._tokens(tokens)
         if not len(t):
@@ -281,10 +298,16 @@ class GoldenModel:
             n = len(part)
             groups = self._groups(list(range(first + i, first + i + n)), [slot] * n)
             heads = (0, n) if all_logits else (n - 1, 1) if i + n == len(t) else (0, 0)
-            results.append(self._run(part, np.arange(first + i, first + i + n), groups, heads, None))
+            results.append(self._run(part, np.arange(first + i, first + i + n), groups, heads, None, candidates))
         if len(results) == 1 or not all_logits:
             return results[-1]
-        return GoldenPass(np.concatenate([r.logits for r in results]), np.concatenate([r.best for r in results]))
+
+        def joined(name: str) -> Any:
+            parts = [getattr(r, name) for r in results]
+            return None if parts[0] is None else np.concatenate(parts)
+
+        names = ("logits", "best", "candidates", "bound", "head_inputs", "head_scale")
+        return GoldenPass(**{name: joined(name) for name in names})
 
     def decode(self, token: int, slot: int = 0) -> GoldenPass:
         """Appends one token to a slot: a pass of one lane."""
@@ -298,6 +321,7 @@ class GoldenModel:
         head_lanes: tuple[int, int] | None = None,
         *,
         taps: bool = False,
+        candidates: int = 0,
     ) -> GoldenPass:
         """One pass: a token, position and slot for each lane.
 
@@ -305,6 +329,7 @@ class GoldenModel:
         ----------
         head_lanes : first lane whose logits are computed, and how many; all of them if None.
         taps : whether to keep intermediate values.
+        candidates : of the screened head, for each head lane; 0: the full head.
 
         Raises
         ------
@@ -321,7 +346,7 @@ class GoldenModel:
         first, count = (0, lanes) if head_lanes is None else head_lanes
         if not (0 <= first and 0 <= count and first + count <= lanes):
             raise PassError(f"head lanes {first}..{first + count - 1} are not among the {lanes} lanes of the pass")
-        return self._run(t, np.asarray(positions, np.int64), groups, (first, count), {} if taps else None)
+        return self._run(t, np.asarray(positions, np.int64), groups, (first, count), {} if taps else None, candidates)
 
     def _run(
         self,
@@ -330,8 +355,11 @@ class GoldenModel:
         groups: list[tuple[int, int, int, int]],
         head_lanes: tuple[int, int],
         keep: dict[str, NDArray[np.generic]] | None,
+        candidates: int,
     ) -> GoldenPass:
         """A pass whose arguments are valid; `keep` takes the taps."""
+        if candidates:
+            self._check_candidates(candidates)
         x = self.embed(t)
         if keep is not None:
             keep["x"] = x
@@ -346,10 +374,13 @@ class GoldenModel:
         lane = slice(first, first + count)
         last = elementwise.Statistics(stats.ss[lane], stats.amax[lane], stats.u[lane])
         q, scale = elementwise.quantise(last, norm=True, eps=self.spec.norm_eps)
-        values = head.logits(q, scale, self._rows, self._row_scales)
         if keep is not None:
             keep |= {"head.q": q, "head.scale": scale}
-        return GoldenPass(values, head.best(values), keep or {})
+        if candidates and self._screen is not None:
+            r = screen.screened(q, scale, self._screen, self._rows, self._row_scales, candidates)
+            return GoldenPass(r.logits, r.best, keep or {}, r.indices, r.bound, q, scale)
+        values = head.logits(q, scale, self._rows, self._row_scales)
+        return GoldenPass(values, head.best(values), keep or {}, head_inputs=q, head_scale=scale)
 
     def _linear(
         self,
@@ -440,6 +471,12 @@ class GoldenModel:
         if len(bad):
             raise PassError(f"token {bad[0]} is not in the vocabulary of {self.spec.vocab}")
         return t
+
+    def _check_candidates(self, count: int) -> None:
+        if self._screen is None:
+            raise PassError("the model has no ternary head to choose candidates with; convert it with --head screened")
+        if why := screen.problem(count, 1, self.spec.vocab, self.config.screen_entries):
+            raise PassError(why)
 
     def _check_context(self, position: int) -> None:
         if position >= self.spec.max_context:

@@ -20,6 +20,7 @@ class Opcode(IntEnum):
     LINEAR = 2
     ATTENTION = 3
     HEAD = 4
+    SCREEN = 5
 
 
 class Kind(IntEnum):
@@ -99,6 +100,19 @@ FIELDS: dict[Opcode, tuple[Field, ...]] = {
         _field("logits_address", 7, 0, 32, "beat address of lane 0's logits (float32)"),
         _field("logits_stride", 8, 0, 32, "beats from lane to lane"),
         _field("rows", 9, 0, 32, "vocabulary; rows behind it are padding"),
+    ),
+    Opcode.SCREEN: _COMMON
+    + (
+        _field("tiles", 3, 0, 16, "K tiles"),
+        _field("planes", 3, 16, 2, "ternary planes of a row, 1 or 2"),
+    )
+    + _NORM
+    + (
+        _field("logits_address", 7, 0, 32, "beat address of lane 0's candidates: pairs (logit, float32; row, uint32)"),
+        _field("logits_stride", 8, 0, 32, "beats from lane to lane"),
+        _field("rows", 9, 0, 32, "vocabulary"),
+        _field("row_address", 10, 0, 32, "beat address of the int8 rows that candidates are scored with"),
+        _field("bound_unit", 12, 0, 32, "what a bound is a multiple of, besides the activations' scale", True),
     ),
 }
 

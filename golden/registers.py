@@ -13,7 +13,7 @@ from tellme.golden.fields import Field
 
 IDENTITY = 0x546C_4D65
 """'TlMe'."""
-VERSION = 2
+VERSION = 3
 """Of the register map, the descriptors and the memory formats together."""
 
 MAX_SLOTS = 256
@@ -168,6 +168,13 @@ REGISTERS: tuple[Register, ...] = (
         "how far ports run ahead of one another",
         fields=(Field("free", 0, 1, "as far as their queues go, for measurements; else a burst or two"),),
     ),
+    Register(
+        "candidates",
+        0x088,
+        "rw",
+        "rows of the head that are scored exactly for each head lane, chosen by the SCREEN descriptor; 0: the HEAD descriptor's, all",
+        most=1024,
+    ),
     Register("position", 0x100, "rw", "position of each lane, below context", 32, most=(1 << POSITION_BITS) - 1),
     Register(
         "slot",
@@ -194,6 +201,7 @@ REGISTERS: tuple[Register, ...] = (
     ),
     Register("port_beats", 0x380, "ro", "beats that came to each port in the last pass", 8),
     Register("port_stalls", 0x3A0, "ro", "cycles in which a read was under way at each port and no beat came", 8),
+    Register("bound", 0x400, "ro", "smallest score of a candidate of each head lane, as a logit, binary32", 32),
 )
 
 ADDRESS_BITS = 12

@@ -98,8 +98,12 @@ def segments(
     positions: Sequence[int],
     slots: Sequence[int],
     head_count: int,
+    candidates: Sequence[int] = (),
 ) -> list[Segment]:
-    """Every read of a pass in order, the program itself first."""
+    """Every read of a pass in order, the program itself first.
+
+    candidates : rows that a screened head chooses, of all head lanes, in the order in which it gives them; none: the full head.
+    """
     lanes, kv = len(positions), KvGeometry(config)
     out = [Segment(program_address, ceil_div(len(program), config.beat_bytes))]
 
@@ -134,7 +138,12 @@ def segments(
                 data = base + (kv.v_data(cells) if ph.v else kv.k_data)
                 for c in range(cells):
                     add(data + c * config.key_tile, kv.cell_reads(ph.keys))
-        elif opcode is Opcode.HEAD:
+        elif opcode is Opcode.SCREEN and candidates and head_count:
+            add(v["address"], layout.screen_beats(v["rows"], v["planes"], v["inputs"], config))
+            beats = layout.row_beats(v["inputs"], config)
+            for row in candidates:
+                add(v["row_address"] + row * beats, beats)
+        elif opcode is Opcode.HEAD and not candidates:
             beats = v["blocks"] * layout.head_block_beats(v["inputs"], config)
             for _ in range(ceil_div(head_count, config.attention_lanes)):
                 add(v["address"], beats)

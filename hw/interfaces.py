@@ -107,6 +107,16 @@ class AttentionChunks(Signature):
         )
 
 
+class ScreenedBest(Signature):
+    """The best candidate of a lane, seen from who gives: with `valid`, always taken.
+
+    value : its logit, binary32. row : its row.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        super().__init__({"valid": Out(1), "lane": Out(clog2(config.lanes)), "row": Out(32), "value": Out(32)})
+
+
 class PassParameters(Signature):
     """Lanes of a pass, seen from who gives: stable from its start to its end.
 

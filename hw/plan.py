@@ -29,6 +29,8 @@ from tellme.hw.elementwise.elementwise import Elementwise
 from tellme.hw.elementwise.quantiser import Quantiser
 from tellme.hw.elementwise.scales import ScaleUnit
 from tellme.hw.elementwise.statistics import Statistics
+from tellme.hw.head.heap import CandidateHeaps
+from tellme.hw.head.score import RowScorer
 from tellme.hw.queues import COLUMN_BITS, ULTRA_DEPTH
 from tellme.hw.tlmm import engine
 
@@ -122,8 +124,34 @@ def _bursts(config: AcceleratorConfig, runs: Sequence[tuple[int, int]]) -> int:
     return count
 
 
+def _screened(
+    spec: ModelSpec, config: AcceleratorConfig, lanes: int, head_count: int, candidates: int, planes: int
+) -> list[Step]:
+    """The screened head: its matrix, then the rows of the candidates."""
+    tiles, rows = layout.tiles(spec.hidden, config), layout.screen_rows(spec.vocab, planes)
+    beats = layout.screen_beats(spec.vocab, planes, spec.hidden, config)
+    stream = engine.expected_cycles(config, tiles=tiles, rows=rows, block_rows=config.block_rows, lanes=lanes)
+    lead = max(0, 2 + ScaleUnit.delay + Quantiser.delay + stream - tiles * rows)
+    # A lane a cycle and row; and what is sorted in beyond what waits for it.
+    choice = max(beats, rows * head_count, CandidateHeaps.expected_cycles(candidates, spec.vocab) * head_count)
+    chosen = candidates * head_count
+    scored = RowScorer.expected_cycles(config, inputs=spec.hidden, rows=chosen, lanes=head_count)
+    n = layout.row_beats(spec.hidden, config)
+    return [
+        Step("screened head lead", "elementwise", STEP_OVER + lead, 0),
+        Step("screened head", "epilogue", choice, beats),
+        Step("candidates", "attention", scored, chosen * n, chosen * ceil_div(n, config.burst_beats)),
+    ]
+
+
 def steps(
-    spec: ModelSpec, config: AcceleratorConfig, positions: Sequence[int], slots: Sequence[int], head_count: int
+    spec: ModelSpec,
+    config: AcceleratorConfig,
+    positions: Sequence[int],
+    slots: Sequence[int],
+    head_count: int,
+    candidates: int = 0,
+    planes: int = 1,
 ) -> list[Step]:
     """What a pass asks of the memory, in order.
 
@@ -131,6 +159,7 @@ def steps(
     ----------
     spec : the model; it must fit the configuration.
     positions, slots : of each lane. head_count : lanes whose logits are computed.
+    candidates : of the screened head, for each of these; 0: the full head. planes : of its ternary copy.
     """
     n = len(positions)
     width = config.word
@@ -138,7 +167,7 @@ def steps(
     def floats(count: int) -> int:
         return ceil_div(count, width)
 
-    descriptors = 3 + len(STEPS) * spec.layers
+    descriptors = 3 + len(STEPS) * spec.layers + (candidates > 0)
     length = descriptors * DESCRIPTOR_BYTES // config.beat_bytes
     # Before anything is read or executed: lanes, then all descriptors, of one slot.
     checks = LaneCheck.expected_cycles(lanes=n) + ProgramCheck.expected_cycles(
@@ -185,7 +214,9 @@ def steps(
             layer.append(Step("attention gain", "control", STEP_OVER + gain, gain))
             layer.append(Step("attention", "attention", attend + Statistics.settle_delay, sum(reads), bursts))
     out += layer * spec.layers
-    if head_count:
+    if head_count and candidates:
+        out += _screened(spec, config, n, head_count, candidates, planes)
+    elif head_count:
         tiles = layout.tiles(spec.hidden, config)
         lead = Elementwise.expected_quantise_cycles(config, tiles=tiles, lanes=n)
         out.append(Step("head lead", "elementwise", STEP_OVER + lead, 0))
@@ -264,6 +295,8 @@ def plan(
     *,
     context: int,
     prompt: Sequence[tuple[int, int]] = (),
+    candidates: int = 0,
+    planes: int = 1,
 ) -> Plan:
     """Analyses a model on a configuration.
 
@@ -271,10 +304,12 @@ def plan(
     ----------
     context : cached keys of the decode pass.
     prompt : (first position, lanes) of each pass of a prompt.
+    candidates, planes : as in `steps`.
     """
-    one = steps(spec, config, [context], [0], 1)
+    one = steps(spec, config, [context], [0], 1, candidates, planes)
     many = [
-        steps(spec, config, range(at, at + n), [0] * n, int(i + 1 == len(prompt))) for i, (at, n) in enumerate(prompt)
+        steps(spec, config, range(at, at + n), [0] * n, int(i + 1 == len(prompt)), candidates, planes)
+        for i, (at, n) in enumerate(prompt)
     ]
 
     def cycles(depth: int) -> tuple[int, int]:

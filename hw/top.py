@@ -22,6 +22,7 @@ from tellme.hw.control.route import BeatRouter, Route, StreamChoice
 from tellme.hw.control.sequence import PhaseSequencer
 from tellme.hw.control.supervise import Supervisor
 from tellme.hw.elementwise.elementwise import Elementwise
+from tellme.hw.head.unit import ScreenedHead
 from tellme.hw.interfaces import join, phase_layout, take
 from tellme.hw.memory.axi import Axi, AxiLite
 from tellme.hw.memory.kv_writer import KvWriter
@@ -55,6 +56,7 @@ class Blocks:
         self.tlmm = TlmmEngine(config)
         self.elementwise = Elementwise(config)
         self.attention = AttentionUnit(config)
+        self.screened_head = ScreenedHead(config)
         self.sequencer = PhaseSequencer(config)
         self.phase_choice = StreamChoice(phase_layout(config))
         self.int8_sharing = Int8Sharing(config)
@@ -122,6 +124,7 @@ class Accelerator(wiring.Component):
         join(m, supervisor, registers, "error_address", busy="locked")
         join(m, b.counters, registers, "cycles beats writes stall busy port_beats port_stalls")
         join(m, b.attention, registers, "best_index best_value")
+        join(m, b.screened_head, registers, "bound")
 
     def _memory(self, m: Module, b: Blocks) -> None:
         """The ports: their read channels are the reader's, their write channels the writer's."""
@@ -140,7 +143,7 @@ class Accelerator(wiring.Component):
 
     def _pass(self, m: Module, b: Blocks) -> None:
         """Lanes of the pass."""
-        join(m, b.registers, b.pass_registers, "lanes position slot program_length context slots")
+        join(m, b.registers, b.pass_registers, "lanes position slot program_length context slots candidates")
         join(m, b.registers, b.lane_check, "lanes head_lanes context slots position slot")
         parameters = b.pass_registers.parameters
         for unit in (b.fetcher, b.sequencer, b.kv_writer):
@@ -168,6 +171,7 @@ class Accelerator(wiring.Component):
         )
         join(m, executor, fetcher, "program_ready")
         connect(m, fetcher.segments, b.reader.segments)
+        connect(m, b.screened_head.chosen, fetcher.chosen)
 
     def _jobs(self, m: Module, b: Blocks) -> None:
         """Job parameters: fields of the descriptor in execution."""
@@ -183,7 +187,18 @@ class Accelerator(wiring.Component):
         with m.If(d.shared.opcode == Opcode.HEAD):
             take(m, d.head, elementwise, "tiles")
         take(m, d.load, elementwise, "x_beats rope_beats")
-        take(m, d.linear, tlmm, "tiles rows block_rows")
+        screen = b.screened_head
+        screened = d.shared.opcode == Opcode.SCREEN
+        m.d.comb += [
+            tlmm.tiles.eq(d.linear.tiles),
+            tlmm.rows.eq(Mux(screened, screen.matrix_rows, d.linear.rows)),
+            tlmm.block_rows.eq(Mux(screened, c.block_rows, d.linear.block_rows)),
+        ]
+        take(m, d.screen, screen, "tiles planes inputs bound_unit", rows="vocabulary")
+        take(m, registers.write_logits, screen, every="write")
+        take(m, registers.head_lanes, screen, first="head_first", count="head_count")
+        for unit in (executor, fetcher, screen):
+            m.d.comb += unit.candidates.eq(b.pass_registers.wanted)
         take(m, d.attention, kv_writer, "kv_address slot_stride head_stride")
         take(m, d.head, attention, rows="vocabulary")
         take(m, d.head, logits, logits_address="address", logits_stride="stride")
@@ -215,10 +230,12 @@ class Accelerator(wiring.Component):
         )
         join(m, executor, b.tlmm, start_tlmm="start", tlmm_busy="busy")
         join(m, executor, b.attention, start_attention="start")
+        join(m, executor, b.screened_head, start_screen="start")
         join(m, executor, b.sequencer, start_sequence="start")
         join(m, executor, b.kv_writer, start_kv_writer="start", kv_writer_busy="busy")
         m.d.comb += [
             executor.attention_busy.eq(b.attention.busy | b.logit_writer.busy),
+            executor.screen_busy.eq(b.screened_head.busy | b.logit_writer.busy),
             executor.writer_busy.eq(~b.writer.idle),
             # Bursts of logits grow over the blocks of the head.
             b.writer.more.eq(b.kv_writer.busy | b.logit_writer.busy | (b.attention.busy & executor.head_mode)),
@@ -232,20 +249,37 @@ class Accelerator(wiring.Component):
         connect(m, router.load, b.elementwise.load)
         connect(m, router.tlmm, b.tlmm.beats)
         connect(m, router.attention, b.attention.beats)
+        connect(m, router.screen, b.screened_head.beats)
+        join(m, b.screened_head, router, "weights")
+        join(m, router, b.screened_head, "taken")
         join(m, router, b.program, program="beat", program_write="write")
 
     def _results(self, m: Module, b: Blocks) -> None:
         """What the engines give each other, and the buffers that they share."""
         elementwise, attention = b.elementwise, b.attention
         join(m, elementwise, b.tlmm, "quantised")
-        connect(m, b.tlmm.rows_out, elementwise.rows_in)
+        screen, rows = b.screened_head, b.tlmm.rows_out
+        screening = b.executor.screening
+        m.d.comb += rows.ready.eq(Mux(screening, screen.rows.ready, elementwise.rows_in.ready))
+        for taker, turn in ((elementwise.rows_in, ~screening), (screen.rows, screening)):
+            m.d.comb += [taker.payload.eq(rows.payload), taker.valid.eq(rows.valid & turn)]
         connect(m, attention.chunks, elementwise.chunks)
-        connect(m, attention.query_scales, elementwise.query_scales)
+        m.d.comb += [
+            attention.screened.valid.eq(screen.best),
+            attention.screened.lane.eq(screen.best_lane),
+            attention.screened.row.eq(screen.best_row),
+            attention.screened.value.eq(screen.best_value),
+        ]
 
         int8, own = b.int8_sharing, b.own_sharing
         join(m, attention, int8, busy="attending")
         connect(m, b.tlmm.int8, int8.tables)
         connect(m, attention.int8, int8.attention)
+        connect(m, screen.int8, int8.rows)
+        connect(m, screen.query_scales, int8.rows_scales)
+        connect(m, attention.query_scales, int8.attention_scales)
+        connect(m, int8.scales, elementwise.query_scales)
+        join(m, screen, int8, "scoring")
         connect(m, int8.buffer, elementwise.int8)
         connect(m, attention.own, own.attention)
         connect(m, attention.own_scales, own.attention_scales)
@@ -264,6 +298,7 @@ class Accelerator(wiring.Component):
         """Logits, or keys and values, to memory."""
         writes = b.write_choice
         connect(m, b.attention.logits, b.logit_writer.logits)
+        connect(m, b.screened_head.written, b.logit_writer.candidates)
         join(m, b.logit_writer, writes, busy="second")
         connect(m, b.kv_writer.writes, writes.sources[0])
         connect(m, b.logit_writer.writes, writes.sources[1])
@@ -295,7 +330,7 @@ class Accelerator(wiring.Component):
         join(m, reader, counters, "port_beat port_stall")
         m.d.comb += [
             counters.elementwise.eq(tlmm.stall_tables | executor.waiting_elementwise | elementwise.x_busy),
-            counters.attention.eq(executor.route == Route.ATTENTION),
+            counters.attention.eq((executor.route == Route.ATTENTION) | (executor.route == Route.SCREEN)),
             counters.unit_busy.eq(
                 Cat(
                     reader.level != 0,

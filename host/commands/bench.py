@@ -10,7 +10,7 @@ from rich.console import Console
 
 from tellme.golden.shapes import SHAPES
 from tellme.host.commands.build import at_clock
-from tellme.host.commands.common import Board, Clock, board
+from tellme.host.commands.common import BenchHead, Board, Candidates, Clock, Planes, bench_candidates, board
 from tellme.host.commands.pictures import draw, prepare
 from tellme.host.machine.measurement import Measurement, measure, shape
 from tellme.host.machine.placement import regions
@@ -37,6 +37,8 @@ def _tables(measured: Measurement, console: Console) -> None:
     if r["complete_error"] is not None:
         rows.append(("cycles with every layer run", r["complete_cycles_per_pass"]))
         rows.append(("error of multiplying layers", f"{r['complete_error']:+.3%}"))
+    if measured.candidates:
+        rows.append(("head", f"{measured.candidates} candidates, chosen by {measured.planes} ternary plane(s)"))
     title = f"{measured.model} on {r['board']}, simulated, timing {r['timing']}"
     show(pairs(f"{title}: decode with {r['context']} keys", rows), console)
     if r["ttft_s"] is not None:
@@ -60,6 +62,9 @@ def command(
     complete: Annotated[
         bool, typer.Option("--complete", help="Run every layer too, against multiplying them.")
     ] = False,
+    head: BenchHead = "full",
+    candidates: Candidates = None,
+    planes: Planes = 1,
     trace: Annotated[Path | None, typer.Option("--trace", help="Write a trace for Perfetto or Chrome (JSON).")] = None,
     pictures: Annotated[Path | None, typer.Option("--pictures", help="Folder for pictures (SVG).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
@@ -67,6 +72,7 @@ def command(
     """Measure a model's real shape on the simulated accelerator, with synthetic weights."""
     config = at_clock(board(board_name), clock)
     memory = memory_timing(timing, None)
+    wanted = bench_candidates(head, candidates, planes, shape(model).vocab)
     if trace is not None:
         check_new_file(trace)
     if pictures is not None:
@@ -82,6 +88,8 @@ def command(
             context=context,
             prompt=prompt,
             complete=complete,
+            candidates=wanted,
+            planes=planes,
             trace=trace is not None or pictures is not None,
             say=status,
             status=status,

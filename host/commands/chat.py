@@ -12,13 +12,17 @@ from tellme.host.commands.common import (
     AnyBoard,
     BackendName,
     Bitstream,
+    Candidates,
+    HeadMode,
     Latent,
     check_backend,
     open_machine,
+    preparation,
     preset,
 )
 from tellme.host.image.model import Model, find_model
 from tellme.host.machine.program import compile_program
+from tellme.host.machine.screening import choose
 from tellme.host.machine.simulation import check_simulator, memory_timing
 from tellme.host.talk.session import Session
 from tellme.host.talk.terminal import Chat
@@ -36,9 +40,14 @@ def command(
     temperature: Annotated[float, typer.Option("--temperature", help="0: greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option("--top-k", help="Draw from the k likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", help="Draw from the likeliest tokens that reach p.")] = 1.0,
+    min_p: Annotated[
+        float, typer.Option("--min-p", help="Draw from tokens at least p times as likely as the likeliest.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.")] = 0,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends an answer; repeatable.")] = None,
     context: Annotated[int | None, typer.Option("--context", help="Positions of the cache; default: all.")] = None,
+    head: HeadMode = None,
+    candidates: Candidates = None,
     latent: Latent = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON object for each answer; for what is refused, its error.")
@@ -48,13 +57,14 @@ def command(
     system = None if system is None else checked(system, "--system")
     stop = [checked(s, "--stop") for s in stop or ()]
     check_backend(backend, bitstream)
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
     path = find_model(model)
     config = preset(board_name, backend, bitstream, path)
     memory = memory_timing(None, None) if backend == "sim" else None
     if backend == "sim":
         check_simulator(config)
-    with Model.open(path, config, latent=latent) as opened:
+    with Model.open(path, config, latent=latent, prepare=preparation(head, config)) as opened:
+        choice = choose(opened.name, opened.screen_facts, head, candidates, opened.spec.vocab)
         tokenizer = opened.tokenizer
         program = compile_program(opened, config, context=context)
         with open_machine(
@@ -66,6 +76,7 @@ def command(
             memory=memory,
             bitstream=bitstream,
             latent=latent,
+            head=choice,
         ) as machine:
             session = Session(
                 machine,

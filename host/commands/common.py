@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import numpy as np
 import typer
 from rich.console import Console
 
 from tellme.golden.config import PRESETS, AcceleratorConfig
+from tellme.golden.screen import MAX_PLANES, MULTIPLE, Screen
+from tellme.host.checkpoints.checkpoint import Checkpoint
 from tellme.host.errors import UserError
 from tellme.host.image.model import Model, preset_of
+from tellme.host.image.screening import with_screen
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend, load_weights
 from tellme.host.machine.board import BoardAccelerator
 from tellme.host.machine.passes import Backend
 from tellme.host.machine.program import Program
+from tellme.host.machine.screening import CANDIDATES, FULL, HeadChoice, check_mode, choose
 from tellme.host.machine.simulation import SimulatedAccelerator
 from tellme.host.progress import Status
 
@@ -48,6 +54,44 @@ Bitstream = Annotated[
         "--bitstream", help="The .bit file for --backend board. Default: that of the preset, here or in build/."
     ),
 ]
+
+HeadMode = Annotated[
+    str | None,
+    typer.Option(
+        "--head",
+        help="full: score every row of the head; screened: only candidates that its ternary copy chooses; auto: every row "
+        "where these are in doubt. Default: auto if the image has a calibrated copy, else full.",
+    ),
+]
+Candidates = Annotated[
+    int | None,
+    typer.Option(
+        "--candidates", help=f"Candidates of a screened head, a multiple of {MULTIPLE}. Default: {CANDIDATES}."
+    ),
+]
+
+BenchHead = Annotated[
+    str, typer.Option("--head", help="full: every row of the head; screened: candidates that its ternary copy chooses.")
+]
+Planes = Annotated[int, typer.Option("--planes", help="Ternary planes of that copy, 1 or 2.")]
+
+
+def bench_candidates(head: str, candidates: int | None, planes: int, vocab: int) -> int:
+    """Candidates that a shape is measured with, 0: the full head."""
+    if head not in ("full", "screened"):
+        raise UserError(f"--head of a shape must be full or screened, not {head!r}; nothing falls back here")
+    if not 1 <= planes <= MAX_PLANES:
+        raise UserError(f"--planes must be 1 or {MAX_PLANES}, not {planes}")
+    some = np.zeros((0, planes), np.uint16)
+    ternary = Screen(np.zeros((0, planes, 0), np.int8), some, np.float32(1))
+    choice = choose("the shape", ternary, head, candidates, vocab)
+    return choice.candidates if head == "screened" else 0
+
+
+def preparation(mode: str | None, config: AcceleratorConfig) -> Callable[[Checkpoint], Checkpoint] | None:
+    """What `--head` asks to be done to a checkpoint before it is converted."""
+    check_mode(mode)
+    return None if mode in (None, "full") else lambda checkpoint: with_screen(checkpoint, config)[0]
 
 
 def board(name: str) -> AcceleratorConfig:
@@ -92,15 +136,51 @@ def open_machine(
     check: bool = False,
     bitstream: Path | None = None,
     latent: bool = False,
+    head: HeadChoice = FULL,
 ) -> Backend:
-    """Opens a back end with a model loaded."""
+    """Opens a back end with a model loaded, which runs `head`."""
+    machine = _opened_machine(
+        backend,
+        opened,
+        path,
+        program,
+        console,
+        memory=memory,
+        waves=waves,
+        check=check,
+        bitstream=bitstream,
+        latent=latent,
+    )
+    machine.head = head
+    return machine
+
+
+def _opened_machine(
+    backend: str,
+    opened: Model,
+    path: Path,
+    program: Program,
+    console: Console,
+    *,
+    memory: Any,
+    waves: Path | None,
+    check: bool,
+    bitstream: Path | None,
+    latent: bool,
+) -> Backend:
     config = program.config
+
+    def golden() -> GoldenBackend:
+        # A ternary head is in the image alone.
+        weights = opened.weights() if opened.planes else load_weights(path, config, latent=latent)
+        return GoldenBackend(weights, config, context=program.context)
+
     if backend == "board":
         signal.signal(signal.SIGTERM, terminate)
     what = {"golden": "opening the model", "sim": "building the simulation", "board": "loading bitstream and model"}
     with Status(console, what[backend]) as status:
         if backend == "golden":
-            return GoldenBackend(load_weights(path, config, latent=latent), config, context=program.context)
+            return golden()
         machine: Backend
         if backend == "board":
             machine = BoardAccelerator(opened, program, bitstream=bitstream)
@@ -108,8 +188,7 @@ def open_machine(
             machine = SimulatedAccelerator(opened, program, timing=memory, waves=waves, status=status)
         if check:
             try:
-                reference = GoldenBackend(load_weights(path, config, latent=latent), config, context=program.context)
-                return CheckedBackend(machine, reference)
+                return CheckedBackend(machine, golden())
             except BaseException:
                 machine.close()
                 raise

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tellme.golden.shapes import SHAPES
 from tellme.host.commands.build import at_clock
-from tellme.host.commands.common import Board, Clock, board
+from tellme.host.commands.common import BenchHead, Board, Candidates, Clock, Planes, bench_candidates, board
 from tellme.host.errors import UserError
 from tellme.host.machine.measurement import shape
 from tellme.host.machine.passes import chunks
@@ -27,6 +27,9 @@ def command(
     prompt: Annotated[int, typer.Option("--prompt", help="Tokens to prefill; 0: none.")] = 128,
     timing: Annotated[str, typer.Option("--timing", help="Timing of the memory.")] = "kv260",
     clock: Clock = None,
+    head: BenchHead = "full",
+    candidates: Candidates = None,
+    planes: Planes = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Analyse the weight buffer: FIFO depth, its memory, predicted stalls and tokens/s. Estimated, nothing is simulated."""
@@ -34,6 +37,7 @@ def command(
     spec = shape(model)
     check_fits(spec, config, model)
     memory = memory_timing(timing, None)
+    wanted = bench_candidates(head, candidates, planes, spec.vocab)
     usable = usable_context(spec, config)
     for what, value in (("context", context), ("prompt", prompt)):
         if not 0 <= value < usable:
@@ -46,7 +50,15 @@ def command(
 
     passes = chunks(config, spec.heads // spec.kv_heads, prompt)
     placement = in_use(config, "sim")
-    result = plan(spec, config, SustainedMemory(memory, placement.phases or None), context=context, prompt=passes)
+    result = plan(
+        spec,
+        config,
+        SustainedMemory(memory, placement.phases or None),
+        context=context,
+        prompt=passes,
+        candidates=wanted,
+        planes=planes,
+    )
     if as_json:
         uram, ramb36 = fifo_memory(config)
         print(
@@ -59,6 +71,9 @@ def command(
                     "estimated": True,
                     "context": context,
                     "prompt": prompt,
+                    "head": head,
+                    "candidates": wanted or None,
+                    "planes": planes if wanted else None,
                     "tokens_per_s": result.tokens_per_s,
                     "ttft_s": result.ttft_s,
                     "cycles_per_pass": result.decode.cycles,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,15 +16,20 @@ from tellme.host.commands.common import (
     AnyBoard,
     BackendName,
     Bitstream,
+    Candidates,
+    HeadMode,
     Latent,
     check_backend,
     open_machine,
+    preparation,
     preset,
 )
 from tellme.host.errors import CheckError, UserError
 from tellme.host.image.model import Model, find_model
 from tellme.host.machine.backends import CheckedBackend
+from tellme.host.machine.passes import Backend
 from tellme.host.machine.program import compile_program
+from tellme.host.machine.screening import choose
 from tellme.host.machine.simulation import check_simulator, memory_timing
 from tellme.host.places import check_new_file
 from tellme.host.provenance import json_line
@@ -31,9 +37,12 @@ from tellme.host.tables import grid, show
 from tellme.host.talk.generate import Generation, Report
 from tellme.host.text.sampling import Sampling
 from tellme.host.text.streams import checked
+from tellme.host.text.tokenizer import Tokenizer
 
 
-def _json(report: Report, config: AcceleratorConfig, bit_exact: bool | None, *, model: str, backend: str) -> str:
+def _json(
+    report: Report, config: AcceleratorConfig, bit_exact: bool | None, *, machine: Backend, model: str, backend: str
+) -> str:
     """The result of a run as one JSON object. The golden back end counts no cycles: null, [] and {}."""
     return json_line(
         {
@@ -51,6 +60,10 @@ def _json(report: Report, config: AcceleratorConfig, bit_exact: bool | None, *, 
             "board": config.name,
             "clock_hz": config.clock_hz,
             "seconds": report.seconds,
+            "head": machine.head.mode,
+            "candidates": machine.head.candidates if machine.head.mode != "full" else None,
+            "screened_passes": machine.screened,
+            "fallbacks": machine.fallbacks,
         }
     )
 
@@ -91,6 +104,25 @@ def _statistics(report: Report, config: AcceleratorConfig, console: Console, bac
         console.print(
             f"wall clock: first token after {report.seconds_prefill:.3f} s, then {rate} tokens/s", highlight=False
         )
+
+
+def _passes(machine: Backend, console: Console) -> None:
+    """What is to be said of the head, and of a comparison with golden."""
+    if machine.screened:
+        console.print(
+            f"screened head: {machine.head.candidates} candidates in {machine.screened:,} passes, every row again in "
+            f"{machine.fallbacks:,}",
+            highlight=False,
+        )
+    if isinstance(machine, CheckedBackend):
+        console.print(
+            f"bit-exact: {machine.logits:,} logits of {machine.passes} passes equal the golden model's", highlight=False
+        )
+
+
+def _encoded(prompt: str, tokenizer: Tokenizer, as_chat: bool) -> list[int]:
+    """Tokens of --prompt."""
+    return tokenizer.encode_chat([{"role": "user", "content": prompt}]) if as_chat else tokenizer.encode(prompt)
 
 
 def _ids(text: str, vocab: int) -> list[int]:
@@ -151,6 +183,9 @@ def command(
     temperature: Annotated[float, typer.Option("--temperature", help="0: greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option("--top-k", help="Draw from the k likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", help="Draw from the likeliest tokens that reach p.")] = 1.0,
+    min_p: Annotated[
+        float, typer.Option("--min-p", help="Draw from tokens at least p times as likely as the likeliest.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.")] = 0,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends generation; repeatable.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare every logit with the golden model's.")] = False,
@@ -164,6 +199,8 @@ def command(
     positions: Annotated[
         int | None, typer.Option("--context", help="Positions of the cache; all that fit if left out.")
     ] = None,
+    head: HeadMode = None,
+    candidates: Candidates = None,
     latent: Latent = False,
     bitstream: Bitstream = None,
 ) -> None:
@@ -184,20 +221,19 @@ def command(
     if waves is not None:
         check_new_file(waves)
     memory = memory_timing(timing, stress) if backend == "sim" else None
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
     path = find_model(model)
     config = preset(board_name, backend, bitstream, path)
     errors = Console(stderr=True)
     if backend == "sim":
         check_simulator(config, waves=waves is not None)
-    with Model.open(path, config, latent=latent, show=True) as opened:
+    with Model.open(path, config, latent=latent, show=True, prepare=preparation(head, config)) as opened:
+        choice = choose(opened.name, opened.screen_facts, head, candidates, opened.spec.vocab)
         tokenizer = None if prompt is None else opened.tokenizer
         if prompt is None or tokenizer is None:
             prompt_ids = _ids(prompt_tokens or "", opened.spec.vocab)
-        elif as_chat:
-            prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}])
         else:
-            prompt_ids = tokenizer.encode(prompt)
+            prompt_ids = _encoded(prompt, tokenizer, as_chat)
         if max_new_tokens < 1:
             raise UserError(f"max-new-tokens must be at least 1, not {max_new_tokens}")
         program = compile_program(opened, config, context=positions)
@@ -217,6 +253,7 @@ def command(
             check=check,
             bitstream=bitstream,
             latent=latent,
+            head=choice,
         )
         with machine:
             generation = Generation(
@@ -230,6 +267,7 @@ def command(
             )
             report = generation.report
             config = machine.config  # on a board, at the clock that its bitstream was routed at
+            result = partial(_json, report, config, machine=machine, model=opened.name, backend=backend)
             if not as_json and not as_chat and prompt is not None:
                 print(prompt, end="", flush=True)
             try:
@@ -237,17 +275,13 @@ def command(
                     if not as_json:
                         print(piece, end="", flush=True)
             except CheckError:
-                print(_json(report, config, False, model=opened.name, backend=backend) if as_json else "", flush=True)
+                print(result(False) if as_json else "", flush=True)
                 raise
     if as_json:
-        print(_json(report, config, True if check else None, model=opened.name, backend=backend), flush=True)
+        print(result(True if check else None), flush=True)
     else:
         print(flush=True)
         _statistics(report, config, errors, backend)
-        if isinstance(machine, CheckedBackend):
-            errors.print(
-                f"bit-exact: {machine.logits:,} logits of {machine.passes} passes equal the golden model's",
-                highlight=False,
-            )
+        _passes(machine, errors)
     if report.stop == "context":
         print(f"tellme: stopped, the context of {machine.context} positions is full", file=sys.stderr)

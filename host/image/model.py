@@ -11,6 +11,8 @@ Sections of an image, in the order of the program (N is a layer):
 | `N.gate` | gain of the FFN sub-norm if any, gate and up matrix | matrix; scales gate, up |
 | `N.down` | gain of the next layer's first norm or of the last norm, down projection | matrix; one scale |
 | `head` | output head | |
+| `screen` | ternary copy of the head; absent, as `rows`, unless the head is screened | planes, unit, margin |
+| `rows` | the head's int8 rows, each by itself | |
 
 where matrix is gain_beats, rows, inputs, block_rows, scales. Blobs: `tokenizer.json`, `tokenizer_config.json`;
 `embedding` (int8) and `embedding_scales` (float32) of a model whose head is not its embedding; otherwise the host takes
@@ -21,7 +23,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ from tellme.golden.arith import ceil_div
 from tellme.golden.config import PRESETS, AcceleratorConfig
 from tellme.golden.model import LayerWeights, ModelWeights
 from tellme.golden.project import DISTRIBUTION
+from tellme.golden.screen import MAX_PLANES, Screen
 from tellme.golden.spec import LAST_STEP, NORMS, STEPS, ModelSpec, RopeScaling, Step
 from tellme.host.checkpoints.checkpoint import Checkpoint, golden_errors, is_checkpoint, open_checkpoint, tell
 from tellme.host.checkpoints.common import LazyLayers, sound_floats, undamaged
@@ -57,9 +60,9 @@ class SectionShape:
     scales: int = 0
 
 
-def section_count(spec: ModelSpec) -> int:
-    """Sections of an image."""
-    return 2 + spec.layers * len(_layer_sections(spec))
+def section_count(spec: ModelSpec, planes: int = 0) -> int:
+    """Sections of an image, whose ternary head has so many planes (0: none)."""
+    return 2 + spec.layers * len(_layer_sections(spec)) + (2 if planes else 0)
 
 
 def _layer_sections(spec: ModelSpec) -> list[Step]:
@@ -67,8 +70,8 @@ def _layer_sections(spec: ModelSpec) -> list[Step]:
     return [step for step in STEPS.values() if step.matrices or step.gains(spec)]
 
 
-def section_shapes(spec: ModelSpec, config: AcceleratorConfig) -> Iterator[SectionShape]:
-    """The sections of an image, in order."""
+def section_shapes(spec: ModelSpec, config: AcceleratorConfig, planes: int = 0) -> Iterator[SectionShape]:
+    """The sections of an image, in order; `planes` as in `section_count`."""
     s = spec
 
     n = layout.float_beats(s.hidden, config)
@@ -85,6 +88,9 @@ def section_shapes(spec: ModelSpec, config: AcceleratorConfig) -> Iterator[Secti
             yield shape
     blocks = ceil_div(s.vocab, config.key_block)
     yield SectionShape("head", blocks * layout.head_block_beats(s.hidden, config), {})
+    if planes:
+        yield SectionShape("screen", layout.screen_beats(s.vocab, planes, s.hidden, config), {"planes": planes})
+        yield SectionShape("rows", s.vocab * layout.row_beats(s.hidden, config), {})
 
 
 _MOST = float(np.finfo(np.float32).max)
@@ -109,11 +115,22 @@ def plan_sections(weights: ModelWeights, config: AcceleratorConfig) -> list[Plan
         for i in range(0, s.vocab, step):
             yield layout.pack_head(rows[i : i + step], scales[i : i + step], config)
 
+    def rows_alone() -> Iterator[Beats]:
+        rows, scales = weights.head_rows
+        for i in range(0, s.vocab, _ROWS):
+            yield layout.pack_rows(rows[i : i + _ROWS], scales[i : i + _ROWS], i, config)
+
+    ternary = weights.screen
+
     def make(shape: SectionShape) -> tuple[dict[str, Any], Iterable[Beats]]:
         if shape.name == "head":
             return {}, head()
         if shape.name == "input_norm":
             return dict(shape.info), [layout.pack_gain(layers[0].input_norm, config)]
+        if shape.name == "screen":
+            return _screen_info(ternary), _screen_pieces(ternary, config)
+        if shape.name == "rows":
+            return {}, rows_alone()
         layer, part = shape.name.split(".")
         i = int(layer)
         step = STEPS[part]
@@ -133,7 +150,22 @@ def plan_sections(weights: ModelWeights, config: AcceleratorConfig) -> list[Plan
 
         return {**shape.info, "scales": list(map(float, scales))}, pieces()
 
-    return [Plan(shape.name, shape.beats, lambda shape=shape: make(shape)) for shape in section_shapes(s, config)]  # type: ignore[misc]
+    planes = 0 if ternary is None else ternary.count
+    shapes = section_shapes(s, config, planes)
+    return [Plan(shape.name, shape.beats, lambda shape=shape: make(shape)) for shape in shapes]  # type: ignore[misc]
+
+
+def _screen_info(ternary: Screen | None) -> dict[str, Any]:
+    assert ternary is not None
+    return {"planes": ternary.count, "unit": float(ternary.unit), "margin": float(ternary.margin)}
+
+
+def _screen_pieces(ternary: Screen | None, config: AcceleratorConfig) -> Iterator[Beats]:
+    """The ternary head, some whole row blocks at a time."""
+    assert ternary is not None
+    step = _HEAD_BLOCKS * config.block_rows // ternary.count
+    for i in range(0, len(ternary.planes), step):
+        yield layout.pack_screen(ternary.planes[i : i + step], ternary.scales[i : i + step], config)
 
 
 def _image_parts(checkpoint: Checkpoint, config: AcceleratorConfig) -> dict[str, Any]:
@@ -244,10 +276,10 @@ class Model:
 
     def _check_sections(self) -> None:
         """Holds the sections of the image against what its specification asks for."""
-        sections = self.image.sections
-        if len(sections) != section_count(self.spec):
-            raise ValueError(f"it has {len(sections)} sections, the model needs {section_count(self.spec)}")
-        for shape, have in zip(section_shapes(self.spec, self.config), sections.values(), strict=True):
+        sections, planes = self.image.sections, self.planes
+        if len(sections) != section_count(self.spec, planes):
+            raise ValueError(f"it has {len(sections)} sections, the model needs {section_count(self.spec, planes)}")
+        for shape, have in zip(section_shapes(self.spec, self.config, planes), sections.values(), strict=True):
             if (have.name, have.beats) != (shape.name, shape.beats):
                 raise ValueError(
                     f"section {have.name!r} of {have.beats} beats is where {shape.name!r} of {shape.beats} belongs"
@@ -275,9 +307,43 @@ class Model:
                 if self.image.blob_bytes(name) != size:
                     raise ValueError(f"part {name!r} must have {size} bytes, not {self.image.blob_bytes(name)}")
 
+    @property
+    def planes(self) -> int:
+        """Planes of the ternary head, 0: it has none.
+
+        Raises
+        ------
+        ValueError : what the header says of them is broken.
+        """
+        section = self.image.sections.get("screen")
+        if section is None:
+            return 0
+        planes: Any = section.info.get("planes")
+        numbers: list[Any] = [section.info.get(name) for name in ("unit", "margin")]
+        if type(planes) is not int or not 1 <= planes <= MAX_PLANES:
+            raise ValueError(f"planes of section 'screen' must be from 1 to {MAX_PLANES}, not {planes!r}")
+        if not all(type(v) in (int, float) and 0 <= v <= _MOST for v in numbers):
+            raise ValueError("section 'screen' must have a positive unit and a margin")
+        return planes
+
+    @property
+    def screen_facts(self) -> Screen | None:
+        """The ternary head without its weights, None if there is none."""
+        if not self.planes:
+            return None
+        info = self.image.sections["screen"].info
+        none = np.empty((0, self.planes, 0), np.int8), np.empty((0, self.planes), np.uint16)
+        return Screen(*none, np.float32(info["unit"]), np.float32(info["margin"]))
+
     @staticmethod
     def open(
-        path: Path, config: AcceleratorConfig, *, verify: bool = True, latent: bool = False, show: bool = False
+        path: Path,
+        config: AcceleratorConfig,
+        *,
+        verify: bool = True,
+        latent: bool = False,
+        show: bool = False,
+        prepare: Callable[[Checkpoint], Checkpoint] | None = None,
     ) -> Model:
         """From a `.tlm` image, or from a checkpoint, which is converted to an image in a file without a name: nothing is left
         of it however the process ends.
@@ -287,6 +353,7 @@ class Model:
         verify : check an image against its checksums, and that its weights are not damaged.
         latent : as in `host.checkpoints.checkpoint.read_checkpoint`.
         show : a progress bar.
+        prepare : what is done to a checkpoint before it is converted.
 
         Raises
         ------
@@ -298,6 +365,8 @@ class Model:
                 model.check_weights()
             return model
         checkpoint = open_checkpoint(path, latent=latent)
+        if prepare is not None:
+            checkpoint = prepare(checkpoint)
         with golden_errors(checkpoint.name):
             parts = _image_parts(checkpoint, config)
             try:
@@ -366,6 +435,8 @@ class Model:
         UserError : naming the first part that is damaged.
         """
         s, c = self.spec, self.config
+        if self.planes:
+            self._screen()
         for shape in section_shapes(s, c):
             if shape.name == "head":
                 continue
@@ -399,6 +470,22 @@ class Model:
             flags = [blob[i : i + _ROWS].any(axis=1) for i in range(0, s.vocab, _ROWS)]
             self._sound_rows("embedding", np.concatenate(flags), self.image.blob("embedding_scales").view("<f4"))
         self.image.release()
+
+    def _screen(self) -> Screen | None:
+        """The ternary head.
+
+        Raises
+        ------
+        UserError : it is damaged.
+        """
+        if not self.planes:
+            return None
+        info = self.image.sections["screen"].info
+        with golden_errors(f"{self.image.path}: section 'screen'"):
+            weights, scales = layout.unpack_screen(
+                self.image.section("screen"), self.spec.vocab, self.planes, self.spec.hidden, self.config
+            )
+        return Screen(weights, scales, np.float32(info["unit"]), np.float32(info["margin"]))
 
     def _head_pieces(self) -> Iterator[tuple[NDArray[np.int8], NDArray[np.float32]]]:
         """Rows and scales of the head, some blocks at a time, the last ones filled up with zeros."""
@@ -443,6 +530,7 @@ class Model:
                 embedding_scales=embedding_scales,
                 head=None if s.tied else rows,
                 head_scales=None if s.tied else row_scales,
+                screen=self._screen(),
             )
 
     def _gain(self, layer: int, norm: str) -> NDArray[np.float32]:

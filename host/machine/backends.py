@@ -36,6 +36,7 @@ class GoldenBackend(Backend):
         self.slots = slots
         self.vocab = weights.spec.vocab
         self.group = weights.spec.heads // weights.spec.kv_heads
+        self.can_screen = weights.screen is not None
         self.context = checked_context(weights.spec, config, "the model", context)
         cut = replace(weights, spec=replace(weights.spec, max_context=self.context))
         with golden_errors("the model"):
@@ -43,18 +44,24 @@ class GoldenBackend(Backend):
 
     def _pass(self, given: Pass) -> PassResult:
         with golden_errors("golden model"):
-            result = self.model.run_pass(given.tokens, given.positions, given.slots, given.head)
+            result = self.model.run_pass(
+                given.tokens, given.positions, given.slots, given.head, candidates=given.candidates
+            )
         return self._result(result, given.head[0], given.write_logits)
 
     @staticmethod
     def _result(result: GoldenPass, first: int, logits: bool) -> PassResult:
         best = [int(i) for i in result.best]
+        chosen, bound = result.candidates, result.bound
+        places = best if chosen is None else [int(np.searchsorted(c, b)) for c, b in zip(chosen, best, strict=True)]
         return PassResult(
             head_first=first,
             head_count=len(best),
             best_index=tuple(best),
-            best_value=tuple(result.logits[i, b] for i, b in enumerate(best)),
+            best_value=tuple(result.logits[i, b] for i, b in enumerate(places)),
             logits=result.logits if logits else None,
+            candidates=chosen if logits else None,
+            bound=None if bound is None else tuple(bound),
         )
 
     def prefill(
@@ -62,9 +69,20 @@ class GoldenBackend(Backend):
     ) -> list[PassResult]:
         """As `Backend.prefill`, but in passes wider than the accelerator's, which are faster and give the same: one result."""
         self._check_prompt(tokens, start)
-        with golden_errors("golden model"):
-            result = self.model.prefill(tokens, slot, start=start, all_logits=all_logits)
-        return [self._result(result, 0 if all_logits else len(tokens) - 1, all_logits or logits)]
+        wanted = 0 if all_logits else self._candidates(1)
+
+        def run(candidates: int) -> GoldenPass:
+            with golden_errors("golden model"):
+                return self.model.prefill(tokens, slot, start=start, all_logits=all_logits, candidates=candidates)
+
+        first = 0 if all_logits else len(tokens) - 1
+        result = self._result(run(wanted), first, all_logits or logits)
+        if wanted:
+            self.screened += 1
+            if self.head.doubtful(result.best_value, result.bound):
+                self.fallbacks += 1
+                result = self._result(run(0), first, logits)
+        return [result]
 
 
 class CheckedBackend(Backend):
@@ -84,36 +102,42 @@ class CheckedBackend(Backend):
         self.tested, self.reference = tested, reference
         self.config, self.vocab, self.group = tested.config, tested.vocab, tested.group
         self.context, self.slots = tested.context, tested.slots
+        self.can_screen = tested.can_screen
         self.passes = 0
         self.logits = 0
         """Passes and logits compared so far."""
 
     def _pass(self, given: Pass) -> PassResult:
         whole = replace(given, head=(0, given.lanes), write_logits=True)
+        if given.candidates and given.candidates * given.lanes > self.config.screen_entries:
+            whole = replace(given, write_logits=True)
+        begin = whole.head[0]
         got, want = self.tested.run_pass(whole), self.reference.run_pass(whole)
         assert got.logits is not None and want.logits is not None
+        self._compare_candidates(given, begin, got, want)
         a, b = got.logits.view(np.uint32), want.logits.view(np.uint32)
         if a.shape != b.shape:
             raise CheckError(f"pass {self.passes}: logits have shape {a.shape}, the golden model's {b.shape}")
         for lane, index in np.argwhere(a != b)[:1]:
+            token = index if want.candidates is None else want.candidates[lane, index]
             raise CheckError(
-                f"pass {self.passes}, lane {lane}, position {given.positions[lane]}, vocabulary index {index}: logit "
+                f"pass {self.passes}, lane {lane}, position {given.positions[begin + lane]}, vocabulary index {token}: logit "
                 f"{got.logits[lane, index]!r} ({a[lane, index]:#010x}) differs from the golden model's "
                 f"{want.logits[lane, index]!r} ({b[lane, index]:#010x}); "
                 f"{int((a != b).sum())} logits of this pass differ"
             )
-        for lane in range(given.lanes):
+        for lane in range(whole.head[1]):
             mine = (got.best_index[lane], int(np.float32(got.best_value[lane]).view(np.uint32)))
             theirs = (want.best_index[lane], int(np.float32(want.best_value[lane]).view(np.uint32)))
             if mine != theirs:
                 raise CheckError(
-                    f"pass {self.passes}, lane {lane}, position {given.positions[lane]}: arg-max is token {mine[0]} "
+                    f"pass {self.passes}, lane {lane}, position {given.positions[begin + lane]}: arg-max is token {mine[0]} "
                     f"({mine[1]:#010x}), the golden model's is token {theirs[0]} ({theirs[1]:#010x})"
                 )
         self.passes += 1
         self.logits += a.size
         first, count = given.head
-        kept = slice(first, first + count)
+        kept = slice(first - begin, first - begin + count)
         return replace(
             got,
             head_first=first,
@@ -121,7 +145,27 @@ class CheckedBackend(Backend):
             best_index=got.best_index[kept],
             best_value=got.best_value[kept],
             logits=got.logits[kept] if given.write_logits else None,
+            candidates=None if got.candidates is None or not given.write_logits else got.candidates[kept],
+            bound=None if got.bound is None else got.bound[kept],
         )
+
+    def _compare_candidates(self, given: Pass, begin: int, got: PassResult, want: PassResult) -> None:
+        """Rows and bounds of a screened head."""
+        if want.candidates is None or want.bound is None:
+            return
+        assert got.candidates is not None and got.bound is not None
+        for lane, (mine, theirs) in enumerate(zip(got.candidates, want.candidates, strict=True)):
+            where = f"pass {self.passes}, lane {lane}, position {given.positions[begin + lane]}"
+            if not np.array_equal(mine, theirs):
+                row = np.setxor1d(mine, theirs)[0]
+                who = (
+                    ("the accelerator", "the golden model") if row in mine else ("the golden model", "the accelerator")
+                )
+                raise CheckError(f"{where}: row {row} is a candidate of {who[0]} and not of {who[1]}")
+            if got.bound[lane].tobytes() != want.bound[lane].tobytes():
+                raise CheckError(
+                    f"{where}: bound {got.bound[lane]!r} differs from the golden model's {want.bound[lane]!r}"
+                )
 
     def close(self) -> None:
         """Closes both."""

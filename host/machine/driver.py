@@ -220,6 +220,7 @@ class Driver(Backend):
         self.write("port_lead", free=0)
         self.write("irq_enable", done=1)
         self._model, self._program = model, program
+        self.can_screen = program.screened
         self.vocab, self.context, self.slots = model.spec.vocab, program.context, program.slots
         self.group = model.spec.heads // model.spec.kv_heads
 
@@ -267,11 +268,21 @@ class Driver(Backend):
         self.write("lanes", given.lanes)
         self.write("head_lanes", first=first, count=count)
         self.write("write_logits", every=int(given.write_logits))
+        wanted = given.candidates if count else 0
+        self.write("candidates", wanted)
         self.execute()
-        logits = None
-        if given.write_logits:
-            stride = program.logits_stride
-            begin, beats = program.logits_address + first * stride, count * stride
+        logits = candidates = bound = None
+        stride = program.logits_stride
+        begin, beats = program.logits_address + first * stride, count * stride
+        if wanted:
+            bound = tuple(
+                np.array([self.read("bound", i) for i in range(first, first + count)], np.uint32).view(np.float32)
+            )
+        if given.write_logits and wanted:
+            self.device.invalidate(begin, beats)
+            chosen = [layout.unpack_candidates(self.get(begin + i * stride, stride), wanted) for i in range(count)]
+            candidates, logits = np.stack([c for c, _ in chosen]), np.stack([v for _, v in chosen])
+        elif given.write_logits:
             self.device.invalidate(begin, beats)
             logits = self.get(begin, beats).view("<f4").reshape(count, -1)[:, : self.vocab].astype(np.float32)
         lanes = range(first, first + count)
@@ -282,6 +293,8 @@ class Driver(Backend):
             best_index=tuple(self.read("best_index", i) for i in lanes),
             best_value=tuple(values),
             logits=logits,
+            candidates=candidates,
+            bound=bound,
             cycles=self.read("cycles"),
             beats=self.read("beats"),
             writes=self.read("writes"),

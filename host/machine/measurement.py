@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.model import GoldenModel
 from tellme.golden.registers import BUSY, STALLS
+from tellme.golden.screen import quantise
 from tellme.golden.shapes import SHAPES
 from tellme.golden.spec import STEPS, ModelSpec
 from tellme.host.checkpoints.checkpoint import Checkpoint
@@ -94,6 +95,7 @@ class Machine:
     ----------
     spec : the whole model's shape.
     cached : keys that the cache holds before the first pass: random ones, the same in both.
+    candidates : of the screened head; 0: the full head. planes : of its ternary copy.
     trace : file for the records of what every unit does.
 
     Raises
@@ -110,12 +112,17 @@ class Machine:
         *,
         cached: int,
         context: int,
+        candidates: int = 0,
+        planes: int = 1,
         trace: Path | None = None,
         status: Status | None = None,
     ):
         self.config = config
+        self.candidates = candidates
         self.spec = replace(spec, layers=layers, max_context=context)
         weights = random_weights(self.spec, SEED)
+        if candidates:
+            weights = replace(weights, screen=quantise(*weights.head_rows, planes))
         self._folder = tempfile.TemporaryDirectory(prefix="tellme-")
         try:
             path = Path(self._folder.name) / "model.tlm"
@@ -168,13 +175,19 @@ class Machine:
         CheckError : arg-max, a logit, or what the pass wrote to the cache differs from golden's.
         """
         n = len(tokens)
-        given = Pass.of(tokens, range(position, position + n), head=(n - 1, 1) if head else (0, 0), write_logits=logits)
+        given = Pass.of(
+            tokens,
+            range(position, position + n),
+            head=(n - 1, 1) if head else (0, 0),
+            write_logits=logits,
+            candidates=self.candidates if head else 0,
+        )
         got = self.accelerator.run_pass(given)
-        want = self.golden.run_pass(given.tokens, given.positions, given.slots, given.head)
+        want = self.golden.run_pass(given.tokens, given.positions, given.slots, given.head, candidates=given.candidates)
         where = f"{self.spec.layers} layers, {n} lanes from position {position}"
         if head:
             token = int(want.best[0])
-            value = want.logits[0, token]
+            value = want.logits[0].max()
             if got.best_index[0] != token or got.best_value[0].tobytes() != value.tobytes():
                 raise CheckError(
                     f"{where}: arg-max is token {got.best_index[0]} ({got.best_value[0]!r}), "
@@ -182,6 +195,14 @@ class Machine:
                 )
         if got.logits is not None and not np.array_equal(got.logits.view(np.uint32), want.logits.view(np.uint32)):
             raise CheckError(f"{where}: logits differ from the golden model's")
+        if want.bound is not None and (got.bound is None or got.bound[0].tobytes() != want.bound[0].tobytes()):
+            raise CheckError(f"{where}: bound {got.bound} differs from the golden model's {want.bound}")
+        if (
+            got.candidates is not None
+            and want.candidates is not None
+            and not np.array_equal(got.candidates, want.candidates)
+        ):
+            raise CheckError(f"{where}: candidates differ from the golden model's")
         self._check_cache(position, n, where)
         return Cost.of(got)
 
@@ -223,6 +244,7 @@ class Measurement:
     Attributes
     ----------
     phases : where the ports' regions began, bytes modulo 64 KiB; () : one behind the other.
+    candidates, planes : of the screened head, 0: the full head.
     decode : one token with `context` cached keys.
     prefill : the passes of a prompt, in order; empty if none was asked for.
     complete : the decode pass with every layer run, None if it was not asked for.
@@ -234,6 +256,8 @@ class Measurement:
     timing: str
     phases: tuple[int, ...]
     context: int
+    candidates: int
+    planes: int
     decode: Cost
     prefill: tuple[PrefillPass, ...]
     complete: Cost | None
@@ -271,6 +295,9 @@ class Measurement:
             "beat_bytes": c.beat_bytes,
             "clock_hz": c.clock_hz,
             "context": self.context,
+            "head": "screened" if self.candidates else "full",
+            "candidates": self.candidates or None,
+            "planes": self.planes or None,
             "tokens_per_s": self.tokens_per_s,
             "cycles_per_pass": d.cycles,
             "bytes_per_pass": d.beats * c.beat_bytes,
@@ -300,7 +327,7 @@ class Measurement:
 def _names(program: Program) -> list[str]:
     """A name for each descriptor."""
     layers = [f"layer {i} {step}" for i in range(program.spec.layers) for step in STEPS]
-    return ["load", *layers, "head", "end"]
+    return ["load", *layers, *(["screened head"] if program.screened else []), "head", "end"]
 
 
 def measure(
@@ -313,6 +340,8 @@ def measure(
     complete: bool = False,
     trace: bool = False,
     logits: bool = True,
+    candidates: int = 0,
+    planes: int = 1,
     say: Say = lambda _: None,
     status: Status | None = None,
 ) -> Measurement:
@@ -326,6 +355,7 @@ def measure(
     complete : run the decode pass with all layers too.
     trace : record the decode pass with two layers.
     logits : compare every logit (of the model of one layer), not only the arg-max.
+    candidates : of the screened head; 0: the full head. planes : of its ternary copy.
     say : told what is being done.
     status : told how long the simulator takes to build.
 
@@ -346,7 +376,18 @@ def measure(
 
     def machine(layers: int, cached: int, file: Path | None = None) -> Machine:
         say(f"{name}: preparing {layers} layer{'s' * (layers > 1)}")
-        return Machine(spec, layers, config, timing, cached=cached, context=room, trace=file, status=status)
+        return Machine(
+            spec,
+            layers,
+            config,
+            timing,
+            cached=cached,
+            context=room,
+            candidates=candidates,
+            planes=planes,
+            trace=file,
+            status=status,
+        )
 
     def step(m: Machine, tokens: Sequence[int], position: int, **kwargs: bool) -> Cost:
         n = len(tokens)
@@ -395,6 +436,8 @@ def measure(
         timing=timing.name,
         phases=in_use(config, "sim").phases,
         context=context,
+        candidates=candidates,
+        planes=planes if candidates else 0,
         decode=decode,
         prefill=tuple(prefill),
         complete=everything,

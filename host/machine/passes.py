@@ -9,10 +9,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tellme.golden import screen
 from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.schedule import groups
 from tellme.host.errors import UserError
+from tellme.host.machine.screening import FULL, HeadChoice
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Pass:
     tokens, positions, slots : of each lane. Lanes of one slot are neighbours with consecutive ascending positions, and
         attend to what the slot holds below the first of them.
     head : first lane whose logits are computed, and how many; 0: none.
-    write_logits : return every logit of those lanes, not only the arg-max.
+    write_logits : return every logit of those lanes (of a screened head: its candidates), not only the arg-max.
+    candidates : rows that a screened head scores exactly for each of those lanes; 0: the full head.
     """
 
     tokens: tuple[int, ...]
@@ -32,6 +35,7 @@ class Pass:
     slots: tuple[int, ...]
     head: tuple[int, int] = (0, 0)
     write_logits: bool = False
+    candidates: int = 0
 
     @classmethod
     def of(
@@ -42,11 +46,11 @@ class Pass:
         *,
         head: tuple[int, int] = (0, 0),
         write_logits: bool = False,
+        candidates: int = 0,
     ) -> Pass:
         """A pass of any sequences; slots default to 0."""
-        return cls(
-            tuple(tokens), tuple(positions), (0,) * len(tokens) if slots is None else tuple(slots), head, write_logits
-        )
+        own = (0,) * len(tokens) if slots is None else tuple(slots)
+        return cls(tuple(tokens), tuple(positions), own, head, write_logits, candidates)
 
     @property
     def lanes(self) -> int:
@@ -66,7 +70,9 @@ class PassResult:
     ----------
     head_first, head_count : lanes whose logits were computed, [head_first, head_first + head_count).
     best_index, best_value : arg-max token and its logit, an entry for each head lane.
-    logits : float32[head_count, vocab], None unless they were asked for.
+    logits : float32[head_count, vocab], of a screened head [head_count, candidates]; None unless they were asked for.
+    candidates : int64[head_count, candidates], the rows of these logits, ascending; None: all rows.
+    bound : smallest score of a candidate as a logit, an entry for each head lane; None from the full head.
     cycles, beats, writes : counters of the accelerator, None from the golden model.
     stalls, busy : cycles by cause and by unit, empty from the golden model.
     """
@@ -76,11 +82,28 @@ class PassResult:
     best_index: tuple[int, ...]
     best_value: tuple[np.float32, ...]
     logits: NDArray[np.float32] | None = None
+    candidates: NDArray[np.int64] | None = None
+    bound: tuple[np.float32, ...] | None = None
     cycles: int | None = None
     beats: int | None = None
     writes: int | None = None
     stalls: dict[str, int] = field(default_factory=dict)
     busy: dict[str, int] = field(default_factory=dict)
+
+    def behind(self, before: PassResult) -> PassResult:
+        """This result, with the counters of a pass before it counted in."""
+
+        def total(a: int | None, b: int | None) -> int | None:
+            return None if a is None or b is None else a + b
+
+        return replace(
+            self,
+            cycles=total(self.cycles, before.cycles),
+            beats=total(self.beats, before.beats),
+            writes=total(self.writes, before.writes),
+            stalls={k: v + before.stalls[k] for k, v in self.stalls.items()},
+            busy={k: v + before.busy[k] for k, v in self.busy.items()},
+        )
 
 
 def fits_scores(config: AcceleratorConfig, group: int, cached: int, lanes: int, first_lane: int = 0) -> bool:
@@ -126,14 +149,21 @@ class Backend(ABC):
     vocab : tokens of the vocabulary.
     context : positions of a cache slot.
     slots : cache slots.
+    can_screen : the model has a ternary head.
+    head : which head `prefill` and `decode` run, and when a screened pass is followed by one of the full head.
+    screened, fallbacks : screened passes so far, and how many of them were.
     group : query heads of a KV head.
     """
 
     config: AcceleratorConfig
     group: int
+    head: HeadChoice = FULL
+    screened = 0
+    fallbacks = 0
     vocab: int
     context: int
     slots: int
+    can_screen: bool = False
 
     @abstractmethod
     def _pass(self, given: Pass) -> PassResult:
@@ -148,7 +178,15 @@ class Backend(ABC):
             limit.
         """
         self._check_pass(given)
-        return self._pass(replace(given, write_logits=given.write_logits and given.head[1] > 0))
+        given = replace(given, write_logits=given.write_logits and given.head[1] > 0)
+        result = self._pass(given)
+        if given.candidates and given.head[1]:
+            self.screened += 1
+            if self.head.doubtful(result.best_value, result.bound):
+                # The same positions again: what was written to the cache is written once more.
+                self.fallbacks += 1
+                return self._pass(replace(given, candidates=0)).behind(result)
+        return result
 
     def _check_pass(self, given: Pass) -> None:
         n, positions, slots = given.lanes, given.positions, given.slots
@@ -183,6 +221,13 @@ class Backend(ABC):
         first, count = given.head
         if first < 0 or count < 0 or first + count > n:
             raise UserError(f"head lanes {first}..{first + count - 1} are not lanes of a pass of {n}")
+        if given.candidates and count:
+            if not self.can_screen:
+                raise UserError(
+                    "the model's image has no ternary head to choose candidates with; convert it with --head screened"
+                )
+            if why := screen.problem(given.candidates, count, self.vocab, self.config.screen_entries):
+                raise UserError(why)
 
     def _check_prompt(self, tokens: Sequence[int], start: int) -> None:
         if not tokens:
@@ -218,6 +263,7 @@ class Backend(ABC):
                         [slot] * n,
                         head=head,
                         write_logits=all_logits or logits,
+                        candidates=0 if all_logits else self._candidates(head[1]),
                     )
                 )
             )
@@ -225,7 +271,11 @@ class Backend(ABC):
 
     def decode(self, token: int, position: int, *, slot: int = 0, logits: bool = False) -> PassResult:
         """One token of one sequence."""
-        return self.run_pass(Pass((token,), (position,), (slot,), (0, 1), logits))
+        return self.run_pass(Pass((token,), (position,), (slot,), (0, 1), logits, self._candidates(1)))
+
+    def _candidates(self, lanes: int) -> int:
+        """Candidates of a pass with so many head lanes, 0 for the full head."""
+        return self.head.wanted(lanes, self.vocab, self.config.screen_entries)
 
     def close(self) -> None:  # noqa: B027 - most back ends hold nothing
         """Gives back what the back end holds."""

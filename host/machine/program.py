@@ -17,6 +17,7 @@ from tellme.golden.config import AcceleratorConfig
 from tellme.golden.layout import KvLayout
 from tellme.golden.program import DESCRIPTOR_BYTES, Opcode, encode
 from tellme.golden.registers import MAX_SLOTS
+from tellme.golden.screen import BOUND_SHIFT
 from tellme.golden.spec import STEPS, ModelSpec, Step, rope_tables
 from tellme.host.checkpoints.checkpoint import golden_errors
 from tellme.host.errors import UserError
@@ -36,6 +37,7 @@ class Program:
     rope_table : uint8[beats, beat_bytes], what belongs at `rope_address`.
     kv : places inside a layer's cache; layer i's starts at `kv_address + i * slots * kv.slot_stride`.
     window_beats : the whole.
+    screened : it can run a screened head.
     """
 
     config: AcceleratorConfig
@@ -55,6 +57,7 @@ class Program:
     kv_address: int
     kv: KvLayout
     window_beats: int
+    screened: bool = False
 
 
 def usable_context(spec: ModelSpec, config: AcceleratorConfig) -> int:
@@ -112,12 +115,15 @@ def check_slots(slots: int) -> None:
         raise UserError(f"slots must be from 1 to {MAX_SLOTS}, what the accelerator can tell apart, not {slots}")
 
 
-def planned_sections(spec: ModelSpec, config: AcceleratorConfig) -> dict[str, Section]:
-    """Sections as an image of such a model for `config` would have them, with scales of 1: enough for sizes and addresses."""
+def planned_sections(spec: ModelSpec, config: AcceleratorConfig, planes: int = 0) -> dict[str, Section]:
+    """Sections as an image of such a model for `config` would have them, with scales of 1: enough for sizes and addresses.
+
+    planes : of the ternary copy of the head, 0: none.
+    """
     out: dict[str, Section] = {}
     at = 0
-    for shape in section_shapes(spec, config):
-        info = {**shape.info, "scales": [1.0] * shape.scales}
+    for shape in section_shapes(spec, config, planes):
+        info = {**shape.info, "scales": [1.0] * shape.scales, "unit": 1.0}
         out[shape.name] = Section(shape.name, at, shape.beats, (), info)
         at += shape.beats
     return out
@@ -151,7 +157,8 @@ def compile_sections(
     """`compile_program` from the parts of an image that it needs, or of one that is only planned."""
     context = _checked_context(name, spec, sections, config, slots, context)
     spec = replace(spec, max_context=context)
-    length = 1 + len(STEPS) * spec.layers + 2
+    screened = "screen" in sections
+    length = 1 + len(STEPS) * spec.layers + 2 + screened
     if length > config.max_descriptors:
         raise UserError(
             f"{name}: needs {length} descriptors ({spec.layers} layers), accelerator {config.name!r} holds "
@@ -173,7 +180,7 @@ def compile_sections(
     # A rule of the hardware that no check above has told in the words of the model.
     if (found := problem(code, config, context=context, slots=slots)) is not None:
         raise UserError(f"{name}: accelerator {config.name!r} cannot execute descriptor {found[0]}: {found[1]}")
-    return replace(program, code=code)
+    return replace(program, code=code, screened=screened)
 
 
 def _checked_context(
@@ -285,6 +292,23 @@ def _descriptors(program: Program, sections: Mapping[str, Section]) -> bytes:
     )
     for i in range(spec.layers):
         code += b"".join(executed(i, step) for step in STEPS.values())
+    if "screen" in sections:
+        info = sections["screen"].info
+        code += encode(
+            Opcode.SCREEN,
+            norm_in=1,
+            address=at("screen"),
+            tiles=layout.tiles(spec.hidden, config),
+            planes=info["planes"],
+            inputs=spec.hidden,
+            inv_n=1 / spec.hidden,
+            eps=spec.norm_eps,
+            logits_address=program.logits_address,
+            logits_stride=program.logits_stride,
+            rows=spec.vocab,
+            row_address=at("rows"),
+            bound_unit=info["unit"] * (1 << BOUND_SHIFT),
+        )
     code += encode(
         Opcode.HEAD,
         norm_in=1,

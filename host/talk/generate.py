@@ -159,6 +159,11 @@ class Generation:
             raise UserError(
                 f"the prompt has {len(prompt_ids)} tokens, the context holds {backend.context}; shorten the prompt"
             )
+        head, top_k = backend.head, (sampling or Sampling()).top_k
+        if head.mode != "full" and top_k > head.candidates:
+            raise UserError(
+                f"top-k is {top_k}, the screened head gives {head.candidates} candidates; ask for more candidates"
+            )
         self.report = Report(prompt_ids=list(prompt_ids))
         self._backend = backend
         self._max = max_new_tokens
@@ -186,7 +191,7 @@ class Generation:
     def _choose(self, result: PassResult) -> int:
         if self._sampling.greedy or result.logits is None:
             return result.best_index[-1]
-        return self._sampler(result.logits[-1])
+        return self._sampler(result.logits[-1], None if result.candidates is None else result.candidates[-1])
 
     def _pieces(self) -> Iterator[str]:
         report, wanted = self.report, not self._sampling.greedy

@@ -1,4 +1,4 @@
-"""The next token from logits: greedy, or drawn with temperature, top-k and top-p from a seeded generator."""
+"""The next token from logits: greedy, or drawn with temperature, top-k, top-p and min-p from a seeded generator."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ class Sampling:
     temperature : 0 takes the most likely token (the lowest id of equals); otherwise logits are divided by it.
     top_k : draw from the k most likely tokens only; 0 for all.
     top_p : draw from the fewest most likely tokens whose probabilities reach p; 1 for all.
+    min_p : draw from tokens only that are at least so many times as likely as the likeliest; 0 for all.
     seed : of the generator; the same seed and logits give the same tokens.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -34,6 +36,8 @@ class Sampling:
             raise UserError(f"top-k must be 0 (all tokens) or more, not {self.top_k}")
         if not 0.0 < self.top_p <= 1.0:
             raise UserError(f"top-p must be above 0 and at most 1, not {self.top_p}")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise UserError(f"min-p must be from 0 (all tokens) to 1, not {self.min_p}")
         if self.seed < 0:
             raise UserError(f"seed must be 0 or more, not {self.seed}")
 
@@ -43,9 +47,10 @@ class Sampling:
 
 
 def distribution(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.float64]:
-    """Probabilities float64[vocab] that `Sampler` draws from; one-hot at the arg-max when greedy.
+    """Probabilities float64[n] that `Sampler` draws from, of tokens with logits float32[n] in the order of their ids; one-hot at
+    the arg-max when greedy.
 
-    Equal logits rank by id, lowest first, so that the cut of top-k and top-p is defined.
+    Equal logits rank by id, lowest first, so that the cut of top-k and top-p is defined. Top-k cuts first, then top-p, then min-p.
     """
     values = np.asarray(logits, dtype=np.float64)
     if not np.all(np.isfinite(values)):
@@ -65,6 +70,9 @@ def distribution(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.
         # The token that crosses p is kept, so at least one is.
         keep = int(np.searchsorted(np.cumsum(p), sampling.top_p)) + 1
         order, p = order[:keep], p[:keep] / p[:keep].sum()
+    if sampling.min_p > 0.0:
+        keep = int(np.count_nonzero(p >= sampling.min_p * p[0]))  # likeliest first, so the rest is behind
+        order, p = order[:keep], p[:keep] / p[:keep].sum()
     out[order] = p
     return out
 
@@ -76,8 +84,15 @@ class Sampler:
         self.sampling = sampling
         self._generator = np.random.Generator(np.random.PCG64(sampling.seed))
 
-    def __call__(self, logits: NDArray[np.float32]) -> int:
-        """The next token id from float32[vocab] logits."""
+    def __call__(self, logits: NDArray[np.float32], ids: NDArray[np.int64] | None = None) -> int:
+        """The next token id from logits float32[n].
+
+        ids : ascending, of the tokens that the logits are of; None: of the whole vocabulary.
+        """
+        place = self._place(logits)
+        return place if ids is None else int(ids[place])
+
+    def _place(self, logits: NDArray[np.float32]) -> int:
         p = distribution(logits, self.sampling)
         if self.sampling.greedy:
             return int(np.argmax(p))

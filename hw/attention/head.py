@@ -12,6 +12,7 @@ from amaranth.utils import exact_log2
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.hw.attention.block import Sizes
 from tellme.hw.attention.signatures import LogitPort
+from tellme.hw.interfaces import ScreenedBest
 from tellme.hw.pipeline import delay_line
 from tellme.hw.queues import ShortQueue
 
@@ -20,6 +21,16 @@ CANDIDATE = data.StructLayout({"order": 32, "value": 32, "index": 32})
 
 LOGIT_BEATS = 16
 """Beats of logits that wait to be written."""
+
+
+class _Chosen:
+    """What is compared: logits of the rows row, row + 1, ... of a lane."""
+
+    def __init__(self, sizes: Sizes):
+        self.valid, self.new, self.fresh = Signal(), Signal(), Signal()
+        self.lane = Signal(clog2(sizes.config.lanes))
+        self.row = Signal(32)
+        self.values = [Signal(32, name=f"chosen_{k}") for k in range(sizes.config.keys_per_beat)]
 
 
 class LogitSink(wiring.Component):
@@ -31,6 +42,7 @@ class LogitSink(wiring.Component):
     --------------------
     vocabulary, write_logits : see AttentionUnit.
     given : logits.
+    screened : the best of a lane's candidates, while no job runs: as if it were the lane's only logit.
     logits : stream of beats (`logit_layout`).
     best_index, best_value : by lane, for the lanes of the job valid once `finished`, and every beat is taken.
     finished : pulse, the job's last logit is compared, and taken.
@@ -48,6 +60,7 @@ class LogitSink(wiring.Component):
                 "vocabulary": In(32),
                 "write_logits": In(1),
                 "given": In(LogitPort(sizes)),
+                "screened": In(ScreenedBest(config)),
                 "logits": Out(stream.Signature(logit_layout(config))),
                 "best_index": Out(data.ArrayLayout(32, config.lanes)),
                 "best_value": Out(data.ArrayLayout(32, config.lanes)),
@@ -57,7 +70,8 @@ class LogitSink(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        self._best(m, self._largest(m))
+        chosen = self._choose(m)
+        self._best(m, chosen, self._largest(m, chosen))
         credits = self._gather(m)
         ending = Signal()
         ended = delay_line(m, self.given.end, self.end_delay, "ended", reset_less=False)
@@ -68,16 +82,33 @@ class LogitSink(wiring.Component):
             m.d.sync += ending.eq(0)
         return m
 
-    def _largest(self, m: Module) -> Any:
+    def _choose(self, m: Module) -> _Chosen:
+        """Logits of a job, or the best of a lane, with which all other rows of its beat are -infinity."""
+        given, alone = self.given, self.screened
+        keys = self.sizes.config.keys_per_beat
+        low = exact_log2(keys)
+        out = _Chosen(self.sizes)
+        for k in range(keys):
+            other = Mux(alone.row[:low] == k, alone.value, 0xFF800000) if keys > 1 else alone.value
+            m.d.comb += out.values[k].eq(Mux(alone.valid, other, given.values[k]))
+        m.d.comb += [
+            out.row.eq(Mux(alone.valid, alone.row[low:], Cat(given.beat, given.block)) << low),
+            out.lane.eq(Mux(alone.valid, alone.lane, given.lane)),
+            out.valid.eq(given.valid | alone.valid),
+            out.new.eq(given.new | alone.valid),
+            out.fresh.eq((given.new & given.first) | alone.valid),
+        ]
+        return out
+
+    def _largest(self, m: Module, chosen: _Chosen) -> Any:
         """The largest of the logits that come together, `delay` cycles behind them."""
         keys = self.sizes.config.keys_per_beat
-        row = Signal(32)
+        row = chosen.row
         vocabulary = Signal(32, reset_less=True)
         m.d.sync += vocabulary.eq(self.vocabulary)
-        m.d.comb += row.eq(Cat(self.given.beat, self.given.block) << exact_log2(keys))
         level: list[Signal] = []
         for k in range(keys):
-            x = self.given.values[k]
+            x = chosen.values[k]
             # Unsigned integers in the order of the values; both zeros are one. 0 is less than any value.
             order = Mux(x[:31] == 0, 1 << 31, Mux(x[31], ~x, x | (1 << 31)))[:32]
             entry = Signal(CANDIDATE, name=f"entry_{k}", reset_less=True)
@@ -99,15 +130,15 @@ class LogitSink(wiring.Component):
         assert delay == self.delay
         return level[0]
 
-    def _best(self, m: Module, challenger: Any) -> None:
+    def _best(self, m: Module, chosen: _Chosen, challenger: Any) -> None:
         """The best of each lane so far."""
         config, delay = self.sizes.config, self.delay
-        valid = delay_line(m, self.given.valid, delay, "valid", reset_less=False)
-        lane = delay_line(m, self.given.lane, delay, "lane")
-        fresh = delay_line(m, self.given.new & self.given.first, delay, "fresh")
+        valid = delay_line(m, chosen.valid, delay, "valid", reset_less=False)
+        lane = delay_line(m, chosen.lane, delay, "lane")
+        fresh = delay_line(m, chosen.fresh, delay, "fresh")
         # The lane's best so far is looked up a cycle ahead: the lane changes at most once in a tile.
-        new = delay_line(m, self.given.new, delay, "new")
-        ahead = delay_line(m, self.given.lane, delay - 1, "ahead")
+        new = delay_line(m, chosen.new, delay, "new")
+        ahead = delay_line(m, chosen.lane, delay - 1, "ahead")
         orders = Array(Signal(32, name=f"order_{i}", reset_less=True) for i in range(config.lanes))
         indices = Array(Signal(32, name=f"index_{i}", reset_less=True) for i in range(config.lanes))
         values = Array(Signal(32, name=f"value_{i}", reset_less=True) for i in range(config.lanes))

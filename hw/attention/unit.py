@@ -28,6 +28,7 @@ from tellme.hw.interfaces import (
     OwnReadPort,
     OwnScalePort,
     QueryScalePort,
+    ScreenedBest,
     phase_layout,
 )
 from tellme.hw.memory.columns import ColumnMemory
@@ -55,7 +56,7 @@ class AttentionUnit(wiring.Component):
     beats : the stream.
     int8, query_scales, own, own_scales : read ports of the element-wise buffers. It never waits for a grant.
     chunks : results.
-    logits, best_index, best_value : see LogitSink.
+    logits, screened, best_index, best_value : see LogitSink.
     stall_memory : a run waits for a beat.
     stall_softmax : it waits for anything else (operands, weights, buffers).
     """
@@ -92,6 +93,7 @@ class AttentionUnit(wiring.Component):
                 "own_scales": Out(OwnScalePort(config)),
                 "chunks": Out(AttentionChunks(config)),
                 "logits": Out(stream.Signature(logit_layout(config))),
+                "screened": In(ScreenedBest(config)),
                 "best_index": Out(data.ArrayLayout(32, config.lanes)),
                 "best_value": Out(data.ArrayLayout(32, config.lanes)),
                 "stall_memory": Out(1),
@@ -148,6 +150,7 @@ class AttentionUnit(wiring.Component):
             "own_scales": self.loader.own_scales,
             "chunks": self.sums.chunks,
             "logits": self.head.logits,
+            "screened": self.head.screened,
         }
         for name, port in inside.items():
             wiring.connect(m, wiring.flipped(getattr(self, name)), port)

@@ -18,6 +18,7 @@ from tellme.golden.kv import KvGeometry
 from tellme.golden.layout import ROW_MULTIPLE
 from tellme.golden.program import Kind, Opcode
 from tellme.golden.registers import MAX_SLOTS
+from tellme.golden.screen import MAX_CANDIDATES, MAX_PLANES, MAX_ROWS, MULTIPLE
 from tellme.hw.control.descriptor import DESCRIPTOR
 
 
@@ -36,8 +37,8 @@ class _Kinds:
     """First cycle: what kind a descriptor is."""
 
     def __init__(self, m: Module, d: data.View[data.Layout]):
-        self.is_end, self.load, self.linear, self.attend, self.head, self.known = (
-            Signal(name=n) for n in "end load linear attend head known".split()
+        self.is_end, self.load, self.linear, self.attend, self.head, self.screen, self.known = (
+            Signal(name=n) for n in "end load linear attend head screen known".split()
         )
         self.qkv, self.residual, self.gate = (Signal(name=n) for n in ("qkv", "residual", "gate"))
         opcode, kind = d.shared.opcode, d.linear.kind
@@ -47,13 +48,17 @@ class _Kinds:
             self.linear.eq(opcode == Opcode.LINEAR),
             self.attend.eq(opcode == Opcode.ATTENTION),
             self.head.eq(opcode == Opcode.HEAD),
+            self.screen.eq(opcode == Opcode.SCREEN),
             self.known.eq(opcode <= max(Opcode)),
             self.qkv.eq((opcode == Opcode.LINEAR) & (kind == Kind.QKV)),
             self.residual.eq((opcode == Opcode.LINEAR) & (kind == Kind.RESIDUAL)),
             self.gate.eq((opcode == Opcode.LINEAR) & (kind != Kind.QKV) & (kind != Kind.RESIDUAL)),
         ]
         self.with_heads, self.quantised = Signal(name="with_heads"), Signal(name="quantised")
-        m.d.comb += [self.with_heads.eq(self.qkv | self.attend), self.quantised.eq(self.linear | self.head)]
+        m.d.comb += [
+            self.with_heads.eq(self.qkv | self.attend),
+            self.quantised.eq(self.linear | self.head | self.screen),
+        ]
 
 
 class _Sizes:
@@ -106,6 +111,8 @@ class _Sizes:
             m.d.comb += chosen.eq(rows[1:])
         with m.If(kinds.attend):
             m.d.comb += chosen.eq(self.q_dims << self.unit_bits)
+        with m.If(kinds.screen):
+            m.d.comb += chosen.eq(inputs)  # which it leaves as they were
 
 
 class _Left:
@@ -114,9 +121,10 @@ class _Left:
     def __init__(self) -> None:
         self.features, self.hidden, self.rope = Signal(16), Signal(16), Signal(16)
         self.heads = Signal(32)  # word of head_dim, heads, kv_heads of the QKV layer before
+        self.screens = Signal()  # there was a SCREEN
 
     def forget(self) -> list[Any]:
-        return [s.eq(0) for s in (self.features, self.hidden, self.rope, self.heads)]
+        return [s.eq(0) for s in (self.features, self.hidden, self.rope, self.heads, self.screens)]
 
 
 class _Rules:
@@ -179,7 +187,7 @@ class ProgramCheck(wiring.Component):
 
     Interface attributes
     --------------------
-    start : pulse; `length`, `context`, `slots` stay stable until `busy` falls. context : positions of a slot, at least 1.
+    start : pulse; `length`, `context`, `slots`, `candidates`, `head_count` stay stable until `busy` falls. context : positions of a slot, at least 1.
     busy : from the cycle after `start` on; `bad` is valid when it has fallen.
     bad : the program cannot run. index : the descriptor it is about, `length` when there is no END.
     request, valid, descriptor : a reader's port of `ProgramMemory`, with the low bits of `index`.
@@ -193,6 +201,8 @@ class ProgramCheck(wiring.Component):
                 "length": In(16),
                 "context": In(clog2(config.max_context + 1)),
                 "slots": In(clog2(MAX_SLOTS + 1)),
+                "candidates": In(clog2(MAX_CANDIDATES + 1)),
+                "head_count": In(clog2(config.lanes) + 1),
                 "busy": Out(1),
                 "bad": Out(1),
                 "index": Out(range(config.max_descriptors + 1)),
@@ -218,11 +228,15 @@ class ProgramCheck(wiring.Component):
         left = _Left()
         rules = _Rules(m)
         rules.refuse(Const(1), ~kinds.known)
+        wanted = Signal()
+        m.d.sync += wanted.eq((self.candidates != 0) & (self.head_count != 0))
+        rules.refuse(kinds.is_end, wanted & ~left.screens)
         self._check_gain(m, rules, d, kinds, sizes)
         self._check_load(rules, d, kinds, sizes)
         self._check_linear(rules, d, kinds, sizes, left)
         self._check_heads(rules, d, kinds, sizes, left)
         self._check_head(m, rules, d, kinds)
+        self._check_screen(m, rules, d, kinds)
         self._run(m, d, kinds, sizes, left, rules)
         return m
 
@@ -230,8 +244,8 @@ class ProgramCheck(wiring.Component):
         gain, gain_beats = d.shared.gain_out, d.shared.gain_beats
         none = Signal()  # no gain is asked for, or none can be
         m.d.comb += none.eq(~gain | sizes.nothing)
-        rules.refuse(~kinds.is_end, none & (gain | (gain_beats != 0)))
-        rules.refuse(~kinds.is_end & ~none, gain_beats != sizes.gain_need)
+        rules.refuse(~kinds.is_end & ~kinds.screen, none & (gain | (gain_beats != 0)))
+        rules.refuse(~kinds.is_end & ~kinds.screen & ~none, gain_beats != sizes.gain_need)
 
     def _check_load(self, rules: _Rules, d: Any, kinds: _Kinds, sizes: _Sizes) -> None:
         c = self.config
@@ -275,15 +289,31 @@ class ProgramCheck(wiring.Component):
 
     def _check_head(self, m: Module, rules: _Rules, d: Any, kinds: _Kinds) -> None:
         """The output head."""
-        c, blocks, stride = self.config, d.head.blocks, d.head.logits_stride
+        c, blocks, stride, heads = self.config, d.head.blocks, d.head.logits_stride, kinds.head | kinds.screen
         inputs, vocabulary = d.head.inputs, d.head.rows
         rules.refuse(kinds.head, (blocks == 0) | (vocabulary == 0))
         rules.refuse(kinds.head, vocabulary > blocks << exact_log2(c.key_block))
-        rules.refuse(kinds.head, (inputs[: exact_log2(c.cell)] != 0) | (inputs > c.max_hidden))
+        rules.refuse(heads, (inputs[: exact_log2(c.cell)] != 0) | (inputs > c.max_hidden))
         rules.refuse(kinds.head, stride < blocks << exact_log2(c.key_block // c.word))
         logits_end = Signal(33 + exact_log2(c.lanes))
         m.d.sync += logits_end.eq(d.head.logits_address + (stride << exact_log2(c.lanes)))
-        rules.refuse(kinds.head, _beyond(logits_end))
+        rules.refuse(heads, _beyond(logits_end))
+
+    def _check_screen(self, m: Module, rules: _Rules, d: Any, kinds: _Kinds) -> None:
+        """The screened head, and the candidates that are wanted of it."""
+        c, screen, count = self.config, d.screen, self.candidates
+        rules.refuse(kinds.screen, d.shared.gain_out | (d.shared.gain_beats != 0))
+        rules.refuse(kinds.screen, (screen.planes == 0) | (screen.planes > MAX_PLANES))
+        rules.refuse(kinds.screen, (screen.rows == 0) | (screen.rows > MAX_ROWS))
+        rules.refuse(kinds.screen, screen.logits_stride << exact_log2(c.word) < screen.rows)
+        bad_count, few_rows = Signal(), Signal()
+        held = Signal(len(count) + len(self.head_count))
+        m.d.sync += [
+            bad_count.eq((count[: exact_log2(MULTIPLE)] != 0) | (count > MAX_CANDIDATES)),
+            few_rows.eq((count << 1) > screen.rows),
+            held.eq(_times(count, self.head_count)),
+        ]
+        rules.refuse(kinds.screen & (count != 0), bad_count | few_rows | (held > c.screen_entries))
 
     @staticmethod
     def _heads_word(d: Any) -> Value:
@@ -340,6 +370,7 @@ class ProgramCheck(wiring.Component):
                     m.d.sync += [left.hidden.eq(d.load.inputs), left.rope.eq(d.load.head_dim)]
                 m.d.sync += [
                     left.features.eq(sizes.outputs),
+                    left.screens.eq(left.screens | kinds.screen),
                     left.heads.eq(Mux(kinds.qkv, self._heads_word(d), 0)),
                     self.index.eq(self.index + 1),
                 ]

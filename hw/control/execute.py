@@ -13,6 +13,7 @@ from tellme.golden.registers import MAX_SLOTS
 from tellme.hw.control.check import ProgramCheck
 from tellme.hw.control.descriptor import DESCRIPTOR
 from tellme.hw.control.route import Route
+from tellme.hw.head.heap import CANDIDATE_BITS
 from tellme.hw.interfaces import phase_layout
 
 
@@ -26,7 +27,7 @@ class Executor(wiring.Component):
     Interface attributes
     --------------------
     start : pulse; `done` is a pulse when END is reached and every write has arrived. `busy` : in between.
-    program_length, context, slots, head_first, head_count : the registers, stable until the pass ends.
+    program_length, context, slots, head_first, head_count, candidates : the registers, stable until the pass ends.
     loading : beats are those of the program. `beat_taken` : one has come.
     program_ready : the program has come and can run.
     request, read_index, valid, read_descriptor : a reader's port of `ProgramMemory`.
@@ -38,6 +39,7 @@ class Executor(wiring.Component):
     *_busy : of each unit of `UNITS`.
     head_mode : the output head runs.
     head_phases : stream of its phases. `sweep_first`, `sweep_count`: lanes of the current sweep.
+    screening : a screened head runs: TLMM's rows are its own.
     bad_descriptor : level, the program cannot run because of the descriptor before `index`; nothing of it was executed.
     """
 
@@ -55,6 +57,7 @@ class Executor(wiring.Component):
                 "slots": In(clog2(MAX_SLOTS + 1)),
                 "head_first": In(lane),
                 "head_count": In(lane + 1),
+                "candidates": In(CANDIDATE_BITS),
                 # program memory
                 "beat_taken": In(1),
                 "loading": Out(1),
@@ -73,6 +76,7 @@ class Executor(wiring.Component):
                 **{f"start_{u}": Out(1) for u in STARTS},
                 **{f"{u}_busy": In(1) for u in UNITS},
                 "head_mode": Out(1),
+                "screening": Out(1),
                 "sweep_first": Out(lane),
                 "sweep_count": Out(lane + 1),
                 "head_phases": Out(stream.Signature(phase_layout(config))),
@@ -86,6 +90,8 @@ class Executor(wiring.Component):
             check.length.eq(self.program_length),
             check.context.eq(self.context),
             check.slots.eq(self.slots),
+            check.candidates.eq(self.candidates),
+            check.head_count.eq(self.head_count),
             check.valid.eq(self.valid),
             check.descriptor.eq(self.read_descriptor),
             self.read_index.eq(Mux(check.busy, check.index, self.index)),
@@ -102,6 +108,7 @@ class Executor(wiring.Component):
             self._run_linear(m, has_gain)
             self._run_attention(m, has_gain)
             self._run_head(m, lanes_left, block, last_block)
+            self._run_screen(m)
             with m.State("Finish"):
                 m.d.comb += self.draining.eq(1)
                 with m.If(~self.writer_busy):
@@ -146,6 +153,7 @@ class Executor(wiring.Component):
                     self.index.eq(0),
                     self.program_ready.eq(0),
                     self.head_mode.eq(0),
+                    self.screening.eq(0),
                     self.bad_descriptor.eq(0),
                     self.route.eq(Route.PROGRAM),
                     remaining.eq((self.program_length * DESCRIPTOR_BYTES) >> beat_bits),
@@ -174,6 +182,8 @@ class Executor(wiring.Component):
         hold = Signal()
         in_the_way = (d.shared.opcode != Opcode.LINEAR) | (d.linear.kind == Kind.QKV)
         m.d.comb += hold.eq(self.kv_writer_busy & in_the_way)
+        heads, screened = Signal(), Signal()
+        m.d.sync += [heads.eq(self.head_count != 0), screened.eq(self.candidates != 0)]
         with m.State("Read"):
             m.d.sync += self.route.eq(Route.LOAD)
             m.d.comb += self.request.eq(1)
@@ -195,8 +205,12 @@ class Executor(wiring.Component):
                 with m.Case(Opcode.HEAD):
                     m.d.sync += [self.sweep_first.eq(self.head_first), lanes_left.eq(self.head_count)]
                     m.next = "Read"
-                    with m.If(self.head_count != 0):
+                    with m.If(heads & ~screened):
                         m.next = "Head-Quantise"
+                with m.Case(Opcode.SCREEN):
+                    m.next = "Read"
+                    with m.If(heads & screened):
+                        m.next = "Screen"
 
     def _run_linear(self, m: Module, has_gain: Value) -> None:
         """The quantiser and the tables start while the gain is still on its way."""
@@ -241,6 +255,22 @@ class Executor(wiring.Component):
             with m.If(~self.attention_busy & ~self.collect_busy):
                 m.next = "Read"
 
+    def _run_screen(self, m: Module) -> None:
+        """The ternary matrix as in a LINEAR, to the screened head, which then asks for the candidates' rows."""
+        with m.State("Screen"):
+            m.d.sync += [self.route.eq(Route.SCREEN), self.screening.eq(1)]
+            m.next = "Screen-Start"
+        with m.State("Screen-Start"):
+            m.d.comb += [self.start_quantise.eq(1), self.start_tlmm.eq(1), self.start_screen.eq(1)]
+            m.next = "Screen-Started"
+        with m.State("Screen-Started"):
+            m.next = "Screen-Wait"
+        with m.State("Screen-Wait"):
+            m.d.comb += self.waiting_elementwise.eq(self.quantise_busy)
+            with m.If(~self.tlmm_busy & ~self.quantise_busy & ~self.screen_busy):
+                m.d.sync += self.screening.eq(0)
+                m.next = "Read"
+
     def _run_head(self, m: Module, lanes_left: Signal, block: Signal, last_block: Signal) -> None:
         """The whole head once a sweep of attention_lanes lanes."""
         most = self.config.attention_lanes
@@ -279,7 +309,19 @@ class Executor(wiring.Component):
                     m.next = "Read"
 
 
-STARTS = ("gain", "x", "rope", "quantise", "epilogue", "collect", "tlmm", "attention", "sequence", "kv_writer")
+STARTS = (
+    "gain",
+    "x",
+    "rope",
+    "quantise",
+    "epilogue",
+    "collect",
+    "tlmm",
+    "attention",
+    "sequence",
+    "kv_writer",
+    "screen",
+)
 """Units that the executor starts. collect: the statistics of attention results; sequence: the phase sequencer."""
-UNITS = ("gain", "x", "rope", "quantise", "epilogue", "collect", "tlmm", "attention", "kv_writer", "writer")
+UNITS = ("gain", "x", "rope", "quantise", "epilogue", "collect", "tlmm", "attention", "kv_writer", "writer", "screen")
 """Units it waits for."""

@@ -16,6 +16,8 @@ from tellme.golden.program import DESCRIPTOR_BYTES, Opcode
 from tellme.hw.control.descriptor import DESCRIPTOR
 from tellme.hw.control.sequence import PhaseSequencer
 from tellme.hw.fp.dsp import CASCADE_SHIFT, multiply_add, positive
+from tellme.hw.head.heap import CANDIDATE_BITS, CHOSEN
+from tellme.hw.head.select import matrix_rows
 from tellme.hw.interfaces import PassParameters, count_bits
 from tellme.hw.pipeline import register
 
@@ -98,9 +100,10 @@ class Fetcher(wiring.Component):
     Interface attributes
     --------------------
     start : pulse; the parameters of the pass stay stable until the pass ends. `busy` : segments are to come.
-    program_address, program_length, head_count : the registers. `parameters` : lanes of the pass.
+    program_address, program_length, head_count, candidates : the registers. `parameters` : lanes of the pass.
     program_ready : the program memory is filled.
     request, index, valid, descriptor : a reader's port of `ProgramMemory`.
+    chosen : rows of a screened head to read, once they are known.
     segments : stream of `SEGMENT`.
     """
 
@@ -115,6 +118,8 @@ class Fetcher(wiring.Component):
                 "program_ready": In(1),
                 "parameters": In(PassParameters(config)),
                 "head_count": In(count_bits(config)),
+                "candidates": In(CANDIDATE_BITS),
+                "chosen": In(stream.Signature(CHOSEN)),
                 "request": Out(1),
                 "index": Out(clog2(config.max_descriptors)),
                 "valid": In(1),
@@ -140,6 +145,7 @@ class Fetcher(wiring.Component):
             self._fetch_load(m, walk, d, lane)
             self._fetch_linear(m, walk, d)
             self._fetch_head(m, walk, d, sweeps)
+            self._fetch_screen(m, walk, d)
             self._fetch_attention(m, walk, d, sequencer)
         m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))
         return m
@@ -158,6 +164,8 @@ class Fetcher(wiring.Component):
     def _read_descriptor(self, m: Module, walk: _Walk, d: Any, lane: Signal, sweeps: Signal, sequencer: Any) -> None:
         """Sends a descriptor's gain, and goes on to what its opcode reads."""
         attention_lanes = self.config.attention_lanes
+        screened = Signal()
+        m.d.sync += screened.eq(self.candidates != 0)
         with m.State("Read"):
             m.d.comb += self.request.eq(1)
             with m.If(self.valid):
@@ -176,6 +184,12 @@ class Fetcher(wiring.Component):
                 with m.Case(Opcode.HEAD):
                     m.d.sync += sweeps.eq((self.head_count + (attention_lanes - 1)) >> exact_log2(attention_lanes))
                     m.next = "Head"
+                    with m.If(screened):
+                        m.next = "Read"
+                with m.Case(Opcode.SCREEN):
+                    m.next = "Read"
+                    with m.If(screened & (self.head_count != 0)):
+                        m.next = "Screen"
                 with m.Default():
                     m.next = "Idle"
 
@@ -231,6 +245,41 @@ class Fetcher(wiring.Component):
             m.d.sync += [walk.beats.eq(walk.product), sweeps.eq(sweeps - 1)]
             m.next = "Emit-Head"
         walk.emit("Head")
+
+    def _fetch_screen(self, m: Module, walk: _Walk, d: Any) -> None:
+        """The ternary matrix with its scales; then the rows that are chosen, as they are named."""
+        c = self.config
+        block_bits, beat_bits = exact_log2(c.block_rows), exact_log2(c.beat_bytes)
+        rows = matrix_rows(m, d.screen.planes, d.screen.rows)
+        scale_beats, row_beats = Signal(32), Signal(16)
+        m.d.sync += [
+            scale_beats.eq((rows + (c.block_rows - 1)) >> block_bits << (block_bits + 1 - beat_bits)),
+            row_beats.eq(((d.screen.inputs + (c.beat_bytes - 1)) >> beat_bits) + 1),
+        ]
+        last = Signal()
+        with m.State("Screen"):
+            m.next = "Screen-Rows"
+        with m.State("Screen-Rows"):
+            m.next = "Screen-Matrix"
+        with m.State("Screen-Matrix"):
+            walk.multiply(rows, d.screen.tiles, "Screen-Length")
+        walk.waiting("Screen-Length")
+        with m.State("Screen-Length"):
+            m.d.sync += walk.beats.eq(walk.product + scale_beats)
+            m.next = "Emit-Chosen"
+        walk.emit("Chosen")
+        with m.State("Chosen"):
+            m.d.comb += self.chosen.ready.eq(1)
+            m.d.sync += [last.eq(self.chosen.payload.last), walk.address.eq(d.screen.row_address)]
+            with m.If(self.chosen.valid):
+                walk.multiply(self.chosen.payload.row, row_beats, "Chosen-Address")
+        walk.waiting("Chosen-Address")
+        with m.State("Chosen-Address"):
+            walk.advance(walk.product)
+            m.d.sync += walk.beats.eq(row_beats)
+            m.next = "Emit-Chosen"
+            with m.If(last):
+                m.next = "Emit-Read"
 
     def _fetch_attention(self, m: Module, walk: _Walk, d: Any, sequencer: Any) -> None:
         """K scales, V scales and K cells, then V cells, of every cache block."""

@@ -17,7 +17,7 @@ PORTS = ("base_low", "base_high", "owed", "port_beats", "port_stalls")
 def count(register: Register, config: AcceleratorConfig) -> int:
     """Entries of a register that this accelerator has."""
     limits = {"stall": len(STALLS), "busy": len(BUSY)} | dict.fromkeys(PORTS, config.ports)
-    lanes = ("position", "slot", "best_index", "best_value")
+    lanes = ("position", "slot", "best_index", "best_value", "bound")
     return config.lanes if register.name in lanes else limits.get(register.name, register.count)
 
 
@@ -44,9 +44,9 @@ class ControlRegisters(wiring.Component):
     locked : a pass runs.
     start, soft_reset : pulses, fields of `control`.
     identity, version, build, geometry : registers that are read: what this accelerator is.
-    status, error_address, owed, best_index, best_value : what it does, and what a pass gave.
+    status, error_address, owed, best_index, best_value, bound : what it does, and what a pass gave.
     cycles, beats, writes, stall, busy, port_beats, port_stalls : counters of the last pass.
-    lanes, head_lanes, position, slot, write_logits : registers that are written, too: a pass.
+    lanes, head_lanes, position, slot, write_logits, candidates : registers that are written, too: a pass.
     program_address, program_length, context, slots : its program.
     base_low, base_high, window_beats, timeout, irq_enable, port_lead : memory and time.
     """

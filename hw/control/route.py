@@ -9,13 +9,14 @@ from amaranth.lib.wiring import In, Out
 from tellme.golden.config import AcceleratorConfig
 
 
-class Route(enum.Enum, shape=2):
+class Route(enum.Enum, shape=3):
     """Which unit takes the beats of the stream."""
 
     PROGRAM = 0
     LOAD = 1
     TLMM = 2
     ATTENTION = 3
+    SCREEN = 4
 
 
 class BeatRouter(wiring.Component):
@@ -26,7 +27,8 @@ class BeatRouter(wiring.Component):
     route : whose turn it is.
     loading : beats are those of the program, whatever the route.
     beats : the stream.
-    load, tlmm, attention : to the units.
+    weights : of the screened head's beats, the next is TLMM's.
+    load, tlmm, attention, screen : to the units.
     program, program_write : a beat of the program, always taken.
     taken : a beat is taken.
     waiting : one would be, and none is there.
@@ -38,10 +40,12 @@ class BeatRouter(wiring.Component):
             {
                 "route": In(Route),
                 "loading": In(1),
+                "weights": In(1),
                 "beats": In(beats),
                 "load": Out(beats),
                 "tlmm": Out(beats),
                 "attention": Out(beats),
+                "screen": Out(beats),
                 "program": Out(8 * config.beat_bytes),
                 "program_write": Out(1),
                 "taken": Out(1),
@@ -52,12 +56,18 @@ class BeatRouter(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         ready = Signal()
-        for route, unit in ((Route.LOAD, self.load), (Route.TLMM, self.tlmm), (Route.ATTENTION, self.attention)):
+        screened = self.route == Route.SCREEN
+        for turn, unit in (
+            (self.route == Route.LOAD, self.load),
+            ((self.route == Route.TLMM) | (screened & self.weights), self.tlmm),
+            (self.route == Route.ATTENTION, self.attention),
+            (screened & ~self.weights, self.screen),
+        ):
             m.d.comb += [
                 unit.payload.eq(self.beats.payload),
-                unit.valid.eq(self.beats.valid & (self.route == route)),
+                unit.valid.eq(self.beats.valid & turn),
             ]
-            with m.If(self.route == route):
+            with m.If(turn):
                 m.d.comb += ready.eq(unit.ready)
         with m.If(self.loading):
             m.d.comb += ready.eq(1)

@@ -1,13 +1,15 @@
-"""Writes beats of logits where a HEAD descriptor wants them."""
+"""Writes beats of logits where a HEAD descriptor wants them, and candidates where a SCREEN wants them."""
 
 from __future__ import annotations
 
 from amaranth.hdl import Cat, Const, Module, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from tellme.golden.config import AcceleratorConfig
 from tellme.hw.attention.head import logit_layout
+from tellme.hw.head.score import candidate_layout
 from tellme.hw.memory.writer import write_layout
 
 STEPS = 3
@@ -20,7 +22,9 @@ class LogitWriter(wiring.Component):
     Interface attributes
     --------------------
     address, stride : of lane 0's logits and from lane to lane, beats; stable while `busy`.
-    logits : stream of `logit_layout`. `writes` : stream of `write_layout`.
+    logits : stream of `logit_layout`, whole beats.
+    candidates : stream of `candidate_layout`, eight bytes each; never together.
+    writes : stream of `write_layout`.
     busy : a beat is held or offered.
     """
 
@@ -31,6 +35,7 @@ class LogitWriter(wiring.Component):
                 "address": In(32),
                 "stride": In(32),
                 "logits": In(stream.Signature(logit_layout(config))),
+                "candidates": In(stream.Signature(candidate_layout(config))),
                 "writes": Out(stream.Signature(write_layout(config))),
                 "busy": Out(1),
             }
@@ -39,7 +44,12 @@ class LogitWriter(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         held = Signal(logit_layout(self._config), reset_less=True)
+        strobe = Signal(self._config.beat_bytes, reset_less=True)
         full = Signal()
+        candidate = self.candidates.payload
+        size = candidate.candidate.shape().size // 8
+        places = self._config.beat_bytes // size
+        place_bits = exact_log2(places)
         steps = Signal(STEPS)
         lane = Value.cast(held.lane)
         half = len(lane) // 2
@@ -63,14 +73,29 @@ class LogitWriter(wiring.Component):
         ]
         m.d.comb += [
             self.logits.ready.eq(~full),
+            self.candidates.ready.eq(~full),
             self.writes.valid.eq(full & steps[-1]),
             self.writes.payload.address.eq(total),
             self.writes.payload.data.eq(held.data),
-            self.writes.payload.strobe.eq(~0),
-            self.busy.eq(full | self.logits.valid),
+            self.writes.payload.strobe.eq(strobe),
+            self.busy.eq(full | self.logits.valid | self.candidates.valid),
         ]
         with m.If(~full):
-            m.d.sync += [held.eq(self.logits.payload), full.eq(self.logits.valid), steps.eq(0)]
+            m.d.sync += [
+                held.eq(self.logits.payload),
+                strobe.eq(~0),
+                full.eq(self.logits.valid | self.candidates.valid),
+                steps.eq(0),
+            ]
+            with m.If(self.candidates.valid):
+                m.d.sync += [
+                    held.lane.eq(candidate.lane),
+                    held.beat.eq(candidate.number >> place_bits),
+                    held.data.eq(candidate.candidate.as_value().replicate(places)),
+                    strobe.eq(
+                        Const((1 << size) - 1, self._config.beat_bytes) << (candidate.number[:place_bits] * size)
+                    ),
+                ]
         with m.Elif(self.writes.valid & self.writes.ready):
             m.d.sync += full.eq(0)
         return m

@@ -7,32 +7,51 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig
-from tellme.hw.interfaces import Int8ReadPort, OwnReadPort, OwnScalePort
+from tellme.hw.interfaces import Int8ReadPort, OwnReadPort, OwnScalePort, QueryScalePort
 
 
 class Int8Sharing(wiring.Component):
-    """Tables and attention read the int8 buffer; they never run together. No latency.
+    """Tables, attention and the rows of a screened head read the int8 buffer, and the latter two the scales of activations;
+    they never run together. No latency.
 
     Interface attributes
     --------------------
-    attending : attention's job runs: its addresses count.
-    tables, attention : who reads.
+    attending, scoring : attention's job, or rows, run: their addresses count, and else those of the tables.
+    tables, attention, rows : who reads.
     buffer : what is read.
+    attention_scales, rows_scales, scales : likewise.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
-        port = Int8ReadPort(config)
-        super().__init__({"attending": In(1), "tables": In(port), "attention": In(port), "buffer": Out(port)})
+        port, scale = Int8ReadPort(config), QueryScalePort(config)
+        super().__init__(
+            {
+                "attending": In(1),
+                "scoring": In(1),
+                "tables": In(port),
+                "attention": In(port),
+                "rows": In(port),
+                "buffer": Out(port),
+                "attention_scales": In(scale),
+                "rows_scales": In(scale),
+                "scales": Out(scale),
+            }
+        )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        for name in ("lane", "word"):
+            others = Mux(self.attending, getattr(self.attention, name), getattr(self.tables, name))
+            m.d.comb += getattr(self.buffer, name).eq(Mux(self.scoring, getattr(self.rows, name), others))
         m.d.comb += [
-            self.buffer.lane.eq(Mux(self.attending, self.attention.lane, self.tables.lane)),
-            self.buffer.word.eq(Mux(self.attending, self.attention.word, self.tables.word)),
-            self.buffer.en.eq(self.attention.en | self.tables.en),
-            self.attention.data.eq(self.buffer.data),
-            self.tables.data.eq(self.buffer.data),
+            self.buffer.en.eq(self.attention.en | self.tables.en | self.rows.en),
+            self.scales.lane.eq(Mux(self.scoring, self.rows_scales.lane, self.attention_scales.lane)),
+            self.scales.head.eq(Mux(self.scoring, self.rows_scales.head, self.attention_scales.head)),
         ]
+        for reader in (self.attention, self.tables, self.rows):
+            m.d.comb += reader.data.eq(self.buffer.data)
+        for scales in (self.attention_scales, self.rows_scales):
+            m.d.comb += scales.data.eq(self.scales.data)
         return m
 
 

@@ -8,7 +8,8 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from tellme.golden.config import AcceleratorConfig
+from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.golden.screen import MAX_PLANES, MAX_ROWS
 from tellme.hw.interfaces import Int8ReadPort, count_bits
 from tellme.hw.pipeline import delay_line, register, wire
 from tellme.hw.queues import ReservedQueue
@@ -17,6 +18,9 @@ from tellme.hw.tlmm.loader import TileLoader
 from tellme.hw.tlmm.tables import TableBuilder, TableMemory, sum_width
 from tellme.hw.tlmm.tree import AdderTree, tree_delay
 from tellme.hw.tlmm.unpack import Unpacker, entries
+
+ROWS_BITS = clog2(MAX_ROWS * MAX_PLANES + 1)
+"""Of the rows of a job: those of a screened head are the most."""
 
 
 def _told(config: AcceleratorConfig) -> int:
@@ -78,7 +82,7 @@ class TlmmEngine(wiring.Component):
             {
                 "start": In(1),
                 "tiles": In(16),
-                "rows": In(16),
+                "rows": In(ROWS_BITS),
                 "block_rows": In(16),
                 "lanes": In(count_bits(config)),
                 "busy": Out(1),
@@ -145,7 +149,10 @@ class TlmmEngine(wiring.Component):
 
     def _load(self, m: Module, loader: TileLoader) -> None:
         """The job for the loader, and its reads of the int8 buffer."""
-        rows_ahead, another = Signal(16), Signal()  # rows from the block that is loaded to the end; more than it has
+        rows_ahead, another = (
+            Signal(ROWS_BITS),
+            Signal(),
+        )  # rows from the block that is loaded to the end; more than it has
         m.d.sync += another.eq(rows_ahead > self.block_rows)
         m.d.comb += [
             loader.start.eq(self.start),
@@ -165,7 +172,7 @@ class TlmmEngine(wiring.Component):
         block_rows = self._config.block_rows
         streaming = Signal()
         read_bank = Signal()
-        rows_left = Signal(16)  # from this block's first row to the end
+        rows_left = Signal(ROWS_BITS)  # from this block's first row to the end
         row = Signal(range(block_rows))
         tile = Signal(16)
         # Where the counters stand, known before the cycle that asks. A tile has 8 rows or more: what changes with a tile or

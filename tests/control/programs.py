@@ -11,9 +11,12 @@ from tellme.golden.program import DESCRIPTOR_BYTES, FIELDS, Field, Opcode, decod
 from tellme.host.machine.program import Program, compile_sections, planned_sections
 
 
-def compiled(spec: ModelSpec, config: AcceleratorConfig, *, slots: int = 3, context: int | None = None) -> Program:
-    """The program of a model of this shape."""
-    return compile_sections("test", spec, planned_sections(spec, config), config, slots=slots, context=context)
+def compiled(
+    spec: ModelSpec, config: AcceleratorConfig, *, slots: int = 3, context: int | None = None, planes: int = 0
+) -> Program:
+    """The program of a model of this shape, whose head is screened with so many ternary planes (0: it is not)."""
+    sections = planned_sections(spec, config, planes)
+    return compile_sections("test", spec, sections, config, slots=slots, context=context)
 
 
 def split(code: bytes) -> list[bytes]:

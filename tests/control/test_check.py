@@ -26,11 +26,13 @@ from tests.control.programs import compiled, damaged, mutation
 from tests.models import small_spec
 
 CASES = {
-    "tiny": (small_spec(layers=1), TINY),
+    "tiny": (small_spec(layers=1, vocab=300), TINY),
     "tiny-mha-silu": (small_spec(layers=1, kv_heads=4, head_dim=64, activation="silu", attn_sub_norm=False), TINY),
     "kv260": (replace(BITNET_2B, layers=1), KV260),
     "ultra96v2": (replace(BITNET_07B, layers=1), ULTRA96V2),
 }
+CANDIDATES = ((0, 1), (64, 1), (128, 4), (64, 0))
+"""(candidates, head lanes) that programs are judged with."""
 ONE_LANE = replace(TINY, name="one", lanes=1)
 CONFIGS = {c.name: c for c in (ONE_LANE, TINY, KV260)}
 
@@ -49,7 +51,10 @@ class Bench(wiring.Component):
         m = Module()
         m.submodules.memory = memory = self.memory
         m.submodules.check = check = self.check
-        for unit, names in ((check, "start length context slots"), (memory, "restart write beat")):
+        for unit, names in (
+            (check, "start length context slots candidates head_count"),
+            (memory, "restart write beat"),
+        ):
             m.d.comb += [getattr(unit, n).eq(getattr(self, n)) for n in names.split()]
         m.d.comb += [
             self.busy.eq(check.busy),
@@ -87,12 +92,19 @@ async def _verdict(dut: Any, limit: int) -> int:
     raise AssertionError(f"no verdict in {limit} cycles")
 
 
-def _programs(name: str, mutations: int) -> list[tuple[str, bytes]]:
+def _programs(name: str, mutations: int) -> list[tuple[str, bytes, int, int]]:
+    """(what, program, candidates, head lanes)."""
     spec, config = CASES[name]
-    code = compiled(spec, config).code
     rng = random.Random(f"{name} 5")
-    cases = [("as compiled", code), *damaged(code)]
-    return cases + [(f"mutation {i}", mutation(code, rng)) for i in range(mutations)]
+    codes = [compiled(spec, config, planes=planes).code for planes in (1, 0, 2)]
+    first = codes[0]
+    cases = [("as compiled", first), *damaged(first)]
+    cases += [(f"mutation {i}", mutation(first, rng)) for i in range(mutations)]
+    out = [(what, code, *CANDIDATES[i % len(CANDIDATES)]) for i, (what, code) in enumerate(cases)]
+    for count in (0, 1, 8, 16, 17, 64, 144, 160, 512, 1024, 1040, 2047):
+        for lanes in (0, 1, config.lanes // 2, config.lanes):
+            out += [(f"{count} for {lanes} lanes, program {i}", code, count, lanes) for i, code in enumerate(codes)]
+    return out
 
 
 @cocotb.test()
@@ -103,7 +115,8 @@ async def check_programs(dut: Any) -> None:
     await _reset(dut, "start", "restart", "write")
     dut.context.value, dut.slots.value = context, slots
     right = 0
-    for what, code in _programs(name, parameters()["mutations"]):
+    for what, code, candidates, head_count in _programs(name, parameters()["mutations"]):
+        dut.candidates.value, dut.head_count.value = candidates, head_count
         dut.restart.value = 1
         await RisingEdge(dut.clk)
         dut.restart.value = 0
@@ -115,9 +128,9 @@ async def check_programs(dut: Any) -> None:
         length = len(code) // DESCRIPTOR_BYTES
         dut.length.value = length
         cycles = await _verdict(dut, 40 * length)
-        want = problem(code, config, context=context, slots=slots)
+        want = problem(code, config, context=context, slots=slots, candidates=candidates, head_lanes=head_count)
         got = int(dut.index.value) if int(dut.bad.value) else None
-        assert got == (None if want is None else want[0]), (what, got, want)
+        assert got == (None if want is None else want[0]), (what, candidates, head_count, got, want)
         right += want is None
         if what == "as compiled":
             expected = ProgramCheck.expected_cycles(

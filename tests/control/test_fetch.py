@@ -13,12 +13,13 @@ from amaranth.lib.wiring import In, Out
 from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
-from tellme.golden import schedule
+from tellme.golden import layout, schedule
 from tellme.golden.config import KV260, TINY, AcceleratorConfig
 from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, encode
 from tellme.hw.control.descriptor import ProgramMemory
 from tellme.hw.control.fetch import SEGMENT, Fetcher
 from tellme.hw.control.sequence import PhaseSequencer
+from tellme.hw.head.heap import CANDIDATE_BITS, CHOSEN
 from tellme.hw.interfaces import PassParameters, count_bits, phase_layout
 from tellme.sim.runner import parameters, simulate
 
@@ -43,6 +44,8 @@ class Bench(wiring.Component):
                 "beat": In(8 * config.beat_bytes),
                 "parameters": In(PassParameters(config)),
                 "head_count": In(count_bits(config)),
+                "candidates": In(CANDIDATE_BITS),
+                "chosen": In(stream.Signature(CHOSEN)),
                 "segments": Out(stream.Signature(SEGMENT)),
                 "phases": Out(stream.Signature(phase_layout(config))),
             }
@@ -68,12 +71,14 @@ class Bench(wiring.Component):
             fetcher.program_length.eq(self.program_length),
             fetcher.program_ready.eq(self.program_ready),
             fetcher.head_count.eq(self.head_count),
+            fetcher.candidates.eq(self.candidates),
             self.busy.eq(fetcher.busy),
             sequencer.start.eq(self.start_phases),
             sequencer.kv_heads.eq(self.kv_heads),
             self.phases_busy.eq(sequencer.busy),
         ]
         wiring.connect(m, wiring.flipped(self.segments), fetcher.segments)
+        wiring.connect(m, wiring.flipped(self.chosen), fetcher.chosen)
         wiring.connect(m, wiring.flipped(self.phases), sequencer.phases)
         return m
 
@@ -94,7 +99,15 @@ def _unpack(value: int, layout: data.StructLayout) -> dict[str, int]:
 
 async def _reset(dut: Any) -> None:
     Clock(dut.clk, 10, "ns").start()
-    for name in ("start", "start_phases", "write", "program_ready", "segments__ready", "phases__ready"):
+    for name in (
+        "start",
+        "start_phases",
+        "write",
+        "program_ready",
+        "segments__ready",
+        "phases__ready",
+        "chosen__valid",
+    ):
         getattr(dut, name).value = 0
     dut.rst.value = 1
     for _ in range(3):
@@ -135,6 +148,7 @@ def _program(config: AcceleratorConfig, rng: random.Random) -> bytes:
         "kv_heads": 3,
         "heads": 6,
     }
+    inputs = rng.choice((32, 96, 1536, 2560))
     return b"".join(
         (
             encode(
@@ -153,10 +167,33 @@ def _program(config: AcceleratorConfig, rng: random.Random) -> bytes:
                 Opcode.LINEAR, kind=Kind.GATE_SILU, address=rng.randrange(1 << 31), gain_beats=96, tiles=22, rows=13824
             ),
             encode(Opcode.ATTENTION, **{**attention, "head_dim": 32, "kv_heads": 1}),
+            encode(
+                Opcode.SCREEN,
+                address=rng.randrange(1 << 31),
+                tiles=layout.tiles(inputs, config),
+                planes=rng.choice((1, 2)),
+                inputs=inputs,
+                rows=rng.choice((1, 300, 32002, 128256, 1 << 20)),
+                row_address=rng.randrange(1 << 30),
+            ),
             encode(Opcode.HEAD, address=1 << 20, blocks=251, inputs=1536),
             encode(Opcode.END),
         )
     )
+
+
+async def _choose(dut: Any, rows: list[int], stall: float) -> None:
+    """Names rows that are to be read."""
+    rng = random.Random(3)
+    for i, row in enumerate(rows):
+        while rng.random() < stall:
+            await RisingEdge(dut.clk)
+        dut.chosen__valid.value = 1
+        dut.chosen__payload.value = row | (i + 1 == len(rows)) << 20
+        await RisingEdge(dut.clk)
+        while not int(dut.chosen__ready.value):
+            await RisingEdge(dut.clk)
+        dut.chosen__valid.value = 0
 
 
 @cocotb.test()
@@ -169,6 +206,8 @@ async def check_segments(dut: Any) -> None:
         head_count = (0, 1, len(positions))[i % 3]
         _lanes(dut, config, positions, slots)
         dut.head_count.value = head_count
+        candidates = [rng.randrange(1 << 20) for _ in range(16 * head_count)] if i % 2 else []
+        dut.candidates.value = 16 if candidates else 0
         dut.program_length.value = len(program) // DESCRIPTOR_BYTES
         dut.program_ready.value = 0
         dut.start.value = 1
@@ -181,8 +220,10 @@ async def check_segments(dut: Any) -> None:
             await RisingEdge(dut.clk)
         dut.write.value = 0
         dut.program_ready.value = 1
+        choosing = cocotb.start_soon(_choose(dut, candidates, parameters()["stall"]))
         got = await _collect(dut, "segments", SEGMENT, dut.busy, parameters()["stall"], rng)
-        want = schedule.segments(config, program, 77, positions, slots, head_count)
+        await choosing
+        want = schedule.segments(config, program, 77, positions, slots, head_count, candidates)
         assert [(s["address"], s["beats"]) for s in got] == [(s.address % 2**32, s.beats) for s in want], (
             positions,
             slots,

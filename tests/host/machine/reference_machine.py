@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tellme.golden import attention, check, elementwise, fp, head, layout, registers, schedule, ternary
+from tellme.golden import attention, check, elementwise, fp, head, layout, registers, schedule, screen, ternary
 from tellme.golden.boards import phases, place
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, decode
@@ -137,6 +137,7 @@ class ReferenceMachine:
     def _run(self) -> None:
         c = self.config
         self.read_beats = 0
+        self.chosen: list[int] = []
         for i, base in enumerate(self.port_bases):
             if (self.get("base_low", i) | self.get("base_high", i) << 32) != base:
                 raise Stop(ErrorCode.READ_DECERR, 0)
@@ -159,7 +160,9 @@ class ReferenceMachine:
             raise Stop(ErrorCode.BAD_LANES)
         length = self.get("program_length") * DESCRIPTOR_BYTES
         code = self.beats(self.get("program_address"), -(-length // c.beat_bytes)).tobytes()[:length]
-        if (found := check.problem(code, c, context=context, slots=slots)) is not None:
+        candidates = self.get("candidates")
+        found = check.problem(code, c, context=context, slots=slots, candidates=candidates, head_lanes=heads["count"])
+        if found is not None:
             raise Stop(ErrorCode.BAD_DESCRIPTOR, found[0])
         for i in range(0, length, DESCRIPTOR_BYTES):
             try:
@@ -184,7 +187,10 @@ class ReferenceMachine:
             getattr(self, f"_{opcode.name.lower()}")(f, gain)
         else:
             raise Stop(ErrorCode.BAD_DESCRIPTOR, self.index)
-        expected = schedule.segments(c, code, self.get("program_address"), self.positions, self.slots, heads["count"])
+        chosen = self.chosen if candidates else []
+        expected = schedule.segments(
+            c, code, self.get("program_address"), self.positions, self.slots, heads["count"], chosen
+        )
         self.set("cycles", sum(s.beats for s in expected))
         self.set("beats", sum(s.beats for s in expected))
         for i in range(len(registers.STALLS)):
@@ -281,7 +287,7 @@ class ReferenceMachine:
         first, count = lanes["first"], lanes["count"]
         if first + count > len(self.positions):
             raise Stop(ErrorCode.BAD_LANES)
-        if not count:
+        if not count or self.get("candidates"):
             return
         assert f["tiles"] == layout.tiles(f["inputs"], c)
         data = self.beats(f["address"], f["blocks"] * layout.head_block_beats(f["inputs"], c))
@@ -297,3 +303,38 @@ class ReferenceMachine:
                 padded = np.zeros((1, f["blocks"] * c.key_block), np.float32)
                 padded[0, : f["rows"]] = logits[i]
                 self.put(f["logits_address"] + (first + i) * f["logits_stride"], layout.pack_floats(padded, c))
+
+    def _screen(self, f: dict, gain: NDArray[np.float32] | None) -> None:
+        c, lanes = self.config, registers.unpack("head_lanes", self.get("head_lanes"))
+        first, count, candidates = lanes["first"], lanes["count"], self.get("candidates")
+        if not count or not candidates:
+            return
+        n, rows = f["inputs"], f["rows"]
+        data = self.beats(f["address"], layout.screen_beats(rows, f["planes"], n, c))
+        weights, scales = layout.unpack_screen(data, rows, f["planes"], n, c)
+        mine = slice(first, first + count)
+        stats = elementwise.Statistics(self.stats.ss[mine], self.stats.amax[mine], self.stats.u[mine])
+        q, act_scale = elementwise.quantise(stats, norm=True, eps=f["eps"])
+        unit = np.float32(f["bound_unit"]) / np.float32(1 << screen.BOUND_SHIFT)
+        ternary = screen.Screen(weights, scales, unit)
+        values = screen.scores(q, ternary)
+        chosen = screen.select(values, candidates)
+        for i, (own, bound) in enumerate(zip(chosen, screen.bounds(values, chosen, act_scale, ternary), strict=True)):
+            beats = layout.row_beats(n, c)
+            records = np.stack([self.beats(f["row_address"] + row * beats, beats) for row in own.tolist()])
+            tails = np.ascontiguousarray(records[:, -1, :8])
+            assert (tails.view("<u4")[:, 1] == own).all()
+            int8 = records[:, :-1].reshape(candidates, -1)[:, :n].view(np.int8)
+            logits = head.logits(q[i : i + 1], act_scale[i : i + 1], int8, tails.view("<f4")[:, 0])[0]
+            best = int(head.best(logits[None])[0])
+            self.set("best_index", int(own[best]), first + i)
+            self.set("best_value", int(fp.bits(logits[best])), first + i)
+            self.set("bound", int(fp.bits(bound)), first + i)
+            self.chosen += own.tolist()
+            if self.get("write_logits"):
+                order = np.random.default_rng(i).permutation(candidates)  # any order will do
+                pairs = np.stack([fp.bits(logits), own.astype(np.uint32)], axis=1)[order].astype("<u4")
+                self.put(
+                    f["logits_address"] + (first + i) * f["logits_stride"],
+                    layout.pack_floats(pairs.reshape(1, -1).view("<f4"), c),
+                )

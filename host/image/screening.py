@@ -1,0 +1,147 @@
+"""The ternary copy of a model's head: how many planes it needs, and its margin, from what a text makes of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellme.golden import screen
+from tellme.golden.config import AcceleratorConfig
+from tellme.golden.model import PREFILL_LANES, GoldenModel, ModelWeights
+from tellme.golden.screen import Screen
+from tellme.host.checkpoints.checkpoint import Checkpoint, golden_errors
+from tellme.host.errors import UserError
+from tellme.host.text.tokenizer import Tokenizer
+
+LEAST = 64
+"""Candidates that the true arg-max must be among for one plane to do, and that margins are measured for."""
+USUAL = 256
+"""Candidates of which it is looked at how often they are in doubt."""
+DOUBTFUL = 0.01
+"""Share of positions at which they may be, for one plane to do."""
+SAFETY = 1.25
+"""Margin, in units of the largest that a text shows to be needed."""
+POSITIONS = 256
+"""Of a text that are looked at."""
+
+TEXT = """Once upon a time there was a little lighthouse on a cliff by the sea. Every evening the keeper climbed its 112 steps, lit the
+lamp and wrote the weather into a thick book: "Wind from the north-west, rain until noon, two ships." She liked the quiet, but in
+winter she missed her brother, who lived in the city and worked as an engineer.
+
+The Rhine rises in the Swiss Alps and flows through Lake Constance, past Basel, Strasbourg, Cologne and Rotterdam, into the North
+Sea. It is about 1,230 kilometres long. What is the capital of France? The capital of France is Paris, which had 2.1 million
+inhabitants in 2020.
+
+def mean(values):
+    total = 0
+    for v in values:
+        total += v
+    return total / len(values)
+
+To make bread you need 500 g of flour, 350 ml of water, 10 g of salt and some yeast. First mix everything in a bowl; then let the
+dough rest for an hour. Why does it rise? Because the yeast turns sugar into carbon dioxide. Heute ist ein schöner Tag, und die
+Kinder spielen im Garten. If 3x + 5 = 20, then 3x = 15 and x = 5.
+"""
+"""What a model is calibrated with if no other text is given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What a text says of a ternary head.
+
+    Attributes
+    ----------
+    positions : looked at. worst_rank : of the true arg-max among the scores, from 0.
+    needed : most by which a logit of a row that is not among the LEAST best is above its own score.
+    doubtful : share of positions whose best logit is above the bound of USUAL candidates by less than SAFETY * needed.
+    """
+
+    positions: int
+    worst_rank: int
+    needed: float
+    doubtful: float
+
+
+def calibrate(
+    q: NDArray[np.int8], act_scale: NDArray[np.float32], logits: NDArray[np.float32], ternary: Screen
+) -> Calibration:
+    """Measures a ternary head by activations [positions, features], their scales and their logits [positions, rows]."""
+    rows = logits.shape[1]
+    count, usual = min(LEAST, rows // 2), min(USUAL, rows // 2)
+    best = logits.argmax(axis=-1)
+    worst, needed = 0, 0.0
+    margins = np.empty(len(q))
+    for i in range(0, len(q), PREFILL_LANES):
+        part = slice(i, i + PREFILL_LANES)
+        values = screen.scores(q[part], ternary)
+        chosen = screen.select(values, count)
+        bound = screen.bounds(values, screen.select(values, usual), act_scale[part], ternary)
+        excess = logits[part] - values * (act_scale[part].astype(np.float64) * float(ternary.unit))[:, None]
+        np.put_along_axis(excess, chosen, -np.inf, axis=-1)
+        worst = max(worst, int(screen.ranks(values, best[part]).max()))
+        needed = max(needed, float(excess.max()))
+        margins[part] = logits[part].max(axis=-1) - bound
+    return Calibration(
+        positions=len(q),
+        worst_rank=worst,
+        needed=needed,
+        doubtful=float((margins < SAFETY * needed).mean()),
+    )
+
+
+def _activations(
+    checkpoint: Checkpoint, text: str, config: AcceleratorConfig
+) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.float32]]:
+    """What a text makes of a model: inputs of the head, their scales, logits."""
+    weights = checkpoint.weights
+    ids = Tokenizer(checkpoint.tokenizer, weights.spec.vocab).encode(text)[: min(POSITIONS, weights.spec.max_context)]
+    if not ids:
+        raise UserError(f"{checkpoint.name}: the calibration text has no token")
+    spec = replace(weights.spec, max_context=len(ids))
+    result = GoldenModel(replace(weights, spec=spec), config).prefill(ids, all_logits=True)
+    assert result.head_inputs is not None and result.head_scale is not None
+    return result.head_inputs, result.head_scale, result.logits
+
+
+def with_screen(
+    checkpoint: Checkpoint, config: AcceleratorConfig, *, planes: int | None = None, text: str = TEXT
+) -> tuple[Checkpoint, Calibration | None]:
+    """A checkpoint with a ternary copy of its head, and what the text said of it.
+
+    Parameters
+    ----------
+    config : an accelerator that holds the model. planes : 1 or 2, and no calibration; None: as many as the text asks for.
+
+    Raises
+    ------
+    UserError : there is no such number of planes, the text is empty, or the head has too many rows.
+    """
+    weights = checkpoint.weights
+    if planes is not None and not 1 <= planes <= screen.MAX_PLANES:
+        raise UserError(f"--planes must be 1 or {screen.MAX_PLANES}, not {planes}")
+    if weights.spec.vocab < 2 * screen.MULTIPLE:
+        raise UserError(
+            f"{checkpoint.name}: a vocabulary of {weights.spec.vocab} is too small for a screened head; convert it without"
+        )
+    with golden_errors(checkpoint.name):
+        if planes is not None:
+            return replace(checkpoint, weights=_screened(weights, planes)), None
+        q, act_scale, logits = _activations(checkpoint, text, config)
+        for count in range(1, screen.MAX_PLANES + 1):
+            made = _screened(weights, count)
+            assert made.screen is not None
+            found = calibrate(q, act_scale, logits, made.screen)
+            if found.worst_rank < LEAST and found.doubtful <= DOUBTFUL:
+                break
+        assert made.screen is not None
+        ternary = replace(made.screen, margin=np.float32(SAFETY * found.needed))
+        return replace(checkpoint, weights=replace(made, screen=ternary)), found
+
+
+def _screened(weights: ModelWeights, planes: int) -> ModelWeights:
+    try:
+        return replace(weights, screen=screen.quantise(*weights.head_rows, planes))
+    except ValueError as e:
+        raise UserError(str(e)) from e

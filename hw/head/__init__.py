@@ -1,0 +1,1 @@
+"""The screened output head: candidates chosen by ternary scores, then scored exactly."""

@@ -1,0 +1,271 @@
+"""Exact logits of the candidates of a screened head."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from tellme.golden.arith import ceil_div
+from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.golden.screen import BOUND_SHIFT
+from tellme.hw.fp import IntToFloat, Multiplier
+from tellme.hw.fp.dsp import multiply_add
+from tellme.hw.head.heap import CANDIDATE_BITS, INDEX_BITS, score_bits
+from tellme.hw.interfaces import Int8ReadPort, QueryScalePort, count_bits
+from tellme.hw.pipeline import delay_line
+from tellme.hw.queues import Queue
+
+WORDS = 4
+"""Words of the int8 buffer in a beat of int8."""
+RESULTS = 16
+"""Logits that wait to be written; a row begins while fewer than half of them do."""
+
+CANDIDATE = data.StructLayout({"logit": 32, "row": 32})
+"""What is written of a candidate: binary32, and its row."""
+
+
+def candidate_layout(config: AcceleratorConfig) -> data.StructLayout:
+    """A candidate to write: lane, number within the lane, and what is written."""
+    return data.StructLayout({"lane": clog2(config.lanes), "number": CANDIDATE_BITS, "candidate": CANDIDATE})
+
+
+class _Place:
+    """Where the scorer is, and what it takes in a cycle."""
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        lane = clog2(config.lanes)
+        self.lane, self.actual = Signal(lane), Signal(lane)
+        """Ordinal among the head lanes, and the lane itself."""
+        self.number = Signal(CANDIDATE_BITS)
+        self.beat, self.part = Signal(16), Signal(exact_log2(WORDS))
+        """Of the row; word of the beat."""
+        self.word, self.tail, self.bound = Signal(), Signal(), Signal()
+        """A word of int8, a row's last beat, or the lane's bound."""
+
+
+class RowScorer(wiring.Component):
+    """Dot products of rows of the head with a lane's activations, as logits; their largest. Golden: `golden.screen.screened`.
+
+    A row comes as int8 in whole beats, then a beat with its scale and number (`golden.layout.pack_rows`): four cycles a beat
+    of int8, one for the last. Lane by lane, `candidates` rows each; behind them the lane's bound.
+
+    Interface attributes
+    --------------------
+    start : pulse; what follows stays stable until not busy.
+    head_first, head_count, candidates, inputs, bound_unit, write : the head lanes, candidates of each, features, what a bound is a
+        multiple of; whether candidates are to be written.
+    busy : from the cycle after `start` on.
+    beats : rows.
+    int8, query_scales : read ports of the activations and their scale.
+    root_lane, root_score : of the selector.
+    best : pulse for each lane.
+    best_lane, best_row, best_value : then; the row of the largest logit, and that.
+    bound : binary32 by lane, kept until the next job.
+    written : candidates to write, if `write`.
+    """
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self.config = config
+        lane = clog2(config.lanes)
+        self.dot_bits = (config.max_hidden << 14).bit_length() + 1
+        levels = exact_log2(config.word)
+        self.dot_delay = 1 + 3 + levels + 1
+        """From the issue of a row's last word to its dot product: operands, products (three), sums, accumulator."""
+        self.to_float = IntToFloat(self.dot_bits)
+        self.delay = self.dot_delay + self.to_float.delay + Multiplier.delay
+        """From a row's last beat to its logit."""
+        super().__init__(
+            {
+                "start": In(1),
+                "busy": Out(1),
+                "head_first": In(lane),
+                "head_count": In(count_bits(config)),
+                "candidates": In(CANDIDATE_BITS),
+                "inputs": In(16),
+                "bound_unit": In(32),
+                "write": In(1),
+                "beats": In(stream.Signature(8 * config.beat_bytes)),
+                "int8": Out(Int8ReadPort(config)),
+                "query_scales": Out(QueryScalePort(config)),
+                "root_lane": Out(lane),
+                "root_score": In(signed(score_bits(config))),
+                "best": Out(1),
+                "best_lane": Out(lane),
+                "best_row": Out(INDEX_BITS),
+                "best_value": Out(32),
+                "bound": Out(data.ArrayLayout(32, config.lanes)),
+                "written": Out(stream.Signature(candidate_layout(config))),
+            }
+        )
+
+    @staticmethod
+    def expected_cycles(config: AcceleratorConfig, *, inputs: int, rows: int, lanes: int) -> int:
+        """Cycles of `busy` for so many rows of so many lanes, if beats are always there."""
+        scorer = RowScorer(config)
+        return rows * (WORDS * ceil_div(inputs, config.beat_bytes) + 2) + lanes * (scorer.delay + 4)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        place = _Place(self.config)
+        settled = Signal()
+        m.submodules.results = results = Queue(width=candidate_layout(self.config).size, depth=RESULTS)
+        m.d.comb += [
+            self.written.payload.as_value().eq(results.o.payload),
+            self.written.valid.eq(results.o.valid),
+            results.o.ready.eq(self.written.ready),
+        ]
+        self._walk(m, place, results, settled)
+        dot = self._dot(m, platform, place)
+        self._logits(m, place, dot, results, settled)
+        return m
+
+    def _walk(self, m: Module, place: _Place, results: Queue, settled: Signal) -> None:
+        """Beat by beat, row by row, lane by lane."""
+        config = self.config
+        last_lane, last_number = Signal.like(place.lane), Signal(CANDIDATE_BITS)
+        row_beats = Signal(16)
+        m.d.sync += [
+            last_lane.eq(self.head_count - 1),
+            last_number.eq(self.candidates - 1),
+            row_beats.eq((self.inputs + (config.beat_bytes - 1)) >> exact_log2(config.beat_bytes)),
+        ]
+        m.d.comb += [
+            self.root_lane.eq(place.lane),
+            self.query_scales.lane.eq(place.actual),
+            self.query_scales.head.eq(0),
+            self.int8.lane.eq(place.actual),
+            self.int8.word.eq(Cat(place.part, place.beat)),
+            self.int8.en.eq(place.word),
+        ]
+        with m.FSM() as fsm:
+            with m.State("Idle"):
+                m.d.sync += [
+                    place.lane.eq(0),
+                    place.actual.eq(self.head_first),
+                    place.number.eq(0),
+                    place.beat.eq(0),
+                    place.part.eq(0),
+                ]
+                with m.If(self.start):
+                    m.next = "Row"
+            with m.State("Row"):
+                with m.If(~results.level[exact_log2(RESULTS) - 1 :].any()):
+                    m.next = "Beats"
+            with m.State("Beats"):
+                last_part = place.part == WORDS - 1
+                m.d.comb += [place.word.eq(self.beats.valid), self.beats.ready.eq(last_part)]
+                with m.If(self.beats.valid):
+                    m.d.sync += place.part.eq(place.part + 1)
+                    with m.If(last_part):
+                        m.d.sync += place.beat.eq(place.beat + 1)
+                        with m.If(place.beat + 1 == row_beats):
+                            m.next = "Tail"
+            with m.State("Tail"):
+                m.d.comb += [self.beats.ready.eq(1), place.tail.eq(self.beats.valid)]
+                m.d.sync += place.beat.eq(0)
+                with m.If(place.tail):
+                    m.d.sync += place.number.eq(place.number + 1)
+                    m.next = "Row"
+                    with m.If(place.number == last_number):
+                        m.next = "Bound"
+            with m.State("Bound"):
+                m.d.comb += place.bound.eq(1)
+                m.d.sync += place.number.eq(0)
+                m.next = "Settle"
+            # The lane stays until its last logit is out: what is asked by lane is not carried along.
+            with m.State("Settle"):
+                with m.If(settled):
+                    m.d.sync += [place.lane.eq(place.lane + 1), place.actual.eq(place.actual + 1)]
+                    m.next = "Row"
+                    with m.If(place.lane == last_lane):
+                        m.next = "Empty"
+            with m.State("Empty"):
+                with m.If(~results.o.valid):
+                    m.next = "Idle"
+        m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))
+
+    def _dot(self, m: Module, platform: object, place: _Place) -> Signal:
+        """Operands, products, their sum, accumulated over the row; `dot_delay` cycles behind its last word."""
+        elements = self.config.word
+        word = Signal(8 * elements, reset_less=True)
+        m.d.sync += word.eq(self.beats.payload.word_select(place.part, 8 * elements))
+        terms: list[Value] = []
+        for i in range(elements):
+            own = slice(8 * i, 8 * i + 8)
+            a, b = word[own].as_signed(), self.int8.data[own].as_signed()
+            terms.append(multiply_add(m, platform, f"product_{i}", a, b, width=16)[0])
+        level = 0
+        while len(terms) > 1:
+            following: list[Value] = []
+            for a, b in zip(terms[::2], terms[1::2], strict=True):
+                total = Signal(signed(len(a) + 1), name=f"sum_{level}_{len(following)}", reset_less=True)
+                m.d.sync += total.eq(a + b)
+                following.append(total)
+            terms, level = following, level + 1
+        dot = Signal(signed(self.dot_bits), reset_less=True)
+        adding = delay_line(m, place.word, self.dot_delay - 1, "adding", reset_less=False)
+        fresh = delay_line(m, (place.beat == 0) & (place.part == 0), self.dot_delay - 1, "fresh")
+        with m.If(adding):
+            m.d.sync += dot.eq(terms[0] + Mux(fresh, 0, dot))
+        return dot
+
+    def _logits(self, m: Module, place: _Place, dot: Signal, results: Queue, settled: Signal) -> None:
+        """dot * (activations' scale * row's scale). A bound goes the same way, with its own unit."""
+        m.submodules.to_float = to_float = self.to_float
+        m.submodules.scale = factor = Multiplier()
+        m.submodules.multiply = multiply = Multiplier()
+        # The factor begins as much earlier as it takes longer.
+        early = self.dot_delay + to_float.delay - Multiplier.delay
+        assert early >= 0
+        last = self.beats.payload
+        scale = delay_line(m, Mux(place.bound, self.bound_unit, last[:32]), early, "scale")
+        bound_next = delay_line(m, place.bound, self.dot_delay, "bound_next", reset_less=False)
+        act_scale = Signal(32, reset_less=True)
+        m.d.sync += act_scale.eq(self.query_scales.data)
+        m.d.comb += [
+            to_float.i.eq(Mux(bound_next, self.root_score >> BOUND_SHIFT, dot)),
+            factor.a.eq(act_scale),
+            factor.b.eq(scale),
+            multiply.a.eq(to_float.o),
+            multiply.b.eq(factor.o),
+        ]
+        value = multiply.o
+        valid = delay_line(m, place.tail, self.delay, "valid", reset_less=False)
+        bound = delay_line(m, place.bound, self.delay, "bound_valid", reset_less=False)
+        row = delay_line(m, last[32 : 32 + INDEX_BITS], self.delay, "row")
+        number = delay_line(m, place.number, self.delay, "number")
+        for i in range(self.config.lanes):
+            with m.If(bound & (place.actual == i)):
+                m.d.sync += self.bound[i].eq(value)
+        self._largest(m, valid, value, row, number == 0)
+        entry = Signal(candidate_layout(self.config))
+        m.d.comb += [
+            settled.eq(delay_line(m, bound, 2, "settled", reset_less=False)),
+            self.best.eq(settled),
+            self.best_lane.eq(place.actual),
+            entry.lane.eq(place.actual),
+            entry.number.eq(number),
+            entry.candidate.logit.eq(value),
+            entry.candidate.row.eq(row),
+            results.i.payload.eq(entry),
+            results.i.valid.eq(valid & self.write),
+        ]
+
+    def _largest(self, m: Module, valid: Value, value: Value, row: Value, first: Value) -> None:
+        """The lane's best so far, of equal ones the lowest row."""
+        # Unsigned integers in the order of the values; both zeros are one.
+        order, best_order = Signal(32, reset_less=True), Signal(32, reset_less=True)
+        new_value, new_row = Signal(32, reset_less=True), Signal(INDEX_BITS, reset_less=True)
+        new, new_first = Signal(), Signal()
+        m.d.sync += [
+            order.eq(Mux(value[:31] == 0, 1 << 31, Mux(value[31], ~value, value | (1 << 31)))[:32]),
+            new_value.eq(value),
+            new_row.eq(row),
+            new_first.eq(first),
+            new.eq(valid),
+        ]
+        larger = (order > best_order) | ((order == best_order) & (new_row < self.best_row))
+        with m.If(new & (new_first | larger)):
+            m.d.sync += [best_order.eq(order), self.best_value.eq(new_value), self.best_row.eq(new_row)]

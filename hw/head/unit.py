@@ -1,0 +1,181 @@
+"""The screened output head: its part of the stream, the choice of candidates, and their logits."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.hw.head.heap import CANDIDATE_BITS, CHOSEN, INDEX_BITS
+from tellme.hw.head.score import RowScorer, candidate_layout
+from tellme.hw.head.select import MATRIX_BITS, Selector, matrix_rows
+from tellme.hw.interfaces import Int8ReadPort, QueryScalePort, count_bits
+from tellme.hw.pipeline import delay_line
+from tellme.hw.tlmm.accumulate import row_layout
+
+
+class ScreenedHead(wiring.Component):
+    """A SCREEN descriptor: ternary rows through TLMM choose the candidates, whose int8 rows are scored. Golden: `golden.screen`.
+
+    For each row block the stream has its scales, then the beats that TLMM takes (`weights`); behind them the rows of the
+    candidates, in the order in which `chosen` gives them.
+
+    Interface attributes
+    --------------------
+    start : pulse; what follows stays stable until not busy.
+    head_first, head_count, candidates : the head lanes, and candidates of each.
+    planes, vocabulary, tiles, inputs, bound_unit : fields of the descriptor.
+    write : candidates are written to memory.
+    matrix_rows : rows of the ternary matrix, two cycles after planes and vocabulary.
+    busy : from the cycle after `start` until the best of every lane has been given.
+    weights : the next beat is TLMM's.
+    taken : a beat of the stream is taken.
+    beats : the others.
+    rows : of TLMM.
+    chosen : rows that are to be read, and whether it is the last.
+    int8, query_scales : see RowScorer.
+    scoring : its addresses count.
+    best, best_lane, best_row, best_value, bound, written : see RowScorer.
+    """
+
+    SETTLE = 16
+    """Cycles from the last best to not busy: who takes it may need some."""
+
+    def __init__(self, config: AcceleratorConfig) -> None:
+        self.config = config
+        lane = clog2(config.lanes)
+        super().__init__(
+            {
+                "start": In(1),
+                "busy": Out(1),
+                "head_first": In(lane),
+                "head_count": In(count_bits(config)),
+                "candidates": In(CANDIDATE_BITS),
+                "planes": In(2),
+                "vocabulary": In(32),
+                "tiles": In(16),
+                "inputs": In(16),
+                "bound_unit": In(32),
+                "write": In(1),
+                "matrix_rows": Out(MATRIX_BITS),
+                "weights": Out(1),
+                "taken": In(1),
+                "beats": In(stream.Signature(8 * config.beat_bytes)),
+                "rows": In(stream.Signature(row_layout(config))),
+                "chosen": Out(stream.Signature(CHOSEN)),
+                "scoring": Out(1),
+                "int8": Out(Int8ReadPort(config)),
+                "query_scales": Out(QueryScalePort(config)),
+                "best": Out(1),
+                "best_lane": Out(lane),
+                "best_row": Out(INDEX_BITS),
+                "best_value": Out(32),
+                "bound": Out(data.ArrayLayout(32, config.lanes)),
+                "written": Out(stream.Signature(candidate_layout(config))),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self.config
+        m.submodules.selector = selector = Selector(config)
+        m.submodules.scorer = scorer = RowScorer(config)
+        rows = matrix_rows(m, self.planes, self.vocabulary)
+        for unit in (selector, scorer):
+            m.d.comb += [
+                unit.head_first.eq(self.head_first),
+                unit.head_count.eq(self.head_count),
+                unit.candidates.eq(self.candidates),
+            ]
+        m.d.comb += [
+            self.matrix_rows.eq(rows),
+            selector.start.eq(self.start),
+            selector.planes.eq(self.planes),
+            selector.vocabulary.eq(self.vocabulary),
+            selector.matrix_rows.eq(rows),
+            selector.scales.eq(self.beats.payload),
+            selector.root_lane.eq(scorer.root_lane),
+            scorer.inputs.eq(self.inputs),
+            scorer.bound_unit.eq(self.bound_unit),
+            scorer.write.eq(self.write),
+            scorer.root_score.eq(selector.root_score),
+            scorer.beats.payload.eq(self.beats.payload),
+            self.scoring.eq(scorer.busy),
+        ]
+        connect(m, flipped(self.rows), selector.rows)
+        connect(m, selector.chosen, flipped(self.chosen))
+        connect(m, scorer.int8, flipped(self.int8))
+        connect(m, scorer.query_scales, flipped(self.query_scales))
+        connect(m, scorer.written, flipped(self.written))
+        for name in ("best", "best_lane", "best_row", "best_value", "bound"):
+            m.d.comb += getattr(self, name).eq(getattr(scorer, name))
+        self._stream(m, selector, scorer)
+        return m
+
+    def _stream(self, m: Module, selector: Selector, scorer: RowScorer) -> None:
+        """Scales, weights, scales, weights, ...; then rows."""
+        config = self.config
+        scale_beats = selector.scale_words // 2
+        beat = Signal(range(max(2, scale_beats)))
+        parity = Signal()
+        held = Signal(2)  # blocks whose scales are held
+        loaded = Signal()
+        row, before_last_row, last_row = Signal(range(config.block_rows)), Signal(range(config.block_rows)), Signal()
+        tile, last_tile = Signal(16), Signal()
+        left, last_block = Signal(MATRIX_BITS), Signal()
+        scoring = Signal()
+        m.d.sync += [
+            last_block.eq(left <= config.block_rows),
+            before_last_row.eq(Mux(last_block, left, config.block_rows) - 2),
+            held.eq(held + loaded - selector.block_done),
+        ]
+        m.d.comb += [
+            selector.scale_address.eq(beat + parity * scale_beats),
+            scorer.beats.valid.eq(self.beats.valid & scoring),
+        ]
+        with m.If(scoring):
+            m.d.comb += self.beats.ready.eq(scorer.beats.ready)
+        settled = delay_line(m, ~scorer.busy, self.SETTLE, "settled", reset_less=False)
+        with m.FSM() as fsm:
+            with m.State("Idle"):
+                m.d.sync += [beat.eq(0), parity.eq(0), held.eq(0), left.eq(self.matrix_rows)]
+                with m.If(self.start):
+                    m.next = "Room"
+            with m.State("Room"):
+                with m.If(held != 2):
+                    m.next = "Scales"
+            with m.State("Scales"):
+                m.d.comb += [self.beats.ready.eq(1), selector.scale_write.eq(self.beats.valid)]
+                m.d.sync += [row.eq(0), last_row.eq(0), tile.eq(0), last_tile.eq(self.tiles == 1)]
+                with m.If(self.beats.valid):
+                    m.d.sync += beat.eq(beat + 1)
+                    with m.If(beat == scale_beats - 1):
+                        m.d.comb += loaded.eq(1)
+                        m.d.sync += [beat.eq(0), parity.eq(~parity), self.weights.eq(1)]
+                        m.next = "Weights"
+            with m.State("Weights"):
+                with m.If(self.taken):
+                    m.d.sync += [row.eq(row + 1), last_row.eq(row == before_last_row)]
+                    with m.If(last_row):
+                        m.d.sync += [row.eq(0), tile.eq(tile + 1), last_tile.eq(tile + 2 == self.tiles)]
+                        with m.If(last_tile):
+                            m.d.sync += [self.weights.eq(0), left.eq(left - config.block_rows)]
+                            m.next = "Room"
+                            with m.If(last_block):
+                                m.next = "Choose"
+            with m.State("Choose"):
+                with m.If(~selector.busy):
+                    m.d.comb += [selector.give.eq(1), scorer.start.eq(1)]
+                    m.next = "Started"
+            with m.State("Started"):
+                m.d.sync += scoring.eq(1)
+                m.next = "Score"
+            with m.State("Score"):
+                with m.If(~scorer.busy):
+                    m.d.sync += scoring.eq(0)
+                    m.next = "Settle"
+            with m.State("Settle"):
+                with m.If(settled):
+                    m.next = "Idle"
+        m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))

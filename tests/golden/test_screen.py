@@ -1,0 +1,181 @@
+"""The screened head: ternary copies, exact choice, logits of the full head, bounds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tellme.golden import head, layout, screen
+from tellme.golden.config import KV260, TINY, AcceleratorConfig
+from tellme.golden.model import GoldenModel, ModelError, PassError
+from tests.models import load_demo, random_weights, small_spec
+
+
+def _head(rows: int, features: int, seed: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    rng = np.random.default_rng(seed)
+    return head.quantise_rows(rng.normal(size=(rows, features)) * rng.uniform(0.01, 3, (rows, 1)))
+
+
+@pytest.mark.parametrize("features", [32, 100, 2560])
+def test_a_plane_is_the_nearest_ternary_row(features: int) -> None:
+    """Against every threshold, tried one by one."""
+    rows, scales = _head(20, features, 1)
+    rows[3], rows[4], rows[5, 1:] = 0, 127, 0
+    made = screen.quantise(rows, scales)
+    assert set(np.unique(made.planes)) <= {-1, 0, 1} and made.planes.shape == (20, 1, features)
+    w, factors = screen._nearest(rows)
+    assert (w == made.planes[:, 0]).all()
+    for row, own, factor in zip(rows.astype(float), w.astype(float), factors, strict=True):
+        best = (
+            min(
+                ((row - np.abs(row)[chosen].mean() * np.sign(row) * chosen) ** 2).sum()
+                for t in range(1, 128)
+                if (chosen := np.abs(row) >= t).any()
+            )
+            if row.any()
+            else 0.0
+        )
+        assert ((row - factor * own) ** 2).sum() <= best * (1 + 1e-6) + 1e-6
+
+
+def test_a_second_plane_leaves_less() -> None:
+    rows, scales = _head(200, 256, 2)
+    exact = rows * scales[:, None].astype(float)
+    left = []
+    for planes in (1, 2):
+        made = screen.quantise(rows, scales, planes)
+        close = (made.planes * made.scales[..., None] * float(made.unit)).sum(axis=1)
+        left.append(((exact - close) ** 2).sum() / (exact**2).sum())
+    assert left[0] < 0.25 and left[1] < 0.3 * left[0]
+
+
+def test_planes_and_rows_have_limits() -> None:
+    rows, scales = _head(4, 32, 3)
+    for planes in (0, 3):
+        with pytest.raises(ValueError, match=f"1 or 2 ternary planes, not {planes}"):
+            screen.quantise(rows, scales, planes)
+    with pytest.raises(ValueError, match="at most 1,048,576 rows, not 1,048,577"):
+        screen.quantise(np.zeros((screen.MAX_ROWS + 1, 1), np.int8), np.zeros(1, np.float32))
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+def test_scores_are_exact_integers(planes: int) -> None:
+    rng = np.random.default_rng(4)
+    w = rng.integers(-1, 2, (50, planes, 2560)).astype(np.int8)
+    w[0], w[1] = 1, -1
+    m = rng.integers(0, 1 << 16, (50, planes)).astype(np.uint16)
+    m[:2] = 65535
+    q = rng.integers(-128, 128, (3, 2560)).astype(np.int8)
+    q[0] = -128
+    got = screen.scores(q, screen.Screen(w, m, np.float32(1)))
+    for lane in range(3):
+        for r in range(50):
+            want = sum(int(m[r, p]) * int(w[r, p].astype(int) @ q[lane].astype(int)) for p in range(planes))
+            assert got[lane, r] == want
+    assert abs(got).max() < 1 << 38
+
+
+@pytest.mark.parametrize("count", [16, 64, 144])
+def test_candidates_are_the_largest_and_ties_go_to_the_lowest_rows(count: int) -> None:
+    rng = np.random.default_rng(5)
+    for spread in (1, 3, 100, 1 << 38):
+        values = rng.integers(-spread, spread + 1, (4, 300))
+        got = screen.select(values, count)
+        for lane in range(4):
+            ranked = sorted(range(300), key=lambda i: (-values[lane, i], i))  # noqa: B023 - used at once
+            assert got[lane].tolist() == sorted(ranked[:count])
+            tokens = np.full(1, ranked[count // 2])
+            assert screen.ranks(values[lane : lane + 1], tokens)[0] == count // 2
+
+
+def test_what_is_returned_is_what_the_full_head_gives() -> None:
+    weights, _ = load_demo()
+    rng = np.random.default_rng(6)
+    q = rng.integers(-128, 128, (3, weights.spec.hidden)).astype(np.int8)
+    scale = rng.uniform(0.01, 0.1, 3).astype(np.float32)
+    rows, row_scales = weights.head_rows
+    full = head.logits(q, scale, rows, row_scales)
+    for planes in (1, 2):
+        ternary = screen.quantise(rows, row_scales, planes)
+        r = screen.screened(q, scale, ternary, rows, row_scales, 64)
+        values = screen.scores(q, ternary)
+        assert (r.indices == screen.select(values, 64)).all()
+        assert (r.logits.view(np.uint32) == np.take_along_axis(full, r.indices, 1).view(np.uint32)).all()
+        for lane in range(3):
+            assert r.best[lane] == r.indices[lane][r.logits[lane].argmax()]
+            # The bound: the N-th score as a logit, and not above it but for rounding.
+            last = np.sort(values[lane])[-64] * float(ternary.unit) * float(scale[lane])
+            step = (1 << screen.BOUND_SHIFT) * float(ternary.unit) * float(scale[lane])
+            assert -step <= r.bound[lane] - last <= 1e-5 * abs(last)
+
+
+def test_the_best_of_equal_logits_is_the_first_row() -> None:
+    q = np.ones((1, 32), np.int8)
+    rows = np.zeros((64, 32), np.int8)
+    rows[[40, 9, 50], :4] = 100
+    scales = np.ones(64, np.float32)
+    r = screen.screened(q, np.ones(1, np.float32), screen.quantise(rows, scales), rows, scales, 16)
+    assert r.best.tolist() == [9]
+
+
+@pytest.mark.parametrize("config", [TINY, KV260], ids=lambda c: c.name)
+@pytest.mark.parametrize("planes", [1, 2])
+@pytest.mark.parametrize("rows", [1, 8, 127, 128, 257, 513])
+def test_the_layout_round_trips(config: AcceleratorConfig, planes: int, rows: int) -> None:
+    rng = np.random.default_rng(7)
+    w = rng.integers(-1, 2, (rows, planes, 160)).astype(np.int8)
+    m = rng.integers(0, 1 << 16, (rows, planes)).astype(np.uint16)
+    beats = layout.pack_screen(w, m, config)
+    assert len(beats) == layout.screen_beats(rows, planes, 160, config)
+    back, scales = layout.unpack_screen(beats, rows, planes, 160, config)
+    assert (back == w).all() and (scales == m).all()
+
+
+@pytest.mark.parametrize("config", [TINY, KV260], ids=lambda c: c.name)
+@pytest.mark.parametrize("features", [32, 160, 2560])
+def test_rows_alone_have_their_scale_and_number_behind_them(config: AcceleratorConfig, features: int) -> None:
+    rows, scales = _head(5, features, 8)
+    n = layout.row_beats(features, config)
+    beats = layout.pack_rows(rows, scales, 1000, config).reshape(5, n, -1)
+    for i in range(5):
+        data = beats[i].reshape(-1)
+        assert (data[:features].view(np.int8) == rows[i]).all() and not data[
+            features : (n - 1) * config.beat_bytes
+        ].any()
+        assert beats[i, -1, :4].view("<f4")[0] == scales[i] and beats[i, -1, 4:8].view("<u4")[0] == 1000 + i
+
+
+def test_a_model_runs_either_head() -> None:
+    weights = random_weights(small_spec(vocab=300), 1)
+    both = GoldenModel(replace(weights, screen=screen.quantise(*weights.head_rows)), TINY)
+    full = both.prefill([5, 6, 7], all_logits=True)
+    both.reset()
+    some = both.prefill([5, 6, 7], all_logits=True, candidates=48, lanes=2)
+    assert some.candidates is not None and some.bound is not None and some.candidates.shape == (3, 48)
+    assert (some.logits == np.take_along_axis(full.logits, some.candidates, 1)).all()
+    assert (some.best[full.logits.argmax(1) == some.best]).size  # most of the time it is the same
+    assert full.candidates is None and full.bound is None
+
+
+def test_what_cannot_be_screened_is_refused() -> None:
+    weights = random_weights(small_spec(vocab=300), 1)
+    with pytest.raises(PassError, match="no ternary head"):
+        GoldenModel(weights, TINY).prefill([1], candidates=16)
+    ternary = screen.quantise(*weights.head_rows)
+    model = GoldenModel(replace(weights, screen=ternary), TINY)
+    for count, words in (
+        (8, "multiple of 16 from 16 to 1024, not 8"),
+        (40, "not 40"),
+        (1040, "not 1040"),
+        (160, "160 candidates are more than half of a vocabulary of 300"),
+    ):
+        with pytest.raises(PassError, match=words):
+            model.prefill([1], candidates=count)
+    assert screen.problem(256, 3, 1000, 512) == (
+        "256 candidates for each of 3 lanes are more than the 512 that the accelerator holds"
+    )
+    with pytest.raises(ModelError, match="ternary head must have shape"):
+        replace(weights, screen=screen.Screen(ternary.planes[:-1], ternary.scales, ternary.unit))
