@@ -97,8 +97,6 @@ def _activations(
     """What a text makes of a model: inputs of the head, their scales, logits."""
     weights = checkpoint.weights
     ids = Tokenizer(checkpoint.tokenizer, weights.spec.vocab).encode(text)[: min(POSITIONS, weights.spec.max_context)]
-    if not ids:
-        raise UserError(f"{checkpoint.name}: the calibration text has no token")
     spec = replace(weights.spec, max_context=len(ids))
     result = GoldenModel(replace(weights, spec=spec), config).prefill(ids, all_logits=True)
     assert result.head_inputs is not None and result.head_scale is not None
@@ -116,7 +114,7 @@ def with_screen(
 
     Raises
     ------
-    UserError : there is no such number of planes, the text is empty, or the head has too many rows.
+    UserError : there is no such number of planes; or the head has too few rows, or too many.
     """
     weights = checkpoint.weights
     if planes is not None and not 1 <= planes <= screen.MAX_PLANES:
