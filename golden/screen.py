@@ -22,6 +22,7 @@ from tellme.golden.ternary import ACTIVATION, exact_product
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
 I64 = NDArray[np.int64]
+F64 = NDArray[np.float64]
 
 SCALE_BITS = 16
 """Of a row's scale, unsigned."""
@@ -64,26 +65,34 @@ class Screen:
 # ---- making one ------------------------------------------------------------------------------------------------------
 
 
-def _nearest(rows: I8) -> tuple[I8, F32]:
-    """The ternary rows and scales that are nearest to int8 rows [rows, features], by the sum of squares.
+def _nearest(rows: I8, importance: F64) -> tuple[I8, F32]:
+    """The ternary rows and scales that are nearest to int8 rows [rows, features], by the sum of squares, each times the importance
+    [features] of its feature.
 
-    A row's best weights are the signs of its k largest magnitudes, and its scale is the mean of these, for the k that makes
-    (their sum)^2 / k largest. Magnitudes are few, so k is looked for among the thresholds.
+    A row's best weights are the signs of its magnitudes from a threshold on, and its scale is the mean of these, for the threshold
+    that makes (their sum)^2 / their number largest, sum and number being weighted. Magnitudes are few: all are tried.
     """
     n = len(rows)
     magnitude = np.abs(rows.astype(np.int16)).astype(np.intp)
-    counts = np.bincount((magnitude + 128 * np.arange(n)[:, None]).reshape(-1), minlength=128 * n).reshape(n, 128)
+    places = (magnitude + 128 * np.arange(n)[:, None]).reshape(-1)
+    weights = np.broadcast_to(importance, rows.shape).reshape(-1)
+    counts = np.bincount(places, weights, minlength=128 * n).reshape(n, 128)
     above = counts[:, ::-1].cumsum(axis=1)[:, ::-1]  # of magnitudes from the threshold on
     sums = (counts * np.arange(128))[:, ::-1].cumsum(axis=1)[:, ::-1]
-    above, sums = above[:, 1:].astype(np.float64), sums[:, 1:].astype(np.float64)
-    threshold = 1 + np.argmax(sums * sums / np.maximum(above, 1), axis=1)
+    above, sums = above[:, 1:], sums[:, 1:]
+    some = np.where(above > 0, above, 1)
+    threshold = 1 + np.argmax(sums * sums / some, axis=1)
     at = np.arange(n), threshold - 1
     w = np.sign(rows) * (magnitude >= threshold[:, None])
-    return w.astype(np.int8), (sums[at] / np.maximum(above[at], 1)).astype(np.float32)
+    return w.astype(np.int8), (sums[at] / some[at]).astype(np.float32)
 
 
-def quantise(rows: I8, row_scales: F32, planes: int = 1) -> Screen:
+def quantise(rows: I8, row_scales: F32, planes: int = 1, importance: NDArray[np.floating] | None = None) -> Screen:
     """The ternary copy of a head of int8 rows [rows, features] with a scale each.
+
+    Parameters
+    ----------
+    importance : of each feature, the mean square of what it is multiplied by; None: all are equal.
 
     Raises
     ------
@@ -94,13 +103,14 @@ def quantise(rows: I8, row_scales: F32, planes: int = 1) -> Screen:
     n, features = rows.shape
     if n > MAX_ROWS:
         raise ValueError(f"a screened head has at most {MAX_ROWS:,} rows, not {n:,}")
+    important = np.ones(features) if importance is None else np.asarray(importance, np.float64)
     weights = np.empty((n, planes, features), np.int8)
     scales = np.empty((n, planes), np.float32)
     for i in range(0, n, _BLOCK):
         part = slice(i, min(i + _BLOCK, n))
         left, factor = rows[part], np.ones(len(rows[part]), np.float32)
         for p in range(planes):
-            w, scale = _nearest(left)
+            w, scale = _nearest(left, important)
             weights[part, p], scales[part, p] = w, scale * factor
             if p + 1 < planes:
                 rest = left - scale[:, None] * w

@@ -19,14 +19,16 @@ from rich.console import Console
 from rich.table import Table
 
 from tellme.golden.config import AcceleratorConfig
-from tellme.host.commands.common import MODEL_HELP, AnyBoard, Latent, preset
+from tellme.host.commands.common import MODEL_HELP, AnyBoard, Candidates, HeadMode, Latent, preset
 from tellme.host.errors import UserError
 from tellme.host.image.model import find_model
+from tellme.host.machine.screening import check_mode
 from tellme.host.machine.simulation import check_simulator
 from tellme.host.progress import progress
 from tellme.host.provenance import json_line
 from tellme.host.tables import grid, show
-from tellme.host.talk.scoring import Comparison, Scorer, Scores, open_scorer, places, score, windows
+from tellme.host.talk.scoring import BackendScorer, Comparison, Scorer, Scores, open_scorer, places, score, windows
+from tellme.host.talk.screening import rows as screened_rows
 from tellme.host.text.streams import decoded
 from tellme.host.text.tokenizer import Tokenizer
 
@@ -176,6 +178,8 @@ def evaluate(
     max_tokens: int | None = None,
     documents: bool = False,
     latent: bool = False,
+    head: str | None = None,
+    candidates: int | None = None,
     show: bool = True,
 ) -> dict[str, Any]:
     """Scores a text and returns what `tellme eval --json` prints (`show`: a progress bar on a terminal).
@@ -196,11 +200,14 @@ def evaluate(
         )
     if reference_name is None and reference_backend != "golden":
         raise UserError("--reference-backend needs --reference")
+    check_mode(head)
+    if backend != "golden" and (head not in (None, "full") or candidates is not None):
+        raise UserError("--head and --candidates need --backend golden, which computes every logit as well")
     if max_tokens is not None and max_tokens < 2:
         raise UserError(f"max-tokens must be at least 2 (the first token is not scored), not {max_tokens}")
     text = read_text(text_path)
     with ExitStack() as stack:
-        model = open_scorer(model_name, backend, config, latent=latent)
+        model = open_scorer(model_name, backend, config, latent=latent, head=head, candidates=candidates)
         stack.callback(model.close)
         every = _sequences(model.tokenizer, text, documents)
         texts = _cut(every, max_tokens)
@@ -249,6 +256,7 @@ def evaluate(
         "positions": positions,
         "seconds": seconds,
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "screened": model.figures.report() if isinstance(model, BackendScorer) and model.figures else None,
         "reference": None,
     }
     if other is not None and reference is not None:
@@ -280,6 +288,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
     row("bits/byte", "-" if bits is None else number(bits))
     rate = result["positions"] / max(result["seconds"], 1e-9)
     row("time", f"{result['seconds']:,.1f} s, {rate:,.1f} positions/s")
+    for name, value in screened_rows(result["screened"]) if result["screened"] else ():
+        row(name, value)
     row("peak memory", f"{result['peak_memory_bytes'] / 2**30:,.2f} GiB")
     if r:
         change = "-" if r["nll_change"] is None else f"{r['nll_change']:+.3%}"
@@ -314,6 +324,8 @@ def command(
     context: Annotated[int | None, typer.Option("--context", help="Tokens of a window; default: all.")] = None,
     stride: Annotated[int | None, typer.Option("--stride", help="From window to window; default: half.")] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Take so many tokens of the text.")] = None,
+    head: HeadMode = None,
+    candidates: Candidates = None,
     latent: Latent = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
@@ -333,6 +345,8 @@ def command(
         max_tokens=max_tokens,
         documents=documents,
         latent=latent,
+        head=head,
+        candidates=candidates,
         show=not as_json,
     )
     if as_json:

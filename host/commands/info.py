@@ -17,6 +17,7 @@ from tellme.golden.boards import buffer_bytes, phases
 from tellme.golden.config import PRESETS, AcceleratorConfig
 from tellme.golden.model import ModelWeights
 from tellme.golden.schedule import segments
+from tellme.golden.screen import MULTIPLE, Screen
 from tellme.golden.spec import MATRICES, ModelSpec
 from tellme.host.checkpoints.checkpoint import golden_errors, is_checkpoint, open_checkpoint
 from tellme.host.commands.common import MODEL_HELP, Latent, board
@@ -24,6 +25,7 @@ from tellme.host.errors import UserError
 from tellme.host.image.file import Image, geometry_of
 from tellme.host.image.model import Model, find_model
 from tellme.host.machine.program import Program, compile_sections, planned_sections
+from tellme.host.machine.screening import CANDIDATES
 from tellme.host.progress import progress
 from tellme.host.provenance import json_line
 from tellme.host.tables import grid, pairs, show
@@ -65,22 +67,25 @@ def ternary_statistics(weights: ModelWeights, *, show: bool = False) -> dict[str
     return out
 
 
-def decode_beats(program: Program, position: int) -> int:
-    """Beats that a decode pass at a position reads."""
-    parts = segments(program.config, program.code, program.program_address, [position], [0], 1)
+def decode_beats(program: Program, position: int, candidates: int = 0) -> int:
+    """Beats that a decode pass at a position reads, with so many candidates of a screened head (0: the full head)."""
+    rows = range(candidates)  # whichever
+    parts = segments(program.config, program.code, program.program_address, [position], [0], 1, rows)
     return sum(s.beats for s in parts)
 
 
-def try_program(name: str, spec: ModelSpec, config: AcceleratorConfig) -> Program | UserError:
-    """The program of such a model on an accelerator, or why there is none."""
+def try_program(name: str, spec: ModelSpec, config: AcceleratorConfig, planes: int = 0) -> Program | UserError:
+    """The program of such a model on an accelerator, or why there is none. `planes`: of the ternary copy of its head, 0: none."""
     try:
         with golden_errors(name):
-            return compile_sections(name, spec, planned_sections(spec, config), config)
+            return compile_sections(name, spec, planned_sections(spec, config, planes), config)
     except UserError as e:
         return e
 
 
-def _parts(spec: ModelSpec, config: AcceleratorConfig, shares: dict[str, Shares], files: int) -> list[dict[str, Any]]:
+def _parts(
+    spec: ModelSpec, config: AcceleratorConfig, shares: dict[str, Shares], files: int, ternary: Screen | None
+) -> list[dict[str, Any]]:
     """Every part of an image: name, shape, element type, bytes; of ternary ones how many weights are -1, 0 and +1."""
     s, width = spec, config.beat_bytes
     out: list[dict[str, Any]] = []
@@ -99,6 +104,12 @@ def _parts(spec: ModelSpec, config: AcceleratorConfig, shares: dict[str, Shares]
     blocks = ceil_div(s.vocab, config.key_block)
     size = blocks * layout.head_block_beats(s.hidden, config) * width
     part("head = embedding" if s.tied else "head", f"{s.vocab} x {s.hidden}", "int8", size)
+    if ternary is not None:
+        size = layout.screen_beats(s.vocab, ternary.count, s.hidden, config) * width
+        share = Shares().add(ternary.planes.reshape(-1, s.hidden))
+        part("ternary copy of the head", f"{s.vocab} x {ternary.count} x {s.hidden}", "ternary", size, share)
+        size = s.vocab * layout.row_beats(s.hidden, config) * width
+        part("rows of the head, each by itself", f"{s.vocab} x {s.hidden}", "int8", size)
     if not s.tied:
         part("embedding (host)", f"{s.vocab} x {s.hidden}", "int8", s.vocab * (s.hidden + 4))
     part("tokenizer (host)", "", "JSON", files)
@@ -109,7 +120,8 @@ def _board(program: Program) -> dict[str, Any]:
     """What a preset makes of a model."""
     p, c = program, program.config
     width = c.beat_bytes
-    beats = decode_beats(p, p.context - 1)
+    candidates = min(CANDIDATES, p.spec.vocab // 2 // MULTIPLE * MULTIPLE) if p.screened else 0
+    beats = decode_beats(p, p.context - 1, candidates)
     return {
         "board": c.name,
         "positions": p.context,
@@ -163,7 +175,9 @@ def examine(path: Path, config: AcceleratorConfig | None, *, verify: bool, laten
         kind = f".tlm image, {image.bytes:,} bytes, beats of {configs[0].ports} x {configs[0].port_bytes} bytes"
         text = image.blob_bytes("tokenizer.json") + image.blob_bytes("tokenizer_config.json")
     spec = weights.spec
-    programs = {c.name: try_program(name, spec, c) for c in configs}
+    ternary = weights.screen
+    planes = 0 if ternary is None else ternary.count
+    programs = {c.name: try_program(name, spec, c, planes) for c in configs}
     return {
         "model": name,
         "kind": kind,
@@ -171,7 +185,8 @@ def examine(path: Path, config: AcceleratorConfig | None, *, verify: bool, laten
         "assumed": list(map(str, map(UserError, notes))),
         "ternary_weights": spec.layers * spec.layer_weights,
         "laid_out_for": configs[0].name,
-        "parts": _parts(spec, configs[0], ternary_statistics(weights, show=True), text),
+        "parts": _parts(spec, configs[0], ternary_statistics(weights, show=True), text, ternary),
+        "head": None if ternary is None else {"planes": planes, "margin": float(ternary.margin)},
         "presets": [_board(p) for p in programs.values() if not isinstance(p, UserError)],
         "refused": {c: str(p) for c, p in programs.items() if isinstance(p, UserError)},
         "verified": verified,
@@ -192,6 +207,12 @@ def print_info(facts: dict[str, Any], console: Console) -> None:
         parts.append((p["part"], p["shape"], p["as"], p["bytes"], *shares))
     header: tuple[str, ...] = ("part", "shape", "as", "bytes in an image", "-1", "0", "+1")
     show(grid(f"parts, laid out for {facts['laid_out_for']}", header, parts), console)
+    if facts["head"]:
+        console.print(
+            f"screened head: {facts['head']['planes']} ternary plane(s), "
+            + (f"margin {facts['head']['margin']:.3g}" if facts["head"]["margin"] else "not calibrated"),
+            highlight=False,
+        )
     if facts["presets"]:
         header = (
             "board", "positions", "descriptors", "image, bytes", "logits, bytes", "KV cache, bytes",

@@ -21,6 +21,8 @@ USUAL = 256
 """Candidates of which it is looked at how often they are in doubt."""
 DOUBTFUL = 0.01
 """Share of positions at which they may be, for one plane to do."""
+QUIETEST = 1e-3
+"""Least importance of a feature, in units of the mean: a text may not use it."""
 SAFETY = 1.25
 """Margin, in units of the largest that a text shows to be needed."""
 POSITIONS = 256
@@ -97,8 +99,6 @@ def _activations(
     """What a text makes of a model: inputs of the head, their scales, logits."""
     weights = checkpoint.weights
     ids = Tokenizer(checkpoint.tokenizer, weights.spec.vocab).encode(text)[: min(POSITIONS, weights.spec.max_context)]
-    if not ids:
-        raise UserError(f"{checkpoint.name}: the calibration text has no token")
     spec = replace(weights.spec, max_context=len(ids))
     result = GoldenModel(replace(weights, spec=spec), config).prefill(ids, all_logits=True)
     assert result.head_inputs is not None and result.head_scale is not None
@@ -112,11 +112,12 @@ def with_screen(
 
     Parameters
     ----------
-    config : an accelerator that holds the model. planes : 1 or 2, and no calibration; None: as many as the text asks for.
+    config : an accelerator that holds the model. planes : 1 or 2, and no calibration; None: as many as the text asks for, made with
+        what it says of the importance of each feature.
 
     Raises
     ------
-    UserError : there is no such number of planes, the text is empty, or the head has too many rows.
+    UserError : there is no such number of planes; or the head has too few rows, or too many.
     """
     weights = checkpoint.weights
     if planes is not None and not 1 <= planes <= screen.MAX_PLANES:
@@ -127,10 +128,12 @@ def with_screen(
         )
     with golden_errors(checkpoint.name):
         if planes is not None:
-            return replace(checkpoint, weights=_screened(weights, planes)), None
+            return replace(checkpoint, weights=_screened(weights, planes, None)), None
         q, act_scale, logits = _activations(checkpoint, text, config)
+        power = np.square(q * act_scale[:, None], dtype=np.float64).mean(axis=0)
+        importance = np.maximum(power, QUIETEST * power.mean())
         for count in range(1, screen.MAX_PLANES + 1):
-            made = _screened(weights, count)
+            made = _screened(weights, count, importance)
             assert made.screen is not None
             found = calibrate(q, act_scale, logits, made.screen)
             if found.worst_rank < LEAST and found.doubtful <= DOUBTFUL:
@@ -140,8 +143,8 @@ def with_screen(
         return replace(checkpoint, weights=replace(made, screen=ternary)), found
 
 
-def _screened(weights: ModelWeights, planes: int) -> ModelWeights:
+def _screened(weights: ModelWeights, planes: int, importance: NDArray[np.float64] | None) -> ModelWeights:
     try:
-        return replace(weights, screen=screen.quantise(*weights.head_rows, planes))
+        return replace(weights, screen=screen.quantise(*weights.head_rows, planes, importance))
     except ValueError as e:
         raise UserError(str(e)) from e

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.model import GoldenModel, GoldenPass, ModelWeights
@@ -27,7 +28,14 @@ class GoldenBackend(Backend):
     config : the accelerator it stands for: lanes of a pass, limits, context.
     slots : cache slots.
     context : positions of a slot; all that the accelerator would allow if None.
+
+    Attributes
+    ----------
+    head_inputs, head_scale : what the head multiplied in the latest `prefill`, as in `golden.model.GoldenPass`.
     """
+
+    head_inputs: NDArray[np.int8] | None = None
+    head_scale: NDArray[np.float32] | None = None
 
     def __init__(self, weights: ModelWeights, config: AcceleratorConfig, *, slots: int = 1, context: int | None = None):
         check_fits(weights.spec, config, "the model")
@@ -76,7 +84,9 @@ class GoldenBackend(Backend):
                 return self.model.prefill(tokens, slot, start=start, all_logits=all_logits, candidates=candidates)
 
         first = 0 if all_logits else len(tokens) - 1
-        result = self._result(run(wanted), first, all_logits or logits)
+        found = run(wanted)
+        self.head_inputs, self.head_scale = found.head_inputs, found.head_scale
+        result = self._result(found, first, all_logits or logits)
         if wanted:
             self.screened += 1
             if self.head.doubtful(result.best_value, result.bound):

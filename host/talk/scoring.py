@@ -18,17 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellme.golden.config import AcceleratorConfig
-from tellme.golden.model import PREFILL_LANES
+from tellme.golden.model import PREFILL_LANES, ModelWeights
 from tellme.golden.project import advice
 from tellme.host.checkpoints.checkpoint import is_checkpoint, open_checkpoint, tell
 from tellme.host.errors import CheckError, UserError
 from tellme.host.files import read_json
 from tellme.host.image.file import Image
 from tellme.host.image.model import Model, find_model
+from tellme.host.image.screening import with_screen
 from tellme.host.machine.backends import GoldenBackend
 from tellme.host.machine.passes import Backend
 from tellme.host.machine.program import compile_program
+from tellme.host.machine.screening import choose
 from tellme.host.machine.simulation import SimulatedAccelerator, memory_timing
+from tellme.host.talk.screening import ScreenFigures
 from tellme.host.text.tokenizer import Files, Tokenizer
 
 F32 = NDArray[np.float32]
@@ -93,7 +96,14 @@ class Scorer(ABC):
 
 
 class BackendScorer(Scorer):
-    """A back end of the accelerator."""
+    """A back end of the accelerator.
+
+    Attributes
+    ----------
+    figures : what a screened head would have done, if it is asked for.
+    """
+
+    figures: ScreenFigures | None = None
 
     def __init__(self, name: str, tokenizer: Tokenizer, machine: Backend):
         self.name, self.tokenizer, self.machine = name, tokenizer, machine
@@ -102,6 +112,11 @@ class BackendScorer(Scorer):
 
     def feed(self, ids: Sequence[int], start: int, wanted: bool) -> F32 | None:
         results = self.machine.prefill(ids, start=start, all_logits=wanted)
+        if wanted and self.figures is not None:
+            golden = self.machine
+            assert isinstance(golden, GoldenBackend) and golden.head_inputs is not None
+            assert golden.head_scale is not None and results[0].logits is not None
+            self.figures.add(golden.head_inputs, golden.head_scale, results[0].logits)
         return np.concatenate([r.logits for r in results if r.logits is not None]) if wanted else None
 
     def close(self) -> None:
@@ -153,10 +168,19 @@ class TorchScorer(Scorer):
         return out.logits[0].float().numpy() if wanted else None
 
 
-def open_scorer(name: str, backend: str, config: AcceleratorConfig, *, latent: bool = False) -> Scorer:
+def open_scorer(
+    name: str,
+    backend: str,
+    config: AcceleratorConfig,
+    *,
+    latent: bool = False,
+    head: str | None = None,
+    candidates: int | None = None,
+) -> Scorer:
     """A model by name ('demo', a checkpoint, a `.tlm` image) on a back end: 'golden', 'sim' or 'torch'.
 
-    `latent`: as in `host.checkpoints.checkpoint.read_checkpoint`.
+    `latent`: as in `host.checkpoints.checkpoint.read_checkpoint`. `head`, `candidates`: the screened head whose figures are wanted,
+    of the golden model.
 
     Raises
     ------
@@ -167,16 +191,28 @@ def open_scorer(name: str, backend: str, config: AcceleratorConfig, *, latent: b
         return TorchScorer(path)
     if backend == "golden" and is_checkpoint(path):
         checkpoint = open_checkpoint(path, latent=latent)
-        tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.weights.spec.vocab)
-        scorer = BackendScorer(checkpoint.name, tokenizer, GoldenBackend(checkpoint.weights, config))
+        if head not in (None, "full"):
+            checkpoint = with_screen(checkpoint, config)[0]
+        weights = checkpoint.weights
+        tokenizer = Tokenizer(checkpoint.tokenizer, weights.spec.vocab)
+        scorer = BackendScorer(checkpoint.name, tokenizer, GoldenBackend(weights, config))
+        scorer.figures = _figures(checkpoint.name, weights, head, candidates)
         tell(checkpoint.notes)
         return scorer
     if backend == "golden":
         model = Model(Image(path), config)
-        return BackendScorer(model.name, model.tokenizer, GoldenBackend(model.weights(), config))
+        weights = model.weights()
+        scorer = BackendScorer(model.name, model.tokenizer, GoldenBackend(weights, config))
+        scorer.figures = _figures(model.name, weights, head, candidates)
+        return scorer
     with Model.open(path, config, latent=latent) as opened:  # its mapping stays while the driver needs it
         machine = SimulatedAccelerator(opened, compile_program(opened, config), timing=memory_timing(None, None))
         return BackendScorer(opened.name, opened.tokenizer, machine)
+
+
+def _figures(name: str, weights: ModelWeights, head: str | None, candidates: int | None) -> ScreenFigures | None:
+    choice = choose(name, weights.screen, head, candidates, weights.spec.vocab)
+    return None if choice.mode == "full" or weights.screen is None else ScreenFigures(choice, weights.screen)
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------

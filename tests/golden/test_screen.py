@@ -20,25 +20,43 @@ def _head(rows: int, features: int, seed: int) -> tuple[NDArray[np.int8], NDArra
 
 
 @pytest.mark.parametrize("features", [32, 100, 2560])
-def test_a_plane_is_the_nearest_ternary_row(features: int) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_plane_is_the_nearest_ternary_row(features: int, weighted: bool) -> None:
     """Against every threshold, tried one by one."""
     rows, scales = _head(20, features, 1)
     rows[3], rows[4], rows[5, 1:] = 0, 127, 0
-    made = screen.quantise(rows, scales)
+    importance = np.random.default_rng(9).uniform(0, 10, features) ** 2 if weighted else np.ones(features)
+    made = screen.quantise(rows, scales, 1, importance if weighted else None)
     assert set(np.unique(made.planes)) <= {-1, 0, 1} and made.planes.shape == (20, 1, features)
-    w, factors = screen._nearest(rows)
+    w, factors = screen._nearest(rows, importance)
     assert (w == made.planes[:, 0]).all()
+
+    def distance(row: NDArray[np.float64], ternary: NDArray[np.float64], scale: float) -> float:
+        return float((importance * (row - scale * ternary) ** 2).sum())
+
     for row, own, factor in zip(rows.astype(float), w.astype(float), factors, strict=True):
-        best = (
-            min(
-                ((row - np.abs(row)[chosen].mean() * np.sign(row) * chosen) ** 2).sum()
-                for t in range(1, 128)
-                if (chosen := np.abs(row) >= t).any()
-            )
-            if row.any()
-            else 0.0
-        )
-        assert ((row - factor * own) ** 2).sum() <= best * (1 + 1e-6) + 1e-6
+        tried = [distance(row, row, 1.0) if not row.any() else np.inf]
+        for t in range(1, 128):
+            chosen = np.abs(row) >= t
+            if chosen.any():
+                tried.append(distance(row, np.sign(row) * chosen, np.average(np.abs(row), weights=importance * chosen)))
+        assert distance(row, own, factor) <= min(tried) * (1 + 1e-6) + 1e-6
+
+
+def test_features_that_matter_more_are_kept_closer() -> None:
+    """A few features fifty times as large as the others: scores order rows far better if that is known."""
+    rng = np.random.default_rng(10)
+    rows, scales = head.quantise_rows(rng.standard_t(3, size=(2000, 256)))
+    gain = np.ones(256)
+    gain[:4] = 50
+    x = rng.normal(size=(200, 256)) * gain
+    q = np.rint(x / np.abs(x).max(axis=1, keepdims=True) * 127).astype(np.int8)
+    best = head.logits(q, np.ones(200, np.float32), rows, scales).argmax(axis=1)
+    worst = [
+        screen.ranks(screen.scores(q, screen.quantise(rows, scales, 1, importance)), best).max()
+        for importance in (None, np.square(q, dtype=float).mean(axis=0))
+    ]
+    assert worst[1] < 100 < worst[0]
 
 
 def test_a_second_plane_leaves_less() -> None:

@@ -131,3 +131,43 @@ def test_the_ends_of_the_uniform_draw_never_take_a_token_that_was_cut(u: float):
     sampler = Sampler(Sampling(temperature=1, top_k=2))
     sampler._generator = SimpleNamespace(random=lambda: u)  # type: ignore[assignment]
     assert sampler(np.float32([-5, -5, 1, 1, -5])) == (2 if u == 0 else 3)
+
+
+@pytest.mark.parametrize("min_p", [0.0, 0.01, 0.3, 1.0])
+def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest(min_p: float):
+    x = logits()
+    full = softmax(x, 0.8)
+    kept = np.flatnonzero(distribution(x, Sampling(temperature=0.8, min_p=min_p)))
+    assert set(kept) == set(np.flatnonzero(full >= min_p * full.max()))
+
+
+def test_min_p_comes_behind_top_k_and_top_p():
+    x = np.log(np.float32([0.4, 0.3, 0.2, 0.1]))
+    p = distribution(x, Sampling(temperature=1, top_k=3, top_p=0.9, min_p=0.6))
+    np.testing.assert_allclose(p, [4 / 7, 3 / 7, 0, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("min_p", [-0.1, 1.1, float("nan")])
+def test_min_p_outside_of_0_to_1_is_refused(min_p: float):
+    with pytest.raises(UserError, match="min-p must be from 0"):
+        Sampling(min_p=min_p)
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        Sampling(temperature=0.7, top_k=5, seed=3),
+        Sampling(temperature=1.1, top_p=0.8, seed=4),
+        Sampling(temperature=1.0, min_p=0.2, seed=5),
+    ],
+)
+def test_of_the_likeliest_tokens_alone_the_same_are_drawn(sampling: Sampling):
+    """Logits of candidates, in the order of their ids, and of everything: where nothing else could be drawn, the same token."""
+    every, some = Sampler(sampling), Sampler(sampling)
+    for seed in range(40):
+        x = logits(200, seed)
+        ids = np.sort(np.argsort(-x, kind="stable")[:40])
+        cut = np.full_like(x, -1e30)
+        cut[ids] = x[ids]
+        assert some(x[ids], ids) == every(x if sampling.top_k else cut)
