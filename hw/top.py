@@ -18,7 +18,7 @@ from tellme.hw.control.fetch import Fetcher
 from tellme.hw.control.lanes import LaneCheck
 from tellme.hw.control.parameters import PassRegisters
 from tellme.hw.control.registers import ControlRegisters
-from tellme.hw.control.route import BeatRouter, Route, StreamChoice
+from tellme.hw.control.route import BeatRouter, Route, StreamChoice, StreamSwitch
 from tellme.hw.control.sequence import PhaseSequencer
 from tellme.hw.control.supervise import Supervisor
 from tellme.hw.elementwise.elementwise import Elementwise
@@ -30,6 +30,7 @@ from tellme.hw.memory.logit_writer import LogitWriter
 from tellme.hw.memory.reader import StreamReader
 from tellme.hw.memory.share import Int8Sharing, OwnSharing
 from tellme.hw.memory.writer import BeatWriter, write_layout
+from tellme.hw.tlmm.accumulate import row_layout
 from tellme.hw.tlmm.engine import TlmmEngine
 
 
@@ -57,6 +58,7 @@ class Blocks:
         self.elementwise = Elementwise(config)
         self.attention = AttentionUnit(config)
         self.screened_head = ScreenedHead(config)
+        self.row_switch = StreamSwitch(row_layout(config))
         self.sequencer = PhaseSequencer(config)
         self.phase_choice = StreamChoice(phase_layout(config))
         self.int8_sharing = Int8Sharing(config)
@@ -189,8 +191,8 @@ class Accelerator(wiring.Component):
         take(m, d.load, elementwise, "x_beats rope_beats")
         screen = b.screened_head
         screened = d.shared.opcode == Opcode.SCREEN
+        take(m, d.linear, tlmm, "tiles")
         m.d.comb += [
-            tlmm.tiles.eq(d.linear.tiles),
             tlmm.rows.eq(Mux(screened, screen.matrix_rows, d.linear.rows)),
             tlmm.block_rows.eq(Mux(screened, c.block_rows, d.linear.block_rows)),
         ]
@@ -198,7 +200,7 @@ class Accelerator(wiring.Component):
         take(m, registers.write_logits, screen, every="write")
         take(m, registers.head_lanes, screen, first="head_first", count="head_count")
         for unit in (executor, fetcher, screen):
-            m.d.comb += unit.candidates.eq(b.pass_registers.wanted)
+            join(m, b.pass_registers, unit, wanted="candidates")
         take(m, d.attention, kv_writer, "kv_address slot_stride head_stride")
         take(m, d.head, attention, rows="vocabulary")
         take(m, d.head, logits, logits_address="address", logits_stride="stride")
@@ -258,18 +260,13 @@ class Accelerator(wiring.Component):
         """What the engines give each other, and the buffers that they share."""
         elementwise, attention = b.elementwise, b.attention
         join(m, elementwise, b.tlmm, "quantised")
-        screen, rows = b.screened_head, b.tlmm.rows_out
-        screening = b.executor.screening
-        m.d.comb += rows.ready.eq(Mux(screening, screen.rows.ready, elementwise.rows_in.ready))
-        for taker, turn in ((elementwise.rows_in, ~screening), (screen.rows, screening)):
-            m.d.comb += [taker.payload.eq(rows.payload), taker.valid.eq(rows.valid & turn)]
+        screen, rows = b.screened_head, b.row_switch
+        join(m, b.executor, rows, screening="second")
+        connect(m, b.tlmm.rows_out, rows.source)
+        connect(m, rows.takers[0], elementwise.rows_in)
+        connect(m, rows.takers[1], screen.rows)
         connect(m, attention.chunks, elementwise.chunks)
-        m.d.comb += [
-            attention.screened.valid.eq(screen.best),
-            attention.screened.lane.eq(screen.best_lane),
-            attention.screened.row.eq(screen.best_row),
-            attention.screened.value.eq(screen.best_value),
-        ]
+        join(m, screen, attention.screened, best="valid", best_lane="lane", best_row="row", best_value="value")
 
         int8, own = b.int8_sharing, b.own_sharing
         join(m, attention, int8, busy="attending")

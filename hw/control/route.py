@@ -107,3 +107,28 @@ class StreamChoice(wiring.Component):
                     source.ready.eq(self.out.ready),
                 ]
         return m
+
+
+class StreamSwitch(wiring.Component):
+    """A stream to one of two takers. No latency.
+
+    Parameters
+    ----------
+    layout : of the payload.
+
+    Interface attributes
+    --------------------
+    second : which of `takers` gets what comes at `source`; the other gets nothing.
+    """
+
+    def __init__(self, layout: data.Layout) -> None:
+        items = stream.Signature(layout)
+        super().__init__({"second": In(1), "source": In(items), "takers": Out(items).array(2)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        for taker, chosen in zip(self.takers, (~self.second, self.second), strict=True):
+            m.d.comb += [taker.valid.eq(self.source.valid & chosen), taker.payload.eq(self.source.payload)]
+            with m.If(chosen):
+                m.d.comb += self.source.ready.eq(taker.ready)
+        return m

@@ -7,7 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from tellme.golden.config import AcceleratorConfig, clog2
-from tellme.hw.head.heap import CANDIDATE_BITS, CHOSEN, INDEX_BITS
+from tellme.hw.head.heap import CANDIDATE_BITS, CHOSEN
 from tellme.hw.head.score import RowScorer, candidate_layout
 from tellme.hw.head.select import MATRIX_BITS, Selector, matrix_rows
 from tellme.hw.interfaces import Int8ReadPort, QueryScalePort, count_bits
@@ -69,7 +69,7 @@ class ScreenedHead(wiring.Component):
                 "query_scales": Out(QueryScalePort(config)),
                 "best": Out(1),
                 "best_lane": Out(lane),
-                "best_row": Out(INDEX_BITS),
+                "best_row": Out(32),
                 "best_value": Out(32),
                 "bound": Out(data.ArrayLayout(32, config.lanes)),
                 "written": Out(stream.Signature(candidate_layout(config))),

@@ -19,7 +19,7 @@ from tellme.hw import interfaces
 from tellme.hw.attention.unit import AttentionUnit
 from tellme.hw.control.fetch import Fetcher
 from tellme.hw.control.parameters import PassRegisters
-from tellme.hw.control.route import BeatRouter, Route, StreamChoice
+from tellme.hw.control.route import BeatRouter, Route, StreamChoice, StreamSwitch
 from tellme.hw.control.sequence import PhaseSequencer
 from tellme.hw.elementwise.elementwise import Elementwise
 from tellme.hw.memory.kv_writer import KvWriter
@@ -244,6 +244,25 @@ def test_one_of_two_streams_comes_out_and_the_other_waits(second: int) -> None:
         assert [context.get(s.ready) for s in choice.sources] == [1 - second, second]
 
     settle(choice, check)
+
+
+@pytest.mark.parametrize("second", [0, 1])
+def test_a_stream_goes_to_one_of_two_takers_and_the_other_gets_nothing(second: int) -> None:
+    switch = StreamSwitch(data.StructLayout({"x": 8}))
+
+    def check(context: Any) -> None:
+        context.set(switch.second, second)
+        context.set(switch.source.payload, {"x": 17})
+        for valid in range(2):
+            for ready in range(4):
+                context.set(switch.source.valid, valid)
+                for i, taker in enumerate(switch.takers):
+                    context.set(taker.ready, ready >> i & 1)
+                assert [context.get(t.valid) for t in switch.takers] == [valid * (1 - second), valid * second]
+                assert context.get(switch.source.ready) == ready >> second & 1
+        assert [context.get(t.payload.x) for t in switch.takers] == [17, 17]
+
+    settle(switch, check)
 
 
 @pytest.mark.parametrize(("length", "bad"), [(0, 1), (1, 0), (TINY.max_descriptors, 0), (TINY.max_descriptors + 1, 1)])
