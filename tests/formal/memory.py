@@ -147,6 +147,7 @@ class WriterBench(Bench):
         super().__init__(arbitrary=arbitrary)
         self.config = config or scaled()
         self.clears = clears
+        self.reached: dict[str, Value] = {}
         self.name = f"BeatWriter, bursts of {self.config.burst_beats}, {self.config.outstanding} outstanding" + (
             "" if clears else ", without soft resets"
         )
@@ -230,6 +231,11 @@ class WriterBench(Bench):
         with m.Elif(~stalled):
             m.d.sync += rest.eq(rest + 1)
         monitor.claim("it becomes idle when memory answers", rest < 20 + 4 * c.burst_beats)
+        self.reached = {
+            "a byte is written": w.idle & made,
+            "a burst is answered with an error": (w.error >= 5) & (w.error <= 6),
+            "a soft reset ends": past(m, w.quiet) & over,
+        }
         outside = Signal()
         with m.If(taken & (rel >= WINDOW - FIRST)):
             m.d.sync += outside.eq(1)
@@ -251,6 +257,7 @@ class ReaderBench(Bench):
         super().__init__(arbitrary=arbitrary)
         self.config = config or scaled()
         self.clears = clears
+        self.reached: dict[str, Value] = {}
         self.name = f"StreamReader, bursts of {self.config.burst_beats}, {self.config.outstanding} outstanding" + (
             "" if clears else ", without soft resets"
         )
@@ -317,6 +324,11 @@ class ReaderBench(Bench):
         with m.Elif(~stalled):
             m.d.sync += patience.eq(patience + 1)
         monitor.claim("what was asked for comes when memory answers", patience < 16 + 2 * c.burst_beats)
+        self.reached = {
+            "a followed beat comes": following & given & (ahead == 0),
+            "a burst is answered with an error": (r.error >= 3) & (r.error <= 4),
+            "a soft reset ends": past(m, r.quiet) & over,
+        }
         outside, answered_badly = Signal(), Signal()
         with m.If(r.segments.valid & r.segments.ready & (beats != 0) & (rel + beats > WINDOW - FIRST)):
             m.d.sync += outside.eq(1)

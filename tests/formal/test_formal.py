@@ -6,6 +6,7 @@ import pytest
 from amaranth import Module, Signal
 
 from tests.formal.control import RegisterBench, SupervisorBench
+from tests.formal.memory import ReaderBench, WriterBench
 from tests.formal.prover import Bench, Monitor, prove
 from tests.formal.queues import QueueBench
 
@@ -18,12 +19,50 @@ QUICK = [
     RegisterBench("timeout", live=True),
     RegisterBench("lanes", live=False),
 ]
+PORT_CYCLES = 12
+"""A burst after an error, which may come in the sixth cycle, is among them."""
 
 
 @pytest.mark.parametrize("bench", QUICK, ids=lambda b: b.name)
 def test_every_claim_is_proved_without_bound(bench: Bench) -> None:
     r = prove(bench, seconds=300)
     assert r.proved and not r.bounded, r
+
+
+@pytest.mark.parametrize("bench", [WriterBench(), ReaderBench()], ids=lambda b: b.name)
+def test_memory_ports_keep_every_claim_for_the_first_cycles(bench: Bench) -> None:
+    """`make formal` goes further, and most of them without bound."""
+    r = prove(bench, seconds=300, depth=PORT_CYCLES)
+    assert r.proved and r.depth == PORT_CYCLES, r
+
+
+class Reaching(Bench):
+    """A memory port among its surroundings, with the opposite of what it should be able to do as its claims."""
+
+    def __init__(self, of: WriterBench | ReaderBench, what: str):
+        super().__init__()
+        self.of, self.what, self.name = of, what, what
+
+    def build(self, m: Module, monitor: Monitor) -> None:
+        self.of._inputs = self._inputs
+        inner = Monitor(m)
+        self.of.build(m, inner)
+        for condition in inner.assumed:
+            monitor.assume(condition)
+        monitor.claim(self.what, ~self.of.reached[self.what])
+
+
+@pytest.mark.parametrize("what", [0, 1, 2])
+@pytest.mark.parametrize("kind", [WriterBench, ReaderBench])
+def test_what_is_assumed_of_memory_lets_everything_happen(
+    kind: type[WriterBench] | type[ReaderBench], what: int
+) -> None:
+    """A claim about what cannot happen would be proved, too."""
+    bench = kind()
+    bench.rtlil()
+    name = list(bench.reached)[what]
+    r = prove(Reaching(bench, name), seconds=120, depth=20)
+    assert (r.proved, r.broken) == (False, name) and r.cycle > 3, r
 
 
 class Counter(Bench):
