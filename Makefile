@@ -7,13 +7,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TELLME := $(BIN)/python -m tellme
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint bench memory unisims oracle verilog wheels docs clean
+.PHONY: help setup demo test lint bench memory formal faults soak mutants unisims oracle verilog wheels docs clean
 
 help:
 	@echo "make demo     stream a story from the simulated accelerator, checked against the golden model"
 	@echo "make test     lint and every test"
 	@echo "make bench    real-scale runs; results in docs/measurements/"
 	@echo "make memory   the memory model against rates of boards; docs/measurements/memory.md"
+	@echo "make formal   proofs of queues, register bus, supervisor and memory ports; docs/measurements/formal.md"
+	@echo "make faults   10,000 faults in passes of the simulated machine; docs/measurements/faults.md"
+	@echo "make soak     10,000 tokens under stress, every logit compared; docs/measurements/soak.md"
+	@echo "make mutants  mistakes put into the sources one at a time: which does no test see; docs/measurements/mutants.md"
 	@echo "make unisims  tests of vendor primitives on AMD's models; UNISIMS=Vivado's data/verilog/src or a XilinxUnisimLibrary"
 	@echo "make oracle   reference vectors from PyTorch (installs torch)"
 	@echo "make wheels   whether the boards can install what they need (asks the package registry)"
@@ -78,6 +82,19 @@ bench: setup
 
 memory: setup
 	$(BIN)/python -m bench.memory
+
+formal: setup
+	$(BIN)/python -m bench.formal
+
+faults: setup
+	$(BIN)/python -m bench.faults --workers $(WORKERS)
+
+soak: setup
+	$(BIN)/python -m bench.faults --soak
+
+mutants: setup
+	$(BIN)/python -m bench.mutants --holes
+	$(BIN)/python -m bench.mutants --count $(or $(COUNT),500)
 
 unisims: setup
 	$(BIN)/python -m bench.unisims "$(UNISIMS)"

@@ -60,6 +60,7 @@ class Examination:
     bitstream : the `.bit` file to check with.
     device : a `pynq.Device`; PYNQ's active one if None.
     tell : is given each check as it is done.
+    patterns : run the patterns of host/machine/patterns.py, too.
     """
 
     def __init__(
@@ -69,8 +70,10 @@ class Examination:
         bitstream: Path | None = None,
         device: Any = None,
         tell: Callable[[Check], None] | None = None,
+        patterns: bool = False,
     ):
         self.config = config
+        self._patterns_too = patterns
         self.checks: list[Check] = []
         self._path = bitstream_path(config, bitstream)
         self._device = device
@@ -116,6 +119,8 @@ class Examination:
             self._do("power", ("device",), self._power)
             self._do("accelerator", ("PL clock", "memory ports", "memory"), self._accelerator)
             self._do("self-test", ("accelerator",), self._self_test)
+            if self._patterns_too:
+                self._do("patterns", ("self-test",), self._patterns)
         finally:
             if "free" in values:
                 values["free"].release()
@@ -224,6 +229,15 @@ class Examination:
             f"{beats / cycles:.0%} of the cycles bring a beat, {rate / 1e9:.1f} GB/s (a large model brings more)"
         )
 
+    def _patterns(self) -> tuple[Any, str]:
+        from tellme.host.machine import patterns
+
+        done = patterns.run(self._values["accelerator"])
+        return True, (
+            f"{done.logits:,} logits of {done.passes} passes equal the golden model's: walking ones in each port, every table index, "
+            f"scores that saturate and that are all equal ({done.cycles:,} cycles)"
+        )
+
     def _power(self) -> tuple[Any, str]:
         if self._values["device"].has_capability("REMOTE"):
             return True, "not measured over the network"
@@ -240,13 +254,16 @@ class Examination:
 def command(
     board_name: AnyBoard = None,
     bitstream: Bitstream = None,
+    selftest: Annotated[
+        bool, typer.Option("--selftest", help="Run patterns through every unit, too; under a minute on a board.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check a board; every line that fails says what to do."""
     config = preset(board_name, "board", bitstream)
     signal.signal(signal.SIGTERM, terminate)
     tell = None if as_json else lambda check: print(check.line(), flush=True)
-    examination = Examination(config, bitstream=bitstream, tell=tell)
+    examination = Examination(config, bitstream=bitstream, tell=tell, patterns=selftest)
     ok = examination.run()
     if as_json:
         print(json_line({"ok": ok, "board": config.name, "checks": [c.record() for c in examination.checks]}))

@@ -72,7 +72,8 @@ def scale_beats(c: AcceleratorConfig, s: np.ndarray, beats: int) -> list[bytes]:
 
 
 def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
-    """heads, kv_heads, dim, positions, slots; kind: normal, equal, saturated, wild (scales over many magnitudes)."""
+    """heads, kv_heads, dim, positions, slots; kind: normal, equal, saturated, wild (scales over many magnitudes); most negative and most
+    positive (every key of full weight, every value -128 or 127), dots (dot products from one end of their range to the other)."""
     rng = np.random.default_rng(case.get("seed", 1))
     heads, kv_heads, dim = case["heads"], case["kv_heads"], case["dim"]
     positions, slots = case["positions"], case["slots"]
@@ -98,6 +99,22 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
     own_scales = scales(2, kv_heads, c.lanes)
     if kind == "equal":
         own[0], own_scales[:] = 3, 0.5
+    extreme = {"most negative": -128, "most positive": 127}.get(kind)
+
+    def push(keys: np.ndarray, key_scales: np.ndarray) -> None:
+        """Brings [2, kv_heads, n, dim] of keys and values, and their scales, to the ends of their ranges."""
+        if extreme is not None:
+            keys[0], keys[1], key_scales[:] = -128, extreme, 0.5
+        elif kind == "dots":
+            # Key i is 127 in its first dimensions and -128 in the others: from -128 * -128 to -128 * 127 of each.
+            count = keys.shape[2]
+            share = np.linspace(0, dim, count).round()
+            keys[0] = np.where(np.arange(dim) < share[:, None], 127, -128)
+            key_scales[:] = 2.0**-9
+
+    if extreme is not None or kind == "dots":
+        q[:], qs[:] = -128, 2.0**-9
+    push(own, own_scales)
     caches = {}
     results = {}
     for lo, hi in schedule.groups(slots):
@@ -106,6 +123,7 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
         key_scales = scales(2, kv_heads, n)
         if kind == "equal":
             keys[0], key_scales[:] = 3, 0.5
+        push(keys, key_scales)
         caches[lo] = keys, key_scales
         k, v = (np.concatenate([keys[i], own[i, :, lo : hi + 1]], axis=1) for i in range(2))
         ks, vs = (np.concatenate([key_scales[i], own_scales[i, :, lo : hi + 1]], axis=1) for i in range(2))
@@ -146,7 +164,8 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
 
 
 def head_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
-    """inputs, rows (vocabulary), first, count; ties: rows repeat."""
+    """inputs, rows (vocabulary), first, count; kind: normal, ties (rows repeat), zero, negative, extreme (rows of -128 and of 127
+    against a lane of either)."""
     rng = np.random.default_rng(case.get("seed", 1))
     n, vocabulary, first, count = case["inputs"], case["rows"], case["first"], case["count"]
     blocks = -(-vocabulary // c.key_block)
@@ -160,6 +179,9 @@ def head_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
         q[:], row_scales[::2] = 0, -0.5
     if kind == "negative":
         rows[:], q[:] = -np.abs(rows) - 0, np.abs(q.astype(np.int64)).clip(1, 127)
+    if kind == "extreme":
+        rows[:], rows[1::3] = -128, 127
+        q[:], q[first + 1 :: 2] = -128, 127
     rows[vocabulary:] = 127
     row_scales[vocabulary:] = 100.0
     scale = rng.uniform(0.01, 0.1, c.lanes).astype(np.float32)

@@ -116,6 +116,25 @@ def test_full_context() -> None:
     run("tiny", [case(32, [252, 253, 254, 255], heads=2, kv_heads=1), case(64, [255], heads=1, kv_heads=1)])
 
 
+def test_the_largest_sums_fit_their_accumulators() -> None:
+    """Every key of a full context at full weight with every value at one end of int8; dot products at both ends of theirs."""
+    full = [252, 253, 254, 255]
+    cases = [case(32, full, heads=1, kv_heads=1, kind=kind) for kind in ("most negative", "most positive", "dots")]
+    cases += [
+        case(128, full[-1:], heads=2, kv_heads=1, kind=kind) for kind in ("most negative", "most positive", "dots")
+    ]
+    heads = [{"inputs": n, "rows": 33, "first": 0, "count": 2, "kind": "extreme"} for n in (256, 32)]
+    run("tiny", [*cases, *heads])
+
+
+def test_the_largest_sums_fit_with_two_keys_a_beat() -> None:
+    cases = [
+        case(64, [252, 253, 254, 255], heads=1, kv_heads=1, kind=kind) for kind in ("most negative", "most positive")
+    ]
+    cases += [case(128, [255], heads=2, kv_heads=1, kind="dots")]
+    run("wide", [*cases, {"inputs": 256, "rows": 33, "first": 1, "count": 2, "kind": "extreme"}])
+
+
 def test_values_that_come_slower_than_they_are_used() -> None:
     """More beats than the tile store holds: every run of the V part waits for its beats."""
     run("tiny", [case(128, [n], heads=2, kv_heads=2) for n in (67, 200)], stall=0.6)

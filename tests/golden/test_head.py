@@ -39,3 +39,14 @@ def test_rows_are_quantised_to_half_a_step() -> None:
     q, s = head.quantise_rows(x)
     assert (np.abs(q[x.any(-1)].astype(int)).max(-1) == 127).all() and not q[3].any()
     assert np.abs(q * s[:, None] - x).max() <= 0.5001 * s.max()
+
+
+@pytest.mark.parametrize("largest", [0.0, 1e-38, 9e-6, 1e-5, 2e-5])
+def test_the_scale_of_a_row_has_a_floor(largest: float) -> None:
+    """1e-5 / 127, so that a row of zeros or of next to nothing has a reciprocal."""
+    x = np.zeros((2, 32), np.float32)
+    x[0, 7], x[1] = -largest, 1
+    q, s = head.quantise_rows(x)
+    assert s[0] == np.float32(max(largest, 1e-5)) * np.float32(1 / 127) and s[1] == np.float32(1 / 127)
+    assert q[0, 7] == round(-min(largest, 1e-5) / 1e-5 * 127) if largest < 1e-5 else q[0, 7] == -127
+    assert np.count_nonzero(q[0]) == (round(largest / 1e-5 * 127) > 0)

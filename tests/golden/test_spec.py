@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from tellme.golden.model import LayerWeights
 from tellme.golden.program import Kind
 from tellme.golden.shapes import BITNET_2B
-from tellme.golden.spec import ACTIVATIONS, LAST_STEP, MATRICES, NORMS, STEPS, ModelError, ModelSpec
+from tellme.golden.spec import ACTIVATIONS, LAST_STEP, MATRICES, NORMS, STEPS, ModelError, ModelSpec, rope_tables
 from tests.models import PARTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +70,25 @@ def test_matrices_have_the_shapes_and_names_that_models_are_published_with() -> 
 def test_weights_of_a_layer_are_those_of_the_tables() -> None:
     fields = {f.name for f in dataclasses.fields(LayerWeights)}
     assert fields == {*MATRICES, *(f"{name}_scale" for name in MATRICES), *NORMS}
+
+
+@pytest.mark.parametrize(("dim", "theta"), [(32, 1e4), (96, 1e4), (128, 5e5), (96, 1e6), (96, 10.0)])
+def test_rotary_frequencies_round_where_the_reference_does(dim: int, theta: float) -> None:
+    """Transformers computes 1 / theta ** (arange(0, dim, 2).float() / dim) in float32: its exponent, power and quotient are float32
+    each. Here one by one; the table of angles is a float32 product, too."""
+    spec = ModelSpec(
+        hidden=2 * dim, layers=1, heads=2, kv_heads=1, head_dim=dim, ffn=64, vocab=8, rope_theta=theta, max_context=700
+    )
+    cos, sin = rope_tables(spec, 700)
+    different = 0
+    for j in range(dim // 2):
+        exponent = np.float32(np.float32(2 * j) / np.float32(dim))
+        inverse = np.float32(np.float32(1) / np.float32(float(theta) ** float(exponent)))
+        different += inverse != np.float32(1 / float(theta) ** (2 * j / dim))
+        for p in (1, 255, 699):
+            angle = float(np.float32(np.float32(p) * inverse))
+            assert cos[p, j] == np.float32(math.cos(angle)) and sin[p, j] == np.float32(math.sin(angle))
+    assert different or dim in (32, 128), "no frequency would differ in float64: this case shows nothing"
 
 
 def test_every_matrix_and_every_norm_has_its_step() -> None:

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from tellme.golden import schedule
 from tellme.golden.config import KV260, TINY, AcceleratorConfig
 from tellme.host.checkpoints.checkpoint import Checkpoint
+from tellme.host.errors import UserError
 from tellme.host.image.model import Model, convert, demo_folder
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend
-from tellme.host.machine.passes import Pass, fits_scores
+from tellme.host.machine.passes import Backend, Pass, PassResult, fits_scores
 from tellme.host.machine.program import compile_program
 from tellme.host.machine.simulation import SimulatedAccelerator
 from tellme.host.text.tokenizer import Files
@@ -83,6 +84,43 @@ def test_phases_read_every_key_that_a_lane_attends_to_once(config: AcceleratorCo
             used = of_unit[0].unit_words * -(-(hi - lo + 1) * 3 // config.attention_lanes)
             fits = fits_scores(config, 3, positions[lo], hi - lo + 1, lo)
             assert fits == (used <= config.score_words)
+
+
+class Nothing(Backend):
+    """Takes every pass that the host's checks let through."""
+
+    def __init__(self, config: AcceleratorConfig, slots: int):
+        self.config, self.vocab, self.context, self.slots, self.group = config, 8, config.max_context, slots, 3
+
+    def _pass(self, given: Pass) -> PassResult:
+        return PassResult(head_first=0, head_count=0, best_index=(), best_value=())
+
+
+def with_words(config: AcceleratorConfig, words: int) -> AcceleratorConfig:
+    """A score memory of any size, which no hardware has."""
+    changed = replace(config)
+    object.__setattr__(changed, "score_words", words)
+    return changed
+
+
+@pytest.mark.parametrize("config", (TINY, PAIRS, KV260), ids=lambda c: c.name)
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_the_score_memory_is_filled_to_its_last_word_and_no_further(
+    config: AcceleratorConfig, data: st.DataObject
+) -> None:
+    """A machine of just the words that a layout's largest group needs takes it, one of a word less does not."""
+    positions, slots = data.draw(layouts(config, 7))
+    needs = []
+    for lo, hi in schedule.groups(slots):
+        sets = -(-(hi - lo + 1) * 3 // config.attention_lanes)
+        own = {lane // config.keys_per_beat for lane in range(lo, hi + 1)}
+        cached = {key // config.keys_per_beat for key in range(positions[lo])}
+        needs.append(sets * (len(own) + len(cached)))
+    given = Pass.of([1] * len(slots), positions, slots)
+    Nothing(with_words(config, max(needs)), 7).run_pass(given)
+    with pytest.raises(UserError, match="need more than the .* words of score memory; send fewer lanes in a pass"):
+        Nothing(with_words(config, max(needs) - 1), 7).run_pass(given)
 
 
 @pytest.fixture(scope="module")

@@ -63,6 +63,16 @@ def test_a_good_board_passes_every_check(
     assert not made.buffers and not made.busy()
 
 
+def test_selftest_runs_patterns_behind_the_usual_checks(board: Callable[..., Board], bitstream: Path) -> None:
+    made = board()
+    result = doctor(bitstream, "--selftest", "--json")
+    assert result.exit_code == 0, result.output
+    found = checks(result)
+    assert list(found) == [*NAMES, "patterns"]
+    assert "equal the golden model's: walking ones in each port" in found["patterns"][1]
+    assert not made.buffers and not made.busy()
+
+
 def failing(name: str, made: Board, tmp_path: Path) -> tuple[Path, str]:
     """Breaks one thing; the bitstream to use and what the line must say."""
     path = write_build(tmp_path, TINY)

@@ -31,15 +31,18 @@ class ReferenceMachine:
     ----------
     beats : beats of the buffer.
     dirty : fill the buffer with random bytes first, as DDR is.
+    cached : the host sees the buffer through caches that are not coherent: what it writes reaches the accelerator by `flush`
+        alone, and what that writes reaches the host by `invalidate` alone.
     """
 
-    def __init__(self, config: AcceleratorConfig, beats: int, *, dirty: bool = True):
+    def __init__(self, config: AcceleratorConfig, beats: int, *, dirty: bool = True, cached: bool = False):
         self.config = config
         shape = (config.ports, beats, config.port_bytes)
         rng = np.random.Generator(np.random.PCG64(1))
         self.memory: NDArray[np.uint8] = (
             rng.integers(0, 256, shape, dtype=np.uint8) if dirty else np.zeros(shape, dtype=np.uint8)
         )
+        self.dram = rng.integers(0, 256, shape, dtype=np.uint8) if cached else self.memory
         # Far apart, above 4 GiB, each at its phase.
         self.port_bases = tuple(
             place((i + 1) << 32 | i << 20, 0, 1, phases(config)[i : i + 1])[0] for i in range(config.ports)
@@ -86,8 +89,11 @@ class ReferenceMachine:
 
     def flush(self, start: int, beats: int) -> None:
         assert 0 <= start <= start + beats <= self.memory.shape[1]
+        self.dram[:, start : start + beats] = self.memory[:, start : start + beats]
 
-    invalidate = flush
+    def invalidate(self, start: int, beats: int) -> None:
+        assert 0 <= start <= start + beats <= self.memory.shape[1]
+        self.memory[:, start : start + beats] = self.dram[:, start : start + beats]
 
     def wait_done(self, timeout_s: float) -> bool:
         return bool(registers.unpack("status", self.get("status"))["done"])
@@ -122,13 +128,13 @@ class ReferenceMachine:
         if address + count > self.get("window_beats"):
             raise Stop(ErrorCode.READ_WINDOW, address)
         self.read_beats += count
-        return layout.unstripe(self.memory[:, address : address + count])
+        return layout.unstripe(self.dram[:, address : address + count])
 
     def put(self, address: int, beats: NDArray[np.uint8]) -> None:
         """Writes beats, inside the window."""
         if address + len(beats) > self.get("window_beats"):
             raise Stop(ErrorCode.WRITE_WINDOW, address)
-        self.memory[:, address : address + len(beats)] = layout.stripe(beats, self.config)
+        self.dram[:, address : address + len(beats)] = layout.stripe(beats, self.config)
 
     def _floats(self, address: int, lanes: int, count: int) -> NDArray[np.float32]:
         n = layout.float_beats(count, self.config)

@@ -372,6 +372,83 @@ def test_what_memory_owes_is_told_with_what_stopped_the_pass(owed: dict[int, int
     assert message.count("\n") == 0
 
 
+def test_ctrl_c_during_a_pass_resets_and_the_next_pass_may_start_at_once():
+    accelerator, machine, _ = start(DEMO)
+    wait, machine.hang = machine.wait_done, True
+
+    def interrupted(timeout_s: float) -> bool:
+        assert registers.unpack("status", machine.get("status"))["busy"]
+        raise KeyboardInterrupt
+
+    machine.wait_done = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        accelerator.decode(0, 0)
+    assert machine.resets == 1 and machine.get("status") == 0
+    machine.wait_done, machine.hang = wait, False  # type: ignore[method-assign]
+    assert accelerator.decode(0, 0).head_count == 1
+
+
+def test_ctrl_c_stays_ctrl_c_when_the_reset_does_not_help():
+    accelerator, machine, _ = start(DEMO)
+    accelerator.timeout_s = 0.01
+    machine.hang, asked = True, []
+    write = machine.write
+
+    def stuck(offset: int, value: int) -> None:
+        if offset == registers.offset("control") and registers.unpack("control", value)["soft_reset"]:
+            asked.append(value)
+        else:
+            write(offset, value)
+
+    def interrupted(timeout_s: float) -> bool:
+        raise KeyboardInterrupt
+
+    machine.write, machine.wait_done = stuck, interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        accelerator.decode(0, 0)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("cycles", [0, 4321, (1 << 32) - 1])
+def test_everything_that_loading_says_reaches_its_register(cycles: int):
+    with Model.open(DEMO, TINY) as model:
+        program = compile_program(model, TINY, slots=3, context=100)
+        machine = ReferenceMachine(TINY, program.window_beats)
+        for name in ("timeout", "slots", "context", "program_length", "program_address", "window_beats", "irq_enable"):
+            machine.set(name, 0xDEAC)
+        Driver(machine, TINY, timeout_cycles=cycles).load(model, program)
+    got = {
+        n: machine.get(n) for n in ("timeout", "slots", "context", "program_length", "program_address", "window_beats")
+    }
+    assert got == {
+        "timeout": cycles,
+        "slots": 3,
+        "context": 100,
+        "program_length": program.length,
+        "program_address": program.program_address,
+        "window_beats": program.window_beats,
+    }
+    assert registers.unpack("irq_enable", machine.get("irq_enable"))["done"] == 1
+    assert (machine.get("base_high") << 32 | machine.get("base_low")) == machine.port_bases[0]
+
+
+def test_every_pass_is_exact_through_caches_that_are_not_coherent():
+    """Prefill, decode, several slots, and a second model over the first: what is not flushed or not invalidated is random, and what is
+    flushed without having been written goes over what the accelerator wrote."""
+    weights = read_checkpoint(DEMO).weights
+    with Model.open(DEMO, TINY) as model:
+        program = compile_program(model, TINY, slots=2)
+        machine = ReferenceMachine(TINY, program.window_beats, cached=True)
+        accelerator = Driver(machine, TINY)
+        for _ in range(2):
+            accelerator.load(model, program)
+            backend = CheckedBackend(accelerator, GoldenBackend(weights, TINY, slots=2))
+            backend.prefill([0, 432, 433, 260, 406], slot=1)
+            backend.decode(13, 5, slot=1, logits=True)
+            backend.run_pass(Pass.of([0, 1, 2, 3], [0, 1, 6, 7], [0, 0, 1, 1], head=(1, 3), write_logits=True))
+            assert backend.logits == 10 * model.spec.vocab
+
+
 def test_close_closes_the_device():
     accelerator, machine, _ = start(DEMO)
     with accelerator:

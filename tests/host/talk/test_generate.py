@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 
 from tellme.golden.config import TINY
@@ -151,6 +153,65 @@ def test_stop_strings_hold_back_no_more_than_needed():
     assert (s.push("1ab"), s.finish(), s.found) == ("1", "ab", False)
     with pytest.raises(UserError, match="a stop string must not be empty"):
         StopStrings([""])
+
+
+@pytest.mark.parametrize(
+    "stops", [["girl", "there"], ["there", "girl"], ["re", "ere w"], ["ere w", "re"], ["there was a girl", "was"]]
+)
+def test_the_text_ends_before_the_first_of_several_stop_strings_of_one_piece(stops: list[str]):
+    s = StopStrings(stops)
+    text = " there was a girl. She"
+    assert s.push(text) == text[: min(text.find(stop) for stop in stops)] and s.found
+    assert s.finish() == ""
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    pieces=st.lists(st.text("ab<", max_size=4), max_size=8),
+    stops=st.lists(st.text("ab<", min_size=1, max_size=4), min_size=1, max_size=3),
+)
+def test_stop_strings_are_found_in_any_pieces(pieces: list[str], stops: list[str]):
+    """Against a search of all the text so far, piece by piece; and what cannot become a stop string any more is not held back."""
+    s = StopStrings(stops)
+    given_out, so_far = "", ""
+    for piece in pieces:
+        given_out += s.push(piece)
+        so_far += piece
+        places = [so_far.find(stop) for stop in stops if stop in so_far]
+        assert s.found == bool(places)
+        if places:
+            assert given_out == so_far[: min(places)] and s.finish() == ""
+            return
+        held = so_far[len(given_out) :]
+        assert so_far.startswith(given_out)
+        assert held == max((stop[:n] for stop in stops for n in range(len(stop)) if so_far.endswith(stop[:n])), key=len)
+    assert given_out + s.finish() == so_far and not s.found
+
+
+@pytest.mark.parametrize("end", ["length", "context"])
+@pytest.mark.parametrize("stops", [[], ["\ufffd"], ["\ufffdx"]])
+def test_a_stop_string_may_come_with_what_was_kept_back_at_the_end(end: str, stops: list[str]):
+    """The last token leaves a character incomplete: its replacement comes at the very end, and may be a stop string or begin one."""
+    t = special_tokenizer()
+    half = t.encode("🙂")[1:3]
+    script = Script(
+        [*t.encode(" there")[1:], *half, 1, 1],
+        context=256 if end == "length" else len(PROMPT) + len(t.encode(" there")[1:]) + 1,
+    )
+    count = len(t.encode(" there")[1:]) + 2
+    g = Generation(script, t, PROMPT, max_new_tokens=count if end == "length" else 200, stops=stops)
+    found = stops == ["\ufffd"]
+    assert ("".join(g), g.report.stop) == (" there" if found else " there\ufffd", "stop" if found else end)
+    assert len(g.report.new_ids) == count
+
+
+@pytest.mark.parametrize("end", ["length", "context", "end"])
+def test_the_beginning_of_a_stop_string_is_given_out_when_nothing_follows(end: str):
+    count = len(tokenizer().encode(" there was")) - 1
+    options = {"length": {"max_new_tokens": count}, "context": {"context": len(PROMPT) + count - 1}, "end": {}}[end]
+    said = " there was" + ("" if end == "end" else " a girl")
+    pieces, g, _ = say(said, stops=["was a dog"], **options)
+    assert ("".join(pieces), g.report.stop) == (" there was", end)
 
 
 def test_the_full_context_ends_generation():

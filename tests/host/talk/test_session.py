@@ -22,11 +22,12 @@ from tellme.host.cli import app
 from tellme.host.errors import UserError
 from tellme.host.image.model import Model, demo_folder
 from tellme.host.machine.backends import GoldenBackend
-from tellme.host.machine.passes import Pass, PassResult
+from tellme.host.machine.passes import Backend, Pass, PassResult
 from tellme.host.talk.generate import Generation
 from tellme.host.talk.power import HWMON, Meter, rails
 from tellme.host.talk.session import Session
 from tellme.host.talk.terminal import Chat
+from tellme.host.text.sampling import Sampler, Sampling
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -200,6 +201,78 @@ def test_a_prefill_torn_apart_is_not_taken_for_what_was_there_before(story: Mode
     backend.prefill = whole  # type: ignore[method-assign]
     session.reset()
     assert say(session, "One day, a small fox") == text
+
+
+class Scripted(Backend):
+    """Says given tokens; with logits, one above all others, or all equal if the token is None."""
+
+    def __init__(self, says: list[int | None], context: int = 256):
+        self.config, self.vocab, self.context, self.slots, self.group = TINY, 1024, context, 1, 1
+        self.says = says
+        self.heard: list[tuple[int, int]] = []
+
+    def _pass(self, given: Pass) -> PassResult:
+        self.heard += zip(given.tokens, given.positions, strict=True)
+        first, count = given.head
+        said = [self.says.pop(0) for _ in range(count)]
+        logits = np.zeros((count, self.vocab), np.float32)
+        for row, token in zip(logits, said, strict=True):
+            if token is not None:
+                row[token] = 1000
+        best = tuple(int(i) for i in logits.argmax(-1))
+        return PassResult(
+            head_first=first, head_count=count, best_index=best, best_value=(np.float32(0),) * count, logits=logits
+        )
+
+
+def test_neither_the_end_token_nor_a_second_document_start_goes_on_in_a_text(story: Model) -> None:
+    t = story.tokenizer
+    fox, bird = t.encode_more(" a fox"), t.encode_more(" and a bird")
+    assert t.bos_id is not None and t.eos_id is not None
+    backend = Scripted([*fox, t.eos_id, *bird, t.eos_id, *fox, t.eos_id])
+    session = Session(backend, t, max_new_tokens=20, eos_ids=story.eos_ids)
+    first = session.ask("One day")
+    assert "".join(first) == " a fox" and first.report.new_ids == [*fox, t.eos_id]
+    begin = t.encode("One day")
+    then, more = t.encode_more(" then"), t.encode_more(" more")
+    second = session.ask(" then")
+    assert "".join(second) == " and a bird"
+    assert second.report.prompt_ids == [*begin, *fox, *then] and second.cached == len(begin) + len(fox)
+    third = session.ask(" more")
+    assert third.report.prompt_ids == [*begin, *fox, *then, *bird, *more]
+    assert third.report.prompt_ids.count(t.bos_id) == 1 and t.eos_id not in third.report.prompt_ids
+    list(third)
+    # Every token at its place, once: what a cache counts as held has been through the model.
+    held = [*begin, *fox, *then, *bird, *more, *fox]
+    assert backend.heard == [(held[p], p) for p in range(len(backend.heard))]
+
+
+def test_an_answer_cut_off_at_its_length_goes_on_with_its_last_token(story: Model) -> None:
+    """The last token was chosen but has not been through the model: it is said, but not cached."""
+    t = story.tokenizer
+    fox = t.encode_more(" a fox")
+    backend = Scripted([*fox, 5])
+    session = Session(backend, t, max_new_tokens=len(fox))
+    first = session.ask("One day")
+    list(first)
+    second = session.ask(" then")
+    assert second.report.prompt_ids == [*t.encode("One day"), *fox, *t.encode_more(" then")]
+    assert second.cached == len(t.encode("One day")) + len(fox) - 1
+
+
+@pytest.mark.parametrize("kind", ["story", "chatty"])
+def test_every_answer_draws_with_a_seed_of_its_own(kind: str, request: pytest.FixtureRequest) -> None:
+    """The same question thrice, of equal logits: answer n is what a generator of seed + n draws."""
+    t = request.getfixturevalue(kind).tokenizer
+    session = Session(Scripted([None] * 24), t, max_new_tokens=8, sampling=Sampling(temperature=1, seed=40))
+    for n in range(3):
+        turn = session.ask("One day")
+        list(turn)
+        session.reset()
+        draw = Sampler(Sampling(temperature=1, seed=40 + n))
+        assert turn.report.new_ids == [draw(np.zeros(1024, np.float32)) for _ in range(len(turn.report.new_ids))]
+        assert len(turn.report.new_ids) > 1 or turn.report.stop == "end"
+    assert session.totals.answers == 3
 
 
 def test_bad_settings_are_refused(story: Model) -> None:

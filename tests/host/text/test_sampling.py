@@ -55,6 +55,13 @@ def test_top_p_exactly_reached_takes_no_more():
     assert list(np.flatnonzero(distribution(x, Sampling(temperature=1, top_p=0.5 + 1e-6)))) == [0, 1]
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(0.25, 1), (0.5, 2), (0.75, 3), (0.75 + 1e-9, 4), (1.0, 4)])
+def test_a_sum_that_is_p_reaches_it(top_p: float, kept: int):
+    """Equal logits of a power of two of tokens: every sum of their probabilities is exact."""
+    p = distribution(np.zeros(4, np.float32), Sampling(temperature=1, top_p=top_p))
+    assert list(np.flatnonzero(p)) == list(range(kept)) and set(p[:kept]) == {1 / kept}
+
+
 def test_top_k_comes_before_top_p():
     x = np.log(np.float32([0.4, 0.3, 0.2, 0.1]))
     p = distribution(x, Sampling(temperature=1, top_k=2, top_p=0.6))

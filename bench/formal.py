@@ -1,0 +1,123 @@
+"""All proofs, claim by claim, and their table: `make formal`. Writes docs/measurements/formal.md."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from tests.formal.control import RegisterBench, SupervisorBench
+from tests.formal.memory import ReaderBench, WriterBench, scaled
+from tests.formal.prover import Bench, Result, prove
+from tests.formal.queues import QueueBench
+
+OUT = Path(__file__).resolve().parents[1] / "docs" / "measurements" / "formal.md"
+DEPTH = 24
+"""Cycles of a bounded proof."""
+
+HEADER = f"""# Proofs
+
+`make formal` ([bench/formal.py](../../bench/formal.py)) proves what the benches in [tests/formal](../../tests/formal) claim: Amaranth to RTLIL, Yosys to AIGER, then ABC of
+the pyosys package, `pdr` without bound and `bmc3` for the first {DEPTH} cycles where `pdr` comes to no end in the time it is given. No design has an assertion in it: claims are written
+beside it, about its ports alone. `make test` proves the quick ones. A claim that breaks is named, with the cycle in which it first can.
+
+## What is assumed
+
+- **Queues**: entries of one bit (order and loss do not depend on more); whoever writes keeps the account that the queue's docstring asks for.
+- **Register bus**: a master that keeps to AXI4-Lite (payload stable while it waits); every address, every strobe, two bits of data; the lock of a pass comes and goes.
+- **Supervisor**: nothing. Every input may have any value in every cycle; time-outs of 0 and 3 cycles.
+- **Memory ports**: one port of 16 bytes, bursts of at most 2 beats, 2 in flight, a FIFO of 4 beats, queues of 2; addresses on both sides of a 4 KiB boundary and of the window's end. Memory keeps to
+  AXI4: it answers what it owes, in order (each master uses one ID), with any response and as late as it likes. "In time" counts cycles in which memory keeps nobody waiting. `clear` is free.
+- Registers begin as a bitstream leaves them (zeros, and what is initialised); *reset* in the table: with any contents, before one cycle of reset.
+
+## What is proved
+
+"without bound": in every cycle that can ever be reached. Otherwise the cycles from the start that were looked at.
+
+"""
+
+
+def benches() -> list[tuple[Bench, bool]]:
+    """Every bench, and whether all its claims are proved at once (they are quick so)."""
+    queues = [
+        QueueBench(kind, depth)
+        for kind, depth in (("Queue", 2), ("Queue", 4), ("RegisterSlice", 2), ("DeepFifo", 2), ("DeepFifo", 4))
+    ]
+    queues += [QueueBench("ShortQueue", 4), QueueBench("ReservedQueue", 4)]
+    control: list[Bench] = [
+        SupervisorBench(0),
+        SupervisorBench(3),
+        RegisterBench("timeout", live=True),
+        RegisterBench("lanes", live=False),
+    ]
+    control += [
+        SupervisorBench(3, arbitrary=True),
+        RegisterBench("timeout", live=True, arbitrary=True),
+        QueueBench("Queue", 2, arbitrary=True),
+    ]
+    ports = [
+        WriterBench(clears=False),
+        WriterBench(),
+        ReaderBench(clears=False),
+        ReaderBench(),
+        ReaderBench(scaled(burst_beats=4, fifo_beats=8)),
+    ]
+    return [(b, True) for b in [*queues, *control]] + [(b, False) for b in ports]
+
+
+def attempts(bench: Bench, whole: bool, seconds: float) -> list[tuple[str, Result]]:
+    """(claim, result) of each claim, or one for all of them."""
+    names = bench.rtlil()[1]
+    if whole:
+        return [(f"all {len(names)} claims", prove(bench, seconds=seconds))]
+    out = []
+    for name in names:
+        r = prove(bench, seconds=seconds, only=[name])
+        if not r.proved and not r.cycle:
+            r = prove(bench, seconds=seconds, depth=DEPTH, only=[name])
+        out.append((name, r))
+        print(f"  {name}: {said(r)}, {r.seconds:.0f} s", flush=True)
+    return out
+
+
+def said(r: Result) -> str:
+    """A result in words."""
+    if r.proved:
+        return f"{r.depth} cycles" if r.bounded else "without bound"
+    return (
+        f"**broken in cycle {r.cycle}: {r.broken}**"
+        if r.cycle or not r.broken.startswith("undecided")
+        else f"{r.depth} cycles (given up)"
+    )
+
+
+def main() -> None:
+    """Runs the proofs, prints and writes their table; ends with an error if a claim breaks."""
+    parser = argparse.ArgumentParser(description="Proves what the benches in tests/formal claim.")
+    parser.add_argument("--seconds", type=float, default=120, help="for each proof")
+    parser.add_argument("--only", default="", help="benches whose name begins so")
+    a = parser.parse_args()
+    rows, broken, begin = [], [], time.monotonic()
+    for bench, whole in benches():
+        if not bench.name.startswith(a.only):
+            continue
+        print(bench.name, flush=True)
+        for claim, r in attempts(bench, whole, a.seconds):
+            rows.append(
+                f"| {bench.name}{' (reset)' if bench.arbitrary else ''} | {claim} | {said(r)} | {r.registers} | {r.seconds:.0f} |"
+            )
+            print(rows[-1], flush=True)
+            broken += [f"{bench.name}: {r.broken}"] if r.cycle else []
+    table = "\n".join(["| design | claim | proved | registers | s |", "|---|---|---|---|---|", *rows])
+    if not a.only:
+        OUT.write_text(
+            HEADER
+            + table
+            + f"\n\nAll of it took {(time.monotonic() - begin) / 60:.0f} minutes on one core of a machine with other work.\n"
+        )
+    if broken:
+        raise SystemExit("broken: " + "; ".join(broken))
+
+
+if __name__ == "__main__":
+    main()

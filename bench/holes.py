@@ -1,0 +1,118 @@
+"""Mistakes that once no test saw: each a line changed, and the tests that see it now. Run by `make mutants`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Hole:
+    """`old`, which stands once in the file, becomes `new`; one of `tests` must fail."""
+
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+DRIVER = "tests/host/machine/test_driver.py"
+LOADING = f"{DRIVER}::test_everything_that_loading_says_reaches_its_register"
+CACHES = f"{DRIVER}::test_every_pass_is_exact_through_caches_that_are_not_coherent"
+CTRL_C = tuple(
+    f"{DRIVER}::test_ctrl_c_{name}"
+    for name in (
+        "during_a_pass_resets_and_the_next_pass_may_start_at_once",
+        "stays_ctrl_c_when_the_reset_does_not_help",
+    )
+)
+GENERATE = "tests/host/talk/test_generate.py"
+SESSION = "tests/host/talk/test_session.py"
+SAMPLING = "tests/host/text/test_sampling.py"
+TOKENIZER = "tests/host/text/test_tokenizer.py"
+LAYOUTS = "tests/machine/test_layouts.py::test_phases_read_every_key_that_a_lane_attends_to_once"
+SCORES = "tests/machine/test_layouts.py::test_the_score_memory_is_filled_to_its_last_word_and_no_further"
+FETCH = "tests/control/test_fetch.py"
+SUPERVISOR = "tests/control/test_registers.py::test_supervisor_ends_passes_and_counters_count"
+FORMAL = "tests/formal"
+UNIT = "tests/attention/test_unit.py"
+LARGEST = f"{UNIT}::test_the_largest_sums_fit_their_accumulators"
+
+HOLES = (
+    # ---- lanes that begin in the middle of a word --------------------------------------------------------------------
+    Hole("span of lanes, host", "host/machine/passes.py", "(first_lane + lanes - 1) // kpb - first_lane // kpb + 1", "(lanes - 1) // kpb + 1", (SCORES,)),
+    Hole("span of lanes, golden", "golden/schedule.py", "hi // kpb - lo // kpb + 1", "(hi - lo) // kpb + 1", (LAYOUTS,)),
+    Hole(
+        "span of lanes, hardware", "hw/control/sequence.py", "(unit.hi >> beat_key_bits) - (unit.lo >> beat_key_bits)", "(unit.hi - unit.lo) >> beat_key_bits", (FETCH,)
+    ),
+    Hole("first lane dropped", "host/machine/passes.py", "positions[first], lanes, first)", "positions[first], lanes)", (SCORES,)),
+    # ---- the host's recovery, and caches -----------------------------------------------------------------------------
+    Hole("time-out not written", "host/machine/driver.py", '        self.write("timeout", self.timeout_cycles)\n', "", (LOADING,)),
+    Hole("slots not written", "host/machine/driver.py", '        self.write("slots", program.slots)\n', "", (LOADING,)),
+    Hole("interrupt not enabled", "host/machine/driver.py", '        self.write("irq_enable", done=1)\n', "", (LOADING,)),
+    Hole(
+        "Ctrl-C resets nothing", "host/machine/driver.py",
+        "            with contextlib.suppress(Exception):\n                self.reset()\n            raise\n", "            raise\n", CTRL_C,
+    ),
+    Hole(
+        "Ctrl-C becomes the reset's error", "host/machine/driver.py",
+        "            with contextlib.suppress(Exception):\n                self.reset()\n", "            self.reset()\n", CTRL_C,
+    ),
+    Hole("no flush of a model", "host/machine/driver.py", "        self.device.flush(0, program.kv_address)\n", "", (CACHES,)),
+    Hole("flush of a model ends early", "host/machine/driver.py", "self.device.flush(0, program.kv_address)", "self.device.flush(0, program.program_address)", (CACHES,)),
+    Hole("a pass's flush goes over the cache", "host/machine/driver.py", "self.device.flush(program.x_address, given.lanes * program.x_beats)", "self.device.flush(0, program.window_beats)", (CACHES,)),
+    Hole("no flush of inputs", "host/machine/driver.py", "        self.device.flush(program.x_address, given.lanes * program.x_beats)\n", "", (CACHES,)),
+    Hole("flush of one lane's inputs", "host/machine/driver.py", "given.lanes * program.x_beats", "program.x_beats", (CACHES,)),
+    Hole("no invalidate of logits", "host/machine/driver.py", "            self.device.invalidate(begin, beats)\n", "", (CACHES,)),
+    Hole("invalidate of the first lane's logits", "host/machine/driver.py", "self.device.invalidate(begin, beats)", "self.device.invalidate(begin, stride)", (CACHES,)),
+    # ---- text ends where it should -----------------------------------------------------------------------------------
+    Hole("last of two stop strings", "host/talk/generate.py", "self._take(min(hits))", "self._take(max(hits))", (GENERATE,)),
+    Hole("first named of two stop strings", "host/talk/generate.py", "self._take(min(hits))", "self._take(hits[0])", (GENERATE,)),
+    Hole(
+        "stop string in the last tail", "host/talk/generate.py",
+        "        if not self._stops.found:\n            yield self._stops.push(self._detokenizer.finish())\n", "        yield self._detokenizer.finish()\n", (GENERATE,),
+    ),
+    Hole("stop in the tail not told", "host/talk/generate.py", '        if self._stops.found:\n            report.stop = "stop"\n        yield', "        yield", (GENERATE,)),
+    Hole("what was kept back is lost", "host/talk/generate.py", "        yield self._stops.finish()\n", "", (GENERATE,)),
+    Hole(
+        "second document start", "host/talk/session.py",
+        "self.tokenizer.encode_more(text) if self._ids else self.tokenizer.encode(text)", "self.tokenizer.encode(text)", (SESSION,),
+    ),
+    Hole("document start lost", "host/talk/session.py", "[*head, *ids[-(keep - len(head)) :]]", "ids[-keep:]", (SESSION,)),
+    Hole("document start of a text kept twice", "host/text/tokenizer.py", "                del ids[inside[0]]\n", "                pass\n", (TOKENIZER,)),
+    Hole("end token kept", "host/talk/session.py", "*report.new_ids[: len(report.new_ids) - len(ends)]", "*report.new_ids", (SESSION,)),
+    Hole("end token counts as cached", "host/talk/session.py", "report.new_ids[: len(report.decode)]", "report.new_ids", (SESSION,)),
+    Hole("one seed for all answers", "host/talk/session.py", "seed=self.sampling.seed + self.totals.answers", "seed=self.sampling.seed", (SESSION,)),
+    Hole("answers not counted", "host/talk/session.py", "        self.answers += 1\n", "", (SESSION,)),
+    Hole("tie at top-p", "host/text/sampling.py", "np.searchsorted(np.cumsum(p), sampling.top_p)", 'np.searchsorted(np.cumsum(p), sampling.top_p, side="right")', (SAMPLING,)),
+    Hole("ties by highest id", "host/text/sampling.py", 'np.argsort(-values, kind="stable")', "np.argsort(values)[::-1]", (SAMPLING,)),
+    # ---- the end of a pass -------------------------------------------------------------------------------------------
+    Hole("done before an error of the same cycle", "hw/control/supervise.py", "with m.Elif(self.read_error != ErrorCode.NONE):", "with m.Elif((self.read_error != ErrorCode.NONE) & ~self.done):", (FORMAL,)),
+    Hole("done before a bad weight of the same cycle", "hw/control/supervise.py", "with m.Elif(self.bad_weight):", "with m.Elif(self.bad_weight & ~self.done):", (FORMAL,)),
+    Hole("done before an error of a write of the same cycle", "hw/control/supervise.py", "with m.Elif(self.write_error != ErrorCode.NONE):", "with m.Elif((self.write_error != ErrorCode.NONE) & ~self.done):", (FORMAL,)),
+    Hole("a pass after a time-out begins with its patience", "hw/control/supervise.py", '            with m.State("Idle"):\n                m.d.sync += idle_cycles.eq(0)\n', '            with m.State("Idle"):\n', (FORMAL,)),
+    Hole("a soft reset while stopping keeps the error", "hw/control/supervise.py", "                with m.If(self.reset_request):\n                    m.d.sync += [self.finished.eq(0), self.error.eq(ErrorCode.NONE), self.error_address.eq(0)]\n                with m.If(self.quiet", "                with m.If(self.quiet", (FORMAL,)),
+    Hole("stopped before memory has answered", "hw/control/supervise.py", "with m.If(self.quiet & settle[1]):", "with m.If(settle[1]):", (FORMAL,)),
+    Hole("a time-out before the first descriptor", "hw/control/supervise.py", "Mux(self.descriptor_index == 0, 0, self.descriptor_index - 1)", "self.descriptor_index - 1", (FORMAL,)),
+    Hole("a soft reset of a pass that is looked at", "hw/control/supervise.py", "                m.next = \"Checking\"\n                with m.If(self.reset_request):\n                    stop()\n", "                m.next = \"Checking\"\n", (FORMAL,)),
+    Hole("reads after an error", "hw/memory/reader.py", "                & ~flying[-1]\n                & ~self.stop\n", "                & ~flying[-1]\n", (FORMAL,)),
+    Hole("writes after an error", "hw/memory/writer.py", "                & ~flying[-1]\n                & ~self.stop\n", "                & ~flying[-1]\n", (FORMAL,)),
+    Hole("reads in a soft reset", "hw/memory/reader.py", "                & ~self.stop\n                & ~self.drain\n", "                & ~self.stop\n", (FORMAL,)),
+    Hole("writes in a soft reset", "hw/memory/writer.py", "                & ~self.stop\n                & ~self.drain\n", "                & ~self.stop\n", (FORMAL,)),
+    # ---- widths of attention -----------------------------------------------------------------------------------------
+    Hole("dot products a bit short", "hw/attention/block.py", "(max(self.config.max_hidden, self.config.max_head_dim) << 14).bit_length() + 1", "(max(self.config.max_hidden, self.config.max_head_dim) << 14).bit_length()", (LARGEST,)),
+    Hole("sums of weights a bit short", "hw/attention/block.py", "(self.max_keys << 24).bit_length()", "(self.max_keys << 24).bit_length() - 1", (LARGEST,)),
+    Hole("weighted sums short", "hw/attention/block.py", "(self.max_keys << 23).bit_length() + 1", "(self.max_keys << 23).bit_length() - 1", (LARGEST,)),  # one bit is spare
+    Hole("weighted sums of a run short", "hw/attention/block.py", "(self.config.key_block << 23).bit_length() + 1", "(self.config.key_block << 23).bit_length() - 1", (LARGEST,)),  # one bit is spare
+    Hole("chains a bit short", "hw/attention/block.py", "return 24 + clog2(self.depth)", "return 23 + clog2(self.depth)", (LARGEST,)),
+    # ---- numbers -----------------------------------------------------------------------------------------------------
+    Hole("arg-max takes the last of equals", "golden/head.py", "return np.argmax(values, axis=-1)", "return values.shape[-1] - 1 - np.argmax(values[..., ::-1], axis=-1)", ("tests/golden/test_head.py",)),
+    Hole("scale floor of a zero row", "golden/head.py", "np.maximum(np.abs(x).max(axis=-1), SMALLEST_ABSMAX) * INV_127", "np.maximum(np.abs(x).max(axis=-1), np.float32(1e-30)) * INV_127", ("tests/golden/test_head.py",)),
+    Hole("scale floor of features", "golden/elementwise.py", "    a = fp.maximum(fp.mul(stats.amax, r), SMALLEST_ABSMAX)\n", "    a = fp.maximum(fp.mul(stats.amax, r), np.float32(1e-30))\n", ("tests/golden/test_elementwise.py",)),
+    Hole("scale floor of a head", "golden/elementwise.py", "fp.maximum(fp.max_abs(y), SMALLEST_ABSMAX)", "fp.maximum(fp.max_abs(y), np.float32(1e-30))", ("tests/golden/test_elementwise.py",)),
+    Hole("float64 exponents", "golden/spec.py", "dtype=np.float32) / np.float32(spec.head_dim)", "dtype=np.float64) / np.float64(spec.head_dim)", ("tests/golden/test_spec.py",)),
+    Hole("float64 inverse frequencies", "golden/spec.py", "np.float32(1) / power.astype(np.float32)", "(1 / power).astype(np.float32)", ("tests/golden/test_spec.py",)),
+    Hole("ties by highest index, hardware", "hw/attention/head.py", "Mux(b.order > a.order, b.as_value(), a.as_value())", "Mux(b.order >= a.order, b.as_value(), a.as_value())", (UNIT,)),
+    Hole("ties by last beat, hardware", "hw/attention/head.py", "challenger.order > before.order", "challenger.order >= before.order", (UNIT,)),
+    Hole("padding rows count, hardware", "hw/attention/head.py", "Mux((row | k) < vocabulary, order, 0)", "order", (UNIT,)),
+)  # fmt: skip

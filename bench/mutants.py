@@ -1,0 +1,504 @@
+"""Mistakes put into the sources one at a time, to see whether a test fails: `make mutants`.
+
+A mutant is one place changed as a designer errs: a constant, a comparison, an operator, a width, a condition, a reset, an enable, an order. Only the
+tests of `TARGETS` that should see a file's mistakes run on it, in a copy of the sources, with simulators of their own cache. Results are lines of
+docs/measurements/mutants.jsonl, one a mutant, under a name that does not depend on line numbers: what has a line is not run again, so that a campaign
+may be stopped at any time. `--holes` runs the mistakes of `bench/holes.py` that once no test saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "measurements" / "mutants.jsonl"
+TABLE = ROOT / "docs" / "measurements" / "mutants.md"
+REASONS = ROOT / "bench" / "survivors.json"
+"""Why a survivor lives: by its name."""
+
+PATIENCE = 4.0
+"""Times what the tests take without a mistake, after which a mutant counts as killed (it hangs)."""
+
+TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    # name: (sources, tests that should see a mistake in them, the quickest first)
+    "text": (
+        ("host/text/sampling.py", "host/talk/generate.py"),
+        ("tests/host/text/test_sampling.py", "tests/host/talk/test_generate.py"),
+    ),
+    "session": (("host/talk/session.py",), ("tests/host/talk/test_session.py",)),
+    "driver": (
+        ("host/machine/driver.py", "host/machine/passes.py"),
+        ("tests/host/machine/test_driver.py", "tests/host/machine/test_program.py"),
+    ),
+    "program": (
+        ("host/machine/program.py",),
+        ("tests/host/machine/test_program.py", "tests/host/machine/test_driver.py"),
+    ),
+    "schedule": (
+        ("golden/schedule.py",),
+        (
+            "tests/machine/test_layouts.py::test_phases_read_every_key_that_a_lane_attends_to_once",
+            "tests/host/machine/test_driver.py",
+        ),
+    ),
+    "numbers": (
+        ("golden/fp.py", "golden/elementwise.py", "golden/attention.py", "golden/head.py", "golden/arith.py"),
+        (
+            "tests/golden/test_elementwise.py",
+            "tests/golden/test_attention.py",
+            "tests/golden/test_head.py",
+            "tests/fp/test_golden.py",
+        ),
+    ),
+    "layout": (
+        ("golden/layout.py", "golden/kv.py", "golden/ternary.py"),
+        ("tests/golden/test_layout.py", "tests/golden/test_kv.py", "tests/golden/test_ternary.py"),
+    ),
+    "model": (("golden/spec.py", "golden/model.py"), ("tests/golden/test_spec.py", "tests/golden/test_model.py")),
+    "check": (
+        ("golden/check.py", "golden/program.py", "golden/registers.py"),
+        ("tests/golden", "tests/host/machine/test_program.py", "tests/control/test_check.py"),
+    ),
+    "queues": (("hw/queues.py", "hw/pipeline.py"), ("tests/hw/test_queues.py", "tests/hw/test_pipeline.py")),
+    "supervisor": (
+        ("hw/control/supervise.py", "hw/control/registers.py", "hw/control/counters.py"),
+        ("tests/control/test_registers.py", "tests/formal"),
+    ),
+    "lanes": (("hw/control/lanes.py", "hw/control/check.py"), ("tests/control/test_check.py",)),
+    "sequencer": (("hw/control/sequence.py", "hw/control/fetch.py"), ("tests/control/test_fetch.py",)),
+    "reader": (("hw/memory/reader.py",), ("tests/formal", "tests/memory/test_reader.py")),
+    "writer": (("hw/memory/writer.py", "hw/memory/logit_writer.py"), ("tests/formal", "tests/memory/test_writer.py")),
+    "tlmm": (
+        (
+            "hw/tlmm/accumulate.py",
+            "hw/tlmm/tables.py",
+            "hw/tlmm/tree.py",
+            "hw/tlmm/unpack.py",
+            "hw/tlmm/loader.py",
+            "hw/tlmm/engine.py",
+        ),
+        ("tests/tlmm",),
+    ),
+    "attention": (
+        (
+            "hw/attention/head.py",
+            "hw/attention/merge.py",
+            "hw/attention/scores.py",
+            "hw/attention/maxima.py",
+            "hw/attention/weight_pass.py",
+        ),
+        ("tests/attention/test_unit.py",),
+    ),
+    "elementwise": (
+        ("hw/elementwise/quantiser.py", "hw/elementwise/epilogue.py", "hw/elementwise/scales.py"),
+        ("tests/elementwise",),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of `old` to `new` at `start` of a file's text. `name` stays when lines above it move."""
+
+    name: str
+    path: str
+    line: int
+    operator: str
+    start: int
+    old: str
+    new: str
+
+    def apply(self, text: str) -> str:
+        """The file's text with the mistake in it."""
+        assert text[self.start : self.start + len(self.old)] == self.old, self.name
+        return text[: self.start] + self.new + text[self.start + len(self.old) :]
+
+
+_COMPARED: dict[type[ast.cmpop], tuple[str, str]] = {
+    ast.Lt: ("<", "<="), ast.LtE: ("<=", "<"), ast.Gt: (">", ">="), ast.GtE: (">=", ">"), ast.Eq: ("==", "!="), ast.NotEq: ("!=", "=="),
+}  # fmt: skip
+_OPERATORS: dict[type[ast.operator], tuple[str, str]] = {
+    ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.BitAnd: ("&", "|"), ast.BitOr: ("|", "&"), ast.LShift: ("<<", ">>"), ast.RShift: (">>", "<<"),
+    ast.FloorDiv: ("//", "*"), ast.Mod: ("%", "//"), ast.Mult: ("*", "+"),
+}  # fmt: skip
+_SILENT = ("__repr__", "__init_subclass__", "expected_cycles")
+"""Functions whose mistakes are no behaviour of the machine."""
+
+
+class _Walker(ast.NodeVisitor):
+    """Collects the places of a module where a mistake can be put."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.starts = [0]
+        for row in text.encode().splitlines(keepends=True):
+            self.starts.append(self.starts[-1] + len(row))
+        self.raw = text.encode()
+        self.found: list[tuple[int, int, str, str]] = []  # start, end (characters), operator, new
+
+    def at(self, line: int, column: int) -> int:
+        return len(self.raw[: self.starts[line - 1] + column].decode())
+
+    def span(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
+        assert node.end_lineno is not None and node.end_col_offset is not None
+        return self.at(node.lineno, node.col_offset), self.at(node.end_lineno, node.end_col_offset)
+
+    def add(self, start: int, end: int, operator: str, new: str) -> None:
+        self.found.append((start, end, operator, new))
+
+    def between(self, left: ast.expr, right: ast.expr, old: str, new: str, operator: str) -> None:
+        """The symbol that stands between two expressions."""
+        a, b = self.span(left)[1], self.span(right)[0]
+        part = self.text[a:b]
+        if part.count(old) == 1 and "#" not in part:
+            at = a + part.index(old)
+            self.add(at, at + len(old), operator, new)
+
+    # What is no behaviour: messages, annotations, docstrings.
+    def visit_Raise(self, node: ast.Raise) -> None: ...
+    def visit_Assert(self, node: ast.Assert) -> None: ...
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> None: ...
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value is not None:
+            self.visit(node.value)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        if node.name not in _SILENT and not node.name.startswith("expected_"):
+            for part in node.body:
+                self.visit(part)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        start, end = self.span(node)
+        if isinstance(node.value, bool):
+            self.add(start, end, "constant", str(not node.value))
+        elif isinstance(node.value, int):
+            self.add(start, end, "constant", str(node.value + 1))
+            if node.value > 1:
+                self.add(start, end, "constant", str(node.value - 1))
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        left = node.left
+        for op, right in zip(node.ops, node.comparators, strict=True):
+            if type(op) in _COMPARED:
+                self.between(left, right, *_COMPARED[type(op)], "comparison")
+            left = right
+        self.generic_visit(node)
+
+    def visit_BinOp(self, node: ast.BinOp) -> None:
+        if type(node.op) in _OPERATORS and not (
+            isinstance(node.left, ast.Constant) and isinstance(node.left.value, str)
+        ):
+            self.between(node.left, node.right, *_OPERATORS[type(node.op)], "operator")
+        self.generic_visit(node)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> None:
+        old, new = ("and", "or") if isinstance(node.op, ast.And) else ("or", "and")
+        self.between(node.values[0], node.values[1], f" {old} ", f" {new} ", "operator")
+        self.generic_visit(node)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
+        if isinstance(node.op, ast.Invert | ast.Not):
+            start, end = self.span(node)
+            self.add(start, end, "inversion", self.text[slice(*self.span(node.operand))])
+        self.generic_visit(node)
+
+    def visit_If(self, node: ast.If) -> None:
+        start, end = self.span(node.test)
+        self.add(start, end, "condition", "True")
+        self.add(start, end, "condition", "False")
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        name = (
+            node.func.attr
+            if isinstance(node.func, ast.Attribute)
+            else node.func.id
+            if isinstance(node.func, ast.Name)
+            else ""
+        )
+        if name in ("If", "Elif") and node.args:  # an enable of hardware
+            self.add(*self.span(node.args[0]), "enable", "1")
+            self.add(*self.span(node.args[0]), "enable", "0")
+        elif name == "Signal" and node.args and not isinstance(node.args[0], ast.Call | ast.Attribute):
+            start, end = self.span(node.args[0])
+            self.add(start, end, "width", f"({self.text[start:end]}) - 1")
+        elif name == "Mux" and len(node.args) == 3:
+            (a, b), (c, d) = self.span(node.args[1]), self.span(node.args[2])
+            if self.text[a:b] != self.text[c:d]:
+                self.add(a, d, "order", self.text[c:d] + self.text[b:c] + self.text[a:b])
+        elif name in ("Cat", "zip", "range") and len(node.args) == 2:
+            (a, b), (c, d) = self.span(node.args[0]), self.span(node.args[1])
+            if self.text[a:b] != self.text[c:d]:
+                self.add(a, d, "order", self.text[c:d] + self.text[b:c] + self.text[a:b])
+        if name == "eq" and node.args:
+            self._left_out(node)
+        self.generic_visit(node)
+
+    def _left_out(self, node: ast.Call) -> None:
+        """An assignment of hardware that is missing: a signal's to itself."""
+        assert isinstance(node.func, ast.Attribute)
+        a, b = self.span(node.func.value)
+        if self.text[a:b].startswith(("v", "getattr", "self.bus")) and len(self.text[a:b]) == 1:
+            return
+        start, end = self.span(node.args[0])
+        self.add(start, end, "left out", "0")
+
+    def visit_Expr(self, node: ast.Expr) -> None:
+        if isinstance(node.value, ast.Constant):
+            return
+        if isinstance(node.value, ast.Call):
+            self.add(*self.span(node), "left out", "pass")
+        self.generic_visit(node)
+
+
+def mutants(path: str, text: str) -> list[Mutant]:
+    """Every mistake that the operators make in a file."""
+    walker = _Walker(text)
+    walker.visit(ast.parse(text))
+    out: list[Mutant] = []
+    seen: dict[str, int] = {}
+    for start, end, operator, new in sorted(set(walker.found)):
+        old = text[start:end]
+        line = text.count("\n", 0, start) + 1
+        row = text.splitlines()[line - 1].strip()
+        column = (
+            start
+            - text.rfind("\n", 0, start)
+            - 1
+            - (len(text.splitlines()[line - 1]) - len(text.splitlines()[line - 1].lstrip()))
+        )
+        key = f"{path}|{row}|{column}|{operator}|{new}"
+        seen[key] = seen.get(key, 0) + 1
+        name = hashlib.sha256(f"{key}|{seen[key]}".encode()).hexdigest()[:12]
+        if old.strip() != new.strip():
+            out.append(Mutant(name, path, line, operator, start, old, new))
+    return out
+
+
+def copy(folder: Path) -> None:
+    """The sources as git lists them, as they stand."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True, capture_output=True
+    ).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        source, target = ROOT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_symlink():
+            target.symlink_to(os.readlink(source))
+        elif source.is_file():
+            shutil.copyfile(source, target)
+
+
+class Bench:
+    """A copy of the sources, and what its tests say of a mistake in it."""
+
+    def __init__(self, folder: Path, cache: Path):
+        self.folder, self.cache = folder, cache
+        copy(folder)
+        cache.mkdir(parents=True, exist_ok=True)
+        self._seconds: dict[tuple[str, ...], float] = {}
+
+    def _tests(self, tests: Sequence[str], limit: float) -> tuple[str, str]:
+        """('passed', 'failed' or 'hung', what failed)."""
+        there = [t for t in tests if (self.folder / t.split("::")[0]).exists()]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "--no-header",
+            "--tb=no",
+            "-p",
+            "no:cacheprovider",
+            "--durations=0",
+            *there,
+        ]
+        environment = os.environ | {
+            "PYTHONPATH": str(self.folder),
+            "TELLME_BUILD": str(self.cache),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        process = subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            output, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return "hung", ""
+        if process.returncode == 0:
+            return "passed", ""
+        found = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+        return "failed", found[1] if found else output.strip().splitlines()[-1][:120] if output.strip() else ""
+
+    def clean(self, tests: tuple[str, ...]) -> float:
+        """Seconds that tests take on the sources as they are; they must pass."""
+        if tests not in self._seconds:
+            begin = time.monotonic()
+            outcome, what = self._tests(tests, 3600)
+            if outcome != "passed":
+                raise SystemExit(f"the tests do not pass without a mistake: {what}")
+            self._seconds[tests] = time.monotonic() - begin
+        return self._seconds[tests]
+
+    def judge(self, path: str, text: str, tests: tuple[str, ...]) -> tuple[str, str, float]:
+        """What becomes of a file's changed text: 'killed', 'hung' (killed by time) or 'survived'; by which test; seconds."""
+        limit = self.clean(tests) * PATIENCE + 60
+        place = self.folder / path
+        before = place.read_text()
+        built = set(self.cache.iterdir())
+        begin = time.monotonic()
+        try:
+            place.write_text(text)
+            outcome, what = self._tests(tests, limit)
+        finally:
+            place.write_text(before)
+            for entry in set(self.cache.iterdir()) - built:  # a simulator with a mistake is of no further use
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        return {"passed": "survived", "failed": "killed", "hung": "hung"}[outcome], what, time.monotonic() - begin
+
+
+def results() -> dict[str, dict[str, object]]:
+    """What earlier runs found, by the mutants' names."""
+    if not RESULTS.exists():
+        return {}
+    return {r["name"]: r for r in map(json.loads, RESULTS.read_text().splitlines())}
+
+
+def chosen(seed: int, targets: Sequence[str]) -> Iterator[tuple[Mutant, tuple[str, ...]]]:
+    """Mutants in the order of a campaign: a target after the other gives one, each target's in a random order of its own."""
+    queues = []
+    for name in targets:
+        paths, tests = TARGETS[name]
+        all_of = [m for p in paths for m in mutants(p, (ROOT / p).read_text())]
+        random.Random(f"{seed} {name}").shuffle(all_of)
+        queues.append((all_of, tests))
+    while any(q for q, _ in queues):
+        for all_of, tests in queues:
+            if all_of:
+                yield all_of.pop(), tests
+
+
+def table() -> str:
+    """The campaign's results as docs/measurements/mutants.md shows them."""
+    found = list(results().values())
+    reasons: dict[str, str] = json.loads(REASONS.read_text()) if REASONS.exists() else {}
+    of = {p: name for name, (paths, _) in TARGETS.items() for p in paths}
+    rows = ["| target | mutants | killed | survived | of these with a reason |", "|---|---|---|---|---|"]
+    kept = [r for r in found if r["path"] in of]
+    for name in [*TARGETS, ""]:
+        mine = [r for r in kept if not name or of[str(r["path"])] == name]
+        live = [r for r in mine if r["outcome"] == "survived"]
+        if mine:
+            explained = sum(str(r["name"]) in reasons for r in live)
+            rows.append(f"| {name or 'all'} | {len(mine)} | {len(mine) - len(live)} | {len(live)} | {explained} |")
+    rows += ["", "Survivors:", "", "| name | place | change | why it lives |", "|---|---|---|---|"]
+    for r in sorted(kept, key=lambda r: (str(r["path"]), int(str(r["line"])))):
+        if r["outcome"] == "survived":
+            old, new = (" ".join(str(r[k]).split()).replace("|", "\\|")[:60] for k in ("old", "new"))
+            rows.append(
+                f"| {r['name']} | {r['path']}:{r['line']} | `{old}` to `{new}` ({r['operator']}) | {reasons.get(str(r['name']), 'open')} |"
+            )
+    return "\n".join(rows) + "\n"
+
+
+HEADER = """# Mutants
+
+What tests say when one place of the sources is wrong: `make mutants` ([bench/mutants.py](../../bench/mutants.py)). A mutant is killed if one of the tests that should see its
+file fails or hangs. Lines are those of the sources that were mutated; the names do not depend on them. A campaign of any length may be continued: what is in
+[mutants.jsonl](mutants.jsonl) is not run again.
+
+"""
+
+
+def write_table() -> None:
+    """Puts the table beside the results."""
+    TABLE.write_text(HEADER + table())
+
+
+def run_holes(bench: Bench, only: str) -> int:
+    """The mistakes that once no test saw, each with its own tests; returns how many live."""
+    from bench.holes import HOLES
+
+    alive = 0
+    for hole in HOLES:
+        if not re.search(only, hole.name):
+            continue
+        text = (ROOT / hole.path).read_text()
+        if text.count(hole.old) != 1:
+            raise SystemExit(
+                f"{hole.name}: {hole.path} holds {text.count(hole.old)} times {hole.old!r}; mend bench/holes.py"
+            )
+        outcome, what, seconds = bench.judge(hole.path, text.replace(hole.old, hole.new), hole.tests)
+        alive += outcome == "survived"
+        print(f"{outcome:9}{seconds:6.0f} s  {hole.name}  {what}", flush=True)
+    return alive
+
+
+def main() -> None:
+    """Runs holes or a campaign, and writes the table."""
+    parser = argparse.ArgumentParser(description="Mistakes put into the sources one at a time.")
+    parser.add_argument("--holes", action="store_true", help="the mistakes that once no test saw")
+    parser.add_argument("--only", default="", help="holes: names that match; campaign: targets, with commas")
+    parser.add_argument(
+        "--count", type=int, default=500, help="mutants to have in the results, those of earlier runs included"
+    )
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="wall clock after which no mutant is begun")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--again", action="store_true", help="run survivors of earlier runs again")
+    parser.add_argument("--table", action="store_true", help="only write the table")
+    a = parser.parse_args()
+    if a.table:
+        write_table()
+        return
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tellme-mutants-") as folder:
+        bench = Bench(Path(folder) / "sources", Path(folder) / "cache")
+        if a.holes:
+            alive = run_holes(bench, a.only)
+            raise SystemExit(f"{alive} mistakes are seen by no test" if alive else None)
+        known = results()
+        targets = a.only.split(",") if a.only else list(TARGETS)
+        for mutant, tests in chosen(a.seed, targets):
+            if time.monotonic() - begin > a.seconds or (len(known) >= a.count and not a.again):
+                break
+            if mutant.name in known and not (a.again and known[mutant.name]["outcome"] == "survived"):
+                continue
+            outcome, what, seconds = bench.judge(mutant.path, mutant.apply((ROOT / mutant.path).read_text()), tests)
+            record = {k: v for k, v in asdict(mutant).items() if k != "start"} | {"outcome": outcome, "test": what}
+            known[mutant.name] = record
+            RESULTS.write_text("".join(json.dumps(r) + "\n" for r in known.values()))
+            print(
+                f"{outcome:9}{seconds:6.0f} s  {mutant.path}:{mutant.line} {mutant.old!r} to {mutant.new!r}  {what}",
+                flush=True,
+            )
+    write_table()
+    live = [r for r in results().values() if r["outcome"] == "survived"]
+    print(f"{len(known)} mutants, {len(live)} survived")
+
+
+if __name__ == "__main__":
+    main()

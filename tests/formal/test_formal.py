@@ -1,0 +1,107 @@
+"""The quick proofs; `make formal` has all of them. And that a proof can fail."""
+
+from __future__ import annotations
+
+import pytest
+from amaranth import Module, Signal
+
+from tests.formal.control import RegisterBench, SupervisorBench
+from tests.formal.memory import ReaderBench, WriterBench
+from tests.formal.prover import Bench, Monitor, prove
+from tests.formal.queues import QueueBench
+
+QUICK = [
+    QueueBench("Queue", 2),
+    QueueBench("RegisterSlice", 2),
+    QueueBench("DeepFifo", 2),
+    SupervisorBench(0),
+    SupervisorBench(3),
+    RegisterBench("timeout", live=True),
+    RegisterBench("lanes", live=False),
+]
+PORT_CYCLES = 12
+"""A burst after an error, which may come in the sixth cycle, is among them."""
+
+
+@pytest.mark.parametrize("bench", QUICK, ids=lambda b: b.name)
+def test_every_claim_is_proved_without_bound(bench: Bench) -> None:
+    r = prove(bench, seconds=300)
+    assert r.proved and not r.bounded, r
+
+
+@pytest.mark.parametrize("bench", [WriterBench(), ReaderBench()], ids=lambda b: b.name)
+def test_memory_ports_keep_every_claim_for_the_first_cycles(bench: Bench) -> None:
+    """`make formal` goes further, and most of them without bound."""
+    r = prove(bench, seconds=300, depth=PORT_CYCLES)
+    assert r.proved and r.depth == PORT_CYCLES, r
+
+
+class Reaching(Bench):
+    """A memory port among its surroundings, with the opposite of what it should be able to do as its claims."""
+
+    def __init__(self, of: WriterBench | ReaderBench, what: str):
+        super().__init__()
+        self.of, self.what, self.name = of, what, what
+
+    def build(self, m: Module, monitor: Monitor) -> None:
+        self.of._inputs = self._inputs
+        inner = Monitor(m)
+        self.of.build(m, inner)
+        for condition in inner.assumed:
+            monitor.assume(condition)
+        monitor.claim(self.what, ~self.of.reached[self.what])
+
+
+@pytest.mark.parametrize("what", [0, 1, 2])
+@pytest.mark.parametrize("kind", [WriterBench, ReaderBench])
+def test_what_is_assumed_of_memory_lets_everything_happen(
+    kind: type[WriterBench] | type[ReaderBench], what: int
+) -> None:
+    """A claim about what cannot happen would be proved, too."""
+    bench = kind()
+    bench.rtlil()
+    name = list(bench.reached)[what]
+    r = prove(Reaching(bench, name), seconds=120, depth=20)
+    assert (r.proved, r.broken) == (False, name) and r.cycle > 3, r
+
+
+class Counter(Bench):
+    """Counts to 12 while it is let; `claimed` is what it never is, `allowed` when it is let at all."""
+
+    name = "counter"
+
+    def __init__(self, claimed: int, allowed: bool = True, *, arbitrary: bool = False):
+        super().__init__(arbitrary=arbitrary)
+        self.claimed, self.allowed = claimed, allowed
+
+    def build(self, m: Module, monitor: Monitor) -> None:
+        go, count = self.free(1, "go"), Signal(4)
+        with m.If(go & (count != 12)):
+            m.d.sync += count.eq(count + 1)
+        if not self.allowed:
+            monitor.assume(~go)
+        monitor.claim("it is small", count <= 12 if not self.arbitrary else count <= 15)
+        monitor.claim("it never is that", count != self.claimed)
+
+
+def test_a_false_claim_is_broken_in_the_first_cycle_that_it_can_be() -> None:
+    for depth in (None, 20):
+        r = prove(Counter(9), depth=depth, seconds=60)
+        assert not r.proved and (r.broken, r.cycle) == ("it never is that", 9), r
+
+
+def test_a_bounded_proof_says_how_far_it_looked_and_no_further() -> None:
+    r = prove(Counter(9), depth=9, seconds=60)
+    assert r.proved and r.bounded and r.depth == 9, r
+    assert not prove(Counter(9), depth=10, seconds=60).proved
+
+
+def test_what_is_assumed_holds_and_what_is_never_reached_is_proved() -> None:
+    assert prove(Counter(13), seconds=60).proved
+    assert prove(Counter(9, allowed=False), seconds=60).proved
+    assert not prove(Counter(0), seconds=60).proved
+
+
+def test_registers_may_begin_with_anything_before_the_reset() -> None:
+    assert prove(Counter(13, arbitrary=True), seconds=60).proved
+    assert not prove(Counter(9, arbitrary=True), seconds=60).proved

@@ -1,0 +1,41 @@
+"""Faults of every kind in passes of every kind, and an exact pass behind each. `make faults` has ten thousand of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tellme.host.image.model import Model
+from tests.machine.campaign import KINDS, PASSES, Campaign, Injection, lost_answer
+
+pytestmark = pytest.mark.xdist_group("machine")
+
+
+def test_faults_are_told_or_change_nothing_and_the_next_pass_is_exact(demo: Model) -> None:
+    done: list[Injection] = []
+    with Campaign(demo, seed=1) as campaign:
+        for number in range(27):
+            injection, exact = campaign.inject(number)
+            assert injection.outcome not in ("hung", "wrong") and exact, (number, injection)
+            done.append(injection)
+    seen = Counter(i.kind for i in done)
+    assert set(seen) == set(KINDS) - {"bus error"}
+    assert {i.passed for i in done} == set(PASSES)
+    outcomes = Counter(i.outcome for i in done)
+    assert outcomes["detected"] > 6 and outcomes["harmless"] > 3
+
+
+def test_errors_of_any_burst_are_told_and_the_machine_goes_on(demo: Model) -> None:
+    with Campaign(demo, seed=2, error_rate=1 / 3000) as campaign:
+        done = [campaign.inject(number)[0] for number in range(12)]
+    assert not [i for i in done if i.outcome not in ("detected", "harmless")]
+    outcomes = Counter(i.outcome for i in done)
+    assert outcomes["detected"] > 2 and outcomes["harmless"] > 0, outcomes
+    assert len({i.code for i in done}) > 1
+
+
+def test_an_answer_lost_anywhere_is_told_with_what_is_owed(demo: Model) -> None:
+    done = [lost_answer(demo, 1, number) for number in range(2)]
+    assert not [i for i in done if i.outcome not in ("detected", "harmless")], done
+    assert any(i.outcome == "detected" for i in done)
