@@ -21,8 +21,10 @@ import typer
 from rich.console import Console
 
 from tellme.golden.boards import BOARDS, build_name
-from tellme.golden.config import ConfigError
+from tellme.golden.config import AcceleratorConfig, ConfigError
 from tellme.golden.project import advice
+from tellme.host.commands import common
+from tellme.host.commands.common import ConfigFile, Settings
 from tellme.host.errors import DeviceError, UserError
 from tellme.host.places import alone, check_new_folder
 from tellme.host.provenance import json_line
@@ -135,30 +137,36 @@ def write(out: Path, files: Mapping[str, str], *, again: bool) -> None:
         raise UserError(f"{out}: cannot be written ({e.strerror})") from e
 
 
-def build(board: str, out: Path, *, jobs: int, console: Console) -> Built:
+def build(board: str, out: Path, *, jobs: int, console: Console, config: AcceleratorConfig | None = None) -> Built:
     """Builds for a board: the project, and with its tools at hand the bitstream.
+
+    Parameters
+    ----------
+    config : what to build; the board's preset if None.
 
     Raises
     ------
     UserError : there is no such board, or the folder cannot be used.
     BuildError : a tool failed.
     """
-    if board not in NAMES:
-        raise UserError(f"nothing is built for board {board!r}; there are {', '.join(NAMES)}")
+    if board != ULX3S and board not in BOARDS:
+        raise UserError(f"nothing is built for board {board!r}; there are {', '.join((*BOARDS, ULX3S))}")
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {jobs}")
     out = Path(os.path.abspath(out))
     with alone(out):
         check_new_folder(out)
-        return _ulx3s(out, console) if board == ULX3S else _vivado(board, out, jobs, console)
+        if board == ULX3S:
+            return _ulx3s(out, console)
+        return _vivado(config or BOARDS[board].config, out, jobs, console)
 
 
 # ---- Vivado ----------------------------------------------------------------------------------------------------------
 
 
-def _vivado(name: str, out: Path, jobs: int, console: Console) -> Built:
-    board = BOARDS[name]
-    build = build_name(board.config)
+def _vivado(config: AcceleratorConfig, out: Path, jobs: int, console: Console) -> Built:
+    board = BOARDS[config.name]
+    build = build_name(config)
     again = claim(out, build)
     try:
         from tellme.hw.platforms.vivado import project
@@ -166,20 +174,20 @@ def _vivado(name: str, out: Path, jobs: int, console: Console) -> Built:
         raise UserError(f"the generator cannot be loaded ({e}); install it: {advice('generate')}") from e
     with console.status(f"generating {build}"):
         try:
-            files = project(board.config, board, jobs=jobs)
+            files = project(config, board, jobs=jobs)
         except ConfigError as e:
             raise UserError(str(e)) from e
         write(out, files, again=again)
     tool = shutil.which("vivado")
     if tool is None:
         command = f"cd {shlex.quote(str(out))} && vivado -mode batch -source build.tcl"
-        return Built(name, build, out, tuple(files), command=command)
+        return Built(board.name, build, out, tuple(files), command=command)
     _run_vivado(tool, out, build, console)
     bit, hwh = out / f"{build}.bit", out / f"{build}.hwh"
     for made in (bit, hwh):
         if not made.is_file():
             raise BuildError(f"{made}: vivado ended without writing it; see {out / 'vivado.log'}")
-    return Built(name, build, out, (*files, bit.name, hwh.name), bitstream=bit)
+    return Built(board.name, build, out, (*files, bit.name, hwh.name), bitstream=bit)
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
@@ -308,12 +316,23 @@ def _ulx3s(out: Path, console: Console) -> Built:
 
 def command(
     out: Annotated[Path, typer.Option("--out", help="Folder for the project; new, empty, or an earlier build of it.")],
-    board_name: Annotated[str, typer.Option("--board", help=f"One of {', '.join(NAMES)}.")] = "kv260",
+    board_name: Annotated[
+        str | None, typer.Option("--board", help=f"One of {', '.join(NAMES)}. Default: kv260.")
+    ] = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
     jobs: Annotated[int, typer.Option("--jobs", help="Processes that Vivado may use.")] = 4,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
 ) -> None:
     """Write a board's FPGA project, and make its bitstream if the tools are at hand."""
-    built = build(board_name, out, jobs=jobs, console=Console(stderr=True))
+    if board_name is not None and board_name not in NAMES:
+        raise UserError(f"nothing is built for board {board_name!r}; there are {', '.join(NAMES)}")
+    config = None
+    if board_name != ULX3S:
+        config = common.board(board_name, config_file, settings)
+    elif config_file is not None or settings:
+        raise UserError("the self-test of the ULX3S has one configuration; leave --config and --set out")
+    built = build(config.name if config else ULX3S, out, jobs=jobs, console=Console(stderr=True), config=config)
     if as_json:
         print(built.json())
         return

@@ -12,7 +12,9 @@ from tellme.host.commands.common import (
     AnyBoard,
     BackendName,
     Bitstream,
+    ConfigFile,
     Latent,
+    Settings,
     check_backend,
     open_machine,
     preset,
@@ -30,6 +32,8 @@ def command(
     backend: BackendName = "sim",
     model: Annotated[str, typer.Option("--model", help=MODEL_HELP)] = "demo",
     board_name: AnyBoard = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
     bitstream: Bitstream = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Most tokens of an answer.")] = 256,
@@ -50,7 +54,7 @@ def command(
     check_backend(backend, bitstream)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     path = find_model(model)
-    config = preset(board_name, backend, bitstream, path)
+    config = preset(board_name, backend, bitstream, path, config_file, settings)
     memory = memory_timing(None, None) if backend == "sim" else None
     if backend == "sim":
         check_simulator(config)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from tellme.host.checkpoints.checkpoint import is_checkpoint, open_checkpoint
-from tellme.host.commands.common import Board, Latent, board
+from tellme.host.commands.common import Board, ConfigFile, Latent, Settings, board
 from tellme.host.commands.info import try_program
 from tellme.host.errors import UserError
 from tellme.host.files import peek
@@ -23,12 +23,14 @@ from tellme.host.provenance import json_line
 def command(
     source: Annotated[Path, typer.Argument(help="Hugging Face folder, .gguf file, or demo.")],
     out: Annotated[Path, typer.Argument(help="The .tlm image to write.")],
-    board_name: Board = "kv260",
+    board_name: Board = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
     latent: Latent = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
 ) -> None:
     """Convert a checkpoint into an image for one board (and those with the same beats)."""
-    config = board(board_name)
+    config = board(board_name, config_file, settings)
     path = find_model(str(source))
     if not is_checkpoint(path):
         what = f": it {kind}" if (kind := peek(path)) else "; images are made from checkpoints only"

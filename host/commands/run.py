@@ -15,7 +15,9 @@ from tellme.host.commands.common import (
     AnyBoard,
     BackendName,
     Bitstream,
+    ConfigFile,
     Latent,
+    Settings,
     check_backend,
     open_machine,
     preset,
@@ -147,6 +149,8 @@ def command(
     backend: BackendName = "sim",
     model: Annotated[str, typer.Option("--model", help=MODEL_HELP)] = "demo",
     board_name: AnyBoard = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Most tokens to make.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", help="0: greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option("--top-k", help="Draw from the k likeliest tokens; 0: all.")] = 0,
@@ -186,7 +190,7 @@ def command(
     memory = memory_timing(timing, stress) if backend == "sim" else None
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
     path = find_model(model)
-    config = preset(board_name, backend, bitstream, path)
+    config = preset(board_name, backend, bitstream, path, config_file, settings)
     errors = Console(stderr=True)
     if backend == "sim":
         check_simulator(config, waves=waves is not None)
