@@ -25,6 +25,7 @@ PAGES = {
     "Glossary": "glossary.md",
     "Boards": "boards.md",
     "A board, step by step": "board.md",
+    "Configurations, own boards": "own-board.md",
     "Decisions": "decisions.md",
     "Where things went": "moved.md",
 }

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tellme.golden.arith import ceil_div
-from tellme.golden.config import CLOCK_HZ, PRESETS, AcceleratorConfig
+from tellme.golden.config import CLOCK_HZ, PRESETS, AcceleratorConfig, ConfigError
 from tellme.golden.registers import ADDRESS_BITS, build_hash
 
 GIB = 1 << 30
@@ -138,6 +138,7 @@ class Board:
     pl_reference_hz : frequency that the PL clock is divided from (I/O PLL), Hz: clocks are this by a whole number.
     vivado : what of Vivado has the chip (UG973, architecture support).
     manual : the board's manual.
+    constraints : text of its constraints (XDC); that of constraints/<name>.xdc if empty.
     """
 
     name: str
@@ -163,6 +164,7 @@ class Board:
     pl_reference_hz: int
     vivado: str
     manual: str
+    constraints: str = ""
 
     @property
     def config(self) -> AcceleratorConfig:
@@ -441,6 +443,38 @@ PYNQ_Z2 = Board(
 )
 
 BOARDS: dict[str, Board] = {b.name: b for b in (KV260, KR260, ZCU104, RFSOC4X2, ULTRA96V2, PYNQ_Z2)}
+
+
+def add(board: Board, config: AcceleratorConfig) -> None:
+    """Makes a board and its preset known in this process: everything finds them by their name.
+
+    Raises
+    ------
+    ValueError : another board has that name. ConfigError : the board has not what the preset needs.
+    """
+    if BOARDS.get(board.name, board) != board or PRESETS.get(board.name, config) != config:
+        raise ValueError(f"a board named {board.name!r} is there already; take another name")
+    if config.name != board.name:
+        raise ValueError(f"the preset of board {board.name!r} is called {config.name!r}; it must have the board's name")
+    check(config, board)
+    BOARDS[board.name] = board
+    PRESETS[board.name] = config
+
+
+def check(config: AcceleratorConfig, board: Board) -> None:
+    """Refuses a configuration that a board cannot carry. It may use fewer and narrower ports than there are.
+
+    Raises
+    ------
+    ConfigError : with the value and what the board has.
+    """
+    if config.ports > len(board.memory_ports) or 8 * config.port_bytes > board.port_bits:
+        raise ConfigError(
+            f"{config.name} has {config.ports} ports of {8 * config.port_bytes} bits, board {board.name!r} has "
+            f"{len(board.memory_ports)} of {board.port_bits}"
+        )
+    if board.ps != ZYNQMP and config.burst_beats > 16:
+        raise ConfigError(f"burst_beats must be at most 16 on {board.family} (AXI3), not {config.burst_beats}")
 
 
 def phases(config: AcceleratorConfig) -> tuple[int, ...]:

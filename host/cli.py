@@ -19,6 +19,7 @@ from tellme.host.commands import (
     build,
     cache,
     chat,
+    config,
     convert,
     doctor,
     evaluate,
@@ -122,6 +123,7 @@ for _name, _module in {
 }.items():
     app.command(_name)(_module.command)
 app.add_typer(cache.app, name="cache")
+app.add_typer(config.app, name="config")
 
 
 def main() -> None:

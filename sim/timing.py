@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
-from tellme.golden.boards import BOARDS, Dram
+from tellme.golden.boards import BOARDS, Board, Dram
 
 
 def dram_settings(dram: Dram, clock_hz: float) -> str:
@@ -110,11 +110,16 @@ KV260_PESSIMISTIC = MemoryTiming(
 STRESS = MemoryTiming(name="stress", latency=3, jitter=60, outstanding=6, stall=0.08, stall_max=20, reorder=True)
 """Random stalls on every channel, random latency, reordering between IDs. Results must not change."""
 
+
+def _of_board(board: Board) -> MemoryTiming:
+    return MemoryTiming(name=board.name, outstanding=board.dram.bursts, dram=board.dram)
+
+
 TIMINGS: dict[str, MemoryTiming] = {
     t.name: t
     for t in (
         IDEAL,
-        *(MemoryTiming(name=b.name, outstanding=b.dram.bursts, dram=b.dram) for b in BOARDS.values()),
+        *map(_of_board, BOARDS.values()),
         KV260_IDEAL,
         KV260_PESSIMISTIC,
         STRESS,
@@ -126,12 +131,13 @@ KV260_TIMING = TIMINGS["kv260"]
 
 
 def timing(name: str, **changes: object) -> MemoryTiming:
-    """A preset by name, with some values changed.
+    """A preset or a board's by name, with some values changed.
 
     Raises
     ------
     ValueError : no such preset.
     """
-    if name not in TIMINGS:
-        raise ValueError(f"no memory timing named {name!r}; there are {', '.join(TIMINGS)}")
-    return replace(TIMINGS[name], **changes)  # type: ignore[arg-type]
+    known = {**TIMINGS, **{b.name: _of_board(b) for b in BOARDS.values()}}  # boards may have been added
+    if name not in known:
+        raise ValueError(f"no memory timing named {name!r}; there are {', '.join(known)}")
+    return replace(known[name], **changes)  # type: ignore[arg-type]

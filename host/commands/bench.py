@@ -10,7 +10,17 @@ from rich.console import Console
 
 from tellme.golden.shapes import SHAPES
 from tellme.host.commands.build import at_clock
-from tellme.host.commands.common import BenchHead, Board, Candidates, Clock, Planes, bench_candidates, board
+from tellme.host.commands.common import (
+    BenchHead,
+    Board,
+    Candidates,
+    Clock,
+    ConfigFile,
+    Planes,
+    Settings,
+    bench_candidates,
+    board,
+)
 from tellme.host.commands.pictures import draw, prepare
 from tellme.host.machine.measurement import Measurement, measure, shape
 from tellme.host.machine.placement import regions
@@ -54,7 +64,9 @@ def _tables(measured: Measurement, console: Console) -> None:
 
 def command(
     model: Annotated[str, typer.Option("--model", help=f"Shape: {', '.join(SHAPES)}.")],
-    board_name: Board = "kv260",
+    board_name: Board = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
     context: Annotated[int, typer.Option("--context", help="Cached keys of the decode pass.")] = 128,
     prompt: Annotated[int, typer.Option("--prompt", help="Tokens to prefill; 0: none.")] = 0,
     timing: Annotated[str, typer.Option("--timing", help="Timing of the simulated memory.")] = "kv260",
@@ -70,7 +82,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Measure a model's real shape on the simulated accelerator, with synthetic weights."""
-    config = at_clock(board(board_name), clock)
+    config = at_clock(board(board_name, config_file, settings), clock)
     memory = memory_timing(timing, None)
     wanted = bench_candidates(head, candidates, planes, shape(model).vocab)
     if trace is not None:

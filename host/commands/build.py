@@ -23,7 +23,8 @@ from rich.console import Console
 from tellme.golden.boards import BOARDS, build_name
 from tellme.golden.config import CLOCK_HZ, AcceleratorConfig, ConfigError
 from tellme.golden.project import advice
-from tellme.host.commands.common import Clock
+from tellme.host.commands import common
+from tellme.host.commands.common import Clock, ConfigFile, Settings
 from tellme.host.errors import DeviceError, UserError
 from tellme.host.places import alone, check_new_folder
 from tellme.host.provenance import json_line
@@ -155,20 +156,29 @@ def at_clock(config: AcceleratorConfig, mhz: float | None) -> AcceleratorConfig:
         raise UserError(f"--clock: {e}") from e
 
 
-def build(board: str, out: Path, *, jobs: int, console: Console, clock: float | None = None) -> Built:
+def build(
+    board: str,
+    out: Path,
+    *,
+    jobs: int,
+    console: Console,
+    config: AcceleratorConfig | None = None,
+    clock: float | None = None,
+) -> Built:
     """Builds for a board: the project, and with its tools at hand the bitstream.
 
     Parameters
     ----------
-    clock : to build for, MHz; None: the preset's.
+    config : what to build; the board's preset if None.
+    clock : to build for, MHz; None: the configuration's.
 
     Raises
     ------
     UserError : there is no such board, or the folder cannot be used.
     BuildError : a tool failed.
     """
-    if board not in NAMES:
-        raise UserError(f"nothing is built for board {board!r}; there are {', '.join(NAMES)}")
+    if board != ULX3S and board not in BOARDS:
+        raise UserError(f"nothing is built for board {board!r}; there are {', '.join((*BOARDS, ULX3S))}")
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {jobs}")
     out = Path(os.path.abspath(out))
@@ -178,17 +188,17 @@ def build(board: str, out: Path, *, jobs: int, console: Console, clock: float | 
             if clock is not None:
                 raise UserError("--clock: the self-test of the ULX3S runs at its own clock only")
             return _ulx3s(out, console)
-        config = at_clock(BOARDS[board].config, clock)
+        config = at_clock(config or BOARDS[board].config, clock)
         if config.clock_hz < BOARDS[board].clock_floor:
             raise UserError(f"--clock: a build for {board} runs at {BOARDS[board].clock_floor / 1e6:g} MHz at least")
-        return _vivado(board, config, out, jobs, console)
+        return _vivado(config, out, jobs, console)
 
 
 # ---- Vivado ----------------------------------------------------------------------------------------------------------
 
 
-def _vivado(name: str, config: AcceleratorConfig, out: Path, jobs: int, console: Console) -> Built:
-    board = BOARDS[name]
+def _vivado(config: AcceleratorConfig, out: Path, jobs: int, console: Console) -> Built:
+    board = BOARDS[config.name]
     build = build_name(config)
     again = claim(out, build)
     try:
@@ -204,7 +214,7 @@ def _vivado(name: str, config: AcceleratorConfig, out: Path, jobs: int, console:
     tool = shutil.which("vivado")
     if tool is None:
         command = f"cd {shlex.quote(str(out))} && vivado -mode batch -source build.tcl"
-        return Built(name, build, out, tuple(files), command=command)
+        return Built(board.name, build, out, tuple(files), command=command)
     _run_vivado(tool, out, build, console)
     bit, hwh = out / f"{build}.bit", out / f"{build}.hwh"
     record = out / f"{build}.routed.json"
@@ -222,7 +232,7 @@ def _vivado(name: str, config: AcceleratorConfig, out: Path, jobs: int, console:
         }
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise BuildError(f"{record}: is not what the build writes ({e}); see {out / 'vivado.log'}") from e
-    return Built(name, build, out, (*files, bit.name, hwh.name, record.name), bitstream=bit, facts=facts)
+    return Built(board.name, build, out, (*files, bit.name, hwh.name, record.name), bitstream=bit, facts=facts)
 
 
 def _end(process: subprocess.Popen[Any]) -> None:
@@ -351,13 +361,26 @@ def _ulx3s(out: Path, console: Console) -> Built:
 
 def command(
     out: Annotated[Path, typer.Option("--out", help="Folder for the project; new, empty, or an earlier build of it.")],
-    board_name: Annotated[str, typer.Option("--board", help=f"One of {', '.join(NAMES)}.")] = "kv260",
+    board_name: Annotated[
+        str | None, typer.Option("--board", help=f"One of {', '.join(NAMES)}. Default: kv260.")
+    ] = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
     jobs: Annotated[int, typer.Option("--jobs", help="Processes that Vivado may use.")] = 4,
     clock: Clock = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
 ) -> None:
     """Write a board's FPGA project, and make its bitstream if the tools are at hand."""
-    built = build(board_name, out, jobs=jobs, clock=clock, console=Console(stderr=True))
+    if board_name is not None and board_name not in NAMES:
+        raise UserError(f"nothing is built for board {board_name!r}; there are {', '.join(NAMES)}")
+    config = None
+    if board_name != ULX3S:
+        config = common.board(board_name, config_file, settings)
+    elif config_file is not None or settings:
+        raise UserError("the self-test of the ULX3S has one configuration; leave --config and --set out")
+    built = build(
+        config.name if config else ULX3S, out, jobs=jobs, console=Console(stderr=True), config=config, clock=clock
+    )
     if as_json:
         print(built.json())
         return

@@ -13,8 +13,10 @@ from tellme.host.commands.common import (
     BackendName,
     Bitstream,
     Candidates,
+    ConfigFile,
     HeadMode,
     Latent,
+    Settings,
     check_backend,
     open_machine,
     preparation,
@@ -34,6 +36,8 @@ def command(
     backend: BackendName = "sim",
     model: Annotated[str, typer.Option("--model", help=MODEL_HELP)] = "demo",
     board_name: AnyBoard = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
     bitstream: Bitstream = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Most tokens of an answer.")] = 256,
@@ -59,7 +63,7 @@ def command(
     check_backend(backend, bitstream)
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
     path = find_model(model)
-    config = preset(board_name, backend, bitstream, path)
+    config = preset(board_name, backend, bitstream, path, config_file, settings)
     memory = memory_timing(None, None) if backend == "sim" else None
     if backend == "sim":
         check_simulator(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from tellme.golden.config import PRESETS, AcceleratorConfig
 from tellme.golden.screen import MAX_PLANES, MULTIPLE, Screen
 from tellme.host.checkpoints.checkpoint import Checkpoint
+from tellme.host.configuration import resolve
 from tellme.host.errors import UserError
 from tellme.host.image.model import Model, preset_of
 from tellme.host.image.screening import with_screen
@@ -27,7 +28,18 @@ from tellme.host.progress import Status
 
 BACKENDS = ("sim", "golden", "board")
 
-Board = Annotated[str, typer.Option("--board", help=f"Preset of the accelerator: {', '.join(sorted(PRESETS))}.")]
+Board = Annotated[
+    str | None,
+    typer.Option("--board", help=f"Preset of the accelerator: {', '.join(sorted(PRESETS))}. Default: kv260."),
+]
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", help="Configuration file (TOML): a preset and what differs, or a board of its own."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change a parameter, as lanes=8; repeatable. tellme config show lists them."),
+]
 Clock = Annotated[
     float | None, typer.Option("--clock", help="Clock of the accelerator, MHz; the preset's if not given.")
 ]
@@ -94,22 +106,29 @@ def preparation(mode: str | None, config: AcceleratorConfig) -> Callable[[Checkp
     return None if mode in (None, "full") else lambda checkpoint: with_screen(checkpoint, config)[0]
 
 
-def board(name: str) -> AcceleratorConfig:
-    """The preset of a board."""
-    if name not in PRESETS:
-        raise UserError(f"board {name!r} is unknown; there are {', '.join(sorted(PRESETS))}")
-    return PRESETS[name]
+def board(
+    name: str | None, file: Path | None = None, settings: Sequence[str] | None = None, *, default: str = "kv260"
+) -> AcceleratorConfig:
+    """The configuration of `--board`, `--config` and `--set`."""
+    return resolve(name, file, settings or (), default=default).config
 
 
-def preset(name: str | None, backend: str, bitstream: Path | None, model: Path | None = None) -> AcceleratorConfig:
-    """The preset of `--board`; without it the one that the bitstream was built as or that the image was made for; with
-    neither kv260 on a board and tiny elsewhere."""
-    if name is None and bitstream is not None:
+def preset(
+    name: str | None,
+    backend: str,
+    bitstream: Path | None,
+    model: Path | None = None,
+    file: Path | None = None,
+    settings: Sequence[str] | None = None,
+) -> AcceleratorConfig:
+    """The configuration of `--board`, `--config` and `--set`. Where they name no board: the preset that the bitstream was built
+    as or that the image was made for; with neither kv260 on a board and tiny elsewhere."""
+    if name is None and file is None and bitstream is not None:
         parts = bitstream.stem.split("-")
         name = parts[1] if len(parts) == 3 and parts[0] == "tellme" else None
-    if name is None and model is not None:
+    if name is None and file is None and model is not None:
         name = preset_of(model)
-    return board(name or ("kv260" if backend == "board" else "tiny"))
+    return board(name, file, settings, default="kv260" if backend == "board" else "tiny")
 
 
 def check_backend(backend: str, bitstream: Path | None) -> None:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from tellme.host.checkpoints.checkpoint import Checkpoint, is_checkpoint, open_checkpoint
-from tellme.host.commands.common import Board, Latent, board
+from tellme.host.commands.common import Board, ConfigFile, Latent, Settings, board
 from tellme.host.commands.evaluate import read_text
 from tellme.host.commands.info import try_program
 from tellme.host.errors import UserError
@@ -34,7 +34,9 @@ def _head(checkpoint: Checkpoint, found: Calibration | None) -> dict[str, Any] |
 def command(
     source: Annotated[Path, typer.Argument(help="Hugging Face folder, .gguf file, or demo.")],
     out: Annotated[Path, typer.Argument(help="The .tlm image to write.")],
-    board_name: Board = "kv260",
+    board_name: Board = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
     head: Annotated[
         str,
         typer.Option("--head", help="full; or screened: with a ternary copy of the head, which chooses candidates."),
@@ -53,7 +55,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
 ) -> None:
     """Convert a checkpoint into an image for one board (and those with the same beats)."""
-    config = board(board_name)
+    config = board(board_name, config_file, settings)
     if head not in ("full", "screened"):
         raise UserError(f"--head of an image must be full or screened, not {head!r}")
     if head == "full" and (planes is not None or calibration is not None):

@@ -15,7 +15,7 @@ import typer
 from tellme.golden import registers
 from tellme.golden.boards import BOARDS, buffer_bytes
 from tellme.golden.config import AcceleratorConfig
-from tellme.host.commands.common import AnyBoard, Bitstream, preset, terminate
+from tellme.host.commands.common import AnyBoard, Bitstream, ConfigFile, Settings, preset, terminate
 from tellme.host.errors import DeviceError, TellmeError
 from tellme.host.image.model import Model, demo_folder
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend
@@ -253,6 +253,8 @@ class Examination:
 
 def command(
     board_name: AnyBoard = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
     bitstream: Bitstream = None,
     selftest: Annotated[
         bool, typer.Option("--selftest", help="Run patterns through every unit, too; under a minute on a board.")
@@ -260,7 +262,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check a board; every line that fails says what to do."""
-    config = preset(board_name, "board", bitstream)
+    config = preset(board_name, "board", bitstream, None, config_file, settings)
     signal.signal(signal.SIGTERM, terminate)
     tell = None if as_json else lambda check: print(check.line(), flush=True)
     examination = Examination(config, bitstream=bitstream, tell=tell, patterns=selftest)

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tellme.golden.config import AcceleratorConfig
-from tellme.host.commands.common import MODEL_HELP, AnyBoard, Candidates, HeadMode, Latent, preset
+from tellme.host.commands.common import MODEL_HELP, AnyBoard, Candidates, ConfigFile, HeadMode, Latent, Settings, preset
 from tellme.host.errors import UserError
 from tellme.host.image.model import find_model
 from tellme.host.machine.screening import check_mode
@@ -318,6 +318,8 @@ def command(
         str, typer.Option("--reference-backend", help="golden, or torch: the checkpoint in float32.")
     ] = "golden",
     board_name: AnyBoard = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
     documents: Annotated[
         bool, typer.Option("--documents", help="Each line is a text of its own, between document start and end.")
     ] = False,
@@ -330,7 +332,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Score a text: negative log-likelihood, perplexity, and where a model parts from a reference."""
-    config = preset(board_name, backend, None, find_model(model))
+    config = preset(board_name, backend, None, find_model(model), config_file, settings)
     if backend == "sim":
         check_simulator(config)
     result = evaluate(

@@ -20,7 +20,7 @@ from tellme.golden.schedule import segments
 from tellme.golden.screen import MULTIPLE, Screen
 from tellme.golden.spec import MATRICES, ModelSpec
 from tellme.host.checkpoints.checkpoint import golden_errors, is_checkpoint, open_checkpoint
-from tellme.host.commands.common import MODEL_HELP, Latent, board
+from tellme.host.commands.common import MODEL_HELP, ConfigFile, Latent, Settings, board
 from tellme.host.errors import UserError
 from tellme.host.image.file import Image, geometry_of
 from tellme.host.image.model import Model, find_model
@@ -231,6 +231,8 @@ def command(
     board_name: Annotated[
         str | None, typer.Option("--board", help="Only this preset; of a model, all are shown if left out.")
     ] = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check an image against its checksums.")] = False,
     latent: Latent = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
@@ -238,14 +240,14 @@ def command(
     """Show a board's parameters, or a model's shape, parts and statistics and which presets run it."""
     console = Console()
     if model is None:
-        config = board(board_name or "tiny")
+        config = board(board_name, config_file, settings, default="tiny")
         fields = {f: getattr(config, f) for f in config.__dataclass_fields__} | {"beat_bytes": config.beat_bytes}
         if as_json:
             print(json_line({"board": config.name, "parameters": fields}))
         else:
             show(pairs(f"board {config.name}", list(fields.items())), console)
         return
-    only = None if board_name is None else board(board_name)
+    only = board(board_name, config_file, settings) if board_name or config_file or settings else None
     facts = examine(find_model(model), only, verify=verify, latent=latent)
     if as_json:
         print(json_line(facts))

@@ -9,7 +9,17 @@ from rich.console import Console
 
 from tellme.golden.shapes import SHAPES
 from tellme.host.commands.build import at_clock
-from tellme.host.commands.common import BenchHead, Board, Candidates, Clock, Planes, bench_candidates, board
+from tellme.host.commands.common import (
+    BenchHead,
+    Board,
+    Candidates,
+    Clock,
+    ConfigFile,
+    Planes,
+    Settings,
+    bench_candidates,
+    board,
+)
 from tellme.host.errors import UserError
 from tellme.host.machine.measurement import shape
 from tellme.host.machine.passes import chunks
@@ -22,7 +32,9 @@ from tellme.host.tables import grid, pairs, show
 
 def command(
     model: Annotated[str, typer.Option("--model", help=f"Shape: {', '.join(SHAPES)}.")],
-    board_name: Board = "kv260",
+    board_name: Board = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
     context: Annotated[int, typer.Option("--context", help="Cached keys of the decode pass.")] = 128,
     prompt: Annotated[int, typer.Option("--prompt", help="Tokens to prefill; 0: none.")] = 128,
     timing: Annotated[str, typer.Option("--timing", help="Timing of the memory.")] = "kv260",
@@ -33,7 +45,7 @@ def command(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Analyse the weight buffer: FIFO depth, its memory, predicted stalls and tokens/s. Estimated, nothing is simulated."""
-    config = at_clock(board(board_name), clock)
+    config = at_clock(board(board_name, config_file, settings), clock)
     spec = shape(model)
     check_fits(spec, config, model)
     memory = memory_timing(timing, None)

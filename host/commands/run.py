@@ -17,8 +17,10 @@ from tellme.host.commands.common import (
     BackendName,
     Bitstream,
     Candidates,
+    ConfigFile,
     HeadMode,
     Latent,
+    Settings,
     check_backend,
     open_machine,
     preparation,
@@ -179,6 +181,8 @@ def command(
     backend: BackendName = "sim",
     model: Annotated[str, typer.Option("--model", help=MODEL_HELP)] = "demo",
     board_name: AnyBoard = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Most tokens to make.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", help="0: greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option("--top-k", help="Draw from the k likeliest tokens; 0: all.")] = 0,
@@ -223,7 +227,7 @@ def command(
     memory = memory_timing(timing, stress) if backend == "sim" else None
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
     path = find_model(model)
-    config = preset(board_name, backend, bitstream, path)
+    config = preset(board_name, backend, bitstream, path, config_file, settings)
     errors = Console(stderr=True)
     if backend == "sim":
         check_simulator(config, waves=waves is not None)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.project import advice
-from tellme.host.commands.common import Board, board
+from tellme.host.commands.common import Board, ConfigFile, Settings, board
 from tellme.host.errors import CheckError, UserError
 from tellme.host.provenance import json_line
 from tellme.host.tables import show
@@ -112,7 +112,9 @@ def table(report: Report) -> Table:
 
 
 def command(
-    board_name: Board = "kv260",
+    board_name: Board = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
     block: Annotated[
         list[str] | None, typer.Option("--block", help="Only this block, or part of one (attention.array); repeatable.")
     ] = None,
@@ -122,4 +124,11 @@ def command(
     ecp5: Annotated[bool, typer.Option("--ecp5", help="Also place and route two small blocks on an ECP5.")] = False,
 ) -> None:
     """Synthesise an accelerator: resources and logic levels, estimated by Yosys."""
-    synth(board(board_name), blocks=block or (), as_json=as_json, jobs=jobs, paths=paths, routed=ecp5)
+    synth(
+        board(board_name, config_file, settings),
+        blocks=block or (),
+        as_json=as_json,
+        jobs=jobs,
+        paths=paths,
+        routed=ecp5,
+    )

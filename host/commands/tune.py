@@ -36,7 +36,7 @@ from tellme.golden.arith import ceil_div
 from tellme.golden.boards import PAGE, PHASE_PERIOD, check_phases
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.program import DESCRIPTOR_BYTES, Opcode, encode
-from tellme.host.commands.common import Bitstream, preset, terminate
+from tellme.host.commands.common import Bitstream, ConfigFile, Settings, preset, terminate
 from tellme.host.errors import DeviceError, UserError
 from tellme.host.machine.board import open_board
 from tellme.host.machine.device import Device
@@ -407,6 +407,8 @@ def command(
     board_name: Annotated[
         str | None, typer.Option("--board", help="Preset. Default: what the bitstream is for, else kv260.")
     ] = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
     bitstream: Bitstream = None,
     offsets: Annotated[
         Path | None,
@@ -427,7 +429,7 @@ def command(
         raise UserError("--bitstream needs --backend board")
     if timing is not None and backend != "sim":
         raise UserError("--timing needs --backend sim")
-    config = preset(board_name or (None if bitstream else "kv260"), "board", bitstream)
+    config = preset(board_name, "board", bitstream, None, config_file, settings)
     given = None if offsets is None else read_offsets(offsets, config.ports)
     in_use(config, backend)  # what is stored must be readable before anything is measured
     beats = region_beats(config, max(SHORT, LONG_FIFOS * config.fifo_beats))

@@ -9,17 +9,19 @@ import typer
 from rich.console import Console
 
 from tellme.golden.project import advice
-from tellme.host.commands.common import Board, board
+from tellme.host.commands.common import Board, ConfigFile, Settings, board
 from tellme.host.errors import UserError
 from tellme.host.places import check_new_file, check_new_folder, replacing
 
 
 def command(
     out: Annotated[Path, typer.Option("--out", help="Folder for the Verilog.")],
-    board_name: Board = "kv260",
+    board_name: Board = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
 ) -> None:
     """Generate the Verilog of an accelerator."""
-    config = board(board_name)
+    config = board(board_name, config_file, settings)
     check_new_folder(out)
     if out.is_dir():
         check_new_file(out / "tellme.v")

@@ -17,7 +17,7 @@ import platformdirs
 
 from tellme.golden.boards import BOARDS, check_phases
 from tellme.golden.boards import phases as board_phases
-from tellme.golden.config import AcceleratorConfig
+from tellme.golden.config import PRESETS, AcceleratorConfig
 from tellme.host.errors import UserError
 from tellme.host.places import replacing
 
@@ -74,6 +74,13 @@ def _read() -> dict[str, Any]:
     return found
 
 
+def _key(config: AcceleratorConfig) -> str:
+    """Under what a placement is kept: the board's name, and the ports where they are not its preset's."""
+    preset = PRESETS.get(config.name, config)
+    same = (config.ports, config.port_bytes) == (preset.ports, preset.port_bytes)
+    return config.name if same else f"{config.name}:{config.ports}x{8 * config.port_bytes}"
+
+
 def in_use(config: AcceleratorConfig, backend: str) -> Placement:
     """The placement of a board, real (`board`) or simulated (`sim`).
 
@@ -81,7 +88,7 @@ def in_use(config: AcceleratorConfig, backend: str) -> Placement:
     ------
     UserError : what is stored cannot be read or is no placement.
     """
-    stored = _read().get(config.name, {}).get(backend)
+    stored = _read().get(_key(config), {}).get(backend)
     if stored is not None:
         try:
             phases = tuple(int(KIB * x) for x in stored["phases_kib"])
@@ -106,7 +113,7 @@ def store(config: AcceleratorConfig, backend: str, phases: Sequence[int], rate: 
     """
     where = path()
     found = _read()
-    found.setdefault(config.name, {})[backend] = {
+    found.setdefault(_key(config), {})[backend] = {
         "phases_kib": [x // KIB for x in phases],
         "gb_s": round(rate / 1e9, 3),
         "measured": time.strftime("%Y-%m-%d"),

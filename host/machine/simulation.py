@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tellme.golden.boards import BOARDS
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.project import advice
 from tellme.host.errors import UserError
@@ -106,9 +107,8 @@ def open_simulated(config: AcceleratorConfig, beats: int, timing: str | None, st
     """
     check_simulator(config)
     from tellme.sim.device import SimDevice
-    from tellme.sim.timing import TIMINGS
 
-    memory = memory_timing(timing or (config.name if config.name in TIMINGS else None), None)
+    memory = memory_timing(timing or (config.name if config.name in BOARDS else None), None)
     with contextlib.ExitStack() as shown:
 
         def started(seconds: float, where: Path) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 from amaranth.lib.wiring import Out
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from tellme.golden.boards import CELL, MODULE, VLNV, ZYNQMP, Board, build_name
-from tellme.golden.config import AcceleratorConfig, ConfigError
+from tellme.golden.boards import CELL, MODULE, VLNV, ZYNQMP, Board, build_name, check
+from tellme.golden.config import AcceleratorConfig
 from tellme.golden.registers import ADDRESS_BITS, VERSION, build_hash
 from tellme.hw.memory.axi import ADDRESS_WIDTH, Axi, AxiLite
 from tellme.hw.verilog import accelerator_verilog
@@ -57,16 +57,6 @@ def _environment() -> Environment:
     )
 
 
-def _check(config: AcceleratorConfig, board: Board) -> None:
-    if config.ports != len(board.memory_ports) or 8 * config.port_bytes != board.port_bits:
-        raise ConfigError(
-            f"{config.name} has {config.ports} ports of {8 * config.port_bytes} bits, board {board.name!r} has "
-            f"{len(board.memory_ports)} of {board.port_bits}"
-        )
-    if board.ps != ZYNQMP and config.burst_beats > 16:
-        raise ConfigError(f"burst_beats must be at most 16 on {board.family} (AXI3), not {config.burst_beats}")
-
-
 # ---- the wrapper -----------------------------------------------------------------------------------------------------
 
 
@@ -83,7 +73,7 @@ def _bus(name: str, signature: Any, master: bool, parameters: dict[str, Any], le
 
 def wrapper(config: AcceleratorConfig, board: Board) -> str:
     """Verilog of module `golden.boards.MODULE`: the accelerator as the block design sees it."""
-    _check(config, board)
+    check(config, board)
     protocol = "AXI4" if board.ps == ZYNQMP else "AXI3"
     address = 49 if board.ps == ZYNQMP else 32
     lite = AxiLite(address_width=ADDRESS_BITS)
@@ -160,8 +150,10 @@ def wrapper(config: AcceleratorConfig, board: Board) -> str:
 def ps_parameters(config: AcceleratorConfig, board: Board) -> dict[str, str]:
     """Parameters of the PS: which ports, how wide, which clock. Everything else is the board file's."""
     mhz = f"{config.clock_hz / 1e6:.6f}".rstrip("0").rstrip(".")
+    ports = board.memory_ports[: config.ports]
+    bits = str(8 * config.port_bytes)
     if board.ps == ZYNQMP:
-        used = {GP_OF[p.split("_")[2]] for p in board.memory_ports}
+        used = {GP_OF[p.split("_")[2]] for p in ports}
         out = {
             "PSU__FPGA_PL0_ENABLE": "1",
             "PSU__CRL_APB__PL0_REF_CTRL__SRCSEL": "IOPLL",
@@ -181,7 +173,7 @@ def ps_parameters(config: AcceleratorConfig, board: Board) -> dict[str, str]:
         for n in sorted(GP_OF.values()):
             out[f"PSU__USE__S_AXI_GP{n}"] = str(int(n in used))
             if n in used:
-                out[f"PSU__SAXIGP{n}__DATA_WIDTH"] = str(board.port_bits)
+                out[f"PSU__SAXIGP{n}__DATA_WIDTH"] = bits
         return out
     out = {
         "PCW_EN_CLK0_PORT": "1",
@@ -195,17 +187,17 @@ def ps_parameters(config: AcceleratorConfig, board: Board) -> dict[str, str]:
         "PCW_IRQ_F2P_INTR": "1",
     }
     for n in range(4):
-        used7 = f"S_AXI_HP{n}" in board.memory_ports
+        used7 = f"S_AXI_HP{n}" in ports
         out[f"PCW_USE_S_AXI_HP{n}"] = str(int(used7))
         if used7:
-            out[f"PCW_S_AXI_HP{n}_DATA_WIDTH"] = str(board.port_bits)
+            out[f"PCW_S_AXI_HP{n}_DATA_WIDTH"] = bits
     return out
 
 
 def _memory(config: AcceleratorConfig, board: Board) -> list[dict[str, Any]]:
     """For each AXI master: the PS port, its clock, and the segments of memory behind it."""
     out = []
-    for i, port in enumerate(board.memory_ports):
+    for i, port in enumerate(board.memory_ports[: config.ports]):
         short = port.split("_")[2]
         if board.ps == ZYNQMP:
             group = f"SAXIGP{GP_OF[short]}"
@@ -245,7 +237,7 @@ CLOCK_PARAMETERS = {
 
 def script(config: AcceleratorConfig, board: Board, jobs: int) -> str:
     """The Tcl that Vivado runs."""
-    _check(config, board)
+    check(config, board)
     clocks = board.clocks(config.clock_hz, board.clock_floor)
     memory = _memory(config, board)
     pins = _PINS[board.ps]
@@ -274,6 +266,11 @@ def script(config: AcceleratorConfig, board: Board, jobs: int) -> str:
     )
 
 
+def constraints(board: Board) -> str:
+    """Text of the board's constraints (XDC)."""
+    return board.constraints or (CONSTRAINTS / f"{board.name}.xdc").read_text()
+
+
 def manifest(config: AcceleratorConfig, board: Board) -> dict[str, Any]:
     """What a build is of; the driver reads it beside the bitstream."""
     return {
@@ -286,7 +283,7 @@ def manifest(config: AcceleratorConfig, board: Board) -> dict[str, Any]:
         "cell": CELL,
         "clock_hz": config.clock_hz,
         "register_base": board.register_base,
-        "memory_ports": list(board.memory_ports),
+        "memory_ports": list(board.memory_ports[: config.ports]),
         "config": asdict(config),
     }
 
@@ -296,14 +293,14 @@ def project(config: AcceleratorConfig, board: Board, *, jobs: int = 4) -> dict[s
 
     Raises
     ------
-    ConfigError : the configuration's ports are not the board's.
+    ConfigError : the board has not the configuration's ports.
     """
-    _check(config, board)
+    check(config, board)
     described = json.dumps(manifest(config, board), indent=1) + "\n"
     return {
         "rtl/tellme.v": accelerator_verilog(config, primitives=True),
         f"rtl/{MODULE}.v": wrapper(config, board),
-        f"constraints/{board.name}.xdc": (CONSTRAINTS / f"{board.name}.xdc").read_text(),
+        f"constraints/{board.name}.xdc": constraints(board),
         "build.tcl": script(config, board, jobs),
         f"{build_name(config)}.json": described,
         MARKER: described,

@@ -95,5 +95,11 @@ PLATFORMS: dict[str, type[ZynqPlatform]] = {
 
 
 def platform_of(config: AcceleratorConfig) -> ZynqPlatform | None:
-    """The platform of a board's preset; None for a configuration of no board."""
-    return PLATFORMS[config.name]() if config.name in PLATFORMS else None
+    """The platform of a configuration's board; None for one of no board. A board without a class here gets one, without pins."""
+    if config.name in PLATFORMS:
+        return PLATFORMS[config.name]()
+    board = boards.BOARDS.get(config.name)
+    if board is None:
+        return None
+    family = MpsocPlatform if board.ps == boards.ZYNQMP else ZynqPlatform
+    return type(f"{board.name}Platform", (family,), {"board": board})()

@@ -13,26 +13,31 @@ from types import SimpleNamespace
 import pynqmetadata
 import pytest
 
-from tellme.golden.boards import BOARDS, CELL, VLNV, Board, build_name
-from tellme.golden.config import PRESETS, ConfigError
+from tellme.golden.boards import BOARDS, CELL, VLNV, ZYNQMP, Board, build_name
+from tellme.golden.config import PRESETS, AcceleratorConfig, ConfigError
 from tellme.golden.registers import build_hash
+from tellme.host.configuration import resolve
 from tellme.host.errors import DeviceError
 from tellme.host.machine.pynq.handoff import check_widths, design_mhz, port_widths
-from tellme.hw.platforms import PLATFORMS
-from tellme.hw.platforms.vivado import CONSTRAINTS, STRATEGIES, manifest, ps_parameters, script, wrapper
+from tellme.hw.platforms import PLATFORMS, platform_of
+from tellme.hw.platforms.vivado import CONSTRAINTS, STRATEGIES, constraints, manifest, ps_parameters, script, wrapper
+from tests.own_boards import EXAMPLES, forgotten
 from tests.platforms.vivado import CATALOG, Refused, Vivado
 from tests.pynq import old
 
 Edit = Callable[[str], str]
 
 
-def lay(folder: Path, board: Board, *, tcl: Edit = str, verilog: Edit = str) -> Path:
+def lay(
+    folder: Path, board: Board, *, tcl: Edit = str, verilog: Edit = str, config: AcceleratorConfig | None = None
+) -> Path:
     """A project but for the accelerator's own Verilog, which no Tcl reads."""
+    config = config or board.config
     for name, text in {
         "rtl/tellme.v": "module tellme; endmodule\n",
-        "rtl/tellme_axi.v": verilog(wrapper(board.config, board)),
-        f"constraints/{board.name}.xdc": (CONSTRAINTS / f"{board.name}.xdc").read_text(),
-        "build.tcl": tcl(script(board.config, board, 2)),
+        "rtl/tellme_axi.v": verilog(wrapper(config, board)),
+        f"constraints/{board.name}.xdc": constraints(board),
+        "build.tcl": tcl(script(config, board, 2)),
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -49,9 +54,46 @@ def links_of(v: Vivado, pin: str) -> str:
 @pytest.mark.parametrize("board_files", [True, False])
 @pytest.mark.parametrize("board", BOARDS.values(), ids=list(BOARDS))
 def test_the_whole_script_draws_a_whole_design(board: Board, board_files: bool, tmp_path: Path) -> None:
+    draws_a_whole_design(board.config, board, board_files, tmp_path)
+
+
+@pytest.mark.parametrize("board_files", [True, False])
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
+def test_a_board_of_a_file_draws_a_whole_design(path: Path, board_files: bool, tmp_path: Path) -> None:
+    with forgotten():
+        config = resolve(None, path, ()).config
+        board = BOARDS[path.stem]
+        draws_a_whole_design(config, board, board_files, tmp_path)
+        platform = platform_of(config)
+        assert platform is not None and platform._part == board.part and platform.ultra_ram == (board.urams > 0)
+        m = json.loads(json.dumps(manifest(config, board)))
+        assert m["build"] == f"{build_hash(config):08x}" and m["part"] == board.part
+
+
+@pytest.mark.parametrize(
+    "name,settings",
+    [
+        ("kv260", ("ports=2", "score_words=4096")),
+        ("kv260", ("port_bytes=8", "score_words=4096")),
+        ("kv260", ("ports=1", "score_words=4096", "clock_mhz=125")),
+        ("pynq_z2", ("ports=2", "lanes=1", "clock_mhz=125")),
+        ("ultra96v2", ("ports=1", "score_words=4096")),
+    ],
+)
+def test_fewer_and_narrower_ports_draw_a_whole_design(name: str, settings: tuple[str, ...], tmp_path: Path) -> None:
+    board, config = BOARDS[name], resolve(name, None, settings).config
+    draws_a_whole_design(config, board, True, tmp_path)
+    overlay = SimpleNamespace(
+        ip_dict={"ps": {"type": f"xilinx.com:ip:{board.ps}:1.0", "parameters": ps_parameters(config, board)}}
+    )
+    assert set(port_widths(overlay).values()) == {8 * config.port_bytes}
+    assert len(port_widths(overlay)) == config.ports
+    check_widths(overlay, config, Path("x.bit"))
+
+
+def draws_a_whole_design(c: AcceleratorConfig, board: Board, board_files: bool, tmp_path: Path) -> None:
     v = Vivado(board_files=board_files)
-    assert v.run(lay(tmp_path, board)) == 0, v.log
-    c = board.config
+    assert v.run(lay(tmp_path, board, config=c)) == 0, v.log
     name = build_name(c)
     for ending in ("bit", "hwh", "xsa"):
         assert (tmp_path / f"{name}.{ending}").is_file()
@@ -61,13 +103,14 @@ def test_the_whole_script_draws_a_whole_design(board: Board, board_files: bool, 
     assert v.properties.get(("design", "BITSTREAM.GENERAL.COMPRESS")) == "TRUE", "the constraints were read"
     # Beyond what every graph must satisfy (tests.platforms.vivado.check), this one is the board's.
     links = dict(v.links)
-    assert [links[f"{CELL}/m_axi_{i}"] for i in range(c.ports)] == [f"ps/{p}" for p in board.memory_ports]
-    assert {v.width(f"{CELL}/m_axi_{i}") for i in range(c.ports)} == {board.port_bits}
+    assert [links[f"{CELL}/m_axi_{i}"] for i in range(c.ports)] == [f"ps/{p}" for p in board.memory_ports[: c.ports]]
+    assert {v.width(f"{CELL}/m_axi_{i}") for i in range(c.ports)} == {8 * c.port_bytes}
     assert links_of(v, f"{CELL}/irq") in ("ps/pl_ps_irq0", "ps/IRQ_F2P"), "the line that the UIO driver takes"
     (registers,) = [a for a in v.addresses if a.segment == f"{CELL}/s_axi/reg0"]
     assert (registers.base, registers.size) == (board.register_base, board.register_bytes)
     covered = sum(a.size for a in v.addresses if a.space == f"{CELL}/m_axi_0")
-    assert covered >= min(board.ddr_bytes, 2 << 30)
+    # Without a board file, Vivado takes the least for the memory; ports reach all of it anyhow.
+    assert covered >= min(board.ddr_bytes, 2 << 30 if board.ps == ZYNQMP else 512 << 20)
     if board_files:
         assert covered >= board.ddr_bytes
     assert abs(v.frequency(v.driver(f"{CELL}/clk")) - c.clock_hz) < 0.001 * c.clock_hz

@@ -149,7 +149,7 @@ CATALOG: dict[str, Ip] = {
     ),
 }
 
-PARTS = "xck26-sfvc784-2LV-c xczu7ev-ffvc1156-2-e xczu48dr-ffvg1517-2-e xczu3eg-sbva484-1-i xc7z020clg400-1".split()
+PARTS = "xck26-sfvc784-2LV-c xczu7ev-ffvc1156-2-e xczu48dr-ffvg1517-2-e xczu3eg-sbva484-1-i xc7z020clg400-1 xczu9eg-ffvb1156-2-e".split()
 BOARD_FILES = [
     *(f"xilinx.com:kv260_som:part0:1.{n}" for n in (3, 4)),
     *(f"xilinx.com:kr260_som:part0:{n}" for n in ("1.0", "1.1")),
@@ -157,6 +157,8 @@ BOARD_FILES = [
     "realdigital.org:rfsoc4x2:part0:1.0",
     "avnet.com:ultra96v2:part0:1.2",
     "tul.com.tw:pynq-z2:part0:1.0",
+    "xilinx.com:zcu102:part0:3.4",
+    "digilentinc.com:zybo-z7-20:part0:1.0",
 ]
 DESIGN_PROPERTIES = {"BITSTREAM.GENERAL.COMPRESS": "TRUE|FALSE", "BITSTREAM.CONFIG.OVERTEMPSHUTDOWN": "ENABLE|DISABLE"}
 """UG908, table of bitstream settings."""
@@ -589,7 +591,10 @@ class Vivado:
             raise Refused(f"no segment {path}")
         if name.endswith("_DDR_HIGH") and ("project", "board_part") not in self.properties:
             raise Refused(f"no segment {path}: without a board file the DDR has 2 GB")
-        return self.cells[cell].segments[name]
+        base, size = self.cells[cell].segments[name]
+        if name.endswith("_DDR_LOWOCM") and "zybo" in self.properties.get(("project", "board_part"), ""):
+            size *= 2  # PCW_DDR_RAM_HIGHADDR of its preset: 1 GB
+        return base, size
 
     def do_get_bd_addr_segs(self, *args: str) -> str:
         options, rest = self._options(args, "-quiet")

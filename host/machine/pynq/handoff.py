@@ -212,7 +212,7 @@ def check_widths(overlay: Any, config: AcceleratorConfig, path: Path) -> str:
     widths = port_widths(overlay)
     bits = 8 * config.port_bytes
     said = ", ".join(f"{name} {width}" for name, width in widths.items()) or "none"
-    used = board.memory_ports if board is not None else tuple(widths)
+    used = board.memory_ports[: config.ports] if board is not None else tuple(widths)
     if len(used) < config.ports or any(widths.get(name) != bits for name in used):
         raise DeviceError(
             f"{path}: the design uses the memory ports {said} (bits), the accelerator needs {config.ports} of {bits}; "
