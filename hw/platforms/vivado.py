@@ -238,7 +238,7 @@ CLOCK_PARAMETERS = {
 def script(config: AcceleratorConfig, board: Board, jobs: int) -> str:
     """The Tcl that Vivado runs."""
     check(config, board)
-    clocks = board.clocks(config.clock_hz, board.clock_floor)
+    clocks = board.clocks(config.clock_hz, min(config.clock_hz, board.clock_floor))
     memory = _memory(config, board)
     pins = _PINS[board.ps]
     clocked = [f"{CELL}/clk", "reset/slowest_sync_clk", "registers/aclk"]
