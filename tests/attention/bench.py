@@ -243,7 +243,7 @@ class Bench:
     async def reset(self) -> None:
         dut = self.dut
         cocotb.start_soon(Clock(dut.clk, 10, "ns").start())
-        for name in ("start", "blocks__valid", "beats__valid", "logits__ready"):
+        for name in ("start", "blocks__valid", "beats__valid", "logits__ready", "screened__valid"):
             getattr(dut, name).value = 0
         dut.rst.value = 1
         for _ in range(4):

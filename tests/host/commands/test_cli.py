@@ -30,7 +30,7 @@ from tests.models import random_weights, small_spec
 
 KEYS = [
     "prompt_ids", "new_ids", "text", "lanes", "beat_bytes", "cycles_prefill", "cycles_decode", "stalls", "bit_exact",
-    "model", "backend", "board", "clock_hz", "seconds", "version", "commit",
+    "model", "backend", "board", "clock_hz", "seconds", "head", "candidates", "screened_passes", "fallbacks", "version", "commit",
 ]  # fmt: skip
 
 
