@@ -29,8 +29,6 @@ from tellme.sim.timing import timing
 from tests.machine.campaign import KINDS, Campaign, lost_answer
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "measurements"
-BLOCK = 200
-"""Injections that a simulator lives for."""
 OUTCOMES = ("detected", "harmless", "data", "hung", "wrong")
 
 
@@ -53,14 +51,14 @@ def block(task: tuple[int, int, int, float, str]) -> list[dict[str, object]]:
     return out
 
 
-def tasks(seed: int, count: int, image: str) -> Iterator[tuple[int, int, int, float, str]]:
+def tasks(seed: int, count: int, size: int, image: str) -> Iterator[tuple[int, int, int, float, str]]:
     """Blocks of a campaign: of ten, eight with faults of all kinds, one with bus errors, and a twentieth of one with lost answers."""
     done, n = 0, 0
     while done < count:
         rate = 1 / 3000 if n % 10 == 4 else -1.0 if n % 10 == 7 else 0.0
-        size = BLOCK // 20 if rate < 0 else BLOCK
-        yield seed + n, 0, min(size, count - done), rate, image
-        done += size
+        injections = max(1, size // 20) if rate < 0 else size
+        yield seed + n, 0, min(injections, count - done), rate, image
+        done += injections
         n += 1
 
 
@@ -101,7 +99,7 @@ def faults(a: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="tellme-faults-") as folder:
         image = Path(folder) / "demo.tlm"
         convert(read_checkpoint(demo_folder()), image, TINY)
-        todo = [t for t in tasks(a.seed, a.count, str(image)) if not have[t[0]]]
+        todo = [t for t in tasks(a.seed, a.count, a.block, str(image)) if not have[t[0]]]
         with multiprocessing.get_context("spawn").Pool(a.workers) as pool, results.open("a") as out:
             for part in pool.imap_unordered(block, todo):
                 rows += part
@@ -193,6 +191,7 @@ def main() -> None:
     parser.add_argument("--soak", action="store_true", help="tokens instead of faults")
     parser.add_argument("--count", type=int, default=10_000, help="injections or tokens")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--block", type=int, default=200, help="injections that a simulator lives for")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--seconds", type=float, default=float("inf"), help="wall clock after which nothing new is begun"

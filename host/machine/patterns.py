@@ -4,7 +4,7 @@
   beat is 1 by itself once, in whichever half of the beat a row lies; a logit shows each.
 - Every table index: neighbouring rows of a matrix count through all 3^g values of a group of weights, each group with an offset of its own.
 - Attention: a layer whose scores saturate, one whose scores are all equal, and one as they usually are; contexts of one key, and on both sides of a key block's end.
-- Every lane alone, all lanes together, every logit of every lane compared with golden bit by bit.
+- One lane alone and all lanes together, every logit of every lane compared with golden bit by bit.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def weights(config: AcceleratorConfig) -> ModelWeights:
 
 
 def passes(config: AcceleratorConfig) -> list[Pass]:
-    """Each lane alone, prompts that fill the lanes up to the second key block, then a token at the ends of the blocks."""
+    """Single tokens, a prompt that fills the lanes up to the second key block, then single tokens behind it."""
     shape = spec(config)
     group = shape.heads // shape.kv_heads
     out = [Pass.of([3 + n], [0], head=(0, 1), write_logits=True) for n in range(2)]

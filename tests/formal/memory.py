@@ -234,7 +234,7 @@ class WriterBench(Bench):
         self.reached = {
             "a byte is written": w.idle & made,
             "a burst is answered with an error": (w.error >= 5) & (w.error <= 6),
-            "a soft reset ends": past(m, w.quiet) & over,
+            "a soft reset ends": w.quiet & past(m, ~w.quiet & over),
         }
         outside = Signal()
         with m.If(taken & (rel >= WINDOW - FIRST)):
@@ -327,7 +327,7 @@ class ReaderBench(Bench):
         self.reached = {
             "a followed beat comes": following & given & (ahead == 0),
             "a burst is answered with an error": (r.error >= 3) & (r.error <= 4),
-            "a soft reset ends": past(m, r.quiet) & over,
+            "a soft reset ends": r.quiet & past(m, ~r.quiet & over),
         }
         outside, answered_badly = Signal(), Signal()
         with m.If(r.segments.valid & r.segments.ready & (beats != 0) & (rel + beats > WINDOW - FIRST)):

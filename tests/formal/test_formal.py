@@ -62,7 +62,7 @@ def test_what_is_assumed_of_memory_lets_everything_happen(
     bench.rtlil()
     name = list(bench.reached)[what]
     r = prove(Reaching(bench, name), seconds=120, depth=20)
-    assert (r.proved, r.broken) == (False, name) and r.cycle > 3, r
+    assert (r.proved, r.broken) == (False, name) and r.cycle > 0, r
 
 
 class Counter(Bench):

@@ -23,7 +23,7 @@ def test_faults_are_told_or_change_nothing_and_the_next_pass_is_exact(demo: Mode
     assert set(seen) == set(KINDS) - {"bus error"}
     assert {i.passed for i in done} == set(PASSES)
     outcomes = Counter(i.outcome for i in done)
-    assert outcomes["detected"] > 6 and outcomes["harmless"] > 3
+    assert outcomes["detected"] > 6 and outcomes["harmless"] > 2
 
 
 def test_errors_of_any_burst_are_told_and_the_machine_goes_on(demo: Model) -> None:

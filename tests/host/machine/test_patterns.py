@@ -52,12 +52,14 @@ def test_a_good_machine_passes_with_every_logit() -> None:
 
 @pytest.mark.parametrize("bit", [0, 77, 127])
 def test_a_bit_of_a_port_that_is_stuck_is_found(bit: int) -> None:
-    """One bit of the beat reads as 0 wherever it is read: the head's rows alone would show it."""
+    """One bit of the beat reads as 0, in weights, tables, keys and rows of the head."""
     accelerator, machine = driver(TINY)
     beats = machine.beats
 
     def stuck(address: int, count: int):  # type: ignore[no-untyped-def]
         out = beats(address, count).copy()
+        if address == machine.get("program_address"):  # refused at once: nothing to find
+            return out
         out[:, bit // 8] &= 255 - (1 << bit % 8)
         return out
 
