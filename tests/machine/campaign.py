@@ -147,7 +147,14 @@ class Campaign:
         return not np.array_equal(now, then)
 
     def attempt(
-        self, name: str, run: Callable[[], PassResult], allowed: set[ErrorCode], *, data: bool = False, within: bool = True, kind: str
+        self,
+        name: str,
+        run: Callable[[], PassResult],
+        allowed: set[ErrorCode],
+        *,
+        data: bool = False,
+        within: bool = True,
+        kind: str,
     ) -> Injection:
         """Runs a pass with a fault in it, and judges. `within`: the fault leaves the program's addresses as they are."""
         changed = self.machine.device.memory.copy()
@@ -265,7 +272,9 @@ def descriptor_bits(c: Campaign, rng: random.Random, name: str) -> Injection:
     flip(c.machine.device.memory, rng, p.program_address, p.program_address + beats, rng.choice((1, 1, 2, 8)))
     # Addresses, scales and epsilons of a program are numbers like others: nothing shows that they are not meant.
     allowed = {ErrorCode.BAD_DESCRIPTOR, ErrorCode.BAD_WEIGHT, ErrorCode.READ_WINDOW, ErrorCode.WRITE_WINDOW}
-    return c.attempt(name, lambda: c.machine.run_pass(PASSES[name]), allowed, data=True, within=False, kind="bits of descriptors")
+    return c.attempt(
+        name, lambda: c.machine.run_pass(PASSES[name]), allowed, data=True, within=False, kind="bits of descriptors"
+    )
 
 
 def random_program(c: Campaign, rng: random.Random, name: str) -> Injection:
@@ -277,7 +286,9 @@ def random_program(c: Campaign, rng: random.Random, name: str) -> Injection:
     c.machine.put(p.kv_address, padded)
     c.machine.write("program_address", p.kv_address)
     c.machine.write("program_length", count)
-    return c.attempt(name, lambda: c.machine.run_pass(PASSES[name]), {ErrorCode.BAD_DESCRIPTOR}, data=possible, kind="random program")
+    return c.attempt(
+        name, lambda: c.machine.run_pass(PASSES[name]), {ErrorCode.BAD_DESCRIPTOR}, data=possible, kind="random program"
+    )
 
 
 def image_bits(c: Campaign, rng: random.Random, name: str) -> Injection:
@@ -330,7 +341,9 @@ def register_bits(c: Campaign, rng: random.Random, name: str) -> Injection:
     allowed = {
         ErrorCode.BAD_LANES, ErrorCode.BAD_DESCRIPTOR, ErrorCode.READ_WINDOW, ErrorCode.WRITE_WINDOW, ErrorCode.TIMEOUT, ErrorCode.BAD_WEIGHT,
     }  # fmt: skip
-    return c.attempt(name, lambda: c.raw(name, PASSES[name], change), allowed, data=True, within=False, kind="bits of registers")
+    return c.attempt(
+        name, lambda: c.raw(name, PASSES[name], change), allowed, data=True, within=False, kind="bits of registers"
+    )
 
 
 def meddling(c: Campaign, rng: random.Random, name: str) -> Injection:
