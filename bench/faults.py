@@ -135,10 +135,9 @@ def soak(a: argparse.Namespace) -> None:
             weights = model.weights()
             while done < a.count and time.monotonic() - begin < a.seconds:
                 how = rng.choice(("stress", "stress", "kv260", "ideal"))
-                with (
-                    SimulatedAccelerator(model, program, timing=timing(how, seed=rng.getrandbits(16))) as machine,
-                    CheckedBackend(machine, GoldenBackend(weights, TINY, slots=slots)) as both,
-                ):
+                machine = SimulatedAccelerator(model, program, timing=timing(how, seed=rng.getrandbits(16)))
+                both = CheckedBackend(machine, GoldenBackend(weights, TINY, slots=slots))
+                with both:
                     at = [0] * slots
                     for _ in range(100):
                         positions: list[int] = []

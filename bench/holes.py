@@ -63,8 +63,8 @@ HOLES = (
     Hole("a pass's flush goes over the cache", "host/machine/driver.py", "self.device.flush(program.x_address, given.lanes * program.x_beats)", "self.device.flush(0, program.window_beats)", (CACHES,)),
     Hole("no flush of inputs", "host/machine/driver.py", "        self.device.flush(program.x_address, given.lanes * program.x_beats)\n", "", (CACHES,)),
     Hole("flush of one lane's inputs", "host/machine/driver.py", "given.lanes * program.x_beats", "program.x_beats", (CACHES,)),
-    Hole("no invalidate of logits", "host/machine/driver.py", "            self.device.invalidate(begin, beats)\n", "", (CACHES,)),
-    Hole("invalidate of the first lane's logits", "host/machine/driver.py", "self.device.invalidate(begin, beats)", "self.device.invalidate(begin, stride)", (CACHES,)),
+    Hole("no invalidate of logits", "host/machine/driver.py", "        elif given.write_logits:\n            self.device.invalidate(begin, beats)\n", "        elif given.write_logits:\n", (CACHES,)),
+    Hole("invalidate of the first lane's logits", "host/machine/driver.py", "elif given.write_logits:\n            self.device.invalidate(begin, beats)", "elif given.write_logits:\n            self.device.invalidate(begin, stride)", (CACHES,)),
     # ---- text ends where it should -----------------------------------------------------------------------------------
     Hole("last of two stop strings", "host/talk/generate.py", "self._take(min(hits))", "self._take(max(hits))", (GENERATE,)),
     Hole("first named of two stop strings", "host/talk/generate.py", "self._take(min(hits))", "self._take(hits[0])", (GENERATE,)),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +78,7 @@ def weights(config: AcceleratorConfig) -> ModelWeights:
     plain = random_weights(shape, SEED)
     layers: list[LayerWeights] = []
     for layer, times in zip(plain.layers, SCORES, strict=True):
-        matrices = {name: counting(*shape.matrices[name], config) for name in MATRICES}
+        matrices: dict[str, Any] = {name: counting(*shape.matrices[name], config) for name in MATRICES}
         layers.append(replace(layer, **matrices, q_scale=layer.q_scale * times, k_scale=layer.k_scale * times))
     head = walking()
     return replace(plain, layers=layers, head=head, head_scales=np.full(len(head), 1 / 64, np.float32))

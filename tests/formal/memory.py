@@ -168,6 +168,10 @@ class WriterBench(Bench):
         follow = Signal(3)
         m.d.comb += follow.eq(Mux(started, watched, watched_in))
         payload = w.writes.payload
+        # A writer that gathers writes to bursts is told when more may follow.
+        more = self.free(1, "more") if hasattr(w, "more") else Const(0)
+        if hasattr(w, "more"):
+            m.d.comb += w.more.eq(more)
         m.d.comb += [
             w.base[0].eq(BASE), w.window_beats.eq(WINDOW), w.timeout.eq(0), w.clear.eq(self.free(1, "clear") if self.clears else 0),
             w.writes.valid.eq(offered), payload.address.eq(FIRST + rel), payload.data.eq(bit), payload.strobe.eq(Cat(mine, others.replicate(BEAT - 1))),
@@ -226,7 +230,7 @@ class WriterBench(Bench):
             over | ~w.idle | ((given == made) & (~given | (given_bit == made_bit))),
         )
         rest = Signal(6)
-        with m.If(offered | over | w.idle):
+        with m.If(offered | more | over | w.idle):
             m.d.sync += rest.eq(0)
         with m.Elif(~stalled):
             m.d.sync += rest.eq(rest + 1)
