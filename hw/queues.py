@@ -308,12 +308,16 @@ class ReservedQueue(wiring.Component):
             read.en.eq(fetch),
         ]
         m.d.sync += [
-            stored.eq(stored + self.write - fetch),
             some.eq(self.write | (stored[1:] != 0) | (stored[0] & ~fetch)),
             reserved.eq(self.reserve),
             taken.eq(valid & self.out.ready),
             promised.eq(promised + reserved - taken),
         ]
+        # One adder behind `fetch`, which comes late.
+        with m.If(self.write & ~fetch):
+            m.d.sync += stored.eq(stored + 1)
+        with m.If(~self.write & fetch):
+            m.d.sync += stored.eq(stored - 1)
         with m.If(reserved & ~taken):
             m.d.sync += last_place.eq(promised == depth - 2)
         with m.If(taken & ~reserved):

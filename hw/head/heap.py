@@ -60,8 +60,10 @@ class _State:
         self.write_left, self.write_right, self.write_root, self.write_first = Signal(), Signal(), Signal(), Signal()
         self.count = Signal(CANDIDATE_BITS - 1)
         """Pairs that are emptied, or given."""
-        self.pairs, self.last_lane = Signal(CANDIDATE_BITS - 1), Signal(clog2(config.lanes))
-        """Of a lane; the last head lane."""
+        self.pairs, self.last_pair = Signal(CANDIDATE_BITS - 1), Signal(CANDIDATE_BITS - 1)
+        """Of a lane, and the last of them."""
+        self.last_lane = Signal(clog2(config.lanes))
+        """The last head lane."""
 
     def put(self) -> list[Any]:
         """`value` goes to the free place."""
@@ -132,7 +134,11 @@ class CandidateHeaps(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         s = _State(self.config)
-        m.d.sync += [s.last_lane.eq(self.head_count - 1), s.pairs.eq(self.candidates >> 1)]
+        m.d.sync += [
+            s.last_lane.eq(self.head_count - 1),
+            s.pairs.eq(self.candidates >> 1),
+            s.last_pair.eq((self.candidates >> 1) - 1),
+        ]
         root, first = self._memories(m, platform, s)
         with m.FSM() as fsm:
             with m.State("Idle"):
@@ -197,7 +203,7 @@ class CandidateHeaps(wiring.Component):
 
     def _empty(self, m: Module, s: _State) -> None:
         """Heaps of nothing: keys that all others beat. The last pair has no right child: a key that none beats."""
-        last = s.count == s.pairs - 1
+        last = s.count == s.last_pair
         with m.State("Prepare"):  # a cycle behind the start: pairs are known
             m.next = "Empty"
         with m.State("Empty"):
@@ -262,7 +268,7 @@ class CandidateHeaps(wiring.Component):
     def _give(self, m: Module, s: _State, root: Any, first: Any) -> None:
         """Root, then left and right of every pair but the last right one."""
         row, final, on_right = Signal(INDEX_BITS), Signal(), Signal()
-        last = s.count == s.pairs - 1
+        last = s.count == s.last_pair
         m.d.comb += [self.chosen.payload.row.eq(row), self.chosen.payload.last.eq(final)]
         with m.State("Give-Root"):
             m.d.sync += [row.eq(~root[:INDEX_BITS]), s.pair.eq(first), final.eq(0), on_right.eq(0)]

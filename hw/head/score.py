@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect
 from amaranth.utils import exact_log2
 
 from tellme.golden.arith import ceil_div
@@ -15,7 +15,7 @@ from tellme.hw.fp.dsp import multiply_add
 from tellme.hw.head.heap import CANDIDATE_BITS, INDEX_BITS, score_bits
 from tellme.hw.interfaces import Int8ReadPort, QueryScalePort, count_bits
 from tellme.hw.pipeline import delay_line
-from tellme.hw.queues import Queue
+from tellme.hw.queues import Queue, RegisterSlice
 
 WORDS = 4
 """Words of the int8 buffer in a beat of int8."""
@@ -109,23 +109,27 @@ class RowScorer(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         place = _Place(self.config)
-        settled = Signal()
+        settled, written = Signal(), Signal()
         m.submodules.results = results = Queue(width=candidate_layout(self.config).size, depth=RESULTS)
+        # Whether one comes is a register: what is busy and what is written depend on it.
+        m.submodules.offered = offered = RegisterSlice(width=candidate_layout(self.config).size)
+        connect(m, results.o, offered.i)
         m.d.comb += [
-            self.written.payload.as_value().eq(results.o.payload),
-            self.written.valid.eq(results.o.valid),
-            results.o.ready.eq(self.written.ready),
+            self.written.payload.as_value().eq(offered.o.payload),
+            self.written.valid.eq(offered.o.valid),
+            offered.o.ready.eq(self.written.ready),
+            written.eq(~results.o.valid & ~offered.o.valid),
         ]
-        self._walk(m, place, results, settled)
+        self._walk(m, place, results, settled, written)
         dot = self._dot(m, platform, place)
         self._logits(m, place, dot, results, settled)
         return m
 
-    def _walk(self, m: Module, place: _Place, results: Queue, settled: Signal) -> None:
+    def _walk(self, m: Module, place: _Place, results: Queue, settled: Signal, written: Signal) -> None:
         """Beat by beat, row by row, lane by lane."""
         config = self.config
         last_lane, last_number = Signal.like(place.lane), Signal(CANDIDATE_BITS)
-        row_beats = Signal(16)
+        row_beats, accept = Signal(16), Signal()
         m.d.sync += [
             last_lane.eq(self.head_count - 1),
             last_number.eq(self.candidates - 1),
@@ -138,6 +142,7 @@ class RowScorer(wiring.Component):
             self.int8.lane.eq(place.actual),
             self.int8.word.eq(Cat(place.part, place.beat)),
             self.int8.en.eq(place.word),
+            self.beats.ready.eq(accept),
         ]
         with m.FSM() as fsm:
             with m.State("Idle"):
@@ -150,23 +155,24 @@ class RowScorer(wiring.Component):
                 ]
                 with m.If(self.start):
                     m.next = "Row"
+            # `accept` is the ready of the beats, of a register: the whole stream waits for it.
             with m.State("Row"):
                 with m.If(~results.level[exact_log2(RESULTS) - 1 :].any()):
                     m.next = "Beats"
             with m.State("Beats"):
-                last_part = place.part == WORDS - 1
-                m.d.comb += [place.word.eq(self.beats.valid), self.beats.ready.eq(last_part)]
+                m.d.comb += place.word.eq(self.beats.valid)
                 with m.If(self.beats.valid):
-                    m.d.sync += place.part.eq(place.part + 1)
-                    with m.If(last_part):
+                    m.d.sync += [place.part.eq(place.part + 1), accept.eq(place.part == WORDS - 2)]
+                    with m.If(accept):
                         m.d.sync += place.beat.eq(place.beat + 1)
                         with m.If(place.beat + 1 == row_beats):
+                            m.d.sync += accept.eq(1)
                             m.next = "Tail"
             with m.State("Tail"):
-                m.d.comb += [self.beats.ready.eq(1), place.tail.eq(self.beats.valid)]
+                m.d.comb += place.tail.eq(self.beats.valid)
                 m.d.sync += place.beat.eq(0)
                 with m.If(place.tail):
-                    m.d.sync += place.number.eq(place.number + 1)
+                    m.d.sync += [accept.eq(0), place.number.eq(place.number + 1)]
                     m.next = "Row"
                     with m.If(place.number == last_number):
                         m.next = "Bound"
@@ -182,7 +188,7 @@ class RowScorer(wiring.Component):
                     with m.If(place.lane == last_lane):
                         m.next = "Empty"
             with m.State("Empty"):
-                with m.If(~results.o.valid):
+                with m.If(written):
                     m.next = "Idle"
         m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))
 

@@ -148,7 +148,7 @@ class Selector(wiring.Component):
     def _issue(self, m: Module, issue: _Issue, pending: Queue) -> None:
         """A lane a cycle; with the last one the row is taken."""
         block_bits = exact_log2(self.config.block_rows)
-        last_lane, two, calm = Signal.like(issue.lane), Signal(), Signal()
+        last_lane, two, calm, may = Signal.like(issue.lane), Signal(), Signal(), Signal()
         end_block = issue.matrix_row[:block_bits].all() | (issue.matrix_row + 1 == self.matrix_rows)
         m.d.sync += [
             last_lane.eq(self.head_count - 1),
@@ -156,12 +156,17 @@ class Selector(wiring.Component):
             calm.eq(pending.level < PENDING - self.score_delay - 6),
         ]
         m.d.comb += [
-            issue.go.eq(self.rows.valid & calm & self.heaps.ready),
-            issue.last.eq(issue.lane == last_lane),
+            may.eq(calm & self.heaps.ready),
+            issue.go.eq(self.rows.valid & may),
             issue.whole.eq(~two | issue.second),
-            self.rows.ready.eq(issue.go & issue.last),
+            # Whatever `valid` says, and of registers: behind it is the queue of rows of TLMM.
+            self.rows.ready.eq(may & issue.last),
             self.block_done.eq(issue.go & issue.last & end_block),
         ]
+        with m.If(~self.heaps.ready | (issue.go & issue.last)):
+            m.d.sync += issue.last.eq(last_lane == 0)
+        with m.Elif(issue.go):
+            m.d.sync += issue.last.eq(issue.lane + 1 == last_lane)
         with m.If(issue.go):
             m.d.sync += [issue.lane.eq(issue.lane + 1), issue.actual.eq(issue.actual + 1)]
             with m.If(issue.last):

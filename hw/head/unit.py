@@ -156,7 +156,7 @@ class ScreenedHead(wiring.Component):
         row, before_last_row, last_row = Signal(range(config.block_rows)), Signal(range(config.block_rows)), Signal()
         tile, last_tile = Signal(16), Signal()
         left, last_block = Signal(MATRIX_BITS), Signal()
-        scoring = Signal()
+        scoring, taking = Signal(), Signal()  # rows are taken; scales are
         m.d.sync += [
             last_block.eq(left <= config.block_rows),
             before_last_row.eq(Mux(last_block, left, config.block_rows) - 2),
@@ -166,8 +166,8 @@ class ScreenedHead(wiring.Component):
             selector.scale_address.eq(beat + parity * scale_beats),
             scorer.beats.valid.eq(self.beats.valid & scoring),
         ]
-        with m.If(scoring):
-            m.d.comb += self.beats.ready.eq(scorer.beats.ready)
+        # Of registers: the whole stream waits for it.
+        m.d.comb += self.beats.ready.eq(taking | (scoring & scorer.beats.ready))
         settled = delay_line(m, ~scorer.busy, self.SETTLE, "settled", reset_less=False)
         with m.FSM() as fsm:
             with m.State("Idle"):
@@ -176,15 +176,16 @@ class ScreenedHead(wiring.Component):
                     m.next = "Room"
             with m.State("Room"):
                 with m.If(held != 2):
+                    m.d.sync += taking.eq(1)
                     m.next = "Scales"
             with m.State("Scales"):
-                m.d.comb += [self.beats.ready.eq(1), selector.scale_write.eq(self.beats.valid)]
+                m.d.comb += selector.scale_write.eq(self.beats.valid)
                 m.d.sync += [row.eq(0), last_row.eq(0), tile.eq(0), last_tile.eq(self.tiles == 1)]
                 with m.If(self.beats.valid):
                     m.d.sync += beat.eq(beat + 1)
                     with m.If(beat == scale_beats - 1):
                         m.d.comb += loaded.eq(1)
-                        m.d.sync += [beat.eq(0), parity.eq(~parity), self.weights.eq(1)]
+                        m.d.sync += [beat.eq(0), parity.eq(~parity), taking.eq(0), self.weights.eq(1)]
                         m.next = "Weights"
             with m.State("Weights"):
                 with m.If(self.taken):

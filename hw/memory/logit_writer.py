@@ -50,7 +50,8 @@ class LogitWriter(wiring.Component):
         size = candidate.candidate.shape().size // 8
         places = self._config.beat_bytes // size
         place_bits = exact_log2(places)
-        steps = Signal(STEPS)
+        steps = Signal(STEPS - 1)
+        offered = Signal()
         lane = Value.cast(held.lane)
         half = len(lane) // 2
 
@@ -70,11 +71,12 @@ class LogitWriter(wiring.Component):
             base.eq(self.address + held.beat),
             total.eq(product + base),
             steps.eq(steps << 1 | 1),
+            offered.eq(full & steps[-1] & ~(offered & self.writes.ready)),
         ]
         m.d.comb += [
             self.logits.ready.eq(~full),
             self.candidates.ready.eq(~full),
-            self.writes.valid.eq(full & steps[-1]),
+            self.writes.valid.eq(offered),
             self.writes.payload.address.eq(total),
             self.writes.payload.data.eq(held.data),
             self.writes.payload.strobe.eq(strobe),
