@@ -29,8 +29,8 @@ from tellme.hw.elementwise.elementwise import Elementwise
 from tellme.hw.elementwise.quantiser import Quantiser
 from tellme.hw.elementwise.scales import ScaleUnit
 from tellme.hw.elementwise.statistics import Statistics
-from tellme.hw.head.heap import CandidateHeaps
 from tellme.hw.head.score import RowScorer
+from tellme.hw.head.unit import ScreenedHead
 from tellme.hw.queues import COLUMN_BITS, ULTRA_DEPTH
 from tellme.hw.tlmm import engine
 
@@ -132,14 +132,15 @@ def _screened(
     beats = layout.screen_beats(spec.vocab, planes, spec.hidden, config)
     stream = engine.expected_cycles(config, tiles=tiles, rows=rows, block_rows=config.block_rows, lanes=lanes)
     lead = max(0, 2 + ScaleUnit.delay + Quantiser.delay + stream - tiles * rows)
-    # A lane a cycle and row; and what is sorted in beyond what waits for it.
-    choice = max(beats, rows * head_count, CandidateHeaps.expected_cycles(candidates, spec.vocab) * head_count)
+    choice = ScreenedHead.expected_cycles(
+        config, tiles=tiles, rows=spec.vocab, planes=planes, candidates=candidates, lanes=head_count
+    )
     chosen = candidates * head_count
     scored = RowScorer.expected_cycles(config, inputs=spec.hidden, rows=chosen, lanes=head_count)
     n = layout.row_beats(spec.hidden, config)
     return [
         Step("screened head lead", "elementwise", STEP_OVER + lead, 0),
-        Step("screened head", "epilogue", choice, beats),
+        Step("screened head", "epilogue", max(choice, beats), beats),
         Step("candidates", "attention", scored, chosen * n, chosen * ceil_div(n, config.burst_beats)),
     ]
 

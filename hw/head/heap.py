@@ -119,11 +119,15 @@ class CandidateHeaps(wiring.Component):
         )
 
     @classmethod
+    def sort_cycles(cls, candidates: int) -> float:
+        """Cycles in which a candidate is sorted in, about: it sinks nearly to the end."""
+        return 3 + cls.step * (math.log2(candidates) - 1)
+
+    @classmethod
     def expected_cycles(cls, candidates: int, rows: int) -> int:
         """Cycles in which the candidates of a lane are emptied and sorted in, of rows in random order, about: the n-th row is one of
-        the best so far with the probability N/n, and sinks nearly to the end."""
-        sorted_in = candidates * (1 + math.log(rows / candidates))
-        return round(candidates / 2 + sorted_in * (3 + cls.step * (math.log2(candidates) - 1)))
+        the best so far with the probability N/n."""
+        return round(candidates / 2 + candidates * (1 + math.log(rows / candidates)) * cls.sort_cycles(candidates))
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

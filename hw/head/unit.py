@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections import deque
+from functools import cache
+
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from tellme.golden.config import AcceleratorConfig, clog2
-from tellme.hw.head.heap import CANDIDATE_BITS, CHOSEN
+from tellme.golden.layout import screen_scale_beats
+from tellme.hw.head.heap import CANDIDATE_BITS, CHOSEN, CandidateHeaps
 from tellme.hw.head.score import RowScorer, candidate_layout
-from tellme.hw.head.select import MATRIX_BITS, Selector, matrix_rows
+from tellme.hw.head.select import MATRIX_BITS, PENDING, Selector, matrix_rows
 from tellme.hw.interfaces import Int8ReadPort, QueryScalePort, count_bits
 from tellme.hw.pipeline import delay_line
 from tellme.hw.tlmm.accumulate import row_layout
@@ -75,6 +79,34 @@ class ScreenedHead(wiring.Component):
                 "written": Out(stream.Signature(candidate_layout(config))),
             }
         )
+
+    @staticmethod
+    @cache
+    def expected_cycles(
+        config: AcceleratorConfig, *, tiles: int, rows: int, planes: int, candidates: int, lanes: int
+    ) -> int:
+        """Cycles from the first beat until the candidates of `lanes` head lanes are known, if beats are always there and the scores
+        of the `rows` rows come in random order.
+
+        Row by row: a block's last tile gives a row a cycle while the row FIFO has room; the selector takes a cycle a lane, and waits
+        while the heaps have as much to do as the queue holds.
+        """
+        cost = CandidateHeaps.sort_cycles(candidates) * lanes
+        waiting = (PENDING - Selector.score_delay - 6) * CandidateHeaps.sort_cycles(candidates)
+        depth, left = config.block_rows, rows * planes
+        taken: deque[float] = deque([0.0] * depth, depth)  # when the latest rows left the FIFO
+        beat, selected, sorted_in = 0.0, candidates / 2 * lanes, 0.0
+        for first in range(0, left, config.block_rows):
+            size = min(config.block_rows, left - first)
+            beat += screen_scale_beats(config) + (tiles - 1) * size
+            for row in range(first, first + size):
+                beat = max(beat, taken[0]) + 1
+                selected = max(selected, beat) + lanes
+                if row % planes == planes - 1:
+                    sorted_in = max(sorted_in, selected) + cost * min(1.0, candidates / (row // planes + 1))
+                    selected = max(selected, sorted_in - waiting)
+                taken.append(selected)
+        return round(max(beat, selected, sorted_in))
 
     def elaborate(self, platform: object) -> Module:
         m = Module()

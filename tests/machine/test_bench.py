@@ -100,6 +100,18 @@ def test_the_plan_is_within_three_percent_of_the_simulation(name: str, position:
     assert predicted.cycles == pytest.approx(cost.cycles, rel=0.03)
 
 
+@pytest.mark.parametrize(("lanes", "candidates", "planes"), [(1, 32, 1), (1, 256, 2), (3, 64, 1)])
+def test_the_plan_of_a_screened_head_is_near_the_simulation(lanes: int, candidates: int, planes: int) -> None:
+    """Beats exactly; cycles as near as a random order of scores is to the mean of all."""
+    memory = timing("kv260")
+    with Machine(SMALL, 1, TINY, memory, cached=9, context=64, candidates=candidates, planes=planes) as m:
+        cost = m.run(list(range(2, 2 + lanes)), 9, head=True, logits=True)
+        todo = steps(m.spec, TINY, range(9, 9 + lanes), [0] * lanes, 1, candidates, planes)
+    predicted = predict(todo, TINY, SustainedMemory(memory))
+    assert predicted.beats == cost.beats
+    assert predicted.cycles == pytest.approx(cost.cycles, rel=0.06)
+
+
 def test_pictures_of_a_measurement(measured: Measurement, tmp_path: Path) -> None:
     from tellme.host.commands.pictures import draw
 

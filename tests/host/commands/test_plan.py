@@ -28,6 +28,10 @@ from tellme.sim.timing import timing
         (["bench", "--model", "bitnet-0.7b", "--trace", "/"], "is a folder; give the name of a file"),
         (["bench", "--model", "bitnet-0.7b", "--pictures", "/proc/pictures"], "/proc/pictures: cannot be written ("),
         (["bench", "--model", "bitnet-0.7b", "--pictures", "/dev/null"], "is a file; give a folder"),
+        (["bench", "--model", "bitnet-2b", "--head", "auto"], "--head of a shape must be full or screened, not 'auto'"),
+        (["bench", "--model", "bitnet-2b", "--candidates", "64"], "--candidates needs --head screened"),
+        (["plan", "--model", "bitnet-2b", "--head", "screened", "--planes", "3"], "--planes must be 1 or 2, not 3"),
+        (["plan", "--model", "bitnet-2b", "--head", "screened", "--candidates", "8"], "from 16 to 1024, not 8"),
         (["plan", "--model", "gpt"], "model 'gpt' is not a known shape"),
         (["plan", "--model", "bitnet-0.7b", "--board", "tiny"], "hidden is 1536, but accelerator 'tiny' holds"),
         (["plan", "--model", "bitnet-2b", "--context", "4000"], "context must be from 0 to"),
@@ -53,3 +57,14 @@ def test_plan_prints_what_the_analysis_says() -> None:
     assert said["phases_kib"] == [x // 1024 for x in BOARDS["kv260"].phases]
     assert said["memory_rate"] * 16 == pytest.approx(BOARDS["kv260"].memory_rate / 1e9, rel=0.02)
     assert said["tokens_per_s"] == pytest.approx(250e6 / said["cycles_per_pass"])
+
+
+def test_a_screened_head_is_planned_to_read_less() -> None:
+    said = {}
+    for head in ("full", "screened"):
+        r = CliRunner().invoke(app, ["plan", "--model", "bitnet-2b", "--context", "250", "--head", head, "--json"])
+        assert r.exit_code == 0, r.output
+        said[head] = json.loads(r.stdout)
+    assert said["screened"]["candidates"] == 256 and said["full"]["candidates"] is None
+    assert said["screened"]["bytes_per_pass"] < 0.67 * said["full"]["bytes_per_pass"]
+    assert said["screened"]["tokens_per_s"] > 1.45 * said["full"]["tokens_per_s"]
