@@ -36,7 +36,10 @@ def test_what_has_no_shape_is_refused_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'bitnet-3b' is not a known shape; there are bitnet-0.7b, bitnet-2b, demo, or"):
         shape("bitnet-3b")
     config = json.loads((demo_folder() / "config.json").read_text())
-    for changes, message in (({"hidden_size": "many"}, "hidden_size"), ({"model_type": "gpt2", "architectures": []}, "gpt2")):
+    for changes, message in (
+        ({"hidden_size": "many"}, "hidden_size"),
+        ({"model_type": "gpt2", "architectures": []}, "gpt2"),
+    ):
         (tmp_path / "config.json").write_text(json.dumps(config | changes))
         with pytest.raises(UserError, match=message):
             shape(str(tmp_path))
