@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tellme.golden.shapes import SHAPES
 from tellme.host.commands.build import at_clock
 from tellme.host.commands.common import (
+    SHAPE_HELP,
     BenchHead,
     Board,
     Candidates,
@@ -63,7 +63,7 @@ def _tables(measured: Measurement, console: Console) -> None:
 
 
 def command(
-    model: Annotated[str, typer.Option("--model", help=f"Shape: {', '.join(SHAPES)}.")],
+    model: Annotated[str, typer.Option("--model", help=SHAPE_HELP)],
     board_name: Board = None,
     config_file: ConfigFile = None,
     settings: Settings = None,

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from tellme.golden.config import PRESETS, AcceleratorConfig
 from tellme.golden.screen import MAX_PLANES, MULTIPLE, Screen
+from tellme.golden.shapes import SHAPES
 from tellme.host.checkpoints.checkpoint import Checkpoint
 from tellme.host.configuration import resolve
 from tellme.host.errors import UserError
@@ -47,6 +48,7 @@ Latent = Annotated[
     bool,
     typer.Option("--latent", help="Quantise floating-point weights that nothing declares to be latent ternary ones."),
 ]
+SHAPE_HELP = f"Shape: {', '.join(SHAPES)}, or that of demo, a config.json, a .gguf file or a .tlm image."
 MODEL_HELP = "demo, a Hugging Face folder, a .gguf file, or a .tlm image."
 
 AnyBoard = Annotated[

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from tellme.golden.shapes import SHAPES
 from tellme.host.commands.build import at_clock
 from tellme.host.commands.common import (
+    SHAPE_HELP,
     BenchHead,
     Board,
     Candidates,
@@ -31,7 +31,7 @@ from tellme.host.tables import grid, pairs, show
 
 
 def command(
-    model: Annotated[str, typer.Option("--model", help=f"Shape: {', '.join(SHAPES)}.")],
+    model: Annotated[str, typer.Option("--model", help=SHAPE_HELP)],
     board_name: Board = None,
     config_file: ConfigFile = None,
     settings: Settings = None,

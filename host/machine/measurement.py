@@ -21,10 +21,14 @@ from tellme.golden.registers import BUSY, STALLS
 from tellme.golden.screen import quantise
 from tellme.golden.shapes import SHAPES
 from tellme.golden.spec import STEPS, ModelSpec
-from tellme.host.checkpoints.checkpoint import Checkpoint
+from tellme.host.checkpoints.checkpoint import Checkpoint, golden_errors, is_checkpoint, open_checkpoint
+from tellme.host.checkpoints.huggingface.config import read_family
+from tellme.host.checkpoints.huggingface.config import read_spec as read_config
 from tellme.host.checkpoints.synthetic import random_weights
 from tellme.host.errors import CheckError, UserError
-from tellme.host.image.model import Model, convert, demo_folder
+from tellme.host.files import read_json
+from tellme.host.image.file import Image
+from tellme.host.image.model import Model, convert, demo_folder, read_spec
 from tellme.host.machine.passes import Pass, PassResult, chunks
 from tellme.host.machine.placement import in_use
 from tellme.host.machine.program import Program, check_fits, compile_program, usable_context
@@ -44,15 +48,36 @@ Say = Callable[[str], None]
 
 
 def shape(name: str) -> ModelSpec:
-    """A published model's shape.
+    """A model's shape: a published one's by name, or that of a file. Weights are not needed for it, if there is a config.json.
+
+    Parameters
+    ----------
+    name : one of `golden.shapes.SHAPES`, demo, a config.json or its folder, a .gguf file, or a .tlm image.
 
     Raises
     ------
-    UserError : it is not one of `golden.shapes.SHAPES`.
+    UserError : there is no such model, or its file cannot be used.
     """
-    if name not in SHAPES:
-        raise UserError(f"model {name!r} is not a known shape; there are {', '.join(SHAPES)}")
-    return SHAPES[name]
+    if name in SHAPES:
+        return SHAPES[name]
+    path = demo_folder() if name == "demo" else Path(name)
+    if not path.exists():
+        raise UserError(
+            f"model {name!r} is not a known shape; there are {', '.join(SHAPES)}, demo, or a config.json, .gguf or .tlm file"
+        )
+    if path.name == "config.json" or (path / "config.json").is_file():
+        path = path if path.name == "config.json" else path / "config.json"
+        config = read_json(path)
+        with golden_errors(path):
+            return read_config(path, config, read_family(path, config), [])
+    if is_checkpoint(path):
+        return open_checkpoint(path).weights.spec
+    image = Image(path, verify=False)
+    try:
+        with golden_errors(path):
+            return read_spec(image.model.get("spec"))
+    except ValueError as e:
+        raise UserError(f"{path}: its header is broken, {e}; convert the checkpoint again") from e
 
 
 @dataclass(frozen=True)
