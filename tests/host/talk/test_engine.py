@@ -10,16 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tellme.golden.config import TINY
+from tellme.golden.config import KV260, TINY
+from tellme.golden.shapes import BITNET_07B, BITNET_2B
+from tellme.golden.spec import ModelSpec
 from tellme.host.errors import UserError
 from tellme.host.image.model import Model, demo_folder
 from tellme.host.machine.backends import GoldenBackend
 from tellme.host.machine.costs import Costs
 from tellme.host.machine.passes import Backend
+from tellme.host.machine.placement import in_use
+from tellme.host.machine.simulation import memory_timing
 from tellme.host.talk.drafts import LONGEST, MEMORY, Draft, Drafts
 from tellme.host.talk.engine import Choice, Engine, Ticket, log_softmax
 from tellme.host.talk.generate import Generation
 from tellme.host.text.sampling import Sampling
+from tellme.hw.plan import predict, steps
+from tellme.sim.stream import SustainedMemory
 from tests.host.support import WORD, start, write_checkpoint
 from tests.models import random_weights, small_spec
 
@@ -324,6 +330,21 @@ def test_guesses_are_counted_and_forgotten_in_time() -> None:
 
 
 # ---- what a pass costs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("spec", "keys"), [(BITNET_07B, 128), (BITNET_2B, 250)])
+def test_what_a_lane_costs_is_what_the_plan_says(spec: ModelSpec, keys: int) -> None:
+    costs = Costs(spec, KV260)
+    memory = SustainedMemory(memory_timing("kv260", None), in_use(KV260, "sim").phases or None)
+
+    def plan(n: int) -> int:
+        return predict(steps(spec, KV260, range(keys, keys + n), [0] * n, n), KV260, memory).cycles
+
+    def estimate(n: int) -> float:
+        return costs.cycles(range(keys, keys + n), [0] * n, n)
+
+    for n in (4, 8, 9):
+        assert estimate(n) / estimate(1) == pytest.approx(plan(n) / plan(1), rel=0.06), n
 
 
 def test_what_is_measured_corrects_the_estimate() -> None:
