@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("golden", "hw", "sim", "host")
 """From below to above; each may import from those before it."""
-WINGS = ("text", "checkpoints", "image", "machine", "talk", "commands", "cli")
+WINGS = ("text", "checkpoints", "image", "machine", "talk", "serve", "commands", "cli")
 """Of host/, likewise. What is beside them (errors, tables, ...) is below all."""
 LONGEST = 120
 

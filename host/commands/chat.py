@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from dataclasses import replace
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,7 +17,11 @@ from tellme.host.commands.common import (
     ConfigFile,
     HeadMode,
     Latent,
+    PromptCache,
+    RepetitionPenalty,
     Settings,
+    Speculate,
+    cached_in,
     check_backend,
     open_machine,
     preparation,
@@ -28,6 +33,7 @@ from tellme.host.machine.screening import choose
 from tellme.host.machine.simulation import check_simulator, memory_timing
 from tellme.host.talk.session import Session
 from tellme.host.talk.terminal import Chat
+from tellme.host.text.defaults import sampling_of
 from tellme.host.text.sampling import Sampling
 from tellme.host.text.streams import checked
 
@@ -41,17 +47,23 @@ def command(
     bitstream: Bitstream = None,
     system: Annotated[str | None, typer.Option("--system", help="System message.")] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Most tokens of an answer.")] = 256,
-    temperature: Annotated[float, typer.Option("--temperature", help="0: greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option("--top-k", help="Draw from the k likeliest tokens; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Draw from the likeliest tokens that reach p.")] = 1.0,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", help="0: greedy. Default of this and the next: the model's, else greedy."),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Draw from the k likeliest tokens; 0: all.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Draw from the likeliest tokens that reach p.")] = None,
     min_p: Annotated[
-        float, typer.Option("--min-p", help="Draw from tokens at least p times as likely as the likeliest.")
-    ] = 0.0,
+        float | None, typer.Option("--min-p", help="Draw from tokens at least p times as likely as the likeliest.")
+    ] = None,
+    repetition_penalty: RepetitionPenalty | None = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.")] = 0,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends an answer; repeatable.")] = None,
     context: Annotated[int | None, typer.Option("--context", help="Positions of the cache; default: all.")] = None,
     head: HeadMode = None,
     candidates: Candidates = None,
+    speculate: Speculate = False,
+    prompt_cache: PromptCache = None,
     latent: Latent = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a JSON object for each answer; for what is refused, its error.")
@@ -61,8 +73,16 @@ def command(
     system = None if system is None else checked(system, "--system")
     stop = [checked(s, "--stop") for s in stop or ()]
     check_backend(backend, bitstream)
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
     path = find_model(model)
+    given = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+    }
+    wanted: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    sampling = replace(sampling_of(path, Sampling()), **wanted, seed=seed)
     config = preset(board_name, backend, bitstream, path, config_file, settings)
     memory = memory_timing(None, None) if backend == "sim" else None
     if backend == "sim":
@@ -90,7 +110,9 @@ def command(
                 eos_ids=opened.eos_ids,
                 stops=stop,
                 system=system,
+                speculate=speculate,
             )
-            refused = Chat(session, backend, model=opened.name, as_json=as_json).run()
+            with cached_in(prompt_cache, opened, session.engine):
+                refused = Chat(session, backend, model=opened.name, as_json=as_json).run()
     if refused:
         raise SystemExit(2)

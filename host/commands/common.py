@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -25,7 +26,10 @@ from tellme.host.machine.passes import Backend
 from tellme.host.machine.program import Program
 from tellme.host.machine.screening import CANDIDATES, FULL, HeadChoice, check_mode, choose
 from tellme.host.machine.simulation import SimulatedAccelerator
+from tellme.host.places import check_new_file
 from tellme.host.progress import Status
+from tellme.host.talk import prompt_cache
+from tellme.host.talk.engine import Engine
 
 BACKENDS = ("sim", "golden", "board")
 
@@ -88,6 +92,22 @@ BenchHead = Annotated[
     str, typer.Option("--head", help="full: every row of the head; screened: candidates that its ternary copy chooses.")
 ]
 Planes = Annotated[int, typer.Option("--planes", help="Ternary planes of that copy, 1 or 2.")]
+Speculate = Annotated[
+    bool,
+    typer.Option(
+        "--speculate",
+        help="Guess tokens from what was said and check several in a pass, where it pays; the text is the same.",
+    ),
+]
+PromptCache = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompt-cache", help="File that keeps the cache: read at the start if it is there, written at the end."
+    ),
+]
+RepetitionPenalty = Annotated[
+    float, typer.Option("--repetition-penalty", help="Above 1: tokens that were there already become less likely.")
+]
 
 
 def bench_candidates(head: str, candidates: int | None, planes: int, vocab: int) -> int:
@@ -131,6 +151,20 @@ def preset(
     if name is None and file is None and model is not None:
         name = preset_of(model)
     return board(name, file, settings, default="kv260" if backend == "board" else "tiny")
+
+
+@contextmanager
+def cached_in(file: Path | None, model: Model, engine: Engine) -> Iterator[None]:
+    """Begins with the keys and values of a file, if it is there, and writes it at the end."""
+    if file is None:
+        yield
+        return
+    if file.exists():
+        prompt_cache.load(file, model, engine)
+    else:
+        check_new_file(file)
+    yield
+    prompt_cache.save(file, model, engine)
 
 
 def check_backend(backend: str, bitstream: Path | None) -> None:
@@ -194,7 +228,7 @@ def _opened_machine(
     def golden() -> GoldenBackend:
         # A ternary head is in the image alone.
         weights = opened.weights() if opened.planes else load_weights(path, config, latent=latent)
-        return GoldenBackend(weights, config, context=program.context)
+        return GoldenBackend(weights, config, context=program.context, slots=program.slots)
 
     if backend == "board":
         signal.signal(signal.SIGTERM, terminate)

@@ -20,7 +20,11 @@ from tellme.host.commands.common import (
     ConfigFile,
     HeadMode,
     Latent,
+    PromptCache,
+    RepetitionPenalty,
     Settings,
+    Speculate,
+    cached_in,
     check_backend,
     open_machine,
     preparation,
@@ -30,16 +34,22 @@ from tellme.host.errors import CheckError, UserError
 from tellme.host.image.model import Model, find_model
 from tellme.host.machine.backends import CheckedBackend
 from tellme.host.machine.passes import Backend
-from tellme.host.machine.program import compile_program
+from tellme.host.machine.program import Program, compile_program
 from tellme.host.machine.screening import choose
 from tellme.host.machine.simulation import check_simulator, memory_timing
 from tellme.host.places import check_new_file
 from tellme.host.provenance import json_line
 from tellme.host.tables import grid, show
+from tellme.host.talk.engine import Engine
 from tellme.host.talk.generate import Generation, Report
 from tellme.host.text.sampling import Sampling
 from tellme.host.text.streams import checked
 from tellme.host.text.tokenizer import Tokenizer
+
+MinP = Annotated[float, typer.Option("--min-p", help="Draw from tokens at least p times as likely as the likeliest.")]
+Logprobs = Annotated[
+    bool, typer.Option("--logprobs", help="With --json: the logarithm of each new token's probability.")
+]
 
 
 def _json(
@@ -56,6 +66,11 @@ def _json(
             "cycles_prefill": report.cycles_prefill,
             "cycles_decode": report.cycles_decode,
             "stalls": report.stalls,
+            "cached_tokens": report.cached,
+            "logprobs": [float(c.logprobs[c.token]) for c in report.chosen if c.logprobs is not None] or None,
+            "drafted": report.drafted,
+            "accepted": report.accepted,
+            "tokens_per_pass": report.tokens_per_pass,
             "bit_exact": bit_exact,
             "model": model,
             "backend": backend,
@@ -68,6 +83,15 @@ def _json(
             "fallbacks": machine.fallbacks,
         }
     )
+
+
+def _guesses(report: Report, console: Console) -> None:
+    """What speculation did, if it did something."""
+    if report.drafted:
+        console.print(
+            f"guessed {report.drafted:,} tokens, {report.accepted:,} right; {report.tokens_per_pass or 0:.2f} tokens a decode pass",
+            highlight=False,
+        )
 
 
 def _statistics(report: Report, config: AcceleratorConfig, console: Console, backend: str) -> None:
@@ -87,7 +111,7 @@ def _statistics(report: Report, config: AcceleratorConfig, console: Console, bac
     rows = []
     for name, tokens, cycles in (
         ("prefill", n, report.cycles_prefill),
-        ("decode", len(report.cycles_decode), sum(report.cycles_decode)),
+        ("decode", report.decoded if report.cycles_decode else 0, sum(report.cycles_decode)),
     ):
         if tokens:
             rate = f"{config.clock_hz * tokens / cycles:,.1f}" if cycles else "-"
@@ -102,14 +126,16 @@ def _statistics(report: Report, config: AcceleratorConfig, console: Console, bac
         )
     else:
         seconds = report.seconds - report.seconds_prefill
-        rate = f"{len(report.decode) / seconds:,.1f}" if report.decode else "-"
+        rate = f"{report.decoded / seconds:,.1f}" if report.decode else "-"
         console.print(
             f"wall clock: first token after {report.seconds_prefill:.3f} s, then {rate} tokens/s", highlight=False
         )
 
 
-def _passes(machine: Backend, console: Console) -> None:
-    """What is to be said of the head, and of a comparison with golden."""
+def _summary(report: Report, config: AcceleratorConfig, console: Console, backend: str, machine: Backend) -> None:
+    """What is said of a run behind its text."""
+    _statistics(report, config, console, backend)
+    _guesses(report, console)
     if machine.screened:
         console.print(
             f"screened head: {machine.head.candidates} candidates in {machine.screened:,} passes, every row again in "
@@ -120,11 +146,6 @@ def _passes(machine: Backend, console: Console) -> None:
         console.print(
             f"bit-exact: {machine.logits:,} logits of {machine.passes} passes equal the golden model's", highlight=False
         )
-
-
-def _encoded(prompt: str, tokenizer: Tokenizer, as_chat: bool) -> list[int]:
-    """Tokens of --prompt."""
-    return tokenizer.encode_chat([{"role": "user", "content": prompt}]) if as_chat else tokenizer.encode(prompt)
 
 
 def _ids(text: str, vocab: int) -> list[int]:
@@ -139,6 +160,33 @@ def _ids(text: str, vocab: int) -> list[int]:
         if not 0 <= token < vocab:
             raise UserError(f"--prompt-ids has token {token}, the model's are 0 to {vocab - 1}")
     return ids
+
+
+def _prompt(
+    prompt: str | None, prompt_tokens: str | None, tokenizer: Tokenizer | None, vocab: int, *, as_chat: bool
+) -> list[int]:
+    """Tokens of --prompt or --prompt-ids."""
+    if prompt is None or tokenizer is None:
+        return _ids(prompt_tokens or "", vocab)
+    return tokenizer.encode_chat([{"role": "user", "content": prompt}]) if as_chat else tokenizer.encode(prompt)
+
+
+def _check_lengths(name: str, program: Program, prompt: int, max_new_tokens: int) -> None:
+    """Refuses what the context cannot hold, before a machine is opened."""
+    if max_new_tokens < 1:
+        raise UserError(f"max-new-tokens must be at least 1, not {max_new_tokens}")
+    if prompt > program.context:
+        raise UserError(
+            f"the prompt has {prompt} tokens, but the context of {name} on board {program.config.name!r} "
+            f"is {program.context} positions; shorten the prompt"
+        )
+
+
+def _say(generation: Generation, *, silent: bool) -> None:
+    """Prints the text as it comes."""
+    for piece in generation:
+        if not silent:
+            print(piece, end="", flush=True)
 
 
 def _check_options(
@@ -169,6 +217,8 @@ def _check_options(
         for option, value in (("--stress", stress), ("--timing", timing), ("--waves", waves)):
             if value is not None:
                 raise UserError(f"{option} needs --backend sim")
+    if waves is not None:
+        check_new_file(waves)
 
 
 def command(
@@ -187,9 +237,8 @@ def command(
     temperature: Annotated[float, typer.Option("--temperature", help="0: greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option("--top-k", help="Draw from the k likeliest tokens; 0: all.")] = 0,
     top_p: Annotated[float, typer.Option("--top-p", help="Draw from the likeliest tokens that reach p.")] = 1.0,
-    min_p: Annotated[
-        float, typer.Option("--min-p", help="Draw from tokens at least p times as likely as the likeliest.")
-    ] = 0.0,
+    min_p: MinP = 0.0,
+    repetition_penalty: RepetitionPenalty = 1.0,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the draws.")] = 0,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="Text that ends generation; repeatable.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare every logit with the golden model's.")] = False,
@@ -205,6 +254,9 @@ def command(
     ] = None,
     head: HeadMode = None,
     candidates: Candidates = None,
+    speculate: Speculate = False,
+    prompt_cache: PromptCache = None,
+    logprobs: Logprobs = False,
     latent: Latent = False,
     bitstream: Bitstream = None,
 ) -> None:
@@ -222,10 +274,17 @@ def command(
         timing=timing,
         waves=waves,
     )
-    if waves is not None:
-        check_new_file(waves)
+    if logprobs and not as_json:
+        raise UserError("--logprobs needs --json")
     memory = memory_timing(timing, stress) if backend == "sim" else None
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed)
+    sampling = Sampling(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+    )
     path = find_model(model)
     config = preset(board_name, backend, bitstream, path, config_file, settings)
     errors = Console(stderr=True)
@@ -234,18 +293,9 @@ def command(
     with Model.open(path, config, latent=latent, show=True, prepare=preparation(head, config)) as opened:
         choice = choose(opened.name, opened.screen_facts, head, candidates, opened.spec.vocab)
         tokenizer = None if prompt is None else opened.tokenizer
-        if prompt is None or tokenizer is None:
-            prompt_ids = _ids(prompt_tokens or "", opened.spec.vocab)
-        else:
-            prompt_ids = _encoded(prompt, tokenizer, as_chat)
-        if max_new_tokens < 1:
-            raise UserError(f"max-new-tokens must be at least 1, not {max_new_tokens}")
+        prompt_ids = _prompt(prompt, prompt_tokens, tokenizer, opened.spec.vocab, as_chat=as_chat)
         program = compile_program(opened, config, context=positions)
-        if len(prompt_ids) > program.context:
-            raise UserError(
-                f"the prompt has {len(prompt_ids)} tokens, but the context of {opened.name} on board {config.name!r} "
-                f"is {program.context} positions; shorten the prompt"
-            )
+        _check_lengths(opened.name, program, len(prompt_ids), max_new_tokens)
         machine = open_machine(
             backend,
             opened,
@@ -260,14 +310,17 @@ def command(
             head=choice,
         )
         with machine:
+            engine = Engine(machine, whole_prompts=True)
             generation = Generation(
-                machine,
+                engine,
                 tokenizer,
                 prompt_ids,
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
                 eos_ids=opened.eos_ids,
                 stops=stop,
+                speculate=speculate,
+                logprobs=logprobs,
             )
             report = generation.report
             config = machine.config  # on a board, at the clock that its bitstream was routed at
@@ -275,9 +328,8 @@ def command(
             if not as_json and not as_chat and prompt is not None:
                 print(prompt, end="", flush=True)
             try:
-                for piece in generation:
-                    if not as_json:
-                        print(piece, end="", flush=True)
+                with cached_in(prompt_cache, opened, engine):
+                    _say(generation, silent=as_json)
             except CheckError:
                 print(result(False) if as_json else "", flush=True)
                 raise
@@ -285,7 +337,6 @@ def command(
         print(result(True if check else None), flush=True)
     else:
         print(flush=True)
-        _statistics(report, config, errors, backend)
-        _passes(machine, errors)
+        _summary(report, config, errors, backend, machine)
     if report.stop == "context":
         print(f"tellme: stopped, the context of {machine.context} positions is full", file=sys.stderr)

@@ -15,7 +15,7 @@ from tellme.host.checkpoints.checkpoint import golden_errors, is_checkpoint, ope
 from tellme.host.errors import CheckError
 from tellme.host.image.file import Image
 from tellme.host.image.model import Model
-from tellme.host.machine.passes import Backend, Pass, PassResult
+from tellme.host.machine.passes import Backend, Cache, Pass, PassResult
 from tellme.host.machine.program import check_fits, check_slots, checked_context
 
 
@@ -42,6 +42,7 @@ class GoldenBackend(Backend):
         check_slots(slots)
         self.config = config
         self.slots = slots
+        self.spec = weights.spec
         self.vocab = weights.spec.vocab
         self.group = weights.spec.heads // weights.spec.kv_heads
         self.can_screen = weights.screen is not None
@@ -94,6 +95,19 @@ class GoldenBackend(Backend):
                 result = self._result(run(0), first, logits)
         return [result]
 
+    def read_cache(self, slot: int, positions: int) -> Cache:
+        """As `Backend.read_cache`."""
+        self._check_cache(slot, positions)
+        parts = [[a[:, :positions] for a in self.model.cache(slot, i)] for i in range(self.model.spec.layers)]
+        return Cache(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
+
+    def write_cache(self, slot: int, cache: Cache) -> None:
+        """As `Backend.write_cache`."""
+        self._check_cache(slot, cache.positions)
+        cache.check(self.model.spec)
+        for i in range(self.model.spec.layers):
+            self.model.set_cache(slot, i, cache.k[i], cache.k_scales[i], cache.v[i], cache.v_scales[i])
+
 
 class CheckedBackend(Backend):
     """Runs every pass on two back ends, with the head on every lane, and compares every logit bit by bit.
@@ -111,7 +125,7 @@ class CheckedBackend(Backend):
     def __init__(self, tested: Backend, reference: Backend):
         self.tested, self.reference = tested, reference
         self.config, self.vocab, self.group = tested.config, tested.vocab, tested.group
-        self.context, self.slots = tested.context, tested.slots
+        self.context, self.slots, self.spec = tested.context, tested.slots, tested.spec
         self.can_screen = tested.can_screen
         self.passes = 0
         self.logits = 0
@@ -176,6 +190,15 @@ class CheckedBackend(Backend):
                 raise CheckError(
                     f"{where}: bound {got.bound[lane]!r} differs from the golden model's {want.bound[lane]!r}"
                 )
+
+    def read_cache(self, slot: int, positions: int) -> Cache:
+        """Of the tested one."""
+        return self.tested.read_cache(slot, positions)
+
+    def write_cache(self, slot: int, cache: Cache) -> None:
+        """Into both."""
+        self.tested.write_cache(slot, cache)
+        self.reference.write_cache(slot, cache)
 
     def close(self) -> None:
         """Closes both."""

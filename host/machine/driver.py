@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
 import numpy as np
 
 from tellme.golden import layout, registers
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.registers import BUSY, STALLS, ErrorCode
 from tellme.host.errors import DeviceError, UserError
 from tellme.host.image.model import Model
 from tellme.host.machine.device import Device
-from tellme.host.machine.passes import Backend, Pass, PassResult
+from tellme.host.machine.passes import Backend, Cache, Pass, PassResult
 from tellme.host.machine.program import Program
 
 RESET_S = 10.0
@@ -221,6 +222,7 @@ class Driver(Backend):
         self.write("irq_enable", done=1)
         self._model, self._program = model, program
         self.can_screen = program.screened
+        self.spec = program.spec
         self.vocab, self.context, self.slots = model.spec.vocab, program.context, program.slots
         self.group = model.spec.heads // model.spec.kv_heads
 
@@ -301,6 +303,75 @@ class Driver(Backend):
             stalls={name: self.read("stall", i) for i, name in enumerate(STALLS)},
             busy={name: self.read("busy", i) for i, name in enumerate(BUSY)},
         )
+
+    # ---- the cache ---------------------------------------------------------------------------------------------------
+
+    def _runs(self, slot: int) -> Iterator[tuple[int, int, int]]:
+        """(layer, KV head, first beat of its blocks in a slot)."""
+        program = self._loaded()
+        kv = program.kv
+        for layer in range(program.spec.layers):
+            for head in range(program.spec.kv_heads):
+                start = program.kv_address + layer * program.slots * kv.slot_stride
+                yield layer, head, start + kv.block(slot, head, 0)
+
+    def _loaded(self) -> Program:
+        if self._program is None:
+            raise UserError("no model is loaded; call load() first")
+        return self._program
+
+    def read_cache(self, slot: int, positions: int) -> Cache:
+        """As `Backend.read_cache`."""
+        program = self._loaded()
+        self._check_cache(slot, positions)
+        kv, s, block = program.kv, program.spec, self.config.key_block
+        blocks = ceil_div(positions, block)
+        k = np.zeros((2, s.layers, s.kv_heads, blocks * block, s.head_dim), np.int8)
+        scales = np.zeros((2, s.layers, s.kv_heads, blocks * block), np.float32)
+        for layer, head, start in self._runs(slot):
+            beats = blocks * kv.block_stride
+            self.device.invalidate(start, beats)
+            found = self.get(start, beats)
+            for b in range(blocks):
+                at = slice(b * block, (b + 1) * block)
+                part = found[b * kv.block_stride : (b + 1) * kv.block_stride]
+                k[0, layer, head, at], scales[0, layer, head, at], k[1, layer, head, at], scales[1, layer, head, at] = (
+                    kv.unpack_block(part)
+                )
+        n = slice(positions)
+        return Cache(k[0, :, :, n], scales[0, :, :, n], k[1, :, :, n], scales[1, :, :, n])
+
+    def write_cache(self, slot: int, cache: Cache) -> None:
+        """As `Backend.write_cache`."""
+        program = self._loaded()
+        self._check_cache(slot, cache.positions)
+        cache.check(program.spec)
+        kv, block = program.kv, self.config.key_block
+        for layer, head, start in self._runs(slot):
+            parts = []
+            for b in range(ceil_div(cache.positions, block)):
+                at = slice(b * block, (b + 1) * block)
+                mine = (a[layer, head, at] for a in (cache.k, cache.k_scales, cache.v, cache.v_scales))
+                parts.append(kv.pack_block(*mine))
+            if parts:
+                beats = np.concatenate(parts)
+                self.put(start, beats)
+                self.device.flush(start, len(beats))
+
+    def copy_cache(self, source: int, target: int, positions: int) -> None:
+        """As `Backend.copy_cache`: whole blocks, as they lie."""
+        kv = self._loaded().kv
+        self._check_cache(source, positions)
+        self._check_cache(target, positions)
+        beats = ceil_div(positions, self.config.key_block) * kv.block_stride
+        if not beats:
+            return
+        runs = zip(self._runs(source), self._runs(target), strict=True)
+        for (_, _, a), (_, _, b) in runs:
+            self.device.invalidate(a, beats)
+            for region in self.device.memory:
+                region[b : b + beats] = region[a : a + beats]
+            self.device.flush(b, beats)
 
     def execute(self) -> None:
         """Starts a pass with what the registers hold, and waits for its end.

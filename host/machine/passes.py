@@ -13,6 +13,7 @@ from tellme.golden import screen
 from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.schedule import groups
+from tellme.golden.spec import ModelSpec
 from tellme.host.errors import UserError
 from tellme.host.machine.screening import FULL, HeadChoice
 
@@ -106,6 +107,34 @@ class PassResult:
         )
 
 
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of the first positions of a sequence, the same from every back end.
+
+    Parameters
+    ----------
+    k, v : int8[layers, kv_heads, positions, head_dim].
+    k_scales, v_scales : float32[layers, kv_heads, positions].
+    """
+
+    k: NDArray[np.int8]
+    k_scales: NDArray[np.float32]
+    v: NDArray[np.int8]
+    v_scales: NDArray[np.float32]
+
+    @property
+    def positions(self) -> int:
+        return int(self.k.shape[2])
+
+    def check(self, spec: ModelSpec) -> None:
+        """Refuses another model's, with a UserError."""
+        want = (spec.layers, spec.kv_heads, self.positions, spec.head_dim)
+        shapes = ((self.k, want), (self.v, want), (self.k_scales, want[:3]), (self.v_scales, want[:3]))
+        for array, shape in shapes:
+            if array.shape != shape:
+                raise UserError(f"a cache of shape {array.shape} is not this model's, which has {shape}")
+
+
 def fits_scores(config: AcceleratorConfig, group: int, cached: int, lanes: int, first_lane: int = 0) -> bool:
     """Whether the score memory holds a group of lanes of one slot.
 
@@ -153,6 +182,7 @@ class Backend(ABC):
     head : which head `prefill` and `decode` run, and when a screened pass is followed by one of the full head.
     screened, fallbacks : screened passes so far, and how many of them were.
     group : query heads of a KV head.
+    spec : of the loaded model; None where nobody says.
     """
 
     config: AcceleratorConfig
@@ -160,6 +190,7 @@ class Backend(ABC):
     head: HeadChoice = FULL
     screened = 0
     fallbacks = 0
+    spec: ModelSpec | None = None
     vocab: int
     context: int
     slots: int
@@ -276,6 +307,29 @@ class Backend(ABC):
     def _candidates(self, lanes: int) -> int:
         """Candidates of a pass with so many head lanes, 0 for the full head."""
         return self.head.wanted(lanes, self.vocab, self.config.screen_entries)
+
+    def read_cache(self, slot: int, positions: int) -> Cache:
+        """What a slot holds of its first positions."""
+        raise UserError("this back end does not give its cache away")
+
+    def write_cache(self, slot: int, cache: Cache) -> None:
+        """Puts keys and values into a slot, from position 0 on.
+
+        Raises
+        ------
+        UserError : they are another model's, or more than a slot holds.
+        """
+        raise UserError("this back end takes no cache from elsewhere")
+
+    def copy_cache(self, source: int, target: int, positions: int) -> None:
+        """Copies the first positions of a slot to another one."""
+        self.write_cache(target, self.read_cache(source, positions))
+
+    def _check_cache(self, slot: int, positions: int) -> None:
+        if not 0 <= slot < self.slots:
+            raise UserError(f"cache slot {slot} does not exist; there are {self.slots}")
+        if not 0 <= positions <= self.context:
+            raise UserError(f"{positions} positions are more than the context of {self.context}")
 
     def close(self) -> None:  # noqa: B027 - most back ends hold nothing
         """Gives back what the back end holds."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 from tellme.host.errors import UserError
 from tellme.host.machine.passes import Backend, PassResult
-from tellme.host.text.sampling import Sampler, Sampling
+from tellme.host.talk.engine import Chosen, Engine
+from tellme.host.text.sampling import Sampling
 from tellme.host.text.streams import checked
 from tellme.host.text.tokenizer import Detokenizer, Tokenizer
 
@@ -23,6 +24,9 @@ class Report:
     text : of the new tokens, special tokens left out, cut before a stop string.
     prefill, decode : every pass, in order.
     stop : why it ended: 'length', 'end' (end token), 'stop' (stop string), 'context' (cache full).
+    cached : tokens of the prompt that were not computed again.
+    drafted, accepted : tokens that were guessed, and how many of the guesses came true.
+    chosen : the new tokens with their logprobs, if those were asked for.
     seconds : wall clock of the whole.
     seconds_prefill : until the first new token was known.
     """
@@ -35,6 +39,20 @@ class Report:
     stop: str = ""
     seconds: float = 0.0
     seconds_prefill: float = 0.0
+    cached: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    chosen: list[Chosen] = field(default_factory=list)
+
+    @property
+    def decoded(self) -> int:
+        """New tokens that decode passes made: all but the first."""
+        return max(0, len(self.new_ids) - 1)
+
+    @property
+    def tokens_per_pass(self) -> float | None:
+        """Of decoding; 1 without speculation."""
+        return self.decoded / len(self.decode) if self.decode else None
 
     @property
     def cycles_prefill(self) -> int | None:
@@ -122,12 +140,60 @@ class Numbers:
         return ""
 
 
+class TextStream:
+    """Turns the tokens of one answer into text, up to an end token or a stop string.
+
+    Parameters
+    ----------
+    tokenizer : of the model; None: the text is the tokens' numbers.
+    prompt_ids : tokens before the answer.
+    eos_ids : tokens that end the text, beside the tokenizer's `end_ids`.
+    stops : strings that end it; they are not part of the text. They may name special tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        prompt_ids: Sequence[int],
+        eos_ids: Collection[int] = (),
+        stops: Sequence[str] = (),
+    ):
+        numbers = Numbers()
+        self._tokenizer: Tokenizer | Numbers = numbers if tokenizer is None else tokenizer
+        self._detokenizer = numbers if tokenizer is None else Detokenizer(tokenizer, prompt_ids)
+        self.ends = frozenset(eos_ids) | self._tokenizer.end_ids
+        self._stops = StopStrings(stops)
+
+    @property
+    def found(self) -> bool:
+        """Whether a stop string came."""
+        return self._stops.found
+
+    def push(self, token: int) -> str:
+        """Text that is certain after `token`."""
+        if token in self.ends:
+            text, hidden = self._detokenizer.finish(), self._tokenizer.name(token)
+        else:
+            text, hidden = self._detokenizer.push(token), self._tokenizer.hidden_text(token)
+        out = self._stops.push(text)
+        if not self.found and hidden:
+            out += self._stops.push(hidden, hidden=True)
+        return out
+
+    def finish(self) -> str:
+        """What was kept back when no token will follow."""
+        if self.found:
+            return ""
+        out = self._stops.push(self._detokenizer.finish())
+        return out + self._stops.finish()
+
+
 class Generation:
     """One sequence: iterate to get its text piece by piece; `report` holds the rest.
 
     Parameters
     ----------
-    backend : what runs the passes.
+    backend : what runs the passes; or an engine, whose slots may hold some of the prompt already. No other conversation may be in it.
     tokenizer : of the model; None: the text is the new tokens' numbers.
     prompt_ids : tokens of the prompt, `tokenizer.encode(text)`.
     max_new_tokens : most tokens to make, at least 1.
@@ -135,13 +201,15 @@ class Generation:
     eos_ids : tokens that end the text, beside the tokenizer's `end_ids`.
     stops : strings that end it; they are not part of the text. They may name special tokens.
     all_logits : compute the head for every token of the prompt too (checking does).
-    slot : cache slot to use.
+    slot : cache slot to use, of a back end.
     cached : first tokens of the prompt whose keys and values the slot already holds; fewer than the prompt has.
+    speculate : guess tokens and check several in a pass, where it pays; the text is the same.
+    logprobs : keep the logarithms of the probabilities of every new token.
     """
 
     def __init__(
         self,
-        backend: Backend,
+        backend: Backend | Engine,
         tokenizer: Tokenizer | None,
         prompt_ids: Sequence[int],
         *,
@@ -152,31 +220,25 @@ class Generation:
         all_logits: bool = False,
         slot: int = 0,
         cached: int = 0,
+        speculate: bool = False,
+        logprobs: bool = False,
     ):
+        if isinstance(backend, Engine):
+            engine = backend
+        else:
+            engine = Engine(backend, whole_prompts=True, all_logits=all_logits)
+            engine.scheduler.only(slot, prompt_ids[:cached])
         if max_new_tokens < 1:
             raise UserError(f"max-new-tokens must be at least 1, not {max_new_tokens}")
-        if len(prompt_ids) > backend.context:
-            raise UserError(
-                f"the prompt has {len(prompt_ids)} tokens, the context holds {backend.context}; shorten the prompt"
-            )
-        head, top_k = backend.head, (sampling or Sampling()).top_k
-        if head.mode != "full" and top_k > head.candidates:
-            raise UserError(
-                f"top-k is {top_k}, the screened head gives {head.candidates} candidates; ask for more candidates"
-            )
-        self.report = Report(prompt_ids=list(prompt_ids))
-        self._backend = backend
+        context = engine.backend.context
+        if len(prompt_ids) > context:
+            raise UserError(f"the prompt has {len(prompt_ids)} tokens, the context holds {context}; shorten the prompt")
+        self.report = Report(prompt_ids=list(prompt_ids), cached=engine.scheduler.held(prompt_ids))
+        self._engine = engine
         self._max = max_new_tokens
-        self._sampling = sampling or Sampling()
-        self._sampler = Sampler(self._sampling)
-        numbers = Numbers()
-        self._tokenizer: Tokenizer | Numbers = numbers if tokenizer is None else tokenizer
-        self._detokenizer = numbers if tokenizer is None else Detokenizer(tokenizer, prompt_ids)
-        self._eos = frozenset(eos_ids) | self._tokenizer.end_ids
-        self._stops = StopStrings(stops)
-        self._all = all_logits
-        self._slot = slot
-        self._cached = cached
+        self._sampling = sampling
+        self._text = TextStream(tokenizer, prompt_ids, eos_ids, stops)
+        self._speculate, self._logprobs = speculate, logprobs
 
     def __iter__(self) -> Iterator[str]:
         self._begun = begun = time.monotonic()
@@ -188,49 +250,34 @@ class Generation:
         finally:
             self.report.seconds = time.monotonic() - begun
 
-    def _choose(self, result: PassResult) -> int:
-        if self._sampling.greedy or result.logits is None:
-            return result.best_index[-1]
-        return self._sampler(result.logits[-1], None if result.candidates is None else result.candidates[-1])
-
     def _pieces(self) -> Iterator[str]:
-        report, wanted = self.report, not self._sampling.greedy
-        report.prefill = self._backend.prefill(
-            report.prompt_ids[self._cached :],
-            start=self._cached,
-            slot=self._slot,
-            all_logits=self._all,
-            logits=wanted,
+        report, text = self.report, self._text
+        ticket = self._engine.submit(
+            report.prompt_ids,
+            max_new_tokens=self._max,
+            sampling=self._sampling,
+            end_ids=text.ends,
+            speculate=self._speculate,
+            logprobs=self._logprobs,
         )
-        report.seconds_prefill = time.monotonic() - self._begun
-        result = report.prefill[-1]
-        position = len(report.prompt_ids)
-        while True:
-            token = self._choose(result)
-            report.new_ids.append(token)
-            if token in self._eos:
-                report.stop = "end"
-                yield self._stops.push(self._detokenizer.finish())
-                if not self._stops.found:
-                    yield self._stops.push(self._tokenizer.name(token), hidden=True)
-                break
-            yield self._stops.push(self._detokenizer.push(token))
-            if not self._stops.found and (hidden := self._tokenizer.hidden_text(token)):
-                yield self._stops.push(hidden, hidden=True)
-            if self._stops.found:
+        report.prefill, report.decode = ticket.prefill, ticket.decode
+        try:
+            while not ticket.ended:
+                for _, new in self._engine.step():
+                    if not report.new_ids:
+                        report.seconds_prefill = time.monotonic() - self._begun
+                        report.cached = ticket.conversation.cached
+                    report.drafted, report.accepted = ticket.drafted, ticket.accepted
+                    for chosen in new:
+                        report.new_ids.append(chosen.token)
+                        report.chosen.append(chosen)
+                        yield text.push(chosen.token)
+                        if text.found:
+                            report.stop = "stop"
+                            return
+            report.stop = ticket.stop
+            yield text.finish()
+            if text.found:
                 report.stop = "stop"
-                return
-            if len(report.new_ids) == self._max:
-                report.stop = "length"
-                break
-            if position == self._backend.context:
-                report.stop = "context"
-                break
-            result = self._backend.decode(token, position, slot=self._slot, logits=wanted)
-            report.decode.append(result)
-            position += 1
-        if not self._stops.found:
-            yield self._stops.push(self._detokenizer.finish())
-        if self._stops.found:
-            report.stop = "stop"
-        yield self._stops.finish()
+        finally:
+            self._engine.cancel(ticket)

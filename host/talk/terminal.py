@@ -7,6 +7,8 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from tellme.golden.config import AcceleratorConfig
@@ -16,10 +18,23 @@ from tellme.host.talk.session import Session, Totals, Turn
 from tellme.host.text.streams import checked, decoded
 
 HELP = """/reset  start a new conversation
+/retry  answer the last message once more, with another seed
+/save FILE, /load FILE  keep the conversation, go on with one
+/set    how tokens are chosen; /set temperature 0.8 changes it
 /stats  what this session did so far
 /exit   leave (Ctrl-D too)
 Ctrl-C  stop an answer; a second time, leave
-//...   say something that starts with /"""
+//...   say something that starts with /
+...\\   at the end of a line: the message goes on in the next"""
+COMMANDS = "/reset, /retry, /save, /load, /set, /stats, /exit, /help"
+SETTINGS = {
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "repetition_penalty": float,
+    "seed": int,
+}
 
 
 @contextmanager
@@ -55,12 +70,16 @@ def describe(turn: Turn, config: AcceleratorConfig, *, simulated: bool) -> str:
     seconds = report.seconds - report.seconds_prefill
     said = (
         f"{len(report.new_ids)} tokens; prompt {len(report.prompt_ids)}, of which {turn.cached} cached; first token "
-        f"after {report.seconds_prefill:.2f} s, then {_rate(len(report.decode), seconds)} tokens/s"
+        f"after {report.seconds_prefill:.2f} s, then {_rate(report.decoded, seconds)} tokens/s"
     )
     if report.cycles_decode:
         cycles = sum(report.cycles_decode)
         word = "simulated" if simulated else "accelerator alone"
-        said += f" ({_rate(len(report.decode) * config.clock_hz, cycles)} {word} at {config.clock_hz / 1e6:g} MHz)"
+        said += f" ({_rate(report.decoded * config.clock_hz, cycles)} {word} at {config.clock_hz / 1e6:g} MHz)"
+    if report.drafted:
+        said += (
+            f"; {report.accepted} of {report.drafted} guesses right, {report.tokens_per_pass or 0:.2f} tokens a pass"
+        )
     if turn.joules is not None and report.new_ids:
         said += f"; {turn.joules / len(report.new_ids):.3f} J/token"
     return said
@@ -128,7 +147,10 @@ class Chat:
 
     def _ask(self) -> str:
         try:
-            return checked(input("> "), "the message")
+            text = checked(input("> "), "the message")
+            while text.endswith("\\"):
+                text = text[:-1] + "\n" + checked(input(". "), "the message")
+            return text
         except UnicodeDecodeError as e:
             raise UserError(
                 f"the message: is not {e.encoding} text (byte 0x{e.object[e.start]:02x}); write it again"
@@ -209,13 +231,43 @@ class Chat:
             self._say(describe_totals(self.session.totals, power_words(self.session, self.backend)))
         elif line == "/help":
             self._say(HELP)
+        elif line == "/retry":
+            self._answer(None)
         else:
-            self._refuse(UserError(f"there is no command {line.split()[0]}; there are /reset, /stats, /exit, /help"))
+            try:
+                self._say(self._setting(*line.split(maxsplit=2)))
+            except UserError as e:
+                self._refuse(e)
         return True
 
-    def _answer(self, text: str) -> None:
+    def _setting(self, name: str, what: str = "", value: str = "") -> str:
+        """/save, /load and /set; what to say about it."""
+        session = self.session
+        if name in ("/save", "/load"):
+            if not what:
+                raise UserError(f"{name} needs the name of a file")
+            path = Path(f"{what} {value}".strip())
+            if name == "/save":
+                session.save(path)
+                return f"saved to {path}"
+            return f"{session.load(path)} {'messages' if session.templated else 'tokens'} from {path}"
+        if name != "/set":
+            raise UserError(f"there is no command {name}; there are {COMMANDS}")
+        if what:
+            key = what.replace("-", "_")
+            if key not in SETTINGS:
+                raise UserError(f"there is no setting {what}; there are {', '.join(SETTINGS)}")
+            try:
+                number = SETTINGS[key](value)
+            except ValueError:
+                raise UserError(f"{what} takes a number, not {value!r}") from None
+            session.sampling = replace(session.sampling, **{key: number})
+        return ", ".join(f"{key} {getattr(session.sampling, key)}" for key in SETTINGS)
+
+    def _answer(self, text: str | None) -> None:
+        """Answers a message, or the last one again."""
         try:
-            turn = self.session.ask(text)
+            turn = self.session.retry() if text is None else self.session.ask(text)
         except UserError as e:
             self._refuse(e)
             return
@@ -254,7 +306,10 @@ class Chat:
                 "cached_tokens": turn.cached,
                 "stop": report.stop,
                 "first_token_s": round(report.seconds_prefill, 6),
-                "tokens_per_s": round(len(report.decode) / seconds, 3) if report.decode and seconds > 0 else None,
+                "tokens_per_s": round(report.decoded / seconds, 3) if report.decode and seconds > 0 else None,
+                "drafted": report.drafted,
+                "accepted": report.accepted,
+                "tokens_per_pass": report.tokens_per_pass,
                 "cycles_prefill": report.cycles_prefill,
                 "cycles_decode": report.cycles_decode,
                 "joules": turn.joules,

@@ -20,6 +20,8 @@ class Sampling:
     top_k : draw from the k most likely tokens only; 0 for all.
     top_p : draw from the fewest most likely tokens whose probabilities reach p; 1 for all.
     min_p : draw from tokens only that are at least so many times as likely as the likeliest; 0 for all.
+    repetition_penalty : logits of tokens that prompt or answer already hold are divided by it if positive and multiplied if
+        negative; 1 for none.
     seed : of the generator; the same seed and logits give the same tokens.
     """
 
@@ -27,6 +29,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -38,6 +41,8 @@ class Sampling:
             raise UserError(f"top-p must be above 0 and at most 1, not {self.top_p}")
         if not 0.0 <= self.min_p <= 1.0:
             raise UserError(f"min-p must be from 0 (all tokens) to 1, not {self.min_p}")
+        if not 0.0 < self.repetition_penalty < float("inf"):
+            raise UserError(f"repetition-penalty must be a positive number, not {self.repetition_penalty}")
         if self.seed < 0:
             raise UserError(f"seed must be 0 or more, not {self.seed}")
 

@@ -196,6 +196,8 @@ class ChatTemplate:
         if len(source) > MAX_SOURCE:
             raise UserError(f"the chat template has {len(source):,} characters; at most {MAX_SOURCE:,} are supported")
         self._tokens = dict(tokens)
+        self.has_tools = "tools" in source
+        """Whether the template has a place for functions that the model may call."""
         try:
             self._template = _Environment().from_string(source)
         except TemplateSyntaxError as e:
@@ -226,13 +228,19 @@ class ChatTemplate:
             raise UserError("chat_template of tokenizer_config.json is neither a text nor a list of named templates")
         return ChatTemplate(source, tokens)
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
         """Text of a conversation.
 
         Parameters
         ----------
         messages : each {"role": "system" | "user" | "assistant" | ..., "content": text}, oldest first.
         add_generation_prompt : end with what starts the assistant's turn.
+        tools : functions that the model may call, as OpenAI describes them.
 
         Raises
         ------
@@ -246,7 +254,7 @@ class ChatTemplate:
                 return _bounded_join(
                     self._template.generate(
                         messages=data,
-                        tools=None,
+                        tools=None if tools is None else _plain(list(tools)),
                         documents=None,
                         add_generation_prompt=add_generation_prompt,
                         **self._tokens,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -337,7 +337,12 @@ class Tokenizer:
         tokens = {name: text for name in names if (text := _content(self._config[name])) is not None}
         return ChatTemplate.from_config(self._config, tokens)
 
-    def encode_chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         """Token ids of a conversation, never empty. The template writes the document start where the model has one: nothing is
         added to its text, in which special tokens are read as such.
 
@@ -345,7 +350,7 @@ class Tokenizer:
         ------
         UserError : no chat template, or it refuses the messages; or a token beyond the vocabulary.
         """
-        ids = self._encode(self.chat_template.render(messages, add_generation_prompt), add_special_tokens=False)
+        ids = self._encode(self.chat_template.render(messages, add_generation_prompt, tools), add_special_tokens=False)
         if not ids:
             raise UserError("the chat template makes no text of this conversation")
         return self._check(ids)
@@ -367,6 +372,10 @@ class Tokenizer:
                 "the tokenizer does not belong to this model"
             )
         return ids
+
+    def to_json(self) -> str:
+        """tokenizer.json as it is used here."""
+        return str(self._tokenizer.to_str())
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""

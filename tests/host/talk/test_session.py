@@ -27,6 +27,7 @@ from tellme.host.talk.generate import Generation
 from tellme.host.talk.power import HWMON, Meter, rails
 from tellme.host.talk.session import Session
 from tellme.host.talk.terminal import Chat
+from tellme.host.text.defaults import sampling_of
 from tellme.host.text.sampling import Sampler, Sampling
 
 TEMPLATE = (
@@ -314,9 +315,73 @@ def test_commands_of_the_chat(story: Model, capsys: pytest.CaptureFixture[str]) 
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
     assert "answers        1" in err and "new tokens     3" in err and "energy         not measured: not a board" in err
-    assert "new conversation" in err and "there is no command /nothing; there are /reset, /stats, /exit, /help" in err
+    assert (
+        "new conversation" in err
+        and "there is no command /nothing; there are /reset, /retry, /save, /load, /set, /stats, /exit, /help" in err
+    )
     assert "Ctrl-C  stop an answer" in err
     assert session.totals.answers == 2
+
+
+def test_a_conversation_is_saved_loaded_tried_again_and_its_sampling_changed(
+    chatty: Model, story: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "a talk.json"
+    session = Session(Counting(chatty), chatty.tokenizer, max_new_tokens=3, system="Be kind.")
+    lines: list[str | type[BaseException]] = [
+        "/retry", "hello", "/set", "/set top-k 5", "/set temperature hot", "/set colour 1", "/set min_p 3",
+        "/set temperature 1.5", "/retry", f"/save {file}", "/save", "/load nowhere.json",
+    ]  # fmt: skip
+    assert Chat(session, "golden", read=script(lines)).run() == 6
+    _, err = capsys.readouterr()
+    assert "there is nothing to answer again; say something first" in err and "top_k 5" in err
+    assert "temperature takes a number, not 'hot'" in err and "there is no setting colour" in err
+    assert "min-p must be from 0" in err and f"saved to {file}" in err and "/save needs the name of a file" in err
+    assert "nowhere.json: cannot be read" in err
+    assert session.sampling.temperature == 1.5 and session.sampling.top_k == 5 and session.totals.answers == 2
+    assert [m["role"] for m in session._messages] == ["user", "assistant"]
+    other = Session(Counting(chatty), chatty.tokenizer, max_new_tokens=3)
+    assert other.load(file) == 3 and (other._system, other._messages) == (session._system, session._messages)
+    turns = [s.ask("more") for s in (session, other)]
+    assert turns[0].report.prompt_ids == turns[1].report.prompt_ids
+    plain = Session(Counting(story), story.tokenizer, max_new_tokens=3)
+    with pytest.raises(UserError, match="is of a model with a chat template"):
+        plain.load(file)
+    text = say(plain, "One day")
+    plain.save(file)
+    fresh = Session(Counting(story), story.tokenizer, max_new_tokens=3)
+    assert fresh.load(file) == len(plain._ids)
+    assert "".join(fresh.ask(" then")) == "".join(plain.ask(" then")) and text
+    for content, message in (
+        ("{", "is no conversation"),
+        ("{}", "is no conversation that this tellme reads"),
+        (
+            json.dumps({"kind": "tellme conversation", "version": 1, "ids": [-1]}),
+            "has a token outside the vocabulary of 1024",
+        ),
+        (json.dumps({"kind": "tellme conversation", "version": 1, "messages": []}), "with a chat template"),
+    ):
+        file.write_text(content)
+        with pytest.raises(UserError, match=message):
+            fresh.load(file)
+
+
+def test_the_models_own_sampling_is_the_default(tmp_path: Path) -> None:
+    folder = tmp_path / "m"
+    folder.mkdir()
+    assert sampling_of(folder, Sampling()) == Sampling()
+    for data, want in (
+        ({"do_sample": True, "temperature": 0.6, "top_p": 0.9}, Sampling(temperature=0.6, top_p=0.9)),
+        ({"do_sample": True, "top_k": 20}, Sampling(temperature=1.0, top_k=20)),
+        ({"do_sample": False, "temperature": 0.6}, Sampling()),
+        ({"eos_token_id": 2}, Sampling(top_k=3)),
+    ):
+        (folder / "generation_config.json").write_text(json.dumps(data))
+        assert sampling_of(folder, Sampling(top_k=3)) == want
+    for text in ("{", "[]", '{"temperature": "hot"}', '{"top_p": 7}'):
+        (folder / "generation_config.json").write_text(text)
+        with pytest.raises(UserError, match="generation_config.json: "):
+            sampling_of(folder)
 
 
 def test_ctrl_c_stops_the_answer_and_the_next_message_is_answered(

@@ -1,0 +1,96 @@
+"""What guesses are worth: tokens a pass and cycles, on texts that repeat and on texts that do not, with the demo model.
+
+    python -m bench.guesses
+
+Every text is made twice on the golden model, without guesses and with them; it must be the same. Cycles of the `tiny` machine are by the plan, pass by pass; so is the last column, which charges
+the same passes to BitNet 0.73B on the KV260 (128 keys).
+"""
+
+from __future__ import annotations
+
+from tellme.golden.config import KV260, TINY
+from tellme.golden.shapes import BITNET_07B
+from tellme.host.image.model import Model, demo_folder
+from tellme.host.machine.backends import GoldenBackend
+from tellme.host.machine.passes import Pass, PassResult
+from tellme.host.machine.simulation import memory_timing
+from tellme.host.talk.engine import Engine
+from tellme.host.talk.generate import Generation, Report
+from tellme.hw.plan import predict, steps
+from tellme.sim.stream import SustainedMemory
+
+WORK = {
+    "story": ["Once upon a time"],
+    "another story": ["One day, a small fox"],
+    "the same again": ["Once upon a time", "Once upon a time"],
+    "an edit (another beginning)": [
+        "Once upon a time, in a valley, there lived",
+        "One evening, in a valley, there lived",
+    ],
+    "a list": ["Anna was kind. Anna was brave. Anna was kind. Anna was brave. Anna was kind."],
+}
+"""Requests, one after the other; the last is measured."""
+TOKENS = 100
+KEYS = 128
+
+
+class Noting(GoldenBackend):
+    """Remembers its decode passes."""
+
+    def __init__(self, model: Model):
+        super().__init__(model.weights(), TINY)
+        self.passes: list[Pass] = []
+
+    def _pass(self, given: Pass) -> PassResult:
+        self.passes.append(given)
+        return super()._pass(given)
+
+
+def run(model: Model, requests: list[str], *, speculate: bool) -> tuple[Report, list[Pass]]:
+    """The last request's report and decode passes."""
+    backend = Noting(model)
+    engine = Engine(backend, whole_prompts=True)
+    for text in requests:
+        backend.passes.clear()
+        made = Generation(
+            engine,
+            model.tokenizer,
+            model.tokenizer.encode(text),
+            max_new_tokens=TOKENS,
+            eos_ids=model.eos_ids,
+            speculate=speculate,
+        )
+        list(made)
+    return made.report, backend.passes
+
+
+def main() -> None:
+    """Prints a table."""
+    memory = SustainedMemory(memory_timing("kv260", None))
+    large = {
+        n: predict(steps(BITNET_07B, KV260, range(KEYS, KEYS + n), [0] * n, n), KV260, memory).cycles
+        for n in range(1, TINY.lanes + 1)
+    }
+    print(
+        "| work | tokens | guessed | right | tokens a pass | faster, `tiny` | faster, 0.73B on `kv260` |\n|---|---|---|---|---|---|---|"
+    )
+    with Model.open(demo_folder(), TINY) as model:
+
+        def cycles(passes: list[Pass]) -> int:
+            return sum(
+                predict(steps(model.spec, TINY, p.positions, p.slots, p.head[1]), TINY, memory).cycles for p in passes
+            )
+
+        for name, requests in WORK.items():
+            (plain, without), (fast, with_guesses) = (run(model, requests, speculate=s) for s in (False, True))
+            assert fast.new_ids == plain.new_ids and fast.text == plain.text
+            tiny = cycles(without) / cycles(with_guesses)
+            kv260 = sum(large[p.lanes] for p in without) / sum(large[p.lanes] for p in with_guesses)
+            print(
+                f"| {name} | {len(fast.new_ids)} | {fast.drafted} | {fast.accepted} | {fast.tokens_per_pass:.2f} | {tiny:.2f} | {kv260:.2f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

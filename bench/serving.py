@@ -1,0 +1,196 @@
+"""Many conversations at once on the KV260, by the plan: the scheduler's passes, each as long as hw.plan says.
+
+    python -m bench.serving [--json] [--requests N]
+
+Three kinds of figures, for each model: tokens/s in all with N conversations that decode side by side; what a new request costs the
+others, and they it; and times of a random trace of requests. Nothing is simulated; results are in docs/measurements/serving.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+
+from tellme.golden.config import KV260, AcceleratorConfig
+from tellme.golden.schedule import groups
+from tellme.golden.shapes import SHAPES
+from tellme.golden.spec import ModelSpec
+from tellme.host.machine.placement import in_use
+from tellme.host.machine.program import usable_context
+from tellme.host.machine.simulation import memory_timing
+from tellme.host.talk.scheduler import Conversation, Scheduler
+from tellme.hw.plan import predict, steps
+from tellme.sim.stream import SustainedMemory
+
+KEYS = {"bitnet-0.7b": 128, "bitnet-2b": 250}
+PROMPT = 128
+SEED = 11
+
+
+@dataclass(frozen=True)
+class Request:
+    """Arrives at a cycle, has a prompt, and wants so many tokens."""
+
+    at: int
+    prompt: int
+    new: int
+
+
+@dataclass
+class Served:
+    """When the tokens of a request came, in cycles."""
+
+    request: Request
+    times: list[int] = field(default_factory=list)
+
+    @property
+    def first(self) -> int:
+        return self.times[0] - self.request.at
+
+    @property
+    def between(self) -> list[int]:
+        return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
+
+
+class Plan:
+    """Cycles of passes of a model on a configuration."""
+
+    def __init__(self, spec: ModelSpec, config: AcceleratorConfig, timing: str):
+        self.spec, self.config = spec, config
+        self.memory = SustainedMemory(memory_timing(timing, None), in_use(config, "sim").phases or None)
+        self.most = usable_context(spec, config) - 1
+        self._of = lru_cache(maxsize=None)(self._cycles)
+
+    def exact(self, positions: Sequence[int], slots: Sequence[int], heads: int) -> int:
+        """Of a pass with these lanes."""
+        return self._of(tuple(positions), tuple(slots), heads)
+
+    def _cycles(self, positions: tuple[int, ...], slots: tuple[int, ...], heads: int) -> int:
+        return predict(steps(self.spec, self.config, positions, slots, heads), self.config, self.memory).cycles
+
+    def __call__(self, positions: Sequence[int], slots: Sequence[int], heads: int) -> int:
+        # Positions to the middle of 32: a key more or less is some cycles of a million.
+        rounded: list[int] = []
+        for first, last in groups(slots):
+            start = positions[first]
+            at = start if start < 32 else min(start // 32 * 32 + 16, self.most - (last - first))
+            rounded += range(at, at + last - first + 1)
+        return self._of(tuple(rounded), tuple(slots), heads)
+
+    def serve(self, requests: Sequence[Request], slots: int) -> list[Served]:
+        """Plays a trace: requests in the order of arrival."""
+        group = self.spec.heads // self.spec.kv_heads
+        scheduler = Scheduler(self.config, group, usable_context(self.spec, self.config), slots, queue=len(requests))
+        out = [Served(r) for r in requests]
+        live: dict[Conversation, Served] = {}
+        now, following = 0, 0
+        while following < len(out) or live:
+            if not live:
+                now = max(now, out[following].request.at)
+            while following < len(out) and out[following].request.at <= now:
+                served = out[following]
+                # No two prompts share anything.
+                conversation = scheduler.submit([-1 - following] * served.request.prompt, served.request.new)
+                live[conversation] = served
+                following += 1
+            scheduler.admit()
+            planned = scheduler.plan()
+            assert planned is not None
+            given = planned.given
+            now += self(given.positions, given.slots, given.head[1])
+            chosen = {p.conversation: [0] for p in planned.parts if p.chooses}
+            scheduler.complete(planned, chosen)
+            for conversation in chosen:
+                live[conversation].times.append(now)
+                if len(conversation.tokens) == conversation.limit:
+                    scheduler.end(conversation)
+                    del live[conversation]
+        return out
+
+
+def side_by_side(plan: Plan, keys: int, count: int) -> float:
+    """Tokens/s in all of conversations with so many keys each."""
+    return count * plan.config.clock_hz / plan.exact([keys] * count, list(range(count)), count)
+
+
+def newcomer(plan: Plan, keys: int, others: int = 7) -> dict[str, float]:
+    """A request of PROMPT tokens while others decode: its time to the first token against its time alone, and the others' time between tokens
+    meanwhile against that before."""
+    alone = plan.serve([Request(0, PROMPT, 1)], others + 1)[0].first
+    # Their prompts come first, one after the other; they are at `keys` or a little more when the new one comes.
+    trace = [Request(0, keys - 12, 400) for _ in range(others)]
+    before = plan.serve([Request(r.at, r.prompt, 24) for r in trace], others + 1)
+    start = max(s.times[6] for s in before)
+    served = plan.serve([*trace, Request(start, PROMPT, 1)], others + 1)
+    new = served[-1]
+    meanwhile = [b for s in served[:-1] for a, b in zip(s.times, s.between, strict=False) if start <= a < new.times[0]]
+    usual = [b for s in served[:-1] for a, b in zip(s.times, s.between, strict=False) if a > new.times[0]][:50]
+    return {
+        "alone_s": alone / plan.config.clock_hz,
+        "first_token": new.first / alone,
+        "between_mean": float(np.mean(meanwhile) / np.mean(usual)),
+        "between_longest": float(np.max(meanwhile) / np.mean(usual)),
+    }
+
+
+def trace(plan: Plan, requests: int, per_s: float, slots: int = 8) -> dict[str, float]:
+    """A random trace: arrivals of a Poisson process, prompts of 20 to 300 tokens, answers of 20 to 120."""
+    rng = np.random.default_rng(SEED)
+    at = np.cumsum(rng.exponential(plan.config.clock_hz / per_s, requests)).astype(int)
+    todo = [Request(int(t), int(rng.integers(20, 300)), int(rng.integers(20, 120))) for t in at]
+    served = plan.serve(todo, slots)
+    clock = plan.config.clock_hz
+    first = np.array([s.first for s in served]) / clock
+    between = np.array([b for s in served for b in s.between]) / clock
+    span = (max(s.times[-1] for s in served) - todo[0].at) / clock
+    return {
+        "requests_per_s": per_s,
+        "first_p50_s": float(np.percentile(first, 50)),
+        "first_p95_s": float(np.percentile(first, 95)),
+        "between_p50_s": float(np.percentile(between, 50)),
+        "between_p95_s": float(np.percentile(between, 95)),
+        "tokens_per_s": sum(len(s.times) for s in served) / span,
+    }
+
+
+def main() -> None:
+    """Prints the figures."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--requests", type=int, default=0, help="requests of the random trace; 0: none")
+    parser.add_argument("--timing", default="kv260")
+    options = parser.parse_args()
+    for name, keys in KEYS.items():
+        plan = Plan(SHAPES[name], KV260, options.timing)
+        speeds = {n: side_by_side(plan, keys, n) for n in (1, 2, 4, 8, 16)}
+        one = plan.exact([keys], [0], 1)
+        guesses = {n: plan.exact(range(keys, keys + n), [0] * n, n) / one for n in (1, 2, 4, 8, 16)}
+        new = newcomer(plan, keys)
+        rates = (0.5, 1.0, 2.0) if name == "bitnet-0.7b" else (0.1, 0.25, 0.5)
+        traces = [trace(plan, options.requests, r) for r in rates] if options.requests else []
+        if options.json:
+            found = {
+                "model": name,
+                "keys": keys,
+                "tokens_per_s": speeds,
+                "guesses": guesses,
+                "newcomer": new,
+                "trace": traces,
+            }
+            print(json.dumps(found), flush=True)
+            continue
+        print(f"{name}, {keys} keys, estimated, timing {options.timing}")
+        print("  conversations: tokens/s in all", {n: round(v, 1) for n, v in speeds.items()})
+        print("  lanes of one conversation, all with logits: passes", {n: round(v, 3) for n, v in guesses.items()})
+        print("  a new request while 7 decode", {k: round(v, 3) for k, v in new.items()}, flush=True)
+        for t in traces:
+            print("  trace", {k: round(v, 3) for k, v in t.items()}, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Guesses of the tokens that come next, from what was said before: no second model.
+
+The longest run of tokens that ends the text and has come before, in it or in another conversation, is followed by what followed it then. The latest
+place wins, so that what the model last said after the same tokens is tried first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LONGEST = 5
+"""Tokens of the longest run that is looked for."""
+SHORTEST = 2
+MEMORY = 1 << 16
+"""Tokens of ended conversations that are remembered."""
+START = (1.0, 2.0)
+"""Guesses that came true and guesses made, before any was: half of them."""
+FORGET = 0.98
+"""What a guess counts for after the next one."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Guessed tokens, and how likely each is if all before it are right."""
+
+    tokens: tuple[int, ...] = ()
+    chance: float = 0.0
+    length: int = 0
+    """Tokens of the run that was found."""
+
+
+class History:
+    """One text: its tokens, and where each run of them last ended."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self._ends: dict[tuple[int, ...], int] = {}
+
+    def push(self, token: int) -> None:
+        """Appends a token. What it ends can be found from the next token on."""
+        t = self.tokens
+        for n in range(SHORTEST, min(LONGEST, len(t)) + 1):
+            self._ends[tuple(t[-n:])] = len(t)
+        t.append(token)
+
+    def find(self, run: tuple[int, ...]) -> int | None:
+        """Where the token behind the latest run like this is."""
+        return self._ends.get(run)
+
+
+class Drafts:
+    """Guesses for any number of conversations, and what became of them.
+
+    Attributes
+    ----------
+    drafted, accepted : tokens guessed, and how many of them came true.
+    """
+
+    def __init__(self) -> None:
+        self._open: dict[int, History] = {}
+        self._ended: OrderedDict[int, History] = OrderedDict()
+        self._size = 0
+        self._right = dict.fromkeys(range(SHORTEST, LONGEST + 1), START[0])
+        self._tried = dict.fromkeys(range(SHORTEST, LONGEST + 1), START[1])
+        self.drafted = self.accepted = 0
+
+    def extend(self, key: int, tokens: Sequence[int]) -> None:
+        """Tells what conversation `key` says next."""
+        history = self._open.setdefault(key, History())
+        for token in tokens:
+            history.push(token)
+
+    def end(self, key: int) -> None:
+        """Conversation `key` has ended; it is remembered until newer ones need the room."""
+        history = self._open.pop(key, None)
+        if history is None:
+            return
+        self._ended[key] = history
+        self._size += len(history.tokens)
+        while self._size > MEMORY:
+            _, oldest = self._ended.popitem(last=False)
+            self._size -= len(oldest.tokens)
+
+    def chance(self, length: int) -> float:
+        """How often the next token behind a run of so many tokens was right, lately."""
+        return self._right[length] / self._tried[length]
+
+    def guess(self, key: int, most: int) -> Draft:
+        """The next tokens of conversation `key`, at most `most`."""
+        own = self._open.get(key)
+        if own is None or most < 1:
+            return Draft()
+        for n in range(min(LONGEST, len(own.tokens)), SHORTEST - 1, -1):
+            run = tuple(own.tokens[-n:])
+            at = own.find(run)
+            where = own
+            if at is None:
+                for history in reversed(self._ended.values()):
+                    if (at := history.find(run)) is not None:
+                        where = history
+                        break
+            if at is not None:
+                found = where.tokens[at : at + most]
+                if where is own and len(found) < most:
+                    # The text repeats itself: what follows its end is what followed the run.
+                    period = len(own.tokens) - at
+                    found = [own.tokens[at + i % period] for i in range(most)]
+                return Draft(tuple(found), self.chance(n), n)
+        return Draft()
+
+    def learn(self, draft: Draft, sent: int, tried: int, right: int) -> None:
+        """Of the `sent` tokens of a draft the first `right` came true, and `tried` were looked at: those behind the first wrong one say nothing."""
+        self.drafted += sent
+        self.accepted += right
+        n = draft.length
+        for good in [True] * right + [False] * (right < tried):
+            self._right[n] = self._right[n] * FORGET + good
+            self._tried[n] = self._tried[n] * FORGET + 1

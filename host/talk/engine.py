@@ -1,0 +1,351 @@
+"""Runs conversations on a back end, a pass at a time: what the scheduler decides goes through the model, and every new token is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellme.host.errors import UserError
+from tellme.host.machine.costs import Costs
+from tellme.host.machine.passes import Backend, Pass, PassResult
+from tellme.host.talk.drafts import Draft, Drafts
+from tellme.host.talk.scheduler import Conversation, Part, Planned, Scheduler, common
+from tellme.host.text.sampling import Sampler, Sampling
+
+
+class Constraint(Protocol):
+    """What the next token may be."""
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """bool[vocab], at least one of them True."""
+        ...
+
+    def take(self, token: int) -> None:
+        """The token was chosen."""
+        ...
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A new token. `logprobs`: float64[vocab], natural logarithms of the model's own probabilities (temperature 1, nothing left out), if asked for."""
+
+    token: int
+    logprobs: NDArray[np.float64] | None = None
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Natural logarithms of the probabilities of logits float32[n]."""
+    v = logits.astype(np.float64)
+    v -= v.max()
+    return np.asarray(v - np.log(np.exp(v).sum()))
+
+
+class Choice:
+    """Chooses the tokens of one conversation, in order; what it draws does not depend on how they came to be in passes.
+
+    Parameters
+    ----------
+    sampling : how.
+    prompt : tokens before the first one, which the repetition penalty counts.
+    constraint : what may come; None: anything.
+    logprobs : give them.
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        prompt: Sequence[int] = (),
+        *,
+        constraint: Constraint | None = None,
+        logprobs: bool = False,
+    ):
+        self.sampling = sampling
+        self._sampler = Sampler(sampling)
+        self._said = set(prompt)
+        self._constraint = constraint
+        self._logprobs = logprobs
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether the arg-max alone does not do."""
+        return (
+            not self.sampling.greedy
+            or self._logprobs
+            or self._constraint is not None
+            or self.sampling.repetition_penalty != 1.0
+        )
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether the candidates of a screened head do not do."""
+        return self._logprobs or self._constraint is not None or self.sampling.repetition_penalty != 1.0
+
+    def __call__(self, result: PassResult, lane: int) -> Chosen:
+        """The next token, from head lane `lane` of a pass."""
+        if not self.needs_logits or result.logits is None:
+            return self._take(Chosen(result.best_index[lane]))
+        logits = result.logits[lane]
+        ids = None if result.candidates is None else result.candidates[lane]
+        values = logits
+        if self.sampling.repetition_penalty != 1.0:
+            values = values.copy()
+            said = np.fromiter(self._said, np.int64)
+            penalty = np.float32(self.sampling.repetition_penalty)
+            values[said] = np.where(values[said] > 0, values[said] / penalty, values[said] * penalty)
+        if self._constraint is not None:
+            allowed = np.flatnonzero(self._constraint.allowed())
+            token = self._sampler(values[allowed], allowed)
+        else:
+            token = self._sampler(values, ids)
+        return self._take(Chosen(token, log_softmax(logits) if self._logprobs else None))
+
+    def _take(self, chosen: Chosen) -> Chosen:
+        self._said.add(chosen.token)
+        if self._constraint is not None:
+            self._constraint.take(chosen.token)
+        return chosen
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request in the engine.
+
+    Attributes
+    ----------
+    stop : why it ended, '' while it runs: 'length', 'end' (end token), 'context' (cache full), 'cancelled'.
+    new : tokens made, the end token too.
+    prefill, decode : results of the passes that it had lanes in: until its first token, and after.
+    drafted, accepted : tokens guessed for it, and how many came true.
+    """
+
+    conversation: Conversation
+    choice: Choice
+    ends: frozenset[int]
+    most: int
+    speculate: bool
+    new: list[Chosen] = field(default_factory=list)
+    stop: str = ""
+    prefill: list[PassResult] = field(default_factory=list)
+    decode: list[PassResult] = field(default_factory=list)
+    drafted: int = 0
+    accepted: int = 0
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.stop)
+
+
+@dataclass
+class Counts:
+    """Sums over the passes of an engine."""
+
+    passes: int = 0
+    lanes: int = 0
+    tokens: int = 0
+    cycles: int = 0
+    stalls: dict[str, int] = field(default_factory=dict)
+
+
+class Engine:
+    """Conversations side by side.
+
+    Parameters
+    ----------
+    backend : what runs the passes; all its cache slots are the engine's.
+    queue : most requests that may wait for a slot.
+    whole_prompts : a prompt goes through as a whole while nobody else is there (the golden model does that faster); who comes meanwhile waits for it.
+    all_logits : compute the head for every token of such a prompt.
+    """
+
+    def __init__(self, backend: Backend, *, queue: int = 64, whole_prompts: bool = False, all_logits: bool = False):
+        self.backend = backend
+        self.costs = None if backend.spec is None else Costs(backend.spec, backend.config)
+        self.scheduler = Scheduler(
+            backend.config,
+            backend.group,
+            backend.context,
+            backend.slots,
+            queue=queue,
+            cost=None if self.costs is None else self.costs.cycles,
+        )
+        self.drafts = Drafts()
+        self.counts = Counts()
+        self.last: Planned | None = None
+        self._tickets: dict[Conversation, Ticket] = {}
+        self._whole = whole_prompts
+        self._all = all_logits
+
+    # ---- requests ----------------------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling | None = None,
+        end_ids: Collection[int] = (),
+        speculate: bool = False,
+        logprobs: bool = False,
+        constraint: Constraint | None = None,
+    ) -> Ticket:
+        """A new request.
+
+        Raises
+        ------
+        UserError : it can never be served; scheduler.Refused: the queue is full.
+        """
+        for token in prompt_ids:
+            if not 0 <= token < self.backend.vocab:
+                raise UserError(f"token {token} is outside the vocabulary of {self.backend.vocab}")
+        head, top_k = self.backend.head, (sampling or Sampling()).top_k
+        if head.mode != "full" and top_k > head.candidates:
+            raise UserError(
+                f"top-k is {top_k}, the screened head gives {head.candidates} candidates; ask for more candidates"
+            )
+        conversation = self.scheduler.submit(prompt_ids, max_new_tokens)
+        choice = Choice(sampling or Sampling(), prompt_ids, constraint=constraint, logprobs=logprobs)
+        ticket = Ticket(conversation, choice, frozenset(end_ids), max_new_tokens, speculate)
+        self._tickets[conversation] = ticket
+        if speculate:
+            self.drafts.extend(conversation.key, prompt_ids)
+        return ticket
+
+    def cancel(self, ticket: Ticket, why: str = "cancelled") -> None:
+        """Ends a request; nothing happens if it has ended."""
+        if not ticket.ended:
+            self._end(ticket, why)
+
+    def _end(self, ticket: Ticket, why: str) -> None:
+        ticket.stop = why
+        self.scheduler.end(ticket.conversation)
+        self.drafts.end(ticket.conversation.key)
+        del self._tickets[ticket.conversation]
+
+    @property
+    def busy(self) -> bool:
+        """Whether a pass would do something."""
+        return bool(self._tickets)
+
+    # ---- passes ------------------------------------------------------------------------------------------------------
+
+    def step(self) -> list[tuple[Ticket, list[Chosen]]]:
+        """One pass.
+
+        Returns
+        -------
+        list : the new tokens of each request that got some; a request that ended has `stop` set.
+        """
+        self._admit()
+        tickets = list(self._tickets.values())
+        guess = self._guess if any(t.speculate for t in tickets) else None
+        planned = self.scheduler.plan(guess, logits=any(t.choice.needs_logits for t in tickets))
+        self.last = planned
+        if planned is None:
+            return []
+        # A pass that fails has written only where nothing certain is: what the slots are known to hold stays so.
+        return self._finish(*self._run(planned))
+
+    def _admit(self) -> None:
+        for conversation, source in self.scheduler.admit():
+            if source is None:
+                continue
+            held = self.scheduler.slots[source].tokens
+            n = common(conversation.tokens[:-1], held)
+            assert conversation.slot is not None
+            self.backend.copy_cache(source, conversation.slot, n)
+            self.scheduler.copied(conversation, n)
+
+    def _guess(self, conversation: Conversation, most: int) -> Draft:
+        return self.drafts.guess(conversation.key, most) if self._tickets[conversation].speculate else Draft()
+
+    def _run(self, planned: Planned) -> tuple[Planned, list[PassResult]]:
+        """Takes a pass through the model; or, where that is wanted and only one prompt is there, the whole of it."""
+        only = planned.parts[0].conversation
+        full = self.backend.head.mode == "full"
+        if (
+            not self._whole
+            or len(self._tickets) > 1
+            or only.decoding
+            or (self._tickets[only].choice.needs_all and not full)
+        ):
+            given = planned.given if full else self._screened(planned.given)
+            result = self.backend.run_pass(given)
+            if self.costs is not None and result.cycles:
+                self.costs.measured(given.positions, given.slots, given.head[1], result.cycles)
+            return planned, [result]
+        assert only.slot is not None
+        rest = only.tokens[only.computed :]
+        results = self.backend.prefill(
+            rest,
+            start=only.computed,
+            slot=only.slot,
+            all_logits=self._all,
+            logits=self._tickets[only].choice.needs_logits,
+        )
+        return Planned(planned.given, (Part(only, 0, len(rest)),)), results
+
+    def _screened(self, given: Pass) -> Pass:
+        """With a screened head where nothing depends on what else is in the pass: one token of one conversation, or arg-maxima that are certain."""
+        tickets = list(self._tickets.values())
+        head = self.backend.head
+        certain = head.mode == "auto" and all(t.choice.sampling.greedy for t in tickets)
+        alone = len(tickets) == 1 and not tickets[0].speculate
+        if not (certain or alone) or any(t.choice.needs_all for t in tickets):
+            return given
+        return replace(
+            given, candidates=head.wanted(given.head[1], self.backend.vocab, self.backend.config.screen_entries)
+        )
+
+    def _finish(self, planned: Planned, results: list[PassResult]) -> list[tuple[Ticket, list[Chosen]]]:
+        chosen: dict[Conversation, list[Chosen]] = {}
+        for part in planned.parts:
+            conversation = part.conversation
+            ticket = self._tickets[conversation]
+            (ticket.decode if conversation.decoding else ticket.prefill).extend(results)
+            if part.chooses:
+                first = part.first + part.count - 1 - results[-1].head_first if len(results) == 1 else -1
+                chosen[conversation] = self._choose(ticket, part, results[-1], first)
+        self.scheduler.complete(planned, {c: [x.token for x in new] for c, new in chosen.items()})
+        counts = self.counts
+        counts.passes += len(results)
+        counts.lanes += sum(p.lanes for p in planned.parts)
+        counts.tokens += sum(map(len, chosen.values()))
+        for result in results:
+            counts.cycles += result.cycles or 0
+            for cause, cycles in result.stalls.items():
+                counts.stalls[cause] = counts.stalls.get(cause, 0) + cycles
+        out = []
+        for conversation, new in chosen.items():
+            ticket = self._tickets[conversation]
+            ticket.new += new
+            if ticket.speculate:
+                self.drafts.extend(conversation.key, [x.token for x in new])
+            out.append((ticket, new))
+            if new[-1].token in ticket.ends:
+                self._end(ticket, "end")
+            elif len(conversation.tokens) == conversation.limit:
+                self._end(ticket, "length" if len(ticket.new) == ticket.most else "context")
+        return out
+
+    def _choose(self, ticket: Ticket, part: Part, result: PassResult, lane: int) -> list[Chosen]:
+        """The token behind the known ones, and one more for each guess that it confirms."""
+        new = [ticket.choice(result, lane)]
+        right = 0
+        tried = 0
+        for guessed in part.draft.tokens[: part.drafted]:
+            if new[-1].token in ticket.ends:
+                break
+            tried += 1
+            if new[-1].token != guessed:
+                break
+            right += 1
+            new.append(ticket.choice(result, lane + right))
+        if part.drafted:
+            self.drafts.learn(part.draft, part.drafted, tried, right)
+            ticket.drafted += part.drafted
+            ticket.accepted += right
+        return new

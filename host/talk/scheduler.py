@@ -1,0 +1,368 @@
+"""Which tokens go through the model in the next pass: decisions alone, no model and no clock.
+
+A conversation waits for a slot, then its prompt goes through in chunks, then it is decoded. A pass gets
+
+1. a lane of every decoding conversation; where they are more than lanes, those that were left out longest;
+2. in the lanes that are left, chunks of waiting prompts, the one that was served longest ago first; one lane at least is theirs, and where many conversations decode every
+   second pass is for prompts alone, as it is a cheap one: it needs no head;
+3. in the lanes that are still left, guesses of the decoding conversations' next tokens, as long as they pay.
+
+So a decoding conversation waits for no prompt longer than a pass, and a prompt for no other prompt.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from tellme.golden.config import AcceleratorConfig
+from tellme.host.errors import UserError
+from tellme.host.machine.passes import Pass, fits_scores
+from tellme.host.talk.drafts import Draft
+
+Cost = Callable[[Sequence[int], Sequence[int], int], float]
+"""What a pass costs: positions, slots, head lanes."""
+PROBE = 32
+"""Passes without a guess after which a conversation may guess one token again, though it has not paid."""
+CROWD = 4
+"""From lanes / CROWD decoding conversations on prompts get every second pass for themselves."""
+
+
+class Refused(UserError):
+    """The queue is full: the request may come again."""
+
+
+@dataclass(eq=False)
+class Conversation:
+    """One request.
+
+    Attributes
+    ----------
+    key : its number, in the order of arrival.
+    tokens : of the prompt, then those made.
+    prompt : how many the prompt has.
+    limit : tokens that it may have in the end.
+    slot : cache slot, None while it waits.
+    computed : first tokens whose keys and values the slot holds.
+    cached : how many of the prompt were there already.
+    served : last pass that it had a lane in.
+    """
+
+    key: int
+    tokens: list[int]
+    prompt: int
+    limit: int
+    slot: int | None = None
+    computed: int = 0
+    cached: int = 0
+    served: int = 0
+    guessed: int = 0
+
+    @property
+    def decoding(self) -> bool:
+        """Whether its prompt has been through."""
+        return len(self.tokens) > self.prompt
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Neighbouring lanes of one conversation: `count` tokens that are known, then those of a draft."""
+
+    conversation: Conversation
+    first: int
+    count: int
+    draft: Draft = Draft()
+    drafted: int = 0
+
+    @property
+    def lanes(self) -> int:
+        return self.count + self.drafted
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the last known lane's logits give a new token."""
+        return self.conversation.computed + self.count == len(self.conversation.tokens)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A pass, and whose lanes they are."""
+
+    given: Pass
+    parts: tuple[Part, ...]
+
+
+@dataclass
+class Slot:
+    """A cache slot: the tokens whose keys and values it holds, who has it, and when it was last used."""
+
+    tokens: list[int] = field(default_factory=list)
+    holder: Conversation | None = None
+    used: int = 0
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """Length of the longest common prefix."""
+    n = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        n += 1
+    return n
+
+
+class Scheduler:
+    """Fills passes.
+
+    Parameters
+    ----------
+    config : lanes and score memory.
+    group : query heads of a KV head.
+    context : positions of a slot. slots : how many there are.
+    queue : most conversations that may wait for a slot.
+    cost : what a pass costs; guesses are weighed with it.
+    """
+
+    def __init__(
+        self,
+        config: AcceleratorConfig,
+        group: int,
+        context: int,
+        slots: int,
+        *,
+        queue: int = 64,
+        cost: Cost | None = None,
+    ):
+        self.config, self.group, self.context, self.queue = config, group, context, queue
+        self.slots = [Slot() for _ in range(slots)]
+        self.waiting: deque[Conversation] = deque()
+        self.active: list[Conversation] = []
+        self.cost: Cost = cost or (lambda positions, slots, heads: 1.0 + 0.01 * len(slots))
+        self.passes = 0
+        self._arrived = 0
+        self._alone = False
+
+    def only(self, slot: int, tokens: Sequence[int] = ()) -> None:
+        """Uses one slot alone, which holds the keys of these tokens."""
+        if not 0 <= slot < len(self.slots):
+            raise UserError(f"cache slot {slot} does not exist; there are {len(self.slots)}")
+        nobody = Conversation(0, [], 0, 0)
+        for i, s in enumerate(self.slots):
+            s.holder = None if i == slot else nobody
+        self.slots[slot].tokens = list(tokens)
+
+    def held(self, tokens: Sequence[int]) -> int:
+        """First tokens of a prompt that some slot holds; the last token always goes through the model."""
+        return max(common(tokens[:-1], s.tokens) for s in self.slots)
+
+    # ---- arrival and departure ---------------------------------------------------------------------------------------
+
+    def submit(self, tokens: Sequence[int], max_new_tokens: int) -> Conversation:
+        """A new request; it waits until it is admitted.
+
+        Raises
+        ------
+        UserError : it can never be served; Refused : not now.
+        """
+        if max_new_tokens < 1:
+            raise UserError(f"max-new-tokens must be at least 1, not {max_new_tokens}")
+        if not tokens:
+            raise UserError("there is nothing to prefill: the prompt has no tokens")
+        if len(tokens) > self.context:
+            raise UserError(
+                f"the prompt has {len(tokens)} tokens, the context holds {self.context}; shorten the prompt"
+            )
+        free = sum(s.holder is None for s in self.slots) - len(self.waiting)
+        if free <= 0 and len(self.waiting) >= self.queue:
+            raise Refused(
+                f"all {len(self.slots)} cache slots are in use and {len(self.waiting)} requests wait already; try again later"
+            )
+        self._arrived += 1
+        # The last token is chosen, but needs no place in the cache.
+        limit = min(len(tokens) + max_new_tokens, self.context + 1)
+        conversation = Conversation(self._arrived, list(tokens), len(tokens), limit)
+        self.waiting.append(conversation)
+        return conversation
+
+    def end(self, conversation: Conversation) -> None:
+        """Takes a conversation out, whatever it does; its slot remembers what it holds."""
+        if conversation in self.waiting:
+            self.waiting.remove(conversation)
+        if conversation in self.active:
+            self.active.remove(conversation)
+            assert conversation.slot is not None
+            self.slots[conversation.slot].holder = None
+
+    def admit(self) -> list[tuple[Conversation, int | None]]:
+        """Gives free slots to those who wait, in the order of arrival: the slot that holds most of their prompt, or else the one unused for longest.
+
+        Returns
+        -------
+        list : who was admitted, and the slot that holds so many more of the prompt's keys than the one given that they should be copied
+            (`copied` must be told), or None.
+        """
+        out: list[tuple[Conversation, int | None]] = []
+        while self.waiting:
+            free = [i for i, s in enumerate(self.slots) if s.holder is None]
+            if not free:
+                break
+            conversation = self.waiting.popleft()
+            prompt = conversation.tokens[:-1]  # at least one token goes through
+            shared = [common(prompt, s.tokens) for s in self.slots]
+            best = max(free, key=lambda i: (shared[i], -self.slots[i].used, -i))
+            # What another prompt may still want stays: one that shares little takes the slot unused for longest.
+            if 2 * shared[best] < len(self.slots[best].tokens):
+                best = min(free, key=lambda i: (len(self.slots[i].tokens) > 0, self.slots[i].used, i))
+            slot = self.slots[best]
+            conversation.slot, slot.holder = best, conversation
+            conversation.served = self.passes
+            self._rebind(conversation, shared[best])
+            self.active.append(conversation)
+            source = max(range(len(shared)), key=lambda i: (shared[i], -i))
+            # A copy has to save a pass at least.
+            out.append((conversation, source if shared[source] - shared[best] >= self.config.lanes else None))
+        return out
+
+    def copied(self, conversation: Conversation, held: int) -> None:
+        """The slot holds the first `held` tokens of the prompt now."""
+        self._rebind(conversation, held)
+
+    def _rebind(self, conversation: Conversation, held: int) -> None:
+        assert conversation.slot is not None
+        slot = self.slots[conversation.slot]
+        slot.tokens = conversation.tokens[:held]
+        slot.used = self.passes
+        conversation.computed = conversation.cached = held
+
+    # ---- passes ------------------------------------------------------------------------------------------------------
+
+    def plan(
+        self, guess: Callable[[Conversation, int], Draft] | None = None, *, logits: bool = False
+    ) -> Planned | None:
+        """The next pass; None if nobody is active.
+
+        Parameters
+        ----------
+        guess : next tokens of a decoding conversation, at most so many.
+        logits : the pass returns every logit.
+        """
+        if not self.active:
+            return None
+        lanes = self.config.lanes
+        order = sorted(self.active, key=lambda c: (c.served, c.key))
+        decoding = [c for c in order if c.decoding]
+        prompts = [c for c in order if not c.decoding]
+        if prompts and decoding:
+            long = sum(len(c.tokens) - c.computed for c in prompts) > max(1, lanes - len(decoding))
+            crowded = len(decoding) * CROWD >= lanes
+            self._alone = not self._alone and long and crowded
+            if self._alone:
+                decoding = []
+        reserved = 1 if prompts else 0
+        if decoding and lanes == 1:
+            reserved = 1 if prompts and prompts[0].served <= decoding[0].served else 0
+        decoding = decoding[: lanes - reserved]
+        counts: dict[Conversation, int] = {}
+        left = lanes - len(decoding)
+        for c in prompts:
+            n = min(left, len(c.tokens) - c.computed)
+            if n:
+                counts[c] = n
+                left -= n
+        # Chunks that need no head first, so that the lanes that do are neighbours.
+        inner = [c for c in counts if c.computed + counts[c] < len(c.tokens)]
+        last = [c for c in counts if c.computed + counts[c] == len(c.tokens)]
+        counts |= dict.fromkeys(decoding, 1)
+        drafts = self._drafts(decoding, [*inner, *last, *decoding], counts, left, guess) if guess else {}
+        return self._arrange([*inner, *last, *decoding], counts, drafts, logits)
+
+    def _drafts(
+        self,
+        decoding: list[Conversation],
+        order: list[Conversation],
+        counts: Mapping[Conversation, int],
+        left: int,
+        guess: Callable[[Conversation, int], Draft],
+    ) -> dict[Conversation, tuple[Draft, int]]:
+        """How many guesses go along: one more is taken as long as tokens a cycle rise."""
+        found = {c: guess(c, min(left, c.limit - len(c.tokens) - 1)) for c in decoding} if left else {}
+        taken = {c: 0 for c, d in found.items() if d.tokens}
+        gain = {c: found[c].chance for c in taken}
+
+        def cost() -> float:
+            positions: list[int] = []
+            slots: list[int] = []
+            heads = 0
+            for c in order:
+                n = counts[c] + taken.get(c, 0)
+                assert c.slot is not None
+                positions += range(c.computed, c.computed + n)
+                slots += [c.slot] * n
+                heads += n if c.decoding else int(c.computed + n == len(c.tokens))
+            return self.cost(positions, slots, heads)
+
+        tokens, now = float(len(decoding)), cost()
+        best, best_rate = dict(taken), tokens / now
+        while left and gain:
+            c = max(gain, key=lambda c: (gain[c], -c.key))
+            if gain[c] <= 0.0:
+                break
+            taken[c] += 1
+            tokens += gain[c]
+            left -= 1
+            gain[c] *= found[c].chance
+            if taken[c] == len(found[c].tokens):
+                del gain[c]
+            # Over a step (another sweep of the head) several may pay where one does not.
+            if tokens / (now := cost()) > best_rate:
+                best, best_rate = dict(taken), tokens / now
+        for c in taken:
+            if best[c]:
+                c.guessed = self.passes
+            elif not any(best.values()) and self.passes - c.guessed >= PROBE:
+                best[c], c.guessed = 1, self.passes
+                break
+        return {c: (found[c], n) for c, n in best.items() if n}
+
+    def _arrange(
+        self,
+        order: list[Conversation],
+        counts: Mapping[Conversation, int],
+        drafts: Mapping[Conversation, tuple[Draft, int]],
+        logits: bool,
+    ) -> Planned:
+        """Lanes in this order, fewer where the score memory is full."""
+        parts: list[Part] = []
+        tokens: list[int] = []
+        positions: list[int] = []
+        slots: list[int] = []
+        for c in order:
+            draft, drafted = drafts.get(c, (Draft(), 0))
+            count, first = counts[c], len(tokens)
+            while count + drafted > 1 and not fits_scores(self.config, self.group, c.computed, count + drafted, first):
+                drafted, count = (drafted - 1, count) if drafted else (0, count - 1)
+            part = Part(c, first, count, draft, drafted)
+            parts.append(part)
+            assert c.slot is not None
+            tokens += [*c.tokens[c.computed : c.computed + count], *draft.tokens[:drafted]]
+            positions += range(c.computed, c.computed + part.lanes)
+            slots += [c.slot] * part.lanes
+        heads = [(p.first + p.count - 1, p.first + p.lanes) for p in parts if p.chooses]
+        head = (heads[0][0], heads[-1][1] - heads[0][0]) if heads else (0, 0)
+        return Planned(Pass.of(tokens, positions, slots, head=head, write_logits=logits and bool(heads)), tuple(parts))
+
+    def complete(self, planned: Planned, chosen: Mapping[Conversation, Sequence[int]]) -> None:
+        """What a pass gave: the new tokens of each conversation that chose some. The first is behind its known tokens, each
+        other one behind a draft that it confirmed."""
+        self.passes += 1
+        for part in planned.parts:
+            c = part.conversation
+            new = list(chosen.get(c, ()))
+            c.served = self.passes
+            c.computed += part.count + max(0, len(new) - 1)
+            c.tokens += new
+            assert c.slot is not None
+            slot = self.slots[c.slot]
+            slot.tokens = c.tokens[: c.computed]
+            slot.used = self.passes

@@ -1,0 +1,374 @@
+"""Conversations side by side, with guesses or without, say what each says alone: token for token, logit for logit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tellme.golden.config import KV260, TINY
+from tellme.golden.shapes import BITNET_07B, BITNET_2B
+from tellme.golden.spec import ModelSpec
+from tellme.host.errors import UserError
+from tellme.host.image.model import Model, demo_folder
+from tellme.host.machine.backends import GoldenBackend
+from tellme.host.machine.costs import Costs
+from tellme.host.machine.passes import Backend
+from tellme.host.machine.placement import in_use
+from tellme.host.machine.simulation import memory_timing
+from tellme.host.talk.drafts import LONGEST, MEMORY, Draft, Drafts
+from tellme.host.talk.engine import Choice, Engine, Ticket, log_softmax
+from tellme.host.talk.generate import Generation
+from tellme.host.text.sampling import Sampling
+from tellme.hw.plan import predict, steps
+from tellme.sim.stream import SustainedMemory
+from tests.host.support import WORD, start, write_checkpoint
+from tests.models import random_weights, small_spec
+
+SPEC = small_spec(layers=1)
+WEIGHTS = random_weights(SPEC, 3)
+
+
+def golden(slots: int = 3, config: Any = TINY) -> GoldenBackend:
+    return GoldenBackend(WEIGHTS, config, slots=slots)
+
+
+def drain(engine: Engine) -> None:
+    while engine.busy:
+        engine.step()
+
+
+def tokens(ticket: Ticket) -> list[int]:
+    return [c.token for c in ticket.new]
+
+
+class Alone:
+    """What a request says when nobody else is there: one token a pass, by the back end's own prefill and decode."""
+
+    def __init__(self, backend: Backend):
+        self.backend = backend
+
+    def __call__(self, prompt: list[int], most: int, sampling: Sampling, ends: tuple[int, ...]) -> list[int]:
+        choice = Choice(sampling, prompt)
+        result = self.backend.prefill(prompt, logits=choice.needs_logits)[-1]
+        out: list[int] = []
+        while True:
+            out.append(choice(result, -1).token)
+            position = len(prompt) + len(out) - 1
+            if out[-1] in ends or len(out) == most or position == self.backend.context:
+                return out
+            result = self.backend.decode(out[-1], position, logits=choice.needs_logits)
+
+
+def requests(seed: int, count: int, context: int, vocab: int) -> Iterator[dict[str, Any]]:
+    rng = random.Random(seed)
+    bases = [[rng.randrange(vocab) for _ in range(context)] for _ in range(3)]
+    said: list[list[int]] = []
+    for _ in range(count):
+        prompt = [
+            *rng.choice(bases)[: rng.randrange(context * 2 // 3)],
+            *rng.choices(range(vocab), k=rng.randint(1, 5)),
+        ]
+        if said and rng.random() < 0.5:
+            prompt = rng.choice(said)  # again: what was said to it before is the guess
+        said.append(prompt)
+        yield {
+            "prompt": prompt,
+            "most": rng.randint(1, 16),
+            "sampling": rng.choice(
+                [
+                    Sampling(),
+                    Sampling(temperature=0.8, top_k=rng.choice([0, 5]), top_p=0.9, seed=rng.randrange(1000)),
+                    Sampling(temperature=0.2, min_p=0.1, seed=rng.randrange(1000)),
+                    Sampling(repetition_penalty=1.3),
+                ]
+            ),
+            "ends": (rng.randrange(vocab), rng.randrange(vocab)),
+            "speculate": rng.random() < 0.6,
+            "cancel": rng.randint(0, 12) if rng.random() < 0.2 else None,
+        }
+
+
+class Sloppy(Drafts):
+    """Takes back half of its good guesses."""
+
+    def __init__(self, rng: random.Random):
+        super().__init__()
+        self.rng = rng
+
+    def guess(self, key: int, most: int) -> Draft:
+        draft = super().guess(key, most)
+        if not draft.tokens or self.rng.random() < 0.5:
+            return draft
+        place = self.rng.randrange(len(draft.tokens))
+        return replace(draft, tokens=(*draft.tokens[:place], 0, *draft.tokens[place + 1 :]))
+
+
+def compare(backend: Backend, reference: Backend, seed: int, count: int) -> Engine:
+    """Random requests that come and go; each text is the single run's, up to where it was cancelled."""
+    rng = random.Random(seed)
+    engine, alone = Engine(backend, queue=8), Alone(reference)
+    engine.scheduler.cost = lambda positions, slots, heads: 1.0  # guess whatever may be
+    engine.drafts = Sloppy(rng)
+    pending = list(requests(seed, count, backend.context, backend.vocab))
+    live: list[tuple[dict[str, Any], Ticket]] = []
+    done = 0
+    while pending or live:
+        while pending and len(engine.scheduler.waiting) < 8 and rng.random() < 0.2:
+            request = pending.pop(0)
+            ticket = engine.submit(
+                request["prompt"],
+                max_new_tokens=request["most"],
+                sampling=request["sampling"],
+                end_ids=request["ends"],
+                speculate=request["speculate"],
+            )
+            live.append((request, ticket))
+        engine.step()
+        for request, ticket in list(live):
+            if request["cancel"] is not None and len(ticket.new) >= request["cancel"]:
+                engine.cancel(ticket)
+            if not ticket.ended:
+                continue
+            live.remove((request, ticket))
+            done += 1
+            want = alone(request["prompt"], request["most"], request["sampling"], request["ends"])
+            got = tokens(ticket)
+            assert got == (want[: len(got)] if ticket.stop == "cancelled" else want), (seed, request)
+            if not request["speculate"]:
+                assert ticket.drafted == 0
+    assert done == count and not engine.busy and all(s.holder is None for s in engine.scheduler.slots)
+    return engine
+
+
+@pytest.mark.parametrize(("seed", "config"), [(1, TINY), (2, WORD)])
+def test_random_requests_say_what_each_says_alone(seed: int, config: Any) -> None:
+    engine = compare(golden(4, config), golden(1, config), seed, 24)
+    assert engine.drafts.drafted > engine.drafts.accepted > 3
+    assert engine.scheduler.passes == engine.counts.passes
+
+
+def test_the_same_on_a_machine(tmp_path: Any) -> None:
+    accelerator, _, model = start(write_checkpoint(tmp_path / "m", small_spec(layers=1, vocab=64)), slots=3)
+    compare(accelerator, GoldenBackend(model.weights(), TINY), 5, 6)
+
+
+def test_every_logit_of_a_confirmed_guess_is_that_of_the_run_without() -> None:
+    logits = []
+    for speculate in (False, True):
+        engine = Engine(golden())
+        ticket = engine.submit([1, 2, 3] * 4, max_new_tokens=40, speculate=speculate, logprobs=True)
+        drain(engine)
+        assert (ticket.accepted > 5) == speculate
+        assert len(ticket.decode) < 39 if speculate else len(ticket.decode) == 39
+        logits.append(np.stack([c.logprobs for c in ticket.new if c.logprobs is not None]))
+    assert logits[0].shape == (40, SPEC.vocab) and (logits[0] == logits[1]).all()
+
+
+def test_guesses_that_never_come_true_end() -> None:
+    class Liar(Drafts):
+        def guess(self, key: int, most: int) -> Draft:
+            return Draft((0,) * most, self.chance(3), 3) if most else Draft()
+
+    class Never(GoldenBackend):
+        def _pass(self, given: Any) -> Any:
+            result = super()._pass(given)
+            return replace(result, best_index=tuple(1 + i % 40 for i in result.best_index))
+
+    engine = Engine(Never(WEIGHTS, TINY))
+    engine.drafts = Liar()
+    ticket = engine.submit([1], max_new_tokens=60, speculate=True)
+    for _ in range(10):
+        engine.step()
+    early = ticket.drafted
+    drain(engine)
+    assert 0 < early < 20 and ticket.accepted == 0 and ticket.drafted - early <= 2
+
+
+def test_a_prefix_is_computed_once_and_copied_between_slots() -> None:
+    backend = golden(3)
+    engine = Engine(backend)
+    prompt = list(range(30))
+    first = engine.submit(prompt, max_new_tokens=2)
+    drain(engine)
+    keep = engine.submit([*prompt, *tokens(first), 5], max_new_tokens=8)
+    engine.step()
+    other = engine.submit([*prompt[:20], 44], max_new_tokens=8)
+    engine.step()
+    assert keep.conversation.cached == 31 and other.conversation.cached == 20
+    assert keep.conversation.slot != other.conversation.slot
+    drain(engine)
+    for ticket, said in ((keep, [*prompt, *tokens(first), 5]), (other, [*prompt[:20], 44])):
+        assert tokens(ticket) == Alone(golden(1))(said, 8, Sampling(), ())
+
+
+@pytest.mark.parametrize("config", [TINY, WORD], ids=lambda c: c.name)
+def test_a_cache_goes_from_slot_to_slot_and_from_back_end_to_back_end(tmp_path: Any, config: Any) -> None:
+    accelerator, _, model = start(write_checkpoint(tmp_path / "m", small_spec(layers=2, vocab=64)), config, slots=3)
+    reference = GoldenBackend(model.weights(), config, slots=2)
+    prompt = [i * 7 % 64 for i in range(37)]
+    want = reference.prefill(prompt, logits=True)[-1]
+    accelerator.prefill(prompt, slot=2)
+    accelerator.copy_cache(2, 0, 36)
+    again = accelerator.prefill(prompt[36:], start=36, slot=0, logits=True)[-1]
+    assert again.logits is not None and want.logits is not None and (again.logits == want.logits).all()
+    mine, theirs = accelerator.read_cache(0, 37), reference.read_cache(0, 37)
+    for a, b in (
+        (mine.k, theirs.k),
+        (mine.v, theirs.v),
+        (mine.k_scales, theirs.k_scales),
+        (mine.v_scales, theirs.v_scales),
+    ):
+        assert a.shape == b.shape and (a == b).all()
+    accelerator.write_cache(1, reference.read_cache(0, 36))
+    again = accelerator.prefill(prompt[36:], start=36, slot=1, logits=True)[-1]
+    assert again.logits is not None and (again.logits == want.logits).all()
+    reference.write_cache(1, mine)
+    assert (reference.read_cache(1, 37).k == mine.k).all()
+    with pytest.raises(UserError, match="a cache of shape .* is not this model's"):
+        golden().write_cache(0, mine)
+    for bad in (-1, 3):
+        with pytest.raises(UserError, match=f"cache slot {bad} does not exist; there are 3"):
+            accelerator.read_cache(bad, 1)
+
+
+def test_a_failed_pass_leaves_what_is_certain() -> None:
+    backend = golden(1)
+    engine = Engine(backend)
+    first = engine.submit(list(range(20)), max_new_tokens=3)
+    drain(engine)
+    good, backend._pass = backend._pass, None  # type: ignore[method-assign, assignment]
+    broken = engine.submit([*range(20), 49, 48, 47, 46, 45], max_new_tokens=3)
+    with pytest.raises(TypeError):
+        engine.step()
+    backend._pass = good  # type: ignore[method-assign]
+    engine.cancel(broken)
+    assert broken.stop == "cancelled" and not engine.busy
+    again = engine.submit([*range(20), 3], max_new_tokens=3)
+    drain(engine)
+    assert again.conversation.cached == 20 and first.stop == "length"
+    assert tokens(again) == Alone(golden(1))([*range(20), 3], 3, Sampling(), ())
+
+
+def test_a_constraint_is_kept_with_guesses_and_without() -> None:
+    class Even:
+        def __init__(self) -> None:
+            self.said: list[int] = []
+
+        def allowed(self) -> Any:
+            return np.arange(SPEC.vocab) % 2 == len(self.said) % 2
+
+        def take(self, token: int) -> None:
+            self.said.append(token)
+
+    texts = []
+    for speculate in (False, True):
+        engine = Engine(golden())
+        ticket = engine.submit([1, 2] * 8, max_new_tokens=30, constraint=Even(), speculate=speculate)
+        drain(engine)
+        texts.append(tokens(ticket))
+        assert [t % 2 for t in tokens(ticket)] == [i % 2 for i in range(30)]
+    assert texts[0] == texts[1]
+
+
+def test_the_repetition_penalty_is_the_fields() -> None:
+    """As transformers' RepetitionPenaltyLogitsProcessor: positive logits divided, others multiplied."""
+    backend = golden(1)
+    result = backend.prefill([5, 9], logits=True)[-1]
+    assert result.logits is not None
+    logits = result.logits[0].astype(np.float64)
+    want = logits.copy()
+    for t in (5, 9):
+        want[t] = want[t] / 1.7 if want[t] > 0 else want[t] * 1.7
+    choice = Choice(Sampling(repetition_penalty=1.7), [5, 9], logprobs=True)
+    chosen = choice(result, 0)
+    assert chosen.token == int(np.argmax(want))
+    assert chosen.logprobs is not None
+    assert np.allclose(np.exp(chosen.logprobs), np.exp(logits) / np.exp(logits).sum())
+    assert np.array_equal(chosen.logprobs, log_softmax(result.logits[0]))
+    with pytest.raises(UserError, match="repetition-penalty must be a positive number, not 0"):
+        Sampling(repetition_penalty=0)
+
+
+# ---- guesses ---------------------------------------------------------------------------------------------------------
+
+
+def test_guesses_follow_the_latest_longest_run() -> None:
+    d = Drafts()
+    d.extend(1, [1, 2, 3, 4, 9, 1, 2, 3, 5, 9, 2, 3])
+    assert d.guess(1, 3).tokens == (5, 9, 2)
+    d.extend(1, [9, 1, 2, 3])
+    assert d.guess(1, 2) == Draft((5, 9), 0.5, 4)
+    # Of another conversation, ended or not known: only ended ones.
+    d.extend(2, [7, 1, 2])
+    assert d.guess(2, 4).tokens == ()
+    d.end(1)
+    assert d.guess(2, 4).tokens == (3,)
+    # A text that repeats itself goes on so.
+    d.extend(3, [8, 6, 8, 6, 8])
+    assert d.guess(3, 5).tokens == (6, 8, 6, 8, 6)
+    assert d.guess(3, 0) == Draft() and d.guess(4, 3) == Draft()
+
+
+def test_guesses_are_counted_and_forgotten_in_time() -> None:
+    d = Drafts()
+    draft = Draft((1, 2, 3), 0.5, 2)
+    for _ in range(200):
+        d.learn(draft, 3, 1, 0)
+    assert d.chance(2) < 0.02 and (d.drafted, d.accepted) == (600, 0)
+    for _ in range(200):
+        d.learn(draft, 3, 3, 3)
+    assert d.chance(2) > 0.98 and d.chance(LONGEST) == 0.5
+    for key in range(5):
+        d.extend(key, [key] * (MEMORY // 2))
+        d.end(key)
+    assert list(d._ended) == [3, 4]
+
+
+# ---- what a pass costs -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("spec", "keys"), [(BITNET_07B, 128), (BITNET_2B, 250)])
+def test_what_a_lane_costs_is_what_the_plan_says(spec: ModelSpec, keys: int) -> None:
+    costs = Costs(spec, KV260)
+    memory = SustainedMemory(memory_timing("kv260", None), in_use(KV260, "sim").phases or None)
+
+    def plan(n: int) -> int:
+        return predict(steps(spec, KV260, range(keys, keys + n), [0] * n, n), KV260, memory).cycles
+
+    def estimate(n: int) -> float:
+        return costs.cycles(range(keys, keys + n), [0] * n, n)
+
+    for n in (4, 8, 9):
+        assert estimate(n) / estimate(1) == pytest.approx(plan(n) / plan(1), rel=0.06), n
+
+
+def test_what_is_measured_corrects_the_estimate() -> None:
+    costs = Costs(SPEC, TINY)
+    one = costs.cycles([5], [0], 1)
+    assert costs.cycles([5, 6], [0, 0], 2) > one
+    costs.measured([5], [0], 1, round(3 * one))
+    assert costs.cycles([5], [0], 1) == pytest.approx(3 * one, rel=1e-3)
+    for _ in range(50):
+        costs.measured([5, 6], [0, 0], 2, round(5 * one))
+    assert costs.cycles([5, 6], [0, 0], 2) == pytest.approx(5 * one, rel=1e-2)
+
+
+def test_the_demo_model_says_the_same_story_with_guesses_and_faster_the_second_time() -> None:
+    with Model.open(demo_folder(), TINY) as model:
+        prompt = model.tokenizer.encode("Once upon a time")
+        backend = GoldenBackend(model.weights(), TINY)
+        engine = Engine(backend, whole_prompts=True)
+        options: dict[str, Any] = {"max_new_tokens": 40, "sampling": Sampling(temperature=0.7, seed=4)}
+        plain = Generation(GoldenBackend(model.weights(), TINY), model.tokenizer, prompt, **options)
+        text = "".join(plain)
+        assert len(plain.report.decode) == plain.report.decoded == 39
+        for least in (1.0, 3.0):
+            g = Generation(engine, model.tokenizer, prompt, speculate=True, **options)
+            assert "".join(g) == text and g.report.new_ids == plain.report.new_ids
+            assert g.report.tokens_per_pass == 39 / len(g.report.decode) >= least
+        assert g.report.accepted <= g.report.drafted < 39 and g.report.cached == len(prompt) - 1

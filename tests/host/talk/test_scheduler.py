@@ -1,0 +1,278 @@
+"""The scheduler against a model of its rules: every conversation gets its lanes, once, in order, and none waits for ever."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tellme.golden.arith import ceil_div
+from tellme.golden.config import KV260, TINY
+from tellme.host.errors import UserError
+from tellme.host.machine.passes import Backend, Pass, PassResult
+from tellme.host.talk.drafts import Draft
+from tellme.host.talk.scheduler import CROWD, Conversation, Planned, Refused, Scheduler
+
+
+class Checker(Backend):
+    """Refuses passes that no machine would take."""
+
+    def __init__(self, scheduler: Scheduler, vocab: int):
+        self.config, self.group, self.vocab = scheduler.config, scheduler.group, vocab
+        self.context, self.slots = scheduler.context, len(scheduler.slots)
+
+    def _pass(self, given: Pass) -> PassResult:
+        return PassResult(
+            head_first=given.head[0],
+            head_count=given.head[1],
+            best_index=(0,) * given.head[1],
+            best_value=(np.float32(0),) * given.head[1],
+        )
+
+
+VOCAB = 4
+
+
+class World:
+    """Plays random requests, and holds every pass against the rules."""
+
+    def __init__(self, draw: st.DataObject, lanes: int, slots: int, context: int, queue: int, score_words: int):
+        self.draw = draw
+        config = replace(TINY, lanes=lanes, score_words=score_words, max_context=32)
+        self.scheduler = Scheduler(config, 2, context, slots, queue=queue)
+        self.checker = Checker(self.scheduler, VOCAB)
+        self.cache: dict[int, list[int]] = {i: [] for i in range(slots)}  # what the passes really wrote
+        self.arrivals: list[Conversation] = []
+        self.admitted: list[Conversation] = []
+        self.waited: dict[Conversation, int] = {}
+        self.wanted: dict[Conversation, tuple[list[int], int]] = {}
+
+    def number(self, low: int, high: int) -> int:
+        return self.draw.draw(st.integers(low, high))
+
+    def submit(self) -> None:
+        s = self.scheduler
+        tokens = self.draw.draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=s.context))
+        most = self.number(1, 6)
+        full = len(s.waiting) - sum(x.holder is None for x in s.slots) >= 0 and len(s.waiting) >= s.queue
+        try:
+            c = s.submit(tokens, most)
+        except Refused:
+            assert full
+            return
+        assert not full
+        self.arrivals.append(c)
+        self.wanted[c] = tokens, most
+
+    def cancel(self) -> None:
+        alive = [*self.scheduler.waiting, *self.scheduler.active]
+        if alive:
+            c = alive[self.number(0, len(alive) - 1)]
+            self.scheduler.end(c)
+            self.arrivals.remove(c)
+
+    def guess(self, c: Conversation, most: int) -> Draft:
+        assert c.decoding and most >= 0
+        n = self.number(0, max(0, most))
+        return Draft(tuple(self.number(0, VOCAB - 1) for _ in range(n)), self.number(0, 10) / 10, 2)
+
+    def step(self) -> None:
+        s = self.scheduler
+        for c, source in s.admit():
+            assert self.cache[c.slot][: c.computed] == c.tokens[: c.computed]
+            if source is not None:
+                held = s.slots[source].tokens
+                n = 0
+                while n < min(len(held), len(c.tokens) - 1) and held[n] == c.tokens[n]:
+                    n += 1
+                assert n > c.computed
+                self.cache[c.slot] = list(held[:n])
+                s.copied(c, n)
+            assert c.computed < c.prompt
+            self.admitted.append(c)
+        holders = [x.holder for x in s.slots if x.holder is not None]
+        assert len(set(map(id, holders))) == len(holders) and set(map(id, holders)) == set(map(id, s.active))
+        assert not s.waiting or len(holders) == len(s.slots), "somebody waits while a slot is free"
+        planned = s.plan(self.guess)
+        if planned is None:
+            assert not s.active
+            return
+        self.check(planned)
+        chosen = {}
+        for part in planned.parts:
+            if not part.chooses:
+                assert not part.drafted
+                continue
+            right = self.number(0, part.drafted)
+            new = [*part.draft.tokens[:right], self.number(0, VOCAB - 1)]
+            chosen[part.conversation] = new
+        s.complete(planned, chosen)
+        for part in planned.parts:
+            c = part.conversation
+            # Of what was written, only what is known to be right counts.
+            assert self.cache[c.slot][: c.computed] == c.tokens[: c.computed] == s.slots[c.slot].tokens
+            assert len(c.tokens) <= c.limit
+            if len(c.tokens) == c.limit:
+                tokens, most = self.wanted[c]
+                assert len(c.tokens) == min(len(tokens) + most, s.context + 1)
+                s.end(c)
+
+    def check(self, planned: Planned) -> None:
+        s, given = self.scheduler, planned.given
+        self.checker.run_pass(given)
+        at = 0
+        seen = set()
+        first, count = given.head
+        for part in planned.parts:
+            c = part.conversation
+            assert c in s.active and c not in seen and part.first == at and part.count >= 1
+            seen.add(c)
+            lanes = slice(at, at + part.lanes)
+            known = c.tokens[c.computed : c.computed + part.count]
+            assert list(given.tokens[lanes]) == [*known, *part.draft.tokens[: part.drafted]]
+            assert list(given.positions[lanes]) == list(range(c.computed, c.computed + part.lanes))
+            assert set(given.slots[lanes]) == {c.slot}
+            if part.chooses:
+                assert first <= at + part.count - 1 and at + part.lanes <= first + count
+            self.cache[c.slot] = self.cache[c.slot][: c.computed] + list(given.tokens[lanes])
+            at += part.lanes
+        assert at == given.lanes, "a lane is nobody's"
+        assert any(p.chooses for p in planned.parts) or any(not p.conversation.decoding for p in planned.parts)
+        lanes = s.config.lanes
+        decoding = [c for c in s.active if c.decoding]
+        prompts = [c for c in s.active if not c.decoding]
+        if not prompts:
+            assert len([c for c in decoding if c in seen]) == min(lanes, len(decoding)), "a decoding one has no lane"
+        bound = 2 * ceil_div(len(s.active), max(1, lanes - 1)) + 2 + 2 * len(s.active) * (lanes == 1)
+        for c in s.active:
+            self.waited[c] = 0 if c in seen else self.waited.get(c, 0) + 1
+            assert self.waited[c] <= bound, "starved"
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    draw=st.data(),
+    lanes=st.sampled_from([1, 2, 4, 8]),
+    slots=st.integers(1, 6),
+    context=st.integers(4, 20),
+    queue=st.integers(0, 4),
+    score_words=st.sampled_from([64, 128, 2048]),
+)
+def test_any_requests_get_what_the_rules_say(
+    draw: st.DataObject, lanes: int, slots: int, context: int, queue: int, score_words: int
+) -> None:
+    world = World(draw, lanes, slots, context, queue, score_words)
+    for _ in range(draw.draw(st.integers(1, 30))):
+        action = draw.draw(st.sampled_from(["submit", "submit", "step", "step", "step", "cancel"]))
+        getattr(world, action)()
+    steps = 0
+    while world.scheduler.active or world.scheduler.waiting:
+        world.step()
+        steps += 1
+        assert steps < 2000
+    alive = [c for c in world.admitted if c in world.arrivals]
+    assert alive == [c for c in world.arrivals if c in alive], "admitted out of order"
+    assert all(c in alive for c in world.arrivals), "somebody was lost"
+
+
+def scheduler(**changes: Any) -> Scheduler:
+    return Scheduler(**({"config": KV260, "group": 1, "context": 256, "slots": 8} | changes))
+
+
+def play(s: Scheduler, passes: int) -> list[Planned]:
+    """Passes in which every choice is token 7."""
+    out = []
+    for _ in range(passes):
+        s.admit()
+        planned = s.plan()
+        if planned is None:
+            break
+        s.complete(planned, {p.conversation: [7] for p in planned.parts if p.chooses})
+        out.append(planned)
+        for c in list(s.active):
+            if len(c.tokens) == c.limit:
+                s.end(c)
+    return out
+
+
+def test_a_pass_has_a_lane_of_each_and_a_chunk() -> None:
+    s = scheduler()
+    for _ in range(KV260.lanes // CROWD - 1):
+        s.submit([1], 50)
+    play(s, 1)
+    s.submit([2] * 40, 5)
+    first, second, *_ = play(s, 4)
+    assert [p.lanes for p in first.parts] == [13, 1, 1, 1] and first.given.head == (13, 3)
+    assert [p.lanes for p in second.parts] == [13, 1, 1, 1]
+
+
+def test_a_long_prompt_gets_every_second_pass_where_many_decode_and_delays_no_short_one() -> None:
+    s = scheduler()
+    for _ in range(5):
+        s.submit([1], 50)
+    play(s, 1)
+    s.submit([2] * 200, 5)
+    s.submit([3] * 9, 5)
+    planned = play(s, 4)
+    assert [len(p.parts) for p in planned] == [1, 7, 1, 7]
+    short = [[part.lanes for part in p.parts if part.conversation.tokens[0] == 3] for p in planned]
+    assert short == [[], [9], [], [1]]
+
+
+def test_what_cannot_be_served_is_refused_in_words() -> None:
+    s = scheduler(slots=1, queue=1, context=8)
+    with pytest.raises(UserError, match="the prompt has 9 tokens, the context holds 8; shorten the prompt"):
+        s.submit([1] * 9, 1)
+    with pytest.raises(UserError, match="max-new-tokens must be at least 1, not 0"):
+        s.submit([1], 0)
+    with pytest.raises(UserError, match="the prompt has no tokens"):
+        s.submit([], 1)
+    s.submit([1], 1)
+    s.admit()
+    s.submit([1], 1)
+    with pytest.raises(Refused, match="all 1 cache slots are in use and 1 requests wait already; try again later"):
+        s.submit([1], 1)
+
+
+def test_a_slot_is_found_by_its_prefix_kept_for_others_and_copied() -> None:
+    s = scheduler(slots=3)
+    first = s.submit(list(range(100)), 1)
+    play(s, 20)
+    assert s.slots[0].tokens == list(range(100)) and first.cached == 0
+    # The conversation goes on: the same slot, only what is new is computed.
+    s.submit([*range(100), 7, 8, 9], 1)
+    assert [(c.slot, c.cached, source) for c, source in s.admit()] == [(0, 100, None)]
+    # While it runs, another one with the same beginning gets a copy.
+    other = s.submit([*range(60), 5], 1)
+    assert s.admit() == [(other, 0)]
+    s.copied(other, 60)
+    assert other.computed == other.cached == 60 and other.slot == 1
+    play(s, 20)
+    # One that shares little takes the slot that is empty, not one that holds much.
+    third = s.submit([0, 1, 99], 1)
+    assert s.admit() == [(third, None)] and third.slot == 2
+
+
+def test_guesses_are_taken_as_long_as_they_pay() -> None:
+    def plan(chance: float, cost: Any) -> int:
+        s = scheduler(cost=cost)
+        s.submit([1], 50)
+        play(s, 1)
+        planned = s.plan(lambda c, most: Draft((7,) * most, chance, 2))
+        assert planned is not None
+        return planned.parts[0].drafted
+
+    def free(positions: Any, slots: Any, heads: int) -> float:
+        return 1.0
+
+    def sweeps(positions: Any, slots: Any, heads: int) -> float:
+        return 1.0 + 0.3 * ceil_div(heads, 8)
+
+    assert plan(0.9, free) == 15
+    assert plan(0.5, sweeps) == 7  # eight lanes have one sweep of the head
+    assert plan(0.99, sweeps) == 15
+    assert plan(0.1, lambda p, s, h: float(len(p))) == 0
