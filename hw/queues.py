@@ -290,6 +290,7 @@ class ReservedQueue(wiring.Component):
         write, read = ram.write_port(), ram.read_port()
         head, tail = Signal(range(depth)), Signal(range(depth))
         stored, some = Signal(range(depth + 1)), Signal()  # in the memory, not the one at the output; whether there are
+        more, less = Signal(len(stored), init=1), Signal(len(stored), init=-1 % (1 << len(stored)))
         # Under way, stored, or at the output, without what the latest cycle reserved and took.
         promised = Signal(range(depth + 1))
         reserved, taken = Signal(), Signal()
@@ -313,11 +314,11 @@ class ReservedQueue(wiring.Component):
             taken.eq(valid & self.out.ready),
             promised.eq(promised + reserved - taken),
         ]
-        # One adder behind `fetch`, which comes late.
+        # What follows is known before `fetch`, which comes late.
         with m.If(self.write & ~fetch):
-            m.d.sync += stored.eq(stored + 1)
+            m.d.sync += [stored.eq(more), more.eq(more + 1), less.eq(stored)]
         with m.If(~self.write & fetch):
-            m.d.sync += stored.eq(stored - 1)
+            m.d.sync += [stored.eq(less), more.eq(stored), less.eq(less - 1)]
         with m.If(reserved & ~taken):
             m.d.sync += last_place.eq(promised == depth - 2)
         with m.If(taken & ~reserved):

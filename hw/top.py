@@ -296,7 +296,7 @@ class Accelerator(wiring.Component):
         writes = b.write_choice
         connect(m, b.attention.logits, b.logit_writer.logits)
         connect(m, b.screened_head.written, b.logit_writer.candidates)
-        join(m, b.logit_writer, writes, busy="second")
+        join(m, b.logit_writer, writes, holding="second")
         connect(m, b.kv_writer.writes, writes.sources[0])
         connect(m, b.logit_writer.writes, writes.sources[1])
         connect(m, writes.out, b.writer.writes)

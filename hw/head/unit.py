@@ -169,10 +169,11 @@ class ScreenedHead(wiring.Component):
         # Of registers: the whole stream waits for it.
         m.d.comb += self.beats.ready.eq(taking | (scoring & scorer.beats.ready))
         settled = delay_line(m, ~scorer.busy, self.SETTLE, "settled", reset_less=False)
-        with m.FSM() as fsm:
+        with m.FSM():
             with m.State("Idle"):
                 m.d.sync += [beat.eq(0), parity.eq(0), held.eq(0), left.eq(self.matrix_rows)]
                 with m.If(self.start):
+                    m.d.sync += self.busy.eq(1)
                     m.next = "Room"
             with m.State("Room"):
                 with m.If(held != 2):
@@ -210,5 +211,5 @@ class ScreenedHead(wiring.Component):
                     m.next = "Settle"
             with m.State("Settle"):
                 with m.If(settled):
+                    m.d.sync += self.busy.eq(0)
                     m.next = "Idle"
-        m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))

@@ -25,7 +25,7 @@ class LogitWriter(wiring.Component):
     logits : stream of `logit_layout`, whole beats.
     candidates : stream of `candidate_layout`, eight bytes each; never together.
     writes : stream of `write_layout`.
-    busy : a beat is held or offered.
+    holding : a beat is held. busy : one is held or offered.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -37,6 +37,7 @@ class LogitWriter(wiring.Component):
                 "logits": In(stream.Signature(logit_layout(config))),
                 "candidates": In(stream.Signature(candidate_layout(config))),
                 "writes": Out(stream.Signature(write_layout(config))),
+                "holding": Out(1),
                 "busy": Out(1),
             }
         )
@@ -80,6 +81,7 @@ class LogitWriter(wiring.Component):
             self.writes.payload.address.eq(total),
             self.writes.payload.data.eq(held.data),
             self.writes.payload.strobe.eq(strobe),
+            self.holding.eq(full),
             self.busy.eq(full | self.logits.valid | self.candidates.valid),
         ]
         with m.If(~full):

@@ -17,6 +17,7 @@ from tellme.hw.memory.axi import (
     aligned,
 )
 from tellme.hw.memory.reader import first_error, response_error
+from tellme.hw.pipeline import register
 from tellme.hw.queues import Queue
 
 LONGEST = 32
@@ -284,6 +285,7 @@ class BeatWriter(wiring.Component):
                 content.eq(self.writes.payload.data),
                 strobe.eq(self.writes.payload.strobe),
             ]
+        more = register(m, self.more, "more")
         for i, p in enumerate(ports):
             part = strobe.word_select(i, cfg.port_bytes)
             m.d.comb += [
@@ -291,7 +293,7 @@ class BeatWriter(wiring.Component):
                 p.words.payload.address.eq(address),
                 p.words.payload.data.eq(content.word_select(i, cfg.port_bytes * 8)),
                 p.words.payload.strobe.eq(part),
-                p.more.eq(self.more | self.writes.valid | valid),
+                p.more.eq(more | self.writes.valid | valid),
                 p.base.eq(self.base[i]),
                 self.owed[i].eq(p.flying),
                 p.stop.eq(stop),
