@@ -98,7 +98,7 @@ class Plan:
                 conversation = scheduler.submit([-1 - following] * served.request.prompt, served.request.new)
                 live[conversation] = served
                 following += 1
-            scheduler.admit()
+            list(scheduler.admit())
             planned = scheduler.plan()
             assert planned is not None
             given = planned.given

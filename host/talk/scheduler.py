@@ -13,7 +13,7 @@ So a decoding conversation waits for no prompt longer than a pass, and a prompt 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tellme.golden.config import AcceleratorConfig
@@ -194,15 +194,14 @@ class Scheduler:
             assert conversation.slot is not None
             self.slots[conversation.slot].holder = None
 
-    def admit(self) -> list[tuple[Conversation, int | None]]:
+    def admit(self) -> Iterator[tuple[Conversation, int | None]]:
         """Gives free slots to those who wait, in the order of arrival: the slot that holds most of their prompt, or else the one unused for longest.
 
-        Returns
-        -------
-        list : who was admitted, and the slot that holds so many more of the prompt's keys than the one given that they should be copied
-            (`copied` must be told), or None.
+        Yields
+        ------
+        who was admitted, and the slot that holds so many more of the prompt's keys than the one given that they should be copied
+        (`copied` must be told), or None. Copy before the next is asked for, who may be given that slot.
         """
-        out: list[tuple[Conversation, int | None]] = []
         while self.waiting:
             free = [i for i, s in enumerate(self.slots) if s.holder is None]
             if not free:
@@ -221,8 +220,7 @@ class Scheduler:
             self.active.append(conversation)
             source = max(range(len(shared)), key=lambda i: (shared[i], -i))
             # A copy has to save a pass at least.
-            out.append((conversation, source if shared[source] - shared[best] >= self.config.lanes else None))
-        return out
+            yield conversation, source if shared[source] - shared[best] >= self.config.lanes else None
 
     def copied(self, conversation: Conversation, held: int) -> None:
         """The slot holds the first `held` tokens of the prompt now."""

@@ -187,7 +187,7 @@ def play(s: Scheduler, passes: int) -> list[Planned]:
     """Passes in which every choice is token 7."""
     out = []
     for _ in range(passes):
-        s.admit()
+        list(s.admit())
         planned = s.plan()
         if planned is None:
             break
@@ -232,7 +232,7 @@ def test_what_cannot_be_served_is_refused_in_words() -> None:
     with pytest.raises(UserError, match="the prompt has no tokens"):
         s.submit([], 1)
     s.submit([1], 1)
-    s.admit()
+    list(s.admit())
     s.submit([1], 1)
     with pytest.raises(Refused, match="all 1 cache slots are in use and 1 requests wait already; try again later"):
         s.submit([1], 1)
@@ -248,13 +248,13 @@ def test_a_slot_is_found_by_its_prefix_kept_for_others_and_copied() -> None:
     assert [(c.slot, c.cached, source) for c, source in s.admit()] == [(0, 100, None)]
     # While it runs, another one with the same beginning gets a copy.
     other = s.submit([*range(60), 5], 1)
-    assert s.admit() == [(other, 0)]
+    assert list(s.admit()) == [(other, 0)]
     s.copied(other, 60)
     assert other.computed == other.cached == 60 and other.slot == 1
     play(s, 20)
     # One that shares little takes the slot that is empty, not one that holds much.
     third = s.submit([0, 1, 99], 1)
-    assert s.admit() == [(third, None)] and third.slot == 2
+    assert list(s.admit()) == [(third, None)] and third.slot == 2
 
 
 def test_guesses_are_taken_as_long_as_they_pay() -> None:
