@@ -88,7 +88,7 @@ def test_functions_can_be_read(name: str) -> None:
 SPELT_OUT = re.compile(r"-\(-|\.bit_length\(\) - 1|- 1\)\.bit_length\(\)")
 
 
-@pytest.mark.parametrize("name", MODULES.keys() - {"tellme.golden.arith"})
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {"tellme.golden.arith"}))
 def test_sizes_are_computed_by_name(name: str) -> None:
     found = SPELT_OUT.findall(ast.unparse(MODULES[name]))
     assert not found, "ceil_div, ceil_log2, exact_log2 of golden.arith, or of amaranth.utils"
