@@ -66,11 +66,6 @@ def _json(
             "cycles_prefill": report.cycles_prefill,
             "cycles_decode": report.cycles_decode,
             "stalls": report.stalls,
-            "cached_tokens": report.cached,
-            "logprobs": [float(c.logprobs[c.token]) for c in report.chosen if c.logprobs is not None] or None,
-            "drafted": report.drafted,
-            "accepted": report.accepted,
-            "tokens_per_pass": report.tokens_per_pass,
             "bit_exact": bit_exact,
             "model": model,
             "backend": backend,
@@ -81,6 +76,11 @@ def _json(
             "candidates": machine.head.candidates if machine.head.mode != "full" else None,
             "screened_passes": machine.screened,
             "fallbacks": machine.fallbacks,
+            "cached_tokens": report.cached,
+            "logprobs": [float(c.logprobs[c.token]) for c in report.chosen if c.logprobs is not None] or None,
+            "drafted": report.drafted,
+            "accepted": report.accepted,
+            "tokens_per_pass": report.tokens_per_pass,
         }
     )
 

@@ -30,7 +30,8 @@ from tests.models import random_weights, small_spec
 
 KEYS = [
     "prompt_ids", "new_ids", "text", "lanes", "beat_bytes", "cycles_prefill", "cycles_decode", "stalls", "bit_exact",
-    "model", "backend", "board", "clock_hz", "seconds", "head", "candidates", "screened_passes", "fallbacks", "version", "commit",
+    "model", "backend", "board", "clock_hz", "seconds", "head", "candidates", "screened_passes", "fallbacks",
+    "cached_tokens", "logprobs", "drafted", "accepted", "tokens_per_pass", "version", "commit",
 ]  # fmt: skip
 
 
@@ -311,7 +312,7 @@ def test_a_shell_completes_commands():
         prog_name="tellme",
         env={"_TELLME_COMPLETE": "complete_bash", "COMP_WORDS": "tellme co", "COMP_CWORD": "1"},
     )
-    assert r.stdout.split() == ["convert"]
+    assert r.stdout.split() == ["convert", "config"]
 
 
 def test_info_is_one_json_object(tmp_path: Path):
