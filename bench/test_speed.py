@@ -118,7 +118,10 @@ def page(reports: Reports) -> str:
         "|---|---|---|" + "---|" * len(CONDITIONS),
     ]
     for name, published, model, context, key, bound in TARGETS:
-        values = [f"{r[key]:.4g}" if (r := reports.get((model, context, c))) else "-" for c in CONDITIONS]
+        values = [
+            f"{r[key]:.4g}" if (r := reports.get((model, context, c))) and r[key] is not None else "-"
+            for c in CONDITIONS
+        ]
         lines.append(f"| {name} | {published} | {bound:g} | {' | '.join(values)} |".replace("| -0", "| <= 0"))
     lines += [
         "",
