@@ -250,11 +250,7 @@ class _Walker(ast.NodeVisitor):
         self.generic_visit(node)
 
     def _left_out(self, node: ast.Call) -> None:
-        """An assignment of hardware that is missing: a signal's to itself."""
-        assert isinstance(node.func, ast.Attribute)
-        a, b = self.span(node.func.value)
-        if self.text[a:b].startswith(("v", "getattr", "self.bus")) and len(self.text[a:b]) == 1:
-            return
+        """An assignment of hardware that is missing: 0 is assigned."""
         start, end = self.span(node.args[0])
         self.add(start, end, "left out", "0")
 

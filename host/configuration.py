@@ -37,8 +37,6 @@ LARGEST = 1 << 20
 """Bytes of a configuration file: nobody writes more by hand."""
 LEVELS = 4
 """Files that may name another one as their board, one behind the other."""
-CLOCK_TOLERANCE = 1e-3
-"""Part by which a clock may be off what the board's PLL makes."""
 
 BUILT_IN = frozenset(PRESETS)
 """Presets that no file describes."""
@@ -233,16 +231,10 @@ def _clock(base: AcceleratorConfig, values: dict[str, Any], board: Board | None)
     replace(base, clock_hz=hz)  # its own limits
     if board is None or hz == base.clock_hz:
         return {"clock_hz": hz}
-    reference = board.pl_reference_hz
-    n = max(1, round(reference / hz))
-    made = round(reference / n)
-    if abs(made - hz) > CLOCK_TOLERANCE * hz:
-        near = sorted({round(reference / k) for k in (n - 1, n, n + 1) if k > 0}, reverse=True)
-        raise ConfigError(
-            f"a clock of {hz / 1e6:g} MHz is none that {board.name} makes (its PLL of {reference / 1e6:g} MHz by a whole number); "
-            f"near it are {', '.join(f'{x / 1e6:.6g}' for x in near)}"
-        )
-    return {"clock_hz": made}
+    try:
+        return {"clock_hz": board.clock(hz / 1e6)}
+    except ValueError as e:
+        raise ConfigError(str(e)) from e
 
 
 def _read(file: Path, above: tuple[Path, ...]) -> tuple[str, dict[str, Any], tuple[Path, ...]]:

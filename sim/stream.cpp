@@ -22,12 +22,12 @@ struct Stream {
 // fifo : bytes that a port has room for, from the asking until all reading ports have their part of a beat (hw/memory/reader.py);
 // 0: each port is on its own, and takes its beats as they come. ahead : bursts that a port may have asked for before the last
 // port did (the queue of bursts there); 0: any number. limit : of cycles.
-// finished : cycles until the last beat, or response, of each port. moved : bytes of each when the first port had finished.
+// finished : cycles until the last beat, or response, of each port.
 // log, logged : place for that many commands of the DRAM (four words each: clock, kind, bank, row), and how many there
 // were; log may be null. Gives 0, or 1 for settings that are wrong, 2 for a limit that was reached.
 extern "C" int tellme_stream(const char* settings, int count, const uint64_t* address, const uint64_t* bytes,
                              const int* kind, const uint64_t* start, uint32_t burst, uint32_t width, uint64_t fifo,
-                             uint64_t ahead, uint64_t limit, uint64_t* finished, uint64_t* moved, uint64_t* log, uint64_t* logged) {
+                             uint64_t ahead, uint64_t limit, uint64_t* finished, uint64_t* log, uint64_t* logged) {
     dram::Memory memory;
     if (!memory.s.parse(settings).empty() || count < 1 || count > dram::kPorts) return 1;
     const dram::Settings& s = memory.s;
@@ -37,7 +37,7 @@ extern "C" int tellme_stream(const char* settings, int count, const uint64_t* ad
     for (int i = 0; i < count; i++) {
         streams[i].at = streams[i].ask = address[i];
         streams[i].end = address[i] + bytes[i];
-        finished[i] = moved[i] = 0;
+        finished[i] = 0;
     }
     int going = count;
     for (uint64_t cycle = 0; going; cycle++) {
@@ -83,8 +83,6 @@ extern "C" int tellme_stream(const char* settings, int count, const uint64_t* ad
                 }
             }
             if (p.at >= p.end && p.head == p.tail) {
-                if (going == count)
-                    for (int k = 0; k < count; k++) moved[k] = streams[k].at - address[k];
                 finished[i] = cycle + 1;
                 going--;
             }

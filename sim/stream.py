@@ -37,7 +37,7 @@ def _library() -> ctypes.CDLL:
     u64, integer = ctypes.POINTER(ctypes.c_uint64), ctypes.POINTER(ctypes.c_int)
     library.tellme_stream.argtypes = [
         ctypes.c_char_p, ctypes.c_int, u64, u64, integer, u64, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint64,
-        ctypes.c_uint64, ctypes.c_uint64, u64, u64, u64, u64,
+        ctypes.c_uint64, ctypes.c_uint64, u64, u64, u64,
     ]  # fmt: skip
     return library
 
@@ -51,7 +51,6 @@ class Streams:
     clock_hz : of the ports.
     length : bytes of each port.
     finished : cycles until each port's last beat (a write's last response), from the start of the run.
-    moved : bytes of each port when the first port had finished.
     commands : uint64[n, 4]: clock of the controller, index into COMMANDS, bank, row of each command to the DRAM; n is 0
         unless they were asked for.
     """
@@ -59,7 +58,6 @@ class Streams:
     clock_hz: float
     length: tuple[int, ...]
     finished: tuple[int, ...]
-    moved: tuple[int, ...]
     commands: NDArray[np.uint64]
 
     @property
@@ -113,7 +111,7 @@ def run(
     def array(values: Sequence[int]) -> ctypes.Array[ctypes.c_uint64]:
         return (ctypes.c_uint64 * len(values))(*values)
 
-    finished, moved = array([0] * n), array([0] * n)
+    finished = array([0] * n)
     kinds = (ctypes.c_int * n)(*(int(i in writes) for i in range(n)))
     room = 4 * (sum(lengths) // timing.dram.block + 1024) if commands else 0
     log, logged = np.zeros((room, 4), np.uint64), ctypes.c_uint64(room)
@@ -130,13 +128,12 @@ def run(
         ahead,
         LIMIT,
         finished,
-        moved,
         log.ctypes.data_as(ctypes.POINTER(ctypes.c_uint64)) if commands else None,
         ctypes.byref(logged) if commands else None,
     )
     if code:
         raise ValueError(("the DRAM's settings are wrong", f"no end after {LIMIT} cycles")[code - 1])
-    return Streams(clock_hz, lengths, tuple(finished), tuple(moved), log[: min(room, logged.value)])
+    return Streams(clock_hz, lengths, tuple(finished), log[: min(room, logged.value)])
 
 
 @lru_cache(maxsize=4096)

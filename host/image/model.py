@@ -25,6 +25,7 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def plan_sections(weights: ModelWeights, config: AcceleratorConfig) -> list[Plan
 
     planes = 0 if ternary is None else ternary.count
     shapes = section_shapes(s, config, planes)
-    return [Plan(shape.name, shape.beats, lambda shape=shape: make(shape)) for shape in shapes]  # type: ignore[misc]
+    return [Plan(shape.name, shape.beats, partial(make, shape)) for shape in shapes]
 
 
 def _screen_info(ternary: Screen | None) -> dict[str, Any]:

@@ -89,10 +89,7 @@ class GoldenBackend(Backend):
         self.head_inputs, self.head_scale = found.head_inputs, found.head_scale
         result = self._result(found, first, all_logits or logits)
         if wanted:
-            self.screened += 1
-            if self.head.doubtful(result.best_value, result.bound):
-                self.fallbacks += 1
-                result = self._result(run(0), first, logits)
+            result = self._certain(result, lambda: self._result(run(0), first, logits))
         return [result]
 
     def read_cache(self, slot: int, positions: int) -> Cache:

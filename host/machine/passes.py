@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -212,12 +212,17 @@ class Backend(ABC):
         given = replace(given, write_logits=given.write_logits and given.head[1] > 0)
         result = self._pass(given)
         if given.candidates and given.head[1]:
-            self.screened += 1
-            if self.head.doubtful(result.best_value, result.bound):
-                # The same positions again: what was written to the cache is written once more.
-                self.fallbacks += 1
-                return self._pass(replace(given, candidates=0)).behind(result)
+            # The same positions again: what was written to the cache is written once more.
+            return self._certain(result, lambda: self._pass(replace(given, candidates=0)).behind(result))
         return result
+
+    def _certain(self, screened: PassResult, full: Callable[[], PassResult]) -> PassResult:
+        """The result of a screened pass, or where a row that was left out may be larger that of the full head."""
+        self.screened += 1
+        if not self.head.doubtful(screened.best_value, screened.bound):
+            return screened
+        self.fallbacks += 1
+        return full()
 
     def _check_pass(self, given: Pass) -> None:
         n, positions, slots = given.lanes, given.positions, given.slots

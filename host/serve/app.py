@@ -12,6 +12,7 @@ import json
 import re
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -108,8 +109,8 @@ class Guard:
 
 
 @dataclass
-class Choice:
-    """One of the answers of a request, as far as it is."""
+class Answer:
+    """One of the answers of a request (a *choice* of OpenAI's), as far as it is."""
 
     index: int
     job: Job
@@ -290,8 +291,8 @@ class Server:
         prompts = [self.tokenizer.encode(p) if isinstance(p, str) else p for p in asked.prompts]
         return await self._serve(request, asked, prompts)
 
-    async def _begin(self, asked: Asked, prompts: Sequence[list[int]]) -> list[Choice]:
-        choices: list[Choice] = []
+    async def _begin(self, asked: Asked, prompts: Sequence[list[int]]) -> list[Answer]:
+        choices: list[Answer] = []
         try:
             for prompt in prompts:
                 for n in range(asked.choices):
@@ -306,13 +307,13 @@ class Server:
                         top_logprobs=asked.top_logprobs,
                         constraint=constraint,
                     )
-                    choices.append(Choice(len(choices), job))
+                    choices.append(Answer(len(choices), job))
         except BaseException:
             self._cancel(choices)
             raise
         return choices
 
-    def _cancel(self, choices: Sequence[Choice]) -> None:
+    def _cancel(self, choices: Sequence[Answer]) -> None:
         for choice in choices:
             self.service.cancel(choice.job)
 
@@ -373,7 +374,7 @@ async def _gone(request: Request) -> None:
         pass
 
 
-def _note(choice: Choice, event: Piece | Ended) -> None:
+def _note(choice: Answer, event: Piece | Ended) -> None:
     """Adds an event to what is known of an answer."""
     if isinstance(event, Piece):
         choice.text += event.text
@@ -382,13 +383,13 @@ def _note(choice: Choice, event: Piece | Ended) -> None:
         choice.reason = REASONS[event.why]
 
 
-async def _collect(choices: Sequence[Choice]) -> None:
+async def _collect(choices: Sequence[Answer]) -> None:
     async for _, event in _events(choices):
         if isinstance(event, Ended) and event.error is not None:
             raise event.error
 
 
-async def _events(choices: Sequence[Choice]) -> AsyncIterator[tuple[Choice, Piece | Ended | None]]:
+async def _events(choices: Sequence[Answer]) -> AsyncIterator[tuple[Answer, Piece | Ended | None]]:
     """Events of all answers as they come, until each has ended; None after some silence."""
     waits = {asyncio.ensure_future(c.job.events.get()): c for c in choices}
     try:
@@ -408,14 +409,14 @@ async def _events(choices: Sequence[Choice]) -> AsyncIterator[tuple[Choice, Piec
             task.cancel()
 
 
-class _Shape:
-    """How an answer is written."""
+class _Shape(ABC):
+    """How a response is written."""
 
     kind = ""
     chunk_kind = ""
     prefix = ""
 
-    def __init__(self, server: Server, asked: Asked, choices: list[Choice]):
+    def __init__(self, server: Server, asked: Asked, choices: list[Answer]):
         self.server, self.asked, self.choices = server, asked, choices
         self.id = f"{self.prefix}-{uuid.uuid4().hex}"
         self.created = int(time.time())
@@ -448,14 +449,17 @@ class _Shape:
     def begin(self) -> list[dict[str, Any]]:
         return []
 
-    def piece(self, choice: Choice, piece: Piece) -> list[dict[str, Any]]:
-        raise NotImplementedError
+    @abstractmethod
+    def piece(self, choice: Answer, piece: Piece) -> list[dict[str, Any]]:
+        """Events of new text."""
 
-    def last(self, choice: Choice) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def last(self, choice: Answer) -> dict[str, Any]:
+        """The last event of a choice."""
 
+    @abstractmethod
     def whole(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """All of it at once."""
 
 
 class _Chat(_Shape):
@@ -475,7 +479,7 @@ class _Chat(_Shape):
         }
 
     def _chunk(
-        self, choice: Choice, delta: dict[str, Any], reason: str | None = None, found: Sequence[Logprob] | None = None
+        self, choice: Answer, delta: dict[str, Any], reason: str | None = None, found: Sequence[Logprob] | None = None
     ) -> dict[str, Any]:
         logprobs = None if found is None else self._logprobs(found)
         return self.frame([{"index": choice.index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}])
@@ -483,12 +487,12 @@ class _Chat(_Shape):
     def begin(self) -> list[dict[str, Any]]:
         return [self._chunk(c, {"role": "assistant", "content": ""}) for c in self.choices]
 
-    def piece(self, choice: Choice, piece: Piece) -> list[dict[str, Any]]:
+    def piece(self, choice: Answer, piece: Piece) -> list[dict[str, Any]]:
         if self.asked.tools:  # whether it is a call is known at the end
             return []
         return [self._chunk(choice, {"content": piece.text}, found=piece.logprobs)]
 
-    def _calls(self, choice: Choice) -> tuple[str, list[dict[str, Any]]]:
+    def _calls(self, choice: Answer) -> tuple[str, list[dict[str, Any]]]:
         """Text and calls of an answer: `<tool_call>{"name": ..., "arguments": ...}</tool_call>`, as models are trained."""
         calls: list[dict[str, Any]] = []
 
@@ -511,7 +515,7 @@ class _Chat(_Shape):
         rest = _CALL.sub(take, choice.text) if self.asked.tools else choice.text
         return (rest.strip() if calls else rest), calls
 
-    def last(self, choice: Choice) -> dict[str, Any]:
+    def last(self, choice: Answer) -> dict[str, Any]:
         if not self.asked.tools:
             return self._chunk(choice, {}, choice.reason)
         text, calls = self._calls(choice)
@@ -558,7 +562,7 @@ class _Text(_Shape):
             "text_offset": offsets,
         }
 
-    def piece(self, choice: Choice, piece: Piece) -> list[dict[str, Any]]:
+    def piece(self, choice: Answer, piece: Piece) -> list[dict[str, Any]]:
         before = len(choice.text) - len(piece.text)
         entry = {
             "index": choice.index,
@@ -568,7 +572,7 @@ class _Text(_Shape):
         }
         return [self.frame([entry])]
 
-    def last(self, choice: Choice) -> dict[str, Any]:
+    def last(self, choice: Answer) -> dict[str, Any]:
         return self.frame([{"index": choice.index, "text": "", "logprobs": None, "finish_reason": choice.reason}])
 
     def whole(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from functools import lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,8 +31,8 @@ class Grammars:
     def __init__(self, tokenizer: str, vocab: int, ends: Collection[int]):
         self._text, self.vocab, self.ends = tokenizer, vocab, sorted(ends)
 
-    @lru_cache(maxsize=1)  # noqa: B019 - one for the life of the server
-    def _library(self) -> Any:
+    @cached_property
+    def _vocabulary(self) -> Any:
         try:
             import llguidance
         except ImportError as e:
@@ -50,14 +50,14 @@ class Grammars:
         ------
         UserError : the schema cannot be used; says why.
         """
-        library = self._library()
+        vocabulary = self._vocabulary
         import llguidance
 
         options = {"x-guidance": {"whitespace_flexible": False, **(schema.get("x-guidance") or {})}}
         grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps({**schema, **options}))
-        if found := llguidance.LLMatcher.validate_grammar(grammar, library):
+        if found := llguidance.LLMatcher.validate_grammar(grammar, vocabulary):
             raise UserError(f"the JSON schema cannot be used: {' '.join(str(found).split())}")
-        return JsonConstraint(llguidance.LLMatcher(library, grammar, log_level=0), self.vocab, self.ends)
+        return JsonConstraint(llguidance.LLMatcher(vocabulary, grammar, log_level=0), self.vocab, self.ends)
 
 
 class JsonConstraint:

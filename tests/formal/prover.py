@@ -11,6 +11,7 @@ import re
 import subprocess
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class Monitor:
         self.assumed.append(signal)
 
 
-class Bench:
+class Bench(ABC):
     """A design among its surroundings. Subclasses connect it, and claim and assume, in `build`; what is `free` may be anything in any cycle.
 
     Parameters
@@ -63,9 +64,9 @@ class Bench:
         self._inputs[name] = Signal(width, name=name)
         return self._inputs[name]
 
+    @abstractmethod
     def build(self, m: Module, monitor: Monitor) -> None:
         """Connects the design and says what is claimed and assumed."""
-        raise NotImplementedError
 
     def rtlil(self, only: Sequence[str] = ()) -> tuple[str, list[str]]:
         """The bench as RTLIL, with an output for each claim (of `only`, if any are named), 1 where it is broken; and the claims' names."""
