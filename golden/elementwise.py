@@ -135,6 +135,18 @@ def quantise_head(y: ArrayLike) -> tuple[I8, F32]:
     return fp.to_int8(fp.mul(y, inv[..., None])), fp.mul(a, INV_127)
 
 
+ROW_TYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
+"""Element types of embedding rows that are kept as a checkpoint has them, and how NumPy holds them: bfloat16 as its bits."""
+
+
+def widen(rows: ArrayLike) -> F32:
+    """Embedding rows [..., n] of one of `ROW_TYPES` as float32, exactly but for subnormals, which are zeros."""
+    x = np.asarray(rows)
+    if x.dtype == np.uint16:
+        return fp.flush((x.astype(np.uint32) << 16).view(np.float32))
+    return fp.flush(x.astype(np.float32))
+
+
 def dequantise(q: ArrayLike, scales: ArrayLike) -> F32:
     """Embedding rows: int8 [..., n] times their scales [...]."""
     return fp.mul(fp.from_int(q), np.asarray(scales, np.float32)[..., None])

@@ -86,7 +86,8 @@ class ModelWeights:
     """Weights of a model: specification, layers, last norm, int8 embedding and head rows with a float32 scale each.
 
     A tied model has head and head_scales None: the embedding's are used. `screen` is the ternary copy of the head, None if it
-    has none. A list of layers is checked here; a sequence that
+    has none. `inputs` are the embedding's rows as the checkpoint has them [vocab, hidden], float32, float16, or uint16 with
+    the bits of bfloat16: what tokens begin with, unless it is None: then it is the int8 rows. A list of layers is checked here; a sequence that
     makes its layers when asked for them checks each with `LayerWeights.check`.
 
     Raises
@@ -102,6 +103,7 @@ class ModelWeights:
     head: I8 | None = None
     head_scales: F32 | None = None
     screen: screen.Screen | None = None
+    inputs: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         s = self.spec
@@ -111,6 +113,7 @@ class ModelWeights:
             ("norm", self.norm, (s.hidden,)),
             ("embedding", self.embedding, (s.vocab, s.hidden)),
             ("embedding_scales", self.embedding_scales, (s.vocab,)),
+            ("inputs", self.inputs, None if self.inputs is None else (s.vocab, s.hidden)),
             ("head", self.head, None if s.tied else (s.vocab, s.hidden)),
             ("head_scales", self.head_scales, None if s.tied else (s.vocab,)),
         ]
@@ -212,6 +215,7 @@ class GoldenModel:
         self._layers = [self._layer_of(weights.layers[i]) for i in range(self.spec.layers)]
         self._norm = weights.norm
         self._embedding, self._embedding_scales = weights.embedding, weights.embedding_scales
+        self._inputs = weights.inputs
         self._rows, self._row_scales = weights.head_rows
         self._screen = weights.screen
         self._slots: list[_Slot | None] = [None] * slots
@@ -267,6 +271,8 @@ class GoldenModel:
     def embed(self, tokens: ArrayLike) -> F32:
         """Inputs of tokens: [lanes, hidden]."""
         t = self._tokens(tokens)
+        if self._inputs is not None:
+            return elementwise.widen(self._inputs[t])
         return elementwise.dequantise(self._embedding[t], self._embedding_scales[t])
 
     def prefill(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from tellme.host.checkpoints.common import GGUF_MAGIC, Checkpoint, golden_errors, tell
 from tellme.host.checkpoints.huggingface import read_checkpoint
 from tellme.host.errors import UserError
 
-__all__ = ["Checkpoint", "golden_errors", "is_checkpoint", "open_checkpoint", "read_checkpoint", "tell"]
+__all__ = ["Checkpoint", "golden_errors", "is_checkpoint", "open_checkpoint", "read_checkpoint", "tell", "with_int8_inputs"]
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -22,6 +23,11 @@ def is_checkpoint(path: Path) -> bool:
             return f.read(len(GGUF_MAGIC)) == GGUF_MAGIC
     except OSError:
         return False
+
+
+def with_int8_inputs(checkpoint: Checkpoint) -> Checkpoint:
+    """The same model, its tokens beginning with int8 rows of the embedding instead of the checkpoint's own."""
+    return replace(checkpoint, weights=replace(checkpoint.weights, inputs=None))
 
 
 def open_checkpoint(path: Path, *, latent: bool = False) -> Checkpoint:

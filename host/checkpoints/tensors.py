@@ -273,6 +273,21 @@ class Tensors:
                 raise UserError(f"{e.path}: cannot be read ({error})") from error
             yield i, piece
 
+    def floats_as_stored(self, name: str) -> NDArray[Any]:
+        """A floating-point tensor, mapped, of one of `golden.elementwise.ROW_TYPES`; float64 is read as float32.
+
+        Raises
+        ------
+        UserError : the file cannot be mapped; of float64, infinities or NaN.
+        """
+        e = self._entries[name]
+        if e.dtype == "F64":
+            return self.float32(name, e.shape)
+        try:
+            return np.memmap(e.path, _DTYPES[e.dtype], "r", e.start, e.shape)
+        except (OSError, ValueError) as error:  # the file was cut since its header was read
+            raise UserError(f"{e.path}: cannot be read ({error})") from error
+
     def float_pieces(self, name: str) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """(first row, rows) of a floating-point tensor as float32, all finite.
 

@@ -52,6 +52,21 @@ Latent = Annotated[
     bool,
     typer.Option("--latent", help="Quantise floating-point weights that nothing declares to be latent ternary ones."),
 ]
+EMBEDDINGS = ("exact", "int8")
+Embedding = Annotated[
+    str,
+    typer.Option(
+        "--embedding", help="Rows that tokens begin with: exact, as the checkpoint has them; int8, which takes less space."
+    ),
+]
+
+
+def check_embedding(name: str) -> None:
+    """Raises UserError unless it is one of `EMBEDDINGS`."""
+    if name not in EMBEDDINGS:
+        raise UserError(f"--embedding must be {' or '.join(EMBEDDINGS)}, not {name!r}")
+
+
 SHAPE_HELP = f"Shape: {', '.join(SHAPES)}, or that of demo, a config.json, a .gguf file or a .tlm image."
 MODEL_HELP = "demo, a Hugging Face folder, a .gguf file, or a .tlm image."
 

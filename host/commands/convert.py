@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from tellme.host.checkpoints.checkpoint import Checkpoint, is_checkpoint, open_checkpoint
-from tellme.host.commands.common import Board, ConfigFile, Latent, Settings, board
+from tellme.host.checkpoints.checkpoint import Checkpoint, is_checkpoint, open_checkpoint, with_int8_inputs
+from tellme.host.commands.common import Board, ConfigFile, Embedding, Latent, Settings, board, check_embedding
 from tellme.host.commands.evaluate import read_text
 from tellme.host.commands.info import try_program
 from tellme.host.errors import UserError
@@ -51,11 +51,13 @@ def command(
         Path | None,
         typer.Option("--calibration", help="UTF-8 text that the copy is calibrated with. Default: one of our own."),
     ] = None,
+    embedding: Embedding = "exact",
     latent: Latent = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
 ) -> None:
     """Convert a checkpoint into an image for one board (and those with the same beats)."""
     config = board(board_name, config_file, settings)
+    check_embedding(embedding)
     if head not in ("full", "screened"):
         raise UserError(f"--head of an image must be full or screened, not {head!r}")
     if head == "full" and (planes is not None or calibration is not None):
@@ -72,6 +74,8 @@ def command(
     check_new_file(out)
     with Console(stderr=True).status(f"reading {path}"):
         checkpoint = open_checkpoint(path, latent=latent)
+    if embedding == "int8":
+        checkpoint = with_int8_inputs(checkpoint)
     begun = time.monotonic()
     found = None
     if head == "screened":

@@ -19,7 +19,18 @@ from rich.console import Console
 from rich.table import Table
 
 from tellme.golden.config import AcceleratorConfig
-from tellme.host.commands.common import MODEL_HELP, AnyBoard, Candidates, ConfigFile, HeadMode, Latent, Settings, preset
+from tellme.host.commands.common import (
+    MODEL_HELP,
+    AnyBoard,
+    Candidates,
+    ConfigFile,
+    Embedding,
+    HeadMode,
+    Latent,
+    Settings,
+    check_embedding,
+    preset,
+)
 from tellme.host.errors import UserError
 from tellme.host.image.model import find_model
 from tellme.host.machine.screening import check_mode
@@ -180,6 +191,7 @@ def evaluate(
     latent: bool = False,
     head: str | None = None,
     candidates: int | None = None,
+    embedding: str = "exact",
     show: bool = True,
 ) -> dict[str, Any]:
     """Scores a text and returns what `tellme eval --json` prints (`show`: a progress bar on a terminal).
@@ -201,13 +213,16 @@ def evaluate(
     if reference_name is None and reference_backend != "golden":
         raise UserError("--reference-backend needs --reference")
     check_mode(head)
+    check_embedding(embedding)
     if backend != "golden" and (head not in (None, "full") or candidates is not None):
         raise UserError("--head and --candidates need --backend golden, which computes every logit as well")
     if max_tokens is not None and max_tokens < 2:
         raise UserError(f"max-tokens must be at least 2 (the first token is not scored), not {max_tokens}")
     text = read_text(text_path)
     with ExitStack() as stack:
-        model = open_scorer(model_name, backend, config, latent=latent, head=head, candidates=candidates)
+        model = open_scorer(
+            model_name, backend, config, latent=latent, head=head, candidates=candidates, embedding=embedding
+        )
         stack.callback(model.close)
         every = _sequences(model.tokenizer, text, documents)
         texts = _cut(every, max_tokens)
@@ -328,6 +343,7 @@ def command(
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Take so many tokens of the text.")] = None,
     head: HeadMode = None,
     candidates: Candidates = None,
+    embedding: Embedding = "exact",
     latent: Latent = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
@@ -349,6 +365,7 @@ def command(
         latent=latent,
         head=head,
         candidates=candidates,
+        embedding=embedding,
         show=not as_json,
     )
     if as_json:

@@ -11,7 +11,7 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
-from tellme.golden import layout
+from tellme.golden import elementwise, layout
 from tellme.golden.arith import ceil_div
 from tellme.golden.boards import buffer_bytes, phases
 from tellme.golden.config import PRESETS, AcceleratorConfig
@@ -84,9 +84,10 @@ def try_program(name: str, spec: ModelSpec, config: AcceleratorConfig, planes: i
 
 
 def _parts(
-    spec: ModelSpec, config: AcceleratorConfig, shares: dict[str, Shares], files: int, ternary: Screen | None
+    spec: ModelSpec, config: AcceleratorConfig, shares: dict[str, Shares], files: int, ternary: Screen | None, own: NDArray[Any] | None
 ) -> list[dict[str, Any]]:
-    """Every part of an image: name, shape, element type, bytes; of ternary ones how many weights are -1, 0 and +1."""
+    """Every part of an image: name, shape, element type, bytes; of ternary ones how many weights are -1, 0 and +1.
+    `own` are the embedding's own rows, None if they are int8."""
     s, width = spec, config.beat_bytes
     out: list[dict[str, Any]] = []
 
@@ -110,7 +111,10 @@ def _parts(
         part("ternary copy of the head", f"{s.vocab} x {ternary.count} x {s.hidden}", "ternary", size, share)
         size = s.vocab * layout.row_beats(s.hidden, config) * width
         part("rows of the head, each by itself", f"{s.vocab} x {s.hidden}", "int8", size)
-    if not s.tied:
+    if own is not None:
+        kind = next(name for name, dtype in elementwise.ROW_TYPES.items() if own.dtype == np.dtype(dtype))
+        part("embedding (host)", f"{s.vocab} x {s.hidden}", kind, own.nbytes)
+    elif not s.tied:
         part("embedding (host)", f"{s.vocab} x {s.hidden}", "int8", s.vocab * (s.hidden + 4))
     part("tokenizer (host)", "", "JSON", files)
     return out
@@ -185,7 +189,7 @@ def examine(path: Path, config: AcceleratorConfig | None, *, verify: bool, laten
         "assumed": list(map(str, map(UserError, notes))),
         "ternary_weights": spec.layers * spec.layer_weights,
         "laid_out_for": configs[0].name,
-        "parts": _parts(spec, configs[0], ternary_statistics(weights, show=True), text, ternary),
+        "parts": _parts(spec, configs[0], ternary_statistics(weights, show=True), text, ternary, weights.inputs),
         "head": None if ternary is None else {"planes": planes, "margin": float(ternary.margin)},
         "presets": [_board(p) for p in programs.values() if not isinstance(p, UserError)],
         "refused": {c: str(p) for c, p in programs.items() if isinstance(p, UserError)},

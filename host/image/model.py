@@ -15,8 +15,10 @@ Sections of an image, in the order of the program (N is a layer):
 | `rows` | the head's int8 rows, each by itself | |
 
 where matrix is gain_beats, rows, inputs, block_rows, scales. Blobs: `tokenizer.json`, `tokenizer_config.json`;
-`embedding` (int8) and `embedding_scales` (float32) of a model whose head is not its embedding; otherwise the host takes
-embedding rows from the head. The header's `model` holds {name, spec, eos_ids}; spec is a `golden.spec.ModelSpec`.
+`embedding`, rows as the checkpoint has them in the type that the header's `embedding` names (float32, float16 or bfloat16).
+An image of `--embedding int8`, whose header names no type, has int8 `embedding` and float32 `embedding_scales` if the head
+is not the embedding; otherwise the host takes embedding rows from the head. The header's `model` holds {name, spec, eos_ids,
+embedding}; spec is a `golden.spec.ModelSpec`.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from numpy.typing import NDArray
 from tellme.golden import elementwise, layout
 from tellme.golden.arith import ceil_div
 from tellme.golden.config import PRESETS, AcceleratorConfig
+from tellme.golden.head import quantise_rows
 from tellme.golden.model import LayerWeights, ModelWeights
 from tellme.golden.project import DISTRIBUTION
 from tellme.golden.screen import MAX_PLANES, Screen
@@ -176,12 +179,17 @@ def _image_parts(checkpoint: Checkpoint, config: AcceleratorConfig) -> dict[str,
         "tokenizer.json": checkpoint.tokenizer.tokenizer,
         "tokenizer_config.json": checkpoint.tokenizer.config,
     }
-    if not weights.spec.tied:
+    inputs: dict[str, str] = {}
+    if weights.inputs is not None:
+        dtype = weights.inputs.dtype
+        inputs["embedding"] = next(name for name, kind in elementwise.ROW_TYPES.items() if np.dtype(kind) == dtype)
+        blobs["embedding"] = weights.inputs
+    elif not weights.spec.tied:
         blobs |= {"embedding": weights.embedding, "embedding_scales": weights.embedding_scales.astype("<f4")}
     spec = {name: value for name, value in asdict(weights.spec).items() if value is not None}
     return {
         "config": config,
-        "model": {"name": readable(checkpoint.name), "spec": spec, "eos_ids": list(checkpoint.eos_ids)},
+        "model": {"name": readable(checkpoint.name), "spec": spec, "eos_ids": list(checkpoint.eos_ids), **inputs},
         "sections": plan_sections(weights, config),
         "blobs": blobs,
     }
@@ -300,13 +308,29 @@ class Model:
                     or "block_rows" not in have.info
                 ):
                     raise ValueError(f"section {shape.name!r} must have {shape.scales} positive scales and block_rows")
-        if not self.spec.tied:
-            for name, size in (
-                ("embedding", self.spec.vocab * self.spec.hidden),
-                ("embedding_scales", 4 * self.spec.vocab),
-            ):
-                if self.image.blob_bytes(name) != size:
-                    raise ValueError(f"part {name!r} must have {size} bytes, not {self.image.blob_bytes(name)}")
+        for name, size in self._embedding_bytes().items():
+            if self.image.blob_bytes(name) != size:
+                raise ValueError(f"part {name!r} must have {size} bytes, not {self.image.blob_bytes(name)}")
+
+    def _embedding_bytes(self) -> dict[str, int]:
+        """Blobs of the embedding that the header asks for."""
+        s, kind = self.spec, self.embedding_type
+        if kind != "int8":
+            return {"embedding": np.dtype(elementwise.ROW_TYPES[kind]).itemsize * s.vocab * s.hidden}
+        return {} if s.tied else {"embedding": s.vocab * s.hidden, "embedding_scales": 4 * s.vocab}
+
+    @property
+    def embedding_type(self) -> str:
+        """Element type of the embedding's rows: int8 or one of `golden.elementwise.ROW_TYPES`.
+
+        Raises
+        ------
+        ValueError : the header names another one.
+        """
+        kind = self.image.model.get("embedding", "int8")
+        if kind != "int8" and (type(kind) is not str or kind not in elementwise.ROW_TYPES):
+            raise ValueError(f"embedding of model must be int8, {', '.join(elementwise.ROW_TYPES)}, not {kind!r}")
+        return str(kind)
 
     @property
     def planes(self) -> int:
@@ -402,8 +426,15 @@ class Model:
 
     # ---- embedding ---------------------------------------------------------------------------------------------------
 
+    def _inputs(self) -> NDArray[Any] | None:
+        """Rows of the embedding as the checkpoint has them [vocab, hidden], mapped; None if they are int8."""
+        kind = self.embedding_type
+        if kind == "int8":
+            return None
+        return self.image.blob("embedding").view(elementwise.ROW_TYPES[kind]).reshape(self.spec.vocab, self.spec.hidden)
+
     def embedding_row(self, token: int) -> tuple[NDArray[np.int8], np.float32]:
-        """int8 row [hidden] of a token and its scale."""
+        """int8 row [hidden] of a token and its scale, in an image of `--embedding int8`."""
         if not self.spec.tied:
             n = self.spec.hidden
             row = self.image.blob("embedding")[token * n : (token + 1) * n].view(np.int8)
@@ -422,6 +453,9 @@ class Model:
 
     def embed(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Inputs float32[tokens, hidden] of a pass."""
+        inputs = self._inputs()
+        if inputs is not None:
+            return elementwise.widen(inputs[list(tokens)])
         rows, scales = zip(*(self.embedding_row(t) for t in tokens), strict=True)
         return elementwise.dequantise(np.stack(rows), np.array(scales, np.float32))
 
@@ -466,7 +500,16 @@ class Model:
             alive.append(head.any(axis=1))
             scales.append(row_scales)
         self._sound_rows("head", np.concatenate(alive)[: s.vocab], np.concatenate(scales)[: s.vocab])
-        if not s.tied:
+        inputs = self._inputs()
+        if inputs is not None:
+            flags = []
+            for i in range(0, s.vocab, _ROWS):
+                rows = elementwise.widen(inputs[i : i + _ROWS])
+                if not np.isfinite(rows).all():
+                    raise UserError(f"{self.image.path}: embedding holds NaN or infinity; convert the checkpoint again")
+                flags.append(rows.any(axis=1))
+            sound_floats(f"{self.image.path}: embedding, by rows,", np.concatenate(flags))
+        elif not s.tied:
             blob = self.image.blob("embedding").reshape(s.vocab, s.hidden)
             flags = [blob[i : i + _ROWS].any(axis=1) for i in range(0, s.vocab, _ROWS)]
             self._sound_rows("embedding", np.concatenate(flags), self.image.blob("embedding_scales").view("<f4"))
@@ -518,8 +561,13 @@ class Model:
         self.check_weights()
         s = self.spec
         rows, row_scales = layout.unpack_head(self.image.section("head"), s.vocab, s.hidden, self.config)
-        embedding, embedding_scales = rows, row_scales
-        if not s.tied:
+        embedding, embedding_scales, inputs = rows, row_scales, self._inputs()
+        if not s.tied and inputs is not None:
+            embedding, embedding_scales = np.empty_like(rows), np.empty_like(row_scales)
+            for i in range(0, s.vocab, _ROWS):
+                part = slice(i, i + _ROWS)
+                embedding[part], embedding_scales[part] = quantise_rows(elementwise.widen(inputs[part]))
+        elif not s.tied:
             embedding = self.image.blob("embedding").view(np.int8).reshape(s.vocab, s.hidden)
             embedding_scales = self.image.blob("embedding_scales").view("<f4").astype(np.float32)
         with golden_errors(self.image.path):
@@ -532,6 +580,7 @@ class Model:
                 head=None if s.tied else rows,
                 head_scales=None if s.tied else row_scales,
                 screen=self._screen(),
+                inputs=inputs,
             )
 
     def _gain(self, layer: int, norm: str) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.model import PREFILL_LANES, ModelWeights
 from tellme.golden.project import advice
-from tellme.host.checkpoints.checkpoint import is_checkpoint, open_checkpoint, tell
+from tellme.host.checkpoints.checkpoint import is_checkpoint, open_checkpoint, tell, with_int8_inputs
 from tellme.host.errors import CheckError, UserError
 from tellme.host.files import read_json
 from tellme.host.image.file import Image
@@ -176,11 +176,12 @@ def open_scorer(
     latent: bool = False,
     head: str | None = None,
     candidates: int | None = None,
+    embedding: str = "exact",
 ) -> Scorer:
     """A model by name ('demo', a checkpoint, a `.tlm` image) on a back end: 'golden', 'sim' or 'torch'.
 
     `latent`: as in `host.checkpoints.checkpoint.read_checkpoint`. `head`, `candidates`: the screened head whose figures are wanted,
-    of the golden model.
+    of the golden model. `embedding`: exact, as the checkpoint has it, or int8.
 
     Raises
     ------
@@ -191,6 +192,8 @@ def open_scorer(
         return TorchScorer(path)
     if backend == "golden" and is_checkpoint(path):
         checkpoint = open_checkpoint(path, latent=latent)
+        if embedding == "int8":
+            checkpoint = with_int8_inputs(checkpoint)
         if head not in (None, "full"):
             checkpoint = with_screen(checkpoint, config)[0]
         weights = checkpoint.weights
@@ -202,10 +205,14 @@ def open_scorer(
     if backend == "golden":
         model = Model(Image(path), config)
         weights = model.weights()
+        if embedding == "int8":
+            weights = replace(weights, inputs=None)
         scorer = BackendScorer(model.name, model.tokenizer, GoldenBackend(weights, config))
         scorer.figures = _figures(model.name, weights, head, candidates)
         return scorer
-    with Model.open(path, config, latent=latent) as opened:  # its mapping stays while the driver needs it
+    if embedding == "int8" and not is_checkpoint(path):
+        raise UserError(f"{path}: --embedding int8 on --backend sim needs a checkpoint, or an image converted so")
+    with Model.open(path, config, latent=latent, prepare=with_int8_inputs if embedding == "int8" else None) as opened:  # its mapping stays while the driver needs it
         machine = SimulatedAccelerator(opened, compile_program(opened, config), timing=memory_timing(None, None))
         return BackendScorer(opened.name, opened.tokenizer, machine)
 

@@ -122,6 +122,7 @@ def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
             norm=g.gain("output_norm.weight", spec.hidden),
             embedding=embedding,
             embedding_scales=scales,
+            inputs=g.floats_as_stored("token_embd.weight", (spec.vocab, spec.hidden)),
             head=head_rows,
             head_scales=head_scales,
         )

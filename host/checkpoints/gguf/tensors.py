@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
@@ -18,6 +20,12 @@ from tellme.host.errors import UserError
 
 PIECE = 1 << 20
 """Elements of a tensor that are decoded at a time."""
+_AS_STORED = {
+    GGMLQuantizationType.F32: "<f4",
+    GGMLQuantizationType.F16: "<f2",
+    GGMLQuantizationType.BF16: "<u2",
+}
+"""Types that embedding rows may keep, as `golden.elementwise.ROW_TYPES`."""
 _HALF_STEP = 1 + 2.0**-10
 """Scales of one matrix may differ by one step of float16."""
 
@@ -70,6 +78,23 @@ class Gguf(Header):
     def floats(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """A whole small tensor. Raises UserError as `float_pieces`."""
         return np.concatenate([piece for _, piece in self.float_pieces(name, shape)]).reshape(shape)
+
+    def floats_as_stored(self, name: str, shape: tuple[int, int]) -> NDArray[Any]:
+        """A tensor of `golden.elementwise.ROW_TYPES`, mapped: as stored, or, of another type, as float32 in a file without a
+        name, so that it takes no memory for good. Raises UserError as `float_pieces`.
+        """
+        e = self.require(name, shape)
+        for kind, dtype in _AS_STORED.items():
+            if e.type == kind:
+                return self._map(e.start, (shape[0], e.row_bytes)).view(dtype)
+        try:
+            with tempfile.TemporaryFile(prefix="tellme-") as f:
+                out: NDArray[np.float32] = np.memmap(f, np.float32, "w+", 0, shape)
+        except OSError as error:
+            raise UserError(f"{self.where(name)}: cannot be decoded into {tempfile.gettempdir()} ({error})") from error
+        for i, piece in self.float_pieces(name, shape):
+            out[i : i + len(piece)] = piece
+        return out
 
     def gain(self, name: str, features: int) -> NDArray[np.float32]:
         """The gain of a norm. Raises UserError as `float_pieces`, and if it is damaged."""

@@ -13,7 +13,8 @@ weight + 1, with a `weight_scale` that multiplies the outputs (linear class `aut
 (`bitlinear`). *Latent*: trained floating-point weights, quantised here by their mean magnitude as the model itself does
 at every use; that is right only for models trained so, which is what their config.json declares. *Ternary in
 floating-point*: -s, 0 and s, where nothing is declared, or beside a `weight_scale` (what transformers writes of a packed
-model that it has read). Anything else is no ternary model. Embedding and head become int8 rows with a scale each.
+model that it has read). Anything else is no ternary model. Embedding and head become int8 rows with a scale each; the
+embedding's own rows stay mapped, for the inputs.
 
 What the headers of a checkpoint say (names, shapes, types) and the scales are checked when it is opened; weights when
 they are read.
@@ -93,6 +94,7 @@ def read_checkpoint(folder: Path, *, latent: bool = False) -> Checkpoint:
             norm=source.gain(NORM, spec.hidden),
             embedding=embedding,
             embedding_scales=embedding_scales,
+            inputs=tensors.floats_as_stored(EMBEDDING),
             head=head_rows,
             head_scales=head_scales,
         )

@@ -24,7 +24,7 @@ from tellme.golden.layout import row_block, unpack_linear
 from tellme.golden.model import ModelWeights
 from tellme.golden.registers import VERSION
 from tellme.golden.spec import STEPS
-from tellme.host.checkpoints.checkpoint import read_checkpoint
+from tellme.host.checkpoints.checkpoint import read_checkpoint, with_int8_inputs
 from tellme.host.errors import UserError
 from tellme.host.image.file import PAGE, Image, Plan, write_image
 from tellme.host.image.model import Model, convert
@@ -57,7 +57,7 @@ def edit(source: Path, target: Path, offset: int, value: int | None = None) -> P
 @pytest.mark.parametrize("sub_norms", [True, False])
 def test_weights_come_back_bit_for_bit(tmp_path: Path, config: AcceleratorConfig, tied: bool, sub_norms: bool):
     spec = small_spec(tied=tied, attn_sub_norm=sub_norms, ffn_sub_norm=sub_norms, vocab=300)
-    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "m", spec))
+    checkpoint = with_int8_inputs(read_checkpoint(write_checkpoint(tmp_path / "m", spec)))
     convert(checkpoint, tmp_path / "m.tlm", config)
     model = Model(Image(tmp_path / "m.tlm"), config)
     assert_same(model.weights(), checkpoint.weights)
@@ -295,8 +295,8 @@ def test_damaged_matrices_of_an_image_are_named(
         (lambda w: replace(w, head=w.head * 0), "x.tlm: head, by rows, holds only zeros"),
         (lambda w: replace(w, head=w.head * (np.arange(50) < 25)[:, None].astype(np.int8)), "head, by rows, has 25 zeros among its 50"),
         (lambda w: replace(w, head_scales=w.head_scales * np.float32(np.nan)), "scales of the head holds NaN or infinity"),
-        (lambda w: replace(w, embedding=w.embedding * 0), "embedding, by rows, holds only zeros"),
-        (lambda w: replace(w, embedding_scales=-w.embedding_scales), "a scale of the embedding is negative"),
+        (lambda w: replace(w, embedding=w.embedding * 0, inputs=None), "embedding, by rows, holds only zeros"),
+        (lambda w: replace(w, embedding_scales=-w.embedding_scales, inputs=None), "a scale of the embedding is negative"),
         (lambda w: w, None),
     ],
 )  # fmt: skip
