@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tellme.host.errors import UserError
+from tellme.host.errors import CheckError, UserError
 from tellme.host.machine.costs import Costs
 from tellme.host.machine.passes import Backend, Pass, PassResult
 from tellme.host.talk.drafts import Draft, Drafts
@@ -42,6 +42,21 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     v = logits.astype(np.float64)
     v -= v.max()
     return np.asarray(v - np.log(np.exp(v).sum()))
+
+
+def _finite(result: PassResult, lane: int, tokens: int) -> PassResult:
+    """The result, whose logits of head lane `lane`, behind so many tokens, are finite.
+
+    Raises
+    ------
+    CheckError : they are not.
+    """
+    best = result.best_value[lane]
+    if not np.isfinite(best) or (result.logits is not None and not np.isfinite(result.logits[lane]).all()):
+        raise CheckError(
+            f"a logit behind token {tokens} is not finite (the largest is {best}); the model or its conversion is broken"
+        )
+    return result
 
 
 class Choice:
@@ -238,6 +253,10 @@ class Engine:
         Returns
         -------
         list : the new tokens of each request that got some; a request that ended has `stop` set.
+
+        Raises
+        ------
+        CheckError : logits that are not finite.
         """
         self._admit()
         tickets = list(self._tickets.values())
@@ -333,7 +352,8 @@ class Engine:
 
     def _choose(self, ticket: Ticket, part: Part, result: PassResult, lane: int) -> list[Chosen]:
         """The token behind the known ones, and one more for each guess that it confirms."""
-        new = [ticket.choice(result, lane)]
+        known = len(part.conversation.tokens)
+        new = [ticket.choice(_finite(result, lane, known), lane)]
         right = 0
         tried = 0
         for guessed in part.draft.tokens[: part.drafted]:
@@ -343,7 +363,7 @@ class Engine:
             if new[-1].token != guessed:
                 break
             right += 1
-            new.append(ticket.choice(result, lane + right))
+            new.append(ticket.choice(_finite(result, lane + right, known + right), lane + right))
         if part.drafted:
             self.drafts.learn(part.draft, part.drafted, tried, right)
             ticket.drafted += part.drafted

@@ -129,6 +129,17 @@ def test_damage_that_an_image_was_made_with_is_named(tmp_path: Path, spoil: Any,
         Model.open(tmp_path / "m.tlm", TINY)
 
 
+def test_run_and_chat_say_when_logits_are_not_finite(tmp_path: Path):
+    spec = small_spec(vocab=1024)
+    weights = replace(random_weights(spec, 1), norm=np.full(spec.hidden, 3e38, np.float32))
+    folder = str(write_folder(tmp_path / "m", config_json(spec), tensors_of(weights)))
+    command = ["--backend", "golden", "--board", "tiny", "--model", folder, "--max-new-tokens", "2"]
+    for words, given in ((["run", "--prompt", "a"], None), (["chat"], "a\n")):
+        r = CliRunner().invoke(tellme.host.cli.app, [*words, *command], input=given)
+        assert r.exit_code == 1, (r.stdout, r.stderr)
+        assert "a logit behind token " in r.stderr and "the model or its conversion is broken" in r.stderr
+
+
 def test_convert_and_info_say_which_rows_there_are(tmp_path: Path):
     run = CliRunner().invoke
     sizes = {}
