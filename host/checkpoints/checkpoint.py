@@ -9,7 +9,15 @@ from tellme.host.checkpoints.common import GGUF_MAGIC, Checkpoint, golden_errors
 from tellme.host.checkpoints.huggingface import read_checkpoint
 from tellme.host.errors import UserError
 
-__all__ = ["Checkpoint", "golden_errors", "is_checkpoint", "open_checkpoint", "read_checkpoint", "tell", "with_int8_inputs"]
+__all__ = [
+    "Checkpoint",
+    "golden_errors",
+    "is_checkpoint",
+    "open_checkpoint",
+    "read_checkpoint",
+    "tell",
+    "with_int8_inputs",
+]
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -56,7 +56,8 @@ EMBEDDINGS = ("exact", "int8")
 Embedding = Annotated[
     str,
     typer.Option(
-        "--embedding", help="Rows that tokens begin with: exact, as the checkpoint has them; int8, which takes less space."
+        "--embedding",
+        help="Rows that tokens begin with: exact, as the checkpoint has them; int8, which takes less space.",
     ),
 ]
 

@@ -84,7 +84,12 @@ def try_program(name: str, spec: ModelSpec, config: AcceleratorConfig, planes: i
 
 
 def _parts(
-    spec: ModelSpec, config: AcceleratorConfig, shares: dict[str, Shares], files: int, ternary: Screen | None, own: NDArray[Any] | None
+    spec: ModelSpec,
+    config: AcceleratorConfig,
+    shares: dict[str, Shares],
+    files: int,
+    ternary: Screen | None,
+    own: NDArray[Any] | None,
 ) -> list[dict[str, Any]]:
     """Every part of an image: name, shape, element type, bytes; of ternary ones how many weights are -1, 0 and +1.
     `own` are the embedding's own rows, None if they are int8."""

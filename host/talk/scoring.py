@@ -212,7 +212,9 @@ def open_scorer(
         return scorer
     if embedding == "int8" and not is_checkpoint(path):
         raise UserError(f"{path}: --embedding int8 on --backend sim needs a checkpoint, or an image converted so")
-    with Model.open(path, config, latent=latent, prepare=with_int8_inputs if embedding == "int8" else None) as opened:  # its mapping stays while the driver needs it
+    with Model.open(
+        path, config, latent=latent, prepare=with_int8_inputs if embedding == "int8" else None
+    ) as opened:  # its mapping stays while the driver needs it
         machine = SimulatedAccelerator(opened, compile_program(opened, config), timing=memory_timing(None, None))
         return BackendScorer(opened.name, opened.tokenizer, machine)
 

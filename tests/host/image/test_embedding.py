@@ -60,7 +60,8 @@ def flushed(x: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(
-    ("dtype", "kind"), [("float32", "float32"), ("float64", "float32"), ("float16", "float16"), ("bfloat16", "bfloat16")]
+    ("dtype", "kind"),
+    [("float32", "float32"), ("float64", "float32"), ("float16", "float16"), ("bfloat16", "bfloat16")],
 )
 def test_rows_are_the_checkpoint_s_own(tmp_path: Path, dtype: str, kind: str, tied: bool):
     folder, rows = checkpoint_of(tmp_path / "m", dtype, tied)
@@ -109,7 +110,9 @@ def test_a_type_that_is_none_is_refused(tmp_path: Path, kind: Any):
     convert(open_checkpoint(folder), tmp_path / "m.tlm", TINY)
     image = Image(tmp_path / "m.tlm")
     image.model["embedding"] = kind  # type: ignore[index]
-    with pytest.raises(UserError, match=r"m.tlm: its header is broken, embedding of model must be int8, float32, .*convert"):
+    with pytest.raises(
+        UserError, match=r"m.tlm: its header is broken, embedding of model must be int8, float32, .*convert"
+    ):
         Model(image, TINY)
 
 
