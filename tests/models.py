@@ -81,6 +81,7 @@ def load_demo(folder: Path = DEMO) -> tuple[ModelWeights, NDArray[np.float32]]:
         norm=tensors["model.norm.weight"],
         embedding=rows,
         embedding_scales=scales_e,
+        inputs=embedding,
     )
     return weights, embedding
 
