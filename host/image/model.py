@@ -504,10 +504,10 @@ class Model:
         if inputs is not None:
             flags = []
             for i in range(0, s.vocab, _ROWS):
-                rows = elementwise.widen(inputs[i : i + _ROWS])
-                if not np.isfinite(rows).all():
+                values = elementwise.widen(inputs[i : i + _ROWS])
+                if not np.isfinite(values).all():
                     raise UserError(f"{self.image.path}: embedding holds NaN or infinity; convert the checkpoint again")
-                flags.append(rows.any(axis=1))
+                flags.append(values.any(axis=1))
             sound_floats(f"{self.image.path}: embedding, by rows,", np.concatenate(flags))
         elif not s.tied:
             blob = self.image.blob("embedding").reshape(s.vocab, s.hidden)

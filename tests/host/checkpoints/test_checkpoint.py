@@ -54,6 +54,7 @@ def assert_same(a: ModelWeights, b: ModelWeights, *, embedding: bool = True, sca
 def test_demo_checkpoint_equals_an_independent_reading():
     got = read_checkpoint(DEMO)
     assert_same(got.weights, load_demo()[0])
+    np.testing.assert_array_equal(got.weights.inputs, load_demo()[1])
     assert got.eos_ids == (1,)
 
 
