@@ -38,7 +38,17 @@ from tellme.host.machine.simulation import check_simulator
 from tellme.host.progress import progress
 from tellme.host.provenance import json_line
 from tellme.host.tables import grid, show
-from tellme.host.talk.scoring import BackendScorer, Comparison, Scorer, Scores, open_scorer, places, score, windows
+from tellme.host.talk.scoring import (
+    BackendScorer,
+    Comparison,
+    Scorer,
+    Scores,
+    by_position,
+    open_scorer,
+    places,
+    score,
+    windows,
+)
 from tellme.host.talk.screening import rows as screened_rows
 from tellme.host.text.streams import decoded
 from tellme.host.text.tokenizer import Tokenizer
@@ -132,7 +142,8 @@ def _joined(scored: Sequence[tuple[Scores, Comparison | None]]) -> tuple[Scores,
     compared = [b for _, b in scored if b is not None]
     if not compared:
         return mine, None
-    return mine, Comparison(together([b.scores for b in compared]), np.concatenate([b.kl for b in compared]))
+    kl, behind = (np.concatenate([getattr(b, f) for b in compared]) for f in ("kl", "behind"))
+    return mine, Comparison(together([b.scores for b in compared]), kl, behind)
 
 
 def _compared(
@@ -160,6 +171,7 @@ def _compared(
         "differing": int((mine.best != other.scores.best).sum()),
         "kl_mean": float(other.kl.mean()),
         "kl_max": float(other.kl.max()),
+        "kl_by_position": by_position(other),
         "places": [
             {
                 "why": why,
@@ -214,8 +226,6 @@ def evaluate(
         raise UserError("--reference-backend needs --reference")
     check_mode(head)
     check_embedding(embedding)
-    if backend != "golden" and (head not in (None, "full") or candidates is not None):
-        raise UserError("--head and --candidates need --backend golden, which computes every logit as well")
     if max_tokens is not None and max_tokens < 2:
         raise UserError(f"max-tokens must be at least 2 (the first token is not scored), not {max_tokens}")
     text = read_text(text_path)
@@ -257,6 +267,7 @@ def evaluate(
         "model": model.name,
         "backend": backend,
         "board": config.name,
+        "embedding": embedding,
         "text": str(text_path),
         "tokens": tokens,
         "scored_tokens": len(mine.nll),
@@ -312,6 +323,9 @@ def tables(result: dict[str, Any]) -> list[Table]:
         row("same likeliest token", f"{r['agreement']:.2%} ({r['differing']:,} differ)")
         row("KL(reference || model), nats, mean", f"{r['kl_mean']:.3e}")
         row("KL(reference || model), nats, largest", f"{r['kl_max']:.3e}")
+        if len(r["kl_by_position"]) > 1:
+            for b in r["kl_by_position"]:
+                row(f"  behind {b['from']:,} to {b['to']:,} tokens, mean, largest", f"{b['mean']:.3e}, {b['max']:.3e}")
     names = [f"model ({result['backend']})"] + ([f"reference {r['model']} ({r['backend']})"] if r else [])
     out = [grid(f"{result['model']} on {result['text']}", ("", *names), rows)]
     if r and r["places"]:

@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.model import PREFILL_LANES, ModelWeights
 from tellme.golden.project import advice
-from tellme.host.checkpoints.checkpoint import is_checkpoint, open_checkpoint, tell, with_int8_inputs
+from tellme.host.checkpoints.checkpoint import Checkpoint, is_checkpoint, open_checkpoint, tell, with_int8_inputs
 from tellme.host.errors import CheckError, UserError
 from tellme.host.files import read_json
 from tellme.host.image.file import Image
 from tellme.host.image.model import Model, find_model
 from tellme.host.image.screening import with_screen
 from tellme.host.machine.backends import GoldenBackend
-from tellme.host.machine.passes import Backend
+from tellme.host.machine.passes import Backend, Pass, PassResult
 from tellme.host.machine.program import compile_program
 from tellme.host.machine.screening import choose
 from tellme.host.machine.simulation import SimulatedAccelerator, memory_timing
@@ -113,11 +113,48 @@ class BackendScorer(Scorer):
     def feed(self, ids: Sequence[int], start: int, wanted: bool) -> F32 | None:
         results = self.machine.prefill(ids, start=start, all_logits=wanted)
         if wanted and self.figures is not None:
-            golden = self.machine
-            assert isinstance(golden, GoldenBackend) and golden.head_inputs is not None
-            assert golden.head_scale is not None and results[0].logits is not None
-            self.figures.add(golden.head_inputs, golden.head_scale, results[0].logits)
+            if isinstance(self.machine, GoldenBackend):
+                golden = self.machine
+                assert golden.head_inputs is not None and golden.head_scale is not None
+                assert results[0].logits is not None
+                self.figures.add(golden.head_inputs, golden.head_scale, results[0].logits)
+            else:
+                self._screened(ids, start, results, self.figures)
         return np.concatenate([r.logits for r in results if r.logits is not None]) if wanted else None
+
+    def _screened(self, ids: Sequence[int], start: int, results: Sequence[PassResult], figures: ScreenFigures) -> None:
+        """Runs the passes of a prompt again with the screened head, and counts its candidates in.
+
+        Raises
+        ------
+        CheckError : a candidate's logit is not that of the full head.
+        """
+        machine, candidates = self.machine, figures.choice.candidates
+        most = machine.config.screen_entries // candidates
+        at = 0
+        for full in results:
+            n = full.head_count
+            assert full.logits is not None
+            for first in range(0, n, most):
+                count = min(most, n - first)
+                got = machine.run_pass(
+                    Pass.of(
+                        ids[at : at + n],
+                        range(start + at, start + at + n),
+                        head=(first, count),
+                        write_logits=True,
+                        candidates=candidates,
+                    )
+                )
+                logits = full.logits[first : first + count]
+                assert got.candidates is not None and got.bound is not None and got.logits is not None
+                if not np.array_equal(np.take_along_axis(logits, got.candidates, axis=-1), got.logits):
+                    raise CheckError(
+                        f"{self.name}: at positions {start + at + first} to {start + at + first + count - 1} the screened head's "
+                        "logits are not those of the full head"
+                    )
+                figures.add_chosen(got.candidates, np.array(got.bound, np.float32), logits)
+            at += n
 
     def close(self) -> None:
         self.machine.close()
@@ -180,8 +217,7 @@ def open_scorer(
 ) -> Scorer:
     """A model by name ('demo', a checkpoint, a `.tlm` image) on a back end: 'golden', 'sim' or 'torch'.
 
-    `latent`: as in `host.checkpoints.checkpoint.read_checkpoint`. `head`, `candidates`: the screened head whose figures are wanted,
-    of the golden model. `embedding`: exact, as the checkpoint has it, or int8.
+    `latent`: as in `host.checkpoints.checkpoint.read_checkpoint`. `head`, `candidates`: the screened head whose figures are wanted. `embedding`: exact, as the checkpoint has it, or int8.
 
     Raises
     ------
@@ -212,16 +248,32 @@ def open_scorer(
         return scorer
     if embedding == "int8" and not is_checkpoint(path):
         raise UserError(f"{path}: --embedding int8 on --backend sim needs a checkpoint, or an image converted so")
+
+    def prepare(checkpoint: Checkpoint) -> Checkpoint:
+        if embedding == "int8":
+            checkpoint = with_int8_inputs(checkpoint)
+        return checkpoint if head in (None, "full") else with_screen(checkpoint, config)[0]
+
     with Model.open(
-        path, config, latent=latent, prepare=with_int8_inputs if embedding == "int8" else None
+        path, config, latent=latent, prepare=prepare
     ) as opened:  # its mapping stays while the driver needs it
+        choice = choose(opened.name, opened.screen_facts, head, candidates, opened.spec.vocab)
         machine = SimulatedAccelerator(opened, compile_program(opened, config), timing=memory_timing(None, None))
-        return BackendScorer(opened.name, opened.tokenizer, machine)
+        scorer = BackendScorer(opened.name, opened.tokenizer, machine)
+        if choice.mode != "full":
+            if choice.candidates > config.screen_entries:
+                raise UserError(
+                    f"{choice.candidates} candidates are more than the {config.screen_entries} that {config.name} holds; take fewer"
+                )
+            scorer.figures = ScreenFigures(choice, opened.planes)
+        return scorer
 
 
 def _figures(name: str, weights: ModelWeights, head: str | None, candidates: int | None) -> ScreenFigures | None:
     choice = choose(name, weights.screen, head, candidates, weights.spec.vocab)
-    return None if choice.mode == "full" or weights.screen is None else ScreenFigures(choice, weights.screen)
+    if choice.mode == "full" or weights.screen is None:
+        return None
+    return ScreenFigures(choice, weights.screen.count, weights.screen)
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------
@@ -250,10 +302,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A reference's scores, and the divergence KL(reference || model) of each place, nats."""
+    """A reference's scores, the divergence KL(reference || model) of each place, nats, and how many tokens it was told from."""
 
     scores: Scores
     kl: F64
+    behind: I64
 
 
 def _pieces(scorer: Scorer, ids: Sequence[int], window: Window, width: int) -> Iterator[tuple[int, F32 | None]]:
@@ -289,6 +342,7 @@ def score(
     nll: list[list[F64]] = [[], []]
     best: list[list[I64]] = [[], []]
     kl: list[F64] = []
+    behind: list[I64] = []
     for window in parts:
         done = 0
         for pieces in zip(*(_pieces(s, ids, window, width) for s in scorers), strict=True):
@@ -305,10 +359,30 @@ def score(
                 logs.append(p)
             if len(logs) == 2:
                 kl.append((np.exp(logs[1]) * (logs[1] - logs[0])).sum(axis=-1))
+                behind.append(np.arange(end - len(logs[0]), end) + 1)
             advance(end - done)
             done = end
     scores = [Scores(np.concatenate(nll[n]), np.concatenate(best[n])) for n in range(len(scorers))]
-    return scores[0], Comparison(scores[1], np.concatenate(kl)) if reference is not None else None
+    if reference is None:
+        return scores[0], None
+    return scores[0], Comparison(scores[1], np.concatenate(kl), np.concatenate(behind))
+
+
+BANDS = (1, 16, 64, 256, 1024, 4096, 16384, 65536)
+"""Where bands of positions begin, by how many tokens of its window a place was told from."""
+
+
+def by_position(other: Comparison) -> list[dict[str, Any]]:
+    """The divergence by position: of each band with places in it {from, to, positions, mean, max}, nats."""
+    out = []
+    for low, high in zip(BANDS, (*BANDS[1:], 1 << 62), strict=True):
+        kl = other.kl[(other.behind >= low) & (other.behind < high)]
+        if len(kl):
+            last = int(other.behind[other.behind < high].max())
+            out.append(
+                {"from": low, "to": last, "positions": len(kl), "mean": float(kl.mean()), "max": float(kl.max())}
+            )
+    return out
 
 
 def places(mine: Scores, other: Comparison) -> list[tuple[str, int]]:

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class BitLinear(nn.Linear):
         mean = self.weight.float().abs().mean().clamp(min=1e-5)
         weight = (self.weight.float() / mean).round().clamp(-1, 1) * mean
         scale = 127 / x.abs().amax(-1, keepdim=True).clamp(min=1e-5)
-        return nn.functional.linear((x * scale).round().clamp(-128, 127) / scale, weight)
+        return nn.functional.linear((x * scale).round().clamp(-128, 127) / scale, weight.to(x.dtype))
 
 
 class Normalised(nn.Module):
@@ -116,9 +117,9 @@ def config_of(family: str) -> transformers.PreTrainedConfig:
     )  # fmt: skip
 
 
-def randomise(model: nn.Module, family: str) -> None:
-    """Random gains; weights such that residual stream and layers are of one size; a head that decides."""
-    hidden, (spread, peak) = model.config.hidden_size, HEADS[family]
+def randomise(model: nn.Module, head: tuple[float, float]) -> None:
+    """Random gains; weights such that residual stream and layers are of one size; a head that decides (as in `HEADS`)."""
+    hidden, (spread, peak) = model.config.hidden_size, head
     for name, p in model.named_parameters():
         with torch.no_grad():
             if p.dim() == 1:
@@ -147,15 +148,28 @@ def packed(state: dict[str, torch.Tensor], divides: bool) -> dict[str, torch.Ten
     return out
 
 
-def write(family: str) -> nn.Module:
-    """Writes the checkpoint; the model as PyTorch runs it, read back from there where transformers knows the family."""
-    folder = checkpoint(family)
+def write(
+    family: str,
+    folder: Path,
+    seed: int,
+    *,
+    shape: dict[str, Any] | None = None,
+    head: tuple[float, float] | None = None,
+    change: Callable[[nn.Module], None] = lambda model: None,
+) -> nn.Module:
+    """Writes a checkpoint; the model as PyTorch runs it, read back from there where transformers knows the family.
+
+    `shape`: what differs from `config_of`; `head`: as in `HEADS`; `change`: what is done to the random model before it is written.
+    """
     shutil.rmtree(folder, ignore_errors=True)
-    torch.manual_seed(FAMILIES.index(family) + 1)
+    torch.manual_seed(seed)
     config = config_of(family)
+    for name, value in (shape or {}).items():
+        setattr(config, name, value)
     if family == "first-bitnet":
         model = first_bitnet(config)
-        randomise(model, family)
+        randomise(model, head or HEADS[family])
+        change(model)
         with torch.no_grad():
             for p in model.parameters():
                 p.copy_(p.half())  # what float16 holds
@@ -181,7 +195,8 @@ def write(family: str) -> nn.Module:
         del config.quantization_config
         kind = transformers.LlamaForCausalLM if family == "llama-ternary" else transformers.BitNetForCausalLM
         plain = kind(config)
-        randomise(plain, family)
+        randomise(plain, head or HEADS[family])
+        change(plain)
         config.quantization_config = quantisation
         if family == "bitnet-latent":
             plain.to(torch.bfloat16).save_pretrained(folder)
@@ -194,25 +209,25 @@ def write(family: str) -> nn.Module:
         for path in folder.iterdir():
             path.chmod(0o644)
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    write_tokenizer(folder)
+    write_tokenizer(folder, config.vocab_size)
     return model.eval()
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, vocab: int) -> None:
     """A tokenizer.json of as many words as the vocabulary."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCAB)}, unk_token="w2"))
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab)}, unk_token="w2"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"bos_token": "w0", "eos_token": "w1"}')
 
 
-def draw(model: nn.Module) -> torch.Tensor:
-    """Random sequences of the model's own: [SEQUENCES, LENGTH]."""
-    ids = last = torch.zeros(SEQUENCES, 1, dtype=torch.int64)
+def draw(model: nn.Module, sequences: int = SEQUENCES, length: int = LENGTH) -> torch.Tensor:
+    """Random sequences of the model's own: [sequences, length]."""
+    ids = last = torch.zeros(sequences, 1, dtype=torch.int64)
     cache = None
-    while ids.shape[1] < LENGTH:
+    while ids.shape[1] < length:
         out = model(last, past_key_values=cache, use_cache=True)
         cache, last = out.past_key_values, torch.multinomial(out.logits[:, -1].softmax(-1), 1)
         ids = torch.cat([ids, last], -1)
@@ -272,7 +287,7 @@ def main() -> int:
     total = 0
     for family in FAMILIES:
         with torch.no_grad():
-            model = write(family)
+            model = write(family, checkpoint(family), FAMILIES.index(family) + 1)
             ids = draw(model)
             logits = model(ids).logits[:, :-1]
             taps = tap(model, ids[0, :TAPPED])

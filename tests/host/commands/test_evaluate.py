@@ -93,15 +93,18 @@ def test_likelihoods_equal_an_independent_computation(tmp_path: Path, text: Path
     assert got["reference"] is None and got["peak_memory_bytes"] > 1 << 24
 
 
-def test_a_comparison_equals_an_independent_computation(tmp_path: Path, text: Path) -> None:
+def test_a_comparison_equals_an_independent_computation(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a = write_checkpoint(tmp_path / "a", small_spec(vocab=1024, max_context=16), seed=1)
     b = write_checkpoint(tmp_path / "b", small_spec(vocab=1024, max_context=12), seed=2)
     got = result(a, "--text", text, "--reference", b, "--max-tokens", 20)
     assert (got["context"], got["stride"]) == (12, 6)  # the smaller context of the two
     ids = Tokenizer(Files.read(a), 1024).encode(STORY)[:20]
-    kl, same = [], []
+    kl, same, behind = [], [], []
     for t in range(1, 20):
         start = 0 if t <= 12 else 6 if t <= 18 else 12
+        behind.append(t - start)
         logits = []
         for folder in (a, b):
             model = GoldenModel(read_checkpoint(folder).weights, TINY)
@@ -113,6 +116,14 @@ def test_a_comparison_equals_an_independent_computation(tmp_path: Path, text: Pa
         same.append(p.argmax() == q.argmax())
     r = got["reference"]
     assert r["kl_mean"] == pytest.approx(np.mean(kl), rel=1e-9) and r["kl_max"] == pytest.approx(max(kl), rel=1e-9)
+    assert max(behind) == 12 and len(r["kl_by_position"]) == 1
+    monkeypatch.setattr(scoring, "BANDS", (1, 3, 8, 100))
+    bands = result(a, "--text", text, "--reference", b, "--max-tokens", 20)["reference"]["kl_by_position"]
+    assert [(x["from"], x["to"]) for x in bands] == [(1, 2), (3, 7), (8, 12)]
+    for x in bands:
+        own = [k for k, n in zip(kl, behind, strict=True) if x["from"] <= n <= x["to"]]
+        assert x["positions"] == len(own) > 0
+        assert (x["mean"], x["max"]) == pytest.approx((np.mean(own), max(own)), rel=1e-9)
     assert r["agreement"] == np.mean(same) and r["differing"] == same.count(False) > 5
     assert r["nll"] == pytest.approx(np.mean(independent(ids, b, 12, 6)[0]), rel=1e-12)
     assert r["nll_change"] == pytest.approx(got["nll"] / r["nll"] - 1)

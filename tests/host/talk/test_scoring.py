@@ -36,7 +36,7 @@ def test_places_are_the_first_and_the_worst_each_once() -> None:
     mine = Scores(np.zeros(9), np.array([1, 2, 3, 4, 5, 6, 7, 8, 9]))
     other = Scores(np.zeros(9), np.array([1, 0, 3, 0, 0, 0, 7, 8, 9]))
     kl = np.array([0.0, 0.5, 0.9, 0.1, 0.1, 0.3, 0.0, 0.2, 0.0])
-    got = places(mine, Comparison(other, kl))
+    got = places(mine, Comparison(other, kl, np.arange(len(kl))))
     assert got == [("first", 1), ("first", 3), ("first", 4), ("worst", 2), ("worst", 5), ("worst", 7)]
 
 
