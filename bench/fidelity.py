@@ -64,18 +64,20 @@ def _gain(factor: float) -> Callable[[nn.Module], None]:
 
 
 def _residual(model: nn.Module) -> None:
-    """A feature of the residual stream is 1e4, and every norm brings it back to the size of the others, as trained models do."""
+    """A feature of the residual stream is 1e4, and every norm brings it back to the size of the others, as trained models do.
+
+    A head that is the embedding has that column, too; its norm's gain makes little of it.
+    """
     rows = model.get_input_embeddings().weight
-    size = rows.pow(2).mean().sqrt()
-    rows[:, FEATURE] = 1e4 * torch.randn(len(rows)).sign()
-    factor = float(size / 1e4)
-    others = [i for i in range(rows.shape[1]) if i != FEATURE]
-    root = rows.shape[1] ** 0.5
+    size = float(rows.pow(2).mean().sqrt())
+    rows[:, FEATURE] = 1e4 * (1 + 0.1 * torch.randn(len(rows)))
+    smaller = 1e4 / rows.shape[1] ** 0.5 / size  # what the root mean square grows by, and the others lose
     norms = [n for layer in model.model.layers for n in (layer.input_layernorm, layer.post_attention_layernorm)]
     for norm in [*norms, model.model.norm]:
-        # Its root mean square is 1e4 / root instead of size: what is left of the others grows again.
-        norm.weight[others] *= 1e4 / root / float(size)
-        norm.weight[FEATURE] *= factor * 1e4 / root / float(size)
+        norm.weight *= smaller
+        norm.weight[FEATURE] *= size / 1e4
+    if model.config.tie_word_embeddings:
+        model.model.norm.weight[FEATURE] *= size / 1e4
 
 
 def _sharp(model: nn.Module) -> None:

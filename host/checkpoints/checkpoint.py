@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from tellme.host.checkpoints.balance import unbalanced
 from tellme.host.checkpoints.common import GGUF_MAGIC, Checkpoint, golden_errors, tell
 from tellme.host.checkpoints.huggingface import read_checkpoint
 from tellme.host.errors import UserError
@@ -35,7 +36,10 @@ def is_checkpoint(path: Path) -> bool:
 
 def with_int8_inputs(checkpoint: Checkpoint) -> Checkpoint:
     """The same model, its tokens beginning with int8 rows of the embedding instead of the checkpoint's own."""
-    return replace(checkpoint, weights=replace(checkpoint.weights, inputs=None))
+    weights = checkpoint.weights
+    if checkpoint.moved is not None and weights.spec.tied:
+        return replace(checkpoint, weights=replace(unbalanced(weights, checkpoint.moved), inputs=None), moved=None)
+    return replace(checkpoint, weights=replace(weights, inputs=None))
 
 
 def open_checkpoint(path: Path, *, latent: bool = False) -> Checkpoint:

@@ -116,6 +116,7 @@ class Checkpoint:
     tokenizer : files of the tokenizer.
     eos_ids : tokens that end a text.
     notes : what the files do not say and had to be assumed, a line each.
+    moved : what `host.checkpoints.balance` multiplied the last norm's gain by; None: nothing.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Checkpoint:
     tokenizer: Files
     eos_ids: tuple[int, ...]
     notes: tuple[str, ...] = ()
+    moved: NDArray[np.float32] | None = None
 
 
 def several_scales(

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from tellme.golden.model import LayerWeights, ModelWeights
 from tellme.golden.spec import MATRICES, NORMS
+from tellme.host.checkpoints.balance import balanced
 from tellme.host.checkpoints.common import Checkpoint, LazyLayers, golden_errors
 from tellme.host.checkpoints.gguf.header import SPLIT
 from tellme.host.checkpoints.gguf.spec import ARCHITECTURES, read_spec, tensor_names
@@ -126,4 +127,7 @@ def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
             head=head_rows,
             head_scales=head_scales,
         )
-    return Checkpoint(path.stem, weights, tokenizer, eos, tuple(notes))
+        rows = weights.inputs if spec.tied else g.floats_as_stored("output.weight", (spec.vocab, spec.hidden))
+        assert rows is not None
+        weights, moved = balanced(weights, rows)
+    return Checkpoint(path.stem, weights, tokenizer, eos, tuple(notes), moved)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from tellme.golden.model import ModelWeights
+from tellme.host.checkpoints.balance import balanced
 from tellme.host.checkpoints.common import Checkpoint, LazyLayers, golden_errors
 from tellme.host.checkpoints.huggingface.config import read_family, read_spec
 from tellme.host.checkpoints.huggingface.source import EMBEDDING, HEAD, NORM, Source
@@ -98,7 +99,10 @@ def read_checkpoint(folder: Path, *, latent: bool = False) -> Checkpoint:
             head=head_rows,
             head_scales=head_scales,
         )
-    return Checkpoint(folder.resolve().name, weights, files, eos, tuple(notes))
+        rows = weights.inputs if spec.tied else tensors.floats_as_stored(HEAD)
+        assert rows is not None
+        weights, moved = balanced(weights, rows)
+    return Checkpoint(folder.resolve().name, weights, files, eos, tuple(notes), moved)
 
 
 def _eos(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:

@@ -1,0 +1,93 @@
+"""Outliers of the output head, moved between its columns and the gain of the norm before it.
+
+A logit is the sum of x_i * gain_i * row_i. The accelerator holds the gained features and the rows as int8, each relative to its
+largest, so that a feature whose column of the head (or whose gain) is far larger than the others takes the others' bits.
+Powers of two taken out of the column and put into the gain, or the other way, change no product and no rounding of a float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tellme.golden import elementwise
+from tellme.golden.head import quantise_rows
+from tellme.golden.model import ModelWeights
+
+F32 = NDArray[np.float32]
+I8 = NDArray[np.int8]
+
+LEAST = 2
+"""Exponents of less are left alone: what is moved then is not worth another rounding of the rows."""
+MOST = 30
+_ROWS = 1 << 13
+"""Taken at a time."""
+
+
+def factors(columns: F32, gain: F32) -> F32:
+    """Powers of two [features] that gains are multiplied by and columns divided by.
+
+    The square root of column over gain makes the two equally large, so that neither is an outlier if their product is none.
+
+    Parameters
+    ----------
+    columns : root mean squares of the head's columns [features].
+    gain : of the last norm [features].
+    """
+    exponents = []
+    for size in (columns, np.abs(gain)):
+        usual = np.median(size[size > 0]) if size.any() else np.float32(1)
+        exponents.append(np.log2(np.maximum(size / usual, np.float32(2.0**-MOST))))
+    exponent = np.rint((exponents[0] - exponents[1]) / 2)
+    # A column or gain of zeros gives nothing away, whatever the other is.
+    moved = (np.abs(exponent) >= LEAST) & (columns > 0) & (gain != 0)
+    return np.exp2(np.where(moved, np.clip(exponent, -MOST, MOST), 0)).astype(np.float32)
+
+
+def _pieces(rows: NDArray[Any], make: Callable[[slice, F32], None]) -> None:
+    for i in range(0, len(rows), _ROWS):
+        part = slice(i, min(i + _ROWS, len(rows)))
+        make(part, elementwise.widen(rows[part]))
+
+
+def _quantised(rows: NDArray[Any], divisors: F32) -> tuple[I8, F32]:
+    """int8 rows, and their scales, of rows as a checkpoint has them, columns divided."""
+    codes, scales = np.empty(rows.shape, np.int8), np.empty(len(rows), np.float32)
+
+    def make(part: slice, x: F32) -> None:
+        codes[part], scales[part] = quantise_rows(x / divisors)
+
+    _pieces(rows, make)
+    return codes, scales
+
+
+def balanced(weights: ModelWeights, rows: NDArray[Any]) -> tuple[ModelWeights, F32 | None]:
+    """The same model with a head that int8 holds better, and the factors; None: nothing had to be moved.
+
+    Parameters
+    ----------
+    rows : the head's as the checkpoint has them [vocab, hidden], of a type of `golden.elementwise.ROW_TYPES`.
+    """
+    squares = np.zeros(weights.spec.hidden)
+
+    def count(part: slice, x: F32) -> None:
+        squares[:] += np.square(x, dtype=np.float64).sum(axis=0)
+
+    _pieces(rows, count)
+    moved = factors(np.sqrt(squares / len(rows)).astype(np.float32), weights.norm)
+    if (moved == 1).all():
+        return weights, None
+    codes, scales = _quantised(rows, moved)
+    names = ("embedding", "embedding_scales") if weights.spec.tied else ("head", "head_scales")
+    return replace(weights, norm=weights.norm * moved, **dict(zip(names, (codes, scales), strict=True))), moved
+
+
+def unbalanced(weights: ModelWeights, moved: F32) -> ModelWeights:
+    """What a tied model was before `balanced`: its int8 rows are the embedding's, too."""
+    assert weights.spec.tied and weights.inputs is not None
+    codes, scales = _quantised(weights.inputs, np.ones_like(moved))
+    return replace(weights, norm=weights.norm / moved, embedding=codes, embedding_scales=scales)
