@@ -484,3 +484,70 @@ def measure(
         complete=everything,
         trace=recorded,
     )
+
+
+# ---- several conversations -------------------------------------------------------------------------------------------
+
+Shape = tuple[int, ...]
+"""Lanes of each conversation in a pass, most first; every lane has logits."""
+
+
+def side_by_side(shape_: Shape, context: int, candidates: int = 0, tokens: Sequence[int] = ()) -> Pass:
+    """A pass of conversations with `context` cached keys each.
+
+    tokens : of the lanes; any if there are none.
+    """
+    n = sum(shape_)
+    positions = [context + i for lanes in shape_ for i in range(lanes)]
+    slots = [slot for slot, lanes in enumerate(shape_) for _ in range(lanes)]
+    return Pass.of(tokens or [0] * n, positions, slots, head=(0, n), candidates=candidates)
+
+
+def measure_together(
+    name: str,
+    config: AcceleratorConfig,
+    timing: MemoryTiming,
+    shapes: Sequence[Shape],
+    *,
+    context: int,
+    candidates: int = 0,
+    planes: int = 1,
+    say: Say = lambda _: None,
+    status: Status | None = None,
+) -> dict[Shape, Cost]:
+    """What passes of several conversations take, each run on the RTL; layers are multiplied as in `measure`.
+
+    Parameters
+    ----------
+    shapes : of the passes; all with the same number of conversations.
+    context : cached keys of each conversation. Others: as `measure`.
+
+    Raises
+    ------
+    UserError : as `measure`, or a pass does not fit.
+    CheckError : a result differs from golden's.
+    """
+    spec = shape(name)
+    check_fits(spec, config, name)
+    usable = usable_context(replace(spec, max_context=min(spec.max_context, config.max_context)), config)
+    longest = max(n for lanes in shapes for n in lanes)
+    if not 0 <= context <= usable - longest:
+        raise UserError(f"context must be from 0 to {usable - longest} for {name} on {config.name!r}, not {context}")
+    tokens = np.random.default_rng([SEED, 2]).integers(0, spec.vocab, config.lanes).tolist()
+    room = min(usable, context + config.lanes)
+    costs: dict[int, list[tuple[Cost, Cost]]] = {}
+    for layers in (1, 2):
+        say(f"{name}: preparing {layers} layer{'s' * (layers > 1)}")
+        with Machine(
+            spec, layers, config, timing, cached=context, context=room, slots=len(shapes[0]), candidates=candidates,
+            planes=planes, status=status,
+        ) as m:  # fmt: skip
+            for lanes in shapes:
+                say(f"{name}: simulating {'+'.join(map(str, lanes))} lanes at position {context}, {layers} layers")
+                given = side_by_side(lanes, context, candidates, tokens[: sum(lanes)])
+                bare = m.run_pass(replace(given, head=(0, 0), candidates=0))
+                costs.setdefault(layers, []).append((bare, m.run_pass(given) if layers == 2 else bare))
+    return {
+        lanes: whole.plus(two, spec.layers - 2).plus(one, 2 - spec.layers)
+        for lanes, (one, _), (two, whole) in zip(shapes, costs[1], costs[2], strict=True)
+    }
