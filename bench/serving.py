@@ -20,15 +20,16 @@ from tellme.golden.config import KV260, AcceleratorConfig
 from tellme.golden.schedule import groups
 from tellme.golden.shapes import SHAPES
 from tellme.golden.spec import ModelSpec
+from tellme.host.machine.costs import Costs
 from tellme.host.machine.placement import in_use
 from tellme.host.machine.program import usable_context
 from tellme.host.machine.simulation import memory_timing
-from tellme.host.talk.scheduler import Conversation, Scheduler
+from tellme.host.talk.scheduler import RISE, Conversation, Scheduler
 from tellme.hw.plan import predict, steps
 from tellme.sim.stream import SustainedMemory
 
 KEYS = {"bitnet-0.7b": 128, "bitnet-2b": 250}
-PROMPT = 128
+PROMPTS = (16, 64, 128, 512)
 SEED = 11
 
 
@@ -60,8 +61,8 @@ class Served:
 class Plan:
     """Cycles of passes of a model on a configuration."""
 
-    def __init__(self, spec: ModelSpec, config: AcceleratorConfig, timing: str):
-        self.spec, self.config = spec, config
+    def __init__(self, spec: ModelSpec, config: AcceleratorConfig, timing: str, rise: float = RISE):
+        self.spec, self.config, self.rise = spec, config, rise
         self.memory = SustainedMemory(memory_timing(timing, None), in_use(config, "sim").phases or None)
         self.most = usable_context(spec, config) - 1
         self._of = lru_cache(maxsize=None)(self._cycles)
@@ -85,7 +86,11 @@ class Plan:
     def serve(self, requests: Sequence[Request], slots: int) -> list[Served]:
         """Plays a trace: requests in the order of arrival."""
         group = self.spec.heads // self.spec.kv_heads
-        scheduler = Scheduler(self.config, group, usable_context(self.spec, self.config), slots, queue=len(requests))
+        costs = Costs(self.spec, self.config)
+        context = usable_context(self.spec, self.config)
+        scheduler = Scheduler(
+            self.config, group, context, slots, queue=len(requests), cost=costs.cycles, rise=self.rise
+        )
         out = [Served(r) for r in requests]
         live: dict[Conversation, Served] = {}
         now, following = 0, 0
@@ -102,7 +107,9 @@ class Plan:
             planned = scheduler.plan()
             assert planned is not None
             given = planned.given
-            now += self(given.positions, given.slots, given.head[1])
+            took = self(given.positions, given.slots, given.head[1])
+            costs.measured(given.positions, given.slots, given.head[1], took)  # as the engine does
+            now += took
             chosen = {p.conversation: [0] for p in planned.parts if p.chooses}
             scheduler.complete(planned, chosen)
             for conversation in chosen:
@@ -118,23 +125,31 @@ def side_by_side(plan: Plan, keys: int, count: int) -> float:
     return count * plan.config.clock_hz / plan.exact([keys] * count, list(range(count)), count)
 
 
-def newcomer(plan: Plan, keys: int, others: int = 7) -> dict[str, float]:
-    """A request of PROMPT tokens while others decode: its time to the first token against its time alone, and the others' time between tokens
-    meanwhile against that before."""
-    alone = plan.serve([Request(0, PROMPT, 1)], others + 1)[0].first
-    # Their prompts come first, one after the other; they are at `keys` or a little more when the new one comes.
+def newcomer(plan: Plan, keys: int, prompt: int, others: int = 7) -> dict[str, float]:
+    """A request of `prompt` tokens that comes at the beginning of a pass while others decode.
+
+    Returns
+    -------
+    dict : first_token, its time to the first token against that alone; between_mean and between_longest, of the others' times between tokens
+        that overlap with it, against the mean without it; second, the same mean over the tokens of the second after its arrival.
+    """
+    alone = plan.serve([Request(0, prompt, 1)], others + 1)[0].first
+    # Their prompts come first; they are at `keys` or a little more when the new one comes.
     trace = [Request(0, keys - 12, 400) for _ in range(others)]
     before = plan.serve([Request(r.at, r.prompt, 24) for r in trace], others + 1)
     start = max(s.times[6] for s in before)
-    served = plan.serve([*trace, Request(start, PROMPT, 1)], others + 1)
-    new = served[-1]
-    meanwhile = [b for s in served[:-1] for a, b in zip(s.times, s.between, strict=False) if start <= a < new.times[0]]
-    usual = [b for s in served[:-1] for a, b in zip(s.times, s.between, strict=False) if a > new.times[0]][:50]
+    new, *_ = (served := plan.serve([*trace, Request(start, prompt, 1)], others + 1))[-1:]
+    first = new.times[0]
+    spans = [(a, b) for s in served[:-1] for a, b in zip(s.times, s.times[1:], strict=False)]
+    usual = np.mean([b - a for a, b in sorted(spans) if a >= first][: 10 * others])
+    meanwhile = [b - a for a, b in spans if a < first and b > start]
+    second = [b - a for a, b in spans if start <= a < start + plan.config.clock_hz]
     return {
         "alone_s": alone / plan.config.clock_hz,
         "first_token": new.first / alone,
-        "between_mean": float(np.mean(meanwhile) / np.mean(usual)),
-        "between_longest": float(np.max(meanwhile) / np.mean(usual)),
+        "between_mean": float(np.mean(meanwhile) / usual),
+        "between_longest": float(np.max(meanwhile) / usual),
+        "second": float(np.mean(second) / usual),
     }
 
 
@@ -170,7 +185,7 @@ def main() -> None:
         speeds = {n: side_by_side(plan, keys, n) for n in (1, 2, 4, 8, 16)}
         one = plan.exact([keys], [0], 1)
         guesses = {n: plan.exact(range(keys, keys + n), [0] * n, n) / one for n in (1, 2, 4, 8, 16)}
-        new = newcomer(plan, keys)
+        new = {n: newcomer(plan, keys, n) for n in PROMPTS}
         rates = (0.5, 1.0, 2.0) if name == "bitnet-0.7b" else (0.1, 0.25, 0.5)
         traces = [trace(plan, options.requests, r) for r in rates] if options.requests else []
         if options.json:

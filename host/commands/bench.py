@@ -22,6 +22,8 @@ from tellme.host.commands.common import (
     board,
 )
 from tellme.host.commands.pictures import draw, prepare
+from tellme.host.commands.together import Together, together
+from tellme.host.errors import UserError
 from tellme.host.machine.measurement import Measurement, measure, shape
 from tellme.host.machine.placement import regions
 from tellme.host.machine.simulation import check_simulator, memory_timing
@@ -74,6 +76,15 @@ def command(
     complete: Annotated[
         bool, typer.Option("--complete", help="Run every layer too, against multiplying them.")
     ] = False,
+    sequences: Annotated[
+        int, typer.Option("--sequences", help="Conversations side by side, each with as many cached keys.")
+    ] = 1,
+    speculate: Annotated[
+        bool, typer.Option("--speculate", help="With the guesses that answers of --work would be decoded with.")
+    ] = False,
+    work: Annotated[
+        str, typer.Option("--work", help="What is answered then: story, another story, summary, edit or list.")
+    ] = "edit",
     head: BenchHead = "full",
     candidates: Candidates = None,
     planes: Planes = 1,
@@ -85,6 +96,13 @@ def command(
     config = at_clock(board(board_name, config_file, settings), clock)
     memory = memory_timing(timing, None)
     wanted = bench_candidates(head, candidates, planes, shape(model).vocab)
+    if sequences != 1 or speculate:
+        if prompt or complete or trace is not None or pictures is not None:
+            raise UserError("--sequences and --speculate go without --prompt, --complete, --trace and --pictures")
+        together(
+            Together(model, config, memory, context, sequences, wanted, planes), work if speculate else None, as_json
+        )
+        return
     if trace is not None:
         check_new_file(trace)
     if pictures is not None:

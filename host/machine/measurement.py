@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,7 +120,8 @@ class Machine:
     Parameters
     ----------
     spec : the whole model's shape.
-    cached : keys that the cache holds before the first pass: random ones, the same in both.
+    cached : keys that every slot of the cache holds before the first pass: random ones, the same in both.
+    slots : cache slots.
     candidates : of the screened head; 0: the full head. planes : of its ternary copy.
     trace : file for the records of what every unit does.
 
@@ -137,12 +139,14 @@ class Machine:
         *,
         cached: int,
         context: int,
+        slots: int = 1,
         candidates: int = 0,
         planes: int = 1,
         trace: Path | None = None,
         status: Status | None = None,
     ):
         self.config = config
+        self.slots = slots
         self.candidates = candidates
         self.spec = replace(spec, layers=layers, max_context=context)
         weights = random_weights(self.spec, SEED)
@@ -154,8 +158,8 @@ class Machine:
             tokenizer = Files.read(demo_folder())
             convert(Checkpoint(name="synthetic", weights=weights, tokenizer=tokenizer, eos_ids=()), path, config)
             self.model = Model.open(path, config, verify=False)
-            self.program = compile_program(self.model, config)
-            self.golden = GoldenModel(weights, config)
+            self.program = compile_program(self.model, config, slots=slots)
+            self.golden = GoldenModel(weights, config, slots)
             self.accelerator = SimulatedAccelerator(self.model, self.program, timing=timing, trace=trace, status=status)
         except BaseException:
             self._folder.cleanup()
@@ -174,72 +178,84 @@ class Machine:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _block(self, layer: int, head: int, position: int) -> int:
+    def _block(self, slot: int, layer: int, head: int, position: int) -> int:
         p = self.program
-        return p.kv_address + layer * p.kv.slot_stride + p.kv.block(0, head, position)
+        return p.kv_address + layer * self.slots * p.kv.slot_stride + p.kv.block(slot, head, position)
 
     def _fill(self, n: int) -> None:
-        """Random keys and values at positions [0, n) of slot 0."""
+        """Random keys and values at positions [0, n) of every slot."""
         s, size = self.spec, self.config.key_block
-        for layer in range(s.layers if n else 0):
-            rng = np.random.default_rng([SEED, 1, layer])
+        for slot, layer in product(range(self.slots), range(s.layers if n else 0)):
+            rng = np.random.default_rng([SEED, 1, layer, slot])
             k, v = rng.integers(-127, 128, (2, s.kv_heads, n, s.head_dim), np.int8)
             k_scales, v_scales = rng.uniform(0.01, 0.03, (2, s.kv_heads, n)).astype(np.float32)
-            self.golden.set_cache(0, layer, k, k_scales, v, v_scales)
+            self.golden.set_cache(slot, layer, k, k_scales, v, v_scales)
             for h in range(s.kv_heads):
                 for b in range(0, n, size):
                     part = slice(b, min(b + size, n))
                     beats = self.program.kv.pack_block(k[h, part], k_scales[h, part], v[h, part], v_scales[h, part])
-                    self.accelerator.put(self._block(layer, h, b), beats)
+                    self.accelerator.put(self._block(slot, layer, h, b), beats)
 
     def run(self, tokens: Sequence[int], position: int, *, head: bool, logits: bool = False) -> Cost:
-        """One pass of neighbouring positions on both; the head on the last lane or not at all.
+        """One pass of neighbouring positions of slot 0; the head on the last lane or not at all.
+
+        Raises
+        ------
+        CheckError : as `run_pass`.
+        """
+        n = len(tokens)
+        return self.run_pass(
+            Pass.of(
+                tokens,
+                range(position, position + n),
+                head=(n - 1, 1) if head else (0, 0),
+                write_logits=logits,
+                candidates=self.candidates if head else 0,
+            )
+        )
+
+    def run_pass(self, given: Pass) -> Cost:
+        """One pass on both.
 
         Raises
         ------
         CheckError : arg-max, a logit, or what the pass wrote to the cache differs from golden's.
         """
-        n = len(tokens)
-        given = Pass.of(
-            tokens,
-            range(position, position + n),
-            head=(n - 1, 1) if head else (0, 0),
-            write_logits=logits,
-            candidates=self.candidates if head else 0,
-        )
         got = self.accelerator.run_pass(given)
         want = self.golden.run_pass(given.tokens, given.positions, given.slots, given.head, candidates=given.candidates)
-        where = f"{self.spec.layers} layers, {n} lanes from position {position}"
-        if head:
-            token = int(want.best[0])
-            value = want.logits[0].max()
-            if got.best_index[0] != token or got.best_value[0].tobytes() != value.tobytes():
+        where = f"{self.spec.layers} layers, {given.lanes} lanes from position {given.positions[0]}"
+        for lane in range(given.head[1]):
+            token, value = int(want.best[lane]), want.logits[lane].max()
+            if got.best_index[lane] != token or got.best_value[lane].tobytes() != value.tobytes():
                 raise CheckError(
-                    f"{where}: arg-max is token {got.best_index[0]} ({got.best_value[0]!r}), "
+                    f"{where}: arg-max of head lane {lane} is token {got.best_index[lane]} ({got.best_value[lane]!r}), "
                     f"the golden model's is {token} ({value!r})"
                 )
         if got.logits is not None and not np.array_equal(got.logits.view(np.uint32), want.logits.view(np.uint32)):
             raise CheckError(f"{where}: logits differ from the golden model's")
-        if want.bound is not None and (got.bound is None or got.bound[0].tobytes() != want.bound[0].tobytes()):
-            raise CheckError(f"{where}: bound {got.bound} differs from the golden model's {want.bound}")
+        if want.bound is not None and (
+            got.bound is None or [x.tobytes() for x in got.bound] != [x.tobytes() for x in want.bound]
+        ):
+            raise CheckError(f"{where}: bounds {got.bound} differ from the golden model's {want.bound}")
         if (
             got.candidates is not None
             and want.candidates is not None
             and not np.array_equal(got.candidates, want.candidates)
         ):
             raise CheckError(f"{where}: candidates differ from the golden model's")
-        self._check_cache(position, n, where)
+        for first, last in given.groups:
+            self._check_cache(given.positions[first], last - first + 1, where, given.slots[first])
         return Cost.of(got)
 
-    def _check_cache(self, position: int, n: int, where: str) -> None:
+    def _check_cache(self, position: int, n: int, where: str, slot: int = 0) -> None:
         p, s, size = self.program, self.spec, self.config.key_block
         self.accelerator.device.invalidate(p.kv_address, p.window_beats - p.kv_address)
         for layer in range(s.layers):
-            want: tuple[NDArray[Any], ...] = self.golden.cache(0, layer)
+            want: tuple[NDArray[Any], ...] = self.golden.cache(slot, layer)
             for h in range(s.kv_heads):
                 for b in range(position // size * size, position + n, size):
                     got: tuple[NDArray[Any], ...] = p.kv.unpack_block(
-                        self.accelerator.get(self._block(layer, h, b), p.kv.block_stride)
+                        self.accelerator.get(self._block(slot, layer, h, b), p.kv.block_stride)
                     )
                     low, high = max(position, b), min(position + n, b + size)
                     for part, g, w in zip(_CACHE_PARTS, got, want, strict=True):
@@ -468,3 +484,70 @@ def measure(
         complete=everything,
         trace=recorded,
     )
+
+
+# ---- several conversations -------------------------------------------------------------------------------------------
+
+Shape = tuple[int, ...]
+"""Lanes of each conversation in a pass, most first; every lane has logits."""
+
+
+def side_by_side(shape_: Shape, context: int, candidates: int = 0, tokens: Sequence[int] = ()) -> Pass:
+    """A pass of conversations with `context` cached keys each.
+
+    tokens : of the lanes; any if there are none.
+    """
+    n = sum(shape_)
+    positions = [context + i for lanes in shape_ for i in range(lanes)]
+    slots = [slot for slot, lanes in enumerate(shape_) for _ in range(lanes)]
+    return Pass.of(tokens or [0] * n, positions, slots, head=(0, n), candidates=candidates)
+
+
+def measure_together(
+    name: str,
+    config: AcceleratorConfig,
+    timing: MemoryTiming,
+    shapes: Sequence[Shape],
+    *,
+    context: int,
+    candidates: int = 0,
+    planes: int = 1,
+    say: Say = lambda _: None,
+    status: Status | None = None,
+) -> dict[Shape, Cost]:
+    """What passes of several conversations take, each run on the RTL; layers are multiplied as in `measure`.
+
+    Parameters
+    ----------
+    shapes : of the passes; all with the same number of conversations.
+    context : cached keys of each conversation. Others: as `measure`.
+
+    Raises
+    ------
+    UserError : as `measure`, or a pass does not fit.
+    CheckError : a result differs from golden's.
+    """
+    spec = shape(name)
+    check_fits(spec, config, name)
+    usable = usable_context(replace(spec, max_context=min(spec.max_context, config.max_context)), config)
+    longest = max(n for lanes in shapes for n in lanes)
+    if not 0 <= context <= usable - longest:
+        raise UserError(f"context must be from 0 to {usable - longest} for {name} on {config.name!r}, not {context}")
+    tokens = np.random.default_rng([SEED, 2]).integers(0, spec.vocab, config.lanes).tolist()
+    room = min(usable, context + config.lanes)
+    costs: dict[int, list[tuple[Cost, Cost]]] = {}
+    for layers in (1, 2):
+        say(f"{name}: preparing {layers} layer{'s' * (layers > 1)}")
+        with Machine(
+            spec, layers, config, timing, cached=context, context=room, slots=len(shapes[0]), candidates=candidates,
+            planes=planes, status=status,
+        ) as m:  # fmt: skip
+            for lanes in shapes:
+                say(f"{name}: simulating {'+'.join(map(str, lanes))} lanes at position {context}, {layers} layers")
+                given = side_by_side(lanes, context, candidates, tokens[: sum(lanes)])
+                bare = m.run_pass(replace(given, head=(0, 0), candidates=0))
+                costs.setdefault(layers, []).append((bare, m.run_pass(given) if layers == 2 else bare))
+    return {
+        lanes: whole.plus(two, spec.layers - 2).plus(one, 2 - spec.layers)
+        for lanes, (one, _), (two, whole) in zip(shapes, costs[1], costs[2], strict=True)
+    }

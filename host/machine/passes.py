@@ -74,6 +74,8 @@ class PassResult:
     logits : float32[head_count, vocab], of a screened head [head_count, candidates]; None unless they were asked for.
     candidates : int64[head_count, candidates], the rows of these logits, ascending; None: all rows.
     bound : smallest score of a candidate as a logit, an entry for each head lane; None from the full head.
+    before, certain : of a pass that was run again with the full head: the screened one, and which head lanes keep its logits. So what a lane gives
+        depends on no other lane.
     cycles, beats, writes : counters of the accelerator, None from the golden model.
     stalls, busy : cycles by cause and by unit, empty from the golden model.
     """
@@ -85,11 +87,31 @@ class PassResult:
     logits: NDArray[np.float32] | None = None
     candidates: NDArray[np.int64] | None = None
     bound: tuple[np.float32, ...] | None = None
+    before: PassResult | None = None
+    certain: tuple[bool, ...] = ()
     cycles: int | None = None
     beats: int | None = None
     writes: int | None = None
     stalls: dict[str, int] = field(default_factory=dict)
     busy: dict[str, int] = field(default_factory=dict)
+
+    def of_lane(self, lane: int) -> tuple[NDArray[np.float32], NDArray[np.int64] | None]:
+        """Logits of a head lane, and the rows that they are of; None: all."""
+        if self.before is not None and self.certain[lane]:
+            return self.before.of_lane(lane)
+        assert self.logits is not None
+        return self.logits[lane], None if self.candidates is None else self.candidates[lane]
+
+    def keeping(self, before: PassResult, certain: tuple[bool, ...]) -> PassResult:
+        """This result, of a pass that was run again, but for the head lanes that keep what the screened one gave."""
+        of = [before if kept else self for kept in certain]
+        return replace(
+            self,
+            before=before,
+            certain=certain,
+            best_index=tuple(r.best_index[i] for i, r in enumerate(of)),
+            best_value=tuple(r.best_value[i] for i, r in enumerate(of)),
+        )
 
     def behind(self, before: PassResult) -> PassResult:
         """This result, with the counters of a pass before it counted in."""
@@ -217,12 +239,16 @@ class Backend(ABC):
         return result
 
     def _certain(self, screened: PassResult, full: Callable[[], PassResult]) -> PassResult:
-        """The result of a screened pass, or where a row that was left out may be larger that of the full head."""
+        """The result of a screened pass; for lanes in which a row that was left out may be larger that of the full head."""
         self.screened += 1
-        if not self.head.doubtful(screened.best_value, screened.bound):
+        certain = tuple(not doubt for doubt in self.head.doubts(screened.best_value, screened.bound))
+        if all(certain):
             return screened
         self.fallbacks += 1
-        return full()
+        again = full()
+        if not any(certain):
+            return again
+        return again.keeping(screened, certain)
 
     def _check_pass(self, given: Pass) -> None:
         n, positions, slots = given.lanes, given.positions, given.slots

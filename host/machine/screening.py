@@ -53,11 +53,11 @@ class HeadChoice:
             return 0
         return self.candidates
 
-    def doubtful(self, best: Sequence[np.float32], bound: Sequence[np.float32] | None) -> bool:
-        """Whether a row that was left out may be larger than the best candidate of some lane."""
+    def doubts(self, best: Sequence[np.float32], bound: Sequence[np.float32] | None) -> tuple[bool, ...]:
+        """Of each head lane, whether a row that was left out may be larger than its best candidate."""
         if self.mode != "auto" or bound is None:
-            return False
-        return any(not float(a) - float(b) >= self.margin for a, b in zip(best, bound, strict=True))
+            return (False,) * len(best)
+        return tuple(not float(a) - float(b) >= self.margin for a, b in zip(best, bound, strict=True))
 
 
 FULL = HeadChoice()

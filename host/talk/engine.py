@@ -103,8 +103,7 @@ class Choice:
         """The next token, from head lane `lane` of a pass."""
         if not self.needs_logits or result.logits is None:
             return self._take(Chosen(result.best_index[lane]))
-        logits = result.logits[lane]
-        ids = None if result.candidates is None else result.candidates[lane]
+        logits, ids = result.of_lane(lane)
         values = logits
         if self.sampling.repetition_penalty != 1.0:
             values = values.copy()
@@ -289,10 +288,12 @@ class Engine:
             not self._whole
             or len(self._tickets) > 1
             or only.decoding
-            or (self._tickets[only].choice.needs_all and not full)
+            or (not full and (self._tickets[only].choice.needs_all or not self._candidates(1)))
         ):
-            given = planned.given if full else self._screened(planned.given)
-            result = self.backend.run_pass(given)
+            given = planned.given
+            first, count = given.head
+            lanes = [self._tickets[p.conversation].choice.needs_all for p in planned.parts for _ in range(p.lanes)]
+            result = self._run_pass(given, lanes[first : first + count])
             if self.costs is not None and result.cycles:
                 self.costs.measured(given.positions, given.slots, given.head[1], result.cycles)
             return planned, [result]
@@ -307,17 +308,37 @@ class Engine:
         )
         return Planned(planned.given, (Part(only, 0, len(rest)),)), results
 
-    def _screened(self, given: Pass) -> Pass:
-        """With a screened head where nothing depends on what else is in the pass: one token of one conversation, or arg-maxima that are certain."""
+    def _run_pass(self, given: Pass, needs_all: Sequence[bool]) -> PassResult:
+        """A pass, with a screened head where that is wanted. What a conversation draws from must not depend on who else is there: its candidates, or
+        every row where they are in doubt, or where it needs every row.
+
+        needs_all : of each head lane.
+        """
+        candidates = self._candidates(given.head[1])
         tickets = list(self._tickets.values())
-        head = self.backend.head
-        certain = head.mode == "auto" and all(t.choice.sampling.greedy for t in tickets)
-        alone = len(tickets) == 1 and not tickets[0].speculate
-        if not (certain or alone) or any(t.choice.needs_all for t in tickets):
-            return given
-        return replace(
-            given, candidates=head.wanted(given.head[1], self.backend.vocab, self.backend.config.screen_entries)
-        )
+        if not candidates or all(needs_all) or (any(needs_all) and self._certain(tickets)):
+            return self.backend.run_pass(given)
+        result = self.backend.run_pass(replace(given, candidates=candidates))
+        again = result.before is not None
+        if not any(needs_all) or (result.candidates is None and not again):
+            return result
+        before, kept = result if result.before is None else result.before, result.certain or (True,) * len(needs_all)
+        whole = result if again else self.backend.run_pass(given).behind(result)
+        return whole.keeping(before, tuple(k and not n for k, n in zip(kept, needs_all, strict=True)))
+
+    def _certain(self, tickets: Sequence[Ticket]) -> bool:
+        """Whether all that is chosen are arg-maxima that are the full head's, or seen not to be."""
+        return self.backend.head.mode == "auto" and all(t.choice.sampling.greedy for t in tickets)
+
+    def _candidates(self, lanes: int) -> int:
+        """Candidates of a pass with so many head lanes, 0 for the full head; where tokens are drawn always or never, so that it does not matter how full a pass is."""
+        head, b = self.backend.head, self.backend
+        tickets = list(self._tickets.values())
+        if not self._certain(tickets):
+            most = 1 if b.slots == 1 and not tickets[0].speculate else b.config.lanes
+            if not head.wanted(most, b.vocab, b.config.screen_entries):
+                return 0
+        return head.wanted(lanes, b.vocab, b.config.screen_entries)
 
     def _finish(self, planned: Planned, results: list[PassResult]) -> list[tuple[Ticket, list[Chosen]]]:
         chosen: dict[Conversation, list[Chosen]] = {}

@@ -3,8 +3,9 @@
 A conversation waits for a slot, then its prompt goes through in chunks, then it is decoded. A pass gets
 
 1. a lane of every decoding conversation; where they are more than lanes, those that were left out longest;
-2. in the lanes that are left, chunks of waiting prompts, the one that was served longest ago first; one lane at least is theirs, and where many conversations decode every
-   second pass is for prompts alone, as it is a cheap one: it needs no head;
+2. in the lanes that are left, chunks of waiting prompts, the one that was served longest ago first; one lane at least is theirs. Between two passes with decoding conversations
+   there is one of prompts alone, which is a cheap one as it needs no head, as often as the time between the tokens of those who decode rises on average to `RISE` times what it is
+   without prompts. A prompt whose rest fits one pass goes at once, and the time is made up for behind it;
 3. in the lanes that are still left, guesses of the decoding conversations' next tokens, as long as they pay.
 
 So a decoding conversation waits for no prompt longer than a pass, and a prompt for no other prompt.
@@ -25,8 +26,8 @@ Cost = Callable[[Sequence[int], Sequence[int], int], float]
 """What a pass costs: positions, slots, head lanes."""
 PROBE = 32
 """Passes without a guess after which a conversation may guess one token again, though it has not paid."""
-CROWD = 4
-"""From lanes / CROWD decoding conversations on prompts get every second pass for themselves."""
+RISE = 1.5
+"""What the time between two tokens of a decoding conversation may rise to on average while prompts go through."""
 
 
 class Refused(UserError):
@@ -121,7 +122,8 @@ class Scheduler:
     group : query heads of a KV head.
     context : positions of a slot. slots : how many there are.
     queue : most conversations that may wait for a slot.
-    cost : what a pass costs; guesses are weighed with it.
+    cost : what a pass costs; guesses and passes of prompts alone are weighed with it.
+    rise : see `RISE`.
     """
 
     def __init__(
@@ -133,6 +135,7 @@ class Scheduler:
         *,
         queue: int = 64,
         cost: Cost | None = None,
+        rise: float = RISE,
     ):
         self.config, self.group, self.context, self.queue = config, group, context, queue
         self.slots = [Slot() for _ in range(slots)]
@@ -141,7 +144,10 @@ class Scheduler:
         self.cost: Cost = cost or (lambda positions, slots, heads: 1.0 + 0.01 * len(slots))
         self.passes = 0
         self._arrived = 0
+        self.rise = rise
         self._alone = False
+        self._spare = 0.0
+        """Of `cost`: what passes of prompts alone may still take of those who decode; below 0: what they have had too much."""
 
     def only(self, slot: int, tokens: Sequence[int] = ()) -> None:
         """Uses one slot alone, which holds the keys of these tokens."""
@@ -251,29 +257,67 @@ class Scheduler:
         order = sorted(self.active, key=lambda c: (c.served, c.key))
         decoding = [c for c in order if c.decoding]
         prompts = [c for c in order if not c.decoding]
-        if prompts and decoding:
-            long = sum(len(c.tokens) - c.computed for c in prompts) > max(1, lanes - len(decoding))
-            crowded = len(decoding) * CROWD >= lanes
-            self._alone = not self._alone and long and crowded
-            if self._alone:
-                decoding = []
+        self._alone = self._prompts_alone(prompts, decoding[:lanes])
+        if self._alone:
+            decoding = []
         reserved = 1 if prompts else 0
         if decoding and lanes == 1:
             reserved = 1 if prompts and prompts[0].served <= decoding[0].served else 0
         decoding = decoding[: lanes - reserved]
-        counts: dict[Conversation, int] = {}
-        left = lanes - len(decoding)
-        for c in prompts:
-            n = min(left, len(c.tokens) - c.computed)
-            if n:
-                counts[c] = n
-                left -= n
+        counts = self._chunks(prompts, lanes - len(decoding))
+        left = lanes - len(decoding) - sum(counts.values())
         # Chunks that need no head first, so that the lanes that do are neighbours.
         inner = [c for c in counts if c.computed + counts[c] < len(c.tokens)]
         last = [c for c in counts if c.computed + counts[c] == len(c.tokens)]
         counts |= dict.fromkeys(decoding, 1)
         drafts = self._drafts(decoding, [*inner, *last, *decoding], counts, left, guess) if guess else {}
         return self._arrange([*inner, *last, *decoding], counts, drafts, logits)
+
+    @staticmethod
+    def _chunks(prompts: Sequence[Conversation], lanes: int) -> dict[Conversation, int]:
+        """Tokens of each prompt that go into so many lanes."""
+        counts: dict[Conversation, int] = {}
+        for c in prompts:
+            n = min(lanes, len(c.tokens) - c.computed)
+            if n:
+                counts[c] = n
+                lanes -= n
+        return counts
+
+    def _cost_of(self, counts: Mapping[Conversation, int]) -> float:
+        """Of a pass with so many lanes of each."""
+        positions: list[int] = []
+        slots: list[int] = []
+        heads = 0
+        for c, n in counts.items():
+            assert c.slot is not None
+            positions += range(c.computed, c.computed + n)
+            slots += [c.slot] * n
+            heads += n if c.decoding else int(c.computed + n == len(c.tokens))
+        return self.cost(positions, slots, heads)
+
+    def _prompts_alone(self, prompts: Sequence[Conversation], decoding: Sequence[Conversation]) -> bool:
+        """Whether those who decode are left out of the next pass, and what that leaves for the ones behind it."""
+        if not decoding:
+            return False
+        lanes = self.config.lanes
+        waiting = sum(len(c.tokens) - c.computed for c in prompts)
+        room = max(1, lanes - len(decoding))
+        usual = self._cost_of(dict.fromkeys(decoding, 1))
+        if not prompts:
+            # What was not used is not kept for the next prompt; what was too much is made up for.
+            self._spare = min(0.0, self._spare + (self.rise - 1.0) * usual)
+            return False
+        mixed = {**self._chunks(prompts, room), **dict.fromkeys(decoding[: lanes - min(1, waiting)], 1)}
+        gain = self.rise * usual - self._cost_of(mixed)
+        if waiting > room and not self._alone:
+            price = self._cost_of(self._chunks(prompts, lanes))
+            # A pass with those who decode follows, so that what it leaves counts.
+            if self._spare + gain >= (0.0 if waiting <= lanes else price):
+                self._spare -= price
+                return True
+        self._spare = min(self._spare + gain, 2.0 * usual)
+        return False
 
     def _drafts(
         self,
@@ -289,16 +333,7 @@ class Scheduler:
         gain = {c: found[c].chance for c in taken}
 
         def cost() -> float:
-            positions: list[int] = []
-            slots: list[int] = []
-            heads = 0
-            for c in order:
-                n = counts[c] + taken.get(c, 0)
-                assert c.slot is not None
-                positions += range(c.computed, c.computed + n)
-                slots += [c.slot] * n
-                heads += n if c.decoding else int(c.computed + n == len(c.tokens))
-            return self.cost(positions, slots, heads)
+            return self._cost_of({c: counts[c] + taken.get(c, 0) for c in order})
 
         tokens, now = float(len(decoding)), cost()
         best, best_rate = dict(taken), tokens / now

@@ -15,7 +15,7 @@ from tellme.golden.config import KV260, TINY
 from tellme.host.errors import UserError
 from tellme.host.machine.passes import Backend, Pass, PassResult
 from tellme.host.talk.drafts import Draft
-from tellme.host.talk.scheduler import CROWD, Conversation, Planned, Refused, Scheduler
+from tellme.host.talk.scheduler import RISE, Conversation, Planned, Refused, Scheduler
 
 
 class Checker(Backend):
@@ -199,9 +199,14 @@ def play(s: Scheduler, passes: int) -> list[Planned]:
     return out
 
 
+def shared(positions: Any, slots: Any, heads: int) -> float:
+    """A pass costs the same whatever it carries, but for the head."""
+    return 10.0 + 5.0 * (heads > 0)
+
+
 def test_a_pass_has_a_lane_of_each_and_a_chunk() -> None:
-    s = scheduler()
-    for _ in range(KV260.lanes // CROWD - 1):
+    s = scheduler(rise=1.0)
+    for _ in range(3):
         s.submit([1], 50)
     play(s, 1)
     s.submit([2] * 40, 5)
@@ -210,8 +215,8 @@ def test_a_pass_has_a_lane_of_each_and_a_chunk() -> None:
     assert [p.lanes for p in second.parts] == [13, 1, 1, 1]
 
 
-def test_a_long_prompt_gets_every_second_pass_where_many_decode_and_delays_no_short_one() -> None:
-    s = scheduler()
+def test_a_long_prompt_delays_no_short_one() -> None:
+    s = scheduler(rise=100.0, cost=shared)
     for _ in range(5):
         s.submit([1], 50)
     play(s, 1)
@@ -221,6 +226,44 @@ def test_a_long_prompt_gets_every_second_pass_where_many_decode_and_delays_no_sh
     assert [len(p.parts) for p in planned] == [1, 7, 1, 7]
     short = [[part.lanes for part in p.parts if part.conversation.tokens[0] == 3] for p in planned]
     assert short == [[], [9], [], [1]]
+
+
+@pytest.mark.parametrize("rise", [1.0, 1.2, RISE, 2.0])
+@pytest.mark.parametrize("others", [1, 3, 7])
+def test_those_who_decode_wait_as_much_longer_as_they_may_and_no_more(rise: float, others: int) -> None:
+    s = scheduler(rise=rise, cost=shared)
+    for _ in range(others):
+        s.submit([1], 200)
+    play(s, 1)
+    s.submit([2] * 250, 5)
+    planned = [p.given for p in play(s, 12)]
+    if not planned[-1].head[1]:
+        planned.pop()  # its time is counted at the next token
+    cost = sum(shared(p.positions, p.slots, p.head[1]) for p in planned)
+    tokens = sum(p.head[1] > 0 for p in planned)  # of each of the others
+    # Passes of prompts alone come between two tokens, never two of them; one may be too few at the end.
+    assert not any(a.head[1] == b.head[1] == 0 for a, b in zip(planned, planned[1:], strict=False))
+    usual = 15.0
+    assert min(rise, 25 / 15) * usual - 20 / tokens - 1e-6 <= cost / tokens <= rise * usual + 1e-6
+
+
+def test_a_prompt_that_fits_a_pass_goes_at_once_and_the_time_is_made_up_for() -> None:
+    s = scheduler(cost=shared)
+    for _ in range(7):
+        s.submit([1], 200)
+    play(s, 1)
+    alone = []
+    for i in range(12):  # short prompts, one behind the other
+        c = s.submit([10 + i] * 16, 1)
+        planned = play(s, 1)[0]
+        alone.append(len(planned.parts) == 1)
+        while c in s.active:
+            play(s, 1)
+    assert alone[0] and 0 < alone.count(False)
+    for _ in range(20):
+        play(s, 1)
+    s.submit([30] * 16, 1)
+    assert len(play(s, 1)[0].parts) == 1
 
 
 def test_what_cannot_be_served_is_refused_in_words() -> None:
