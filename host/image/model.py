@@ -179,6 +179,10 @@ def _image_parts(checkpoint: Checkpoint, config: AcceleratorConfig) -> dict[str,
     if not weights.spec.tied:
         blobs |= {"embedding": weights.embedding, "embedding_scales": weights.embedding_scales.astype("<f4")}
     spec = {name: value for name, value in asdict(weights.spec).items() if value is not None}
+    if not weights.spec.qk_norm:
+        del spec[
+            "qk_norm"
+        ]  # it came later: images of models without it stay as they were, and older versions read them
     return {
         "config": config,
         "model": {"name": readable(checkpoint.name), "spec": spec, "eos_ids": list(checkpoint.eos_ids)},

@@ -60,6 +60,15 @@ class Program:
     screened: bool = False
 
 
+def check_hardware(spec: ModelSpec, name: str) -> None:
+    """Refuses what the golden model computes and no accelerator does yet, with a UserError."""
+    if spec.qk_norm:
+        raise UserError(
+            f"{name}: normalises every head of Q and K (QK-norm), which the accelerator does not do yet; "
+            "run it with --backend golden"
+        )
+
+
 def usable_context(spec: ModelSpec, config: AcceleratorConfig) -> int:
     """Positions that model, cache layout and score memory all allow; at least one, for the groups that `check_fits` lets pass."""
     limit = min(spec.max_context, config.max_context)
@@ -192,6 +201,7 @@ def _checked_context(
     context: int | None,
 ) -> int:
     """The context of a program; refuses what `compile_sections` cannot compile."""
+    check_hardware(spec, name)
     check_fits(spec, config, name)
     context = checked_context(spec, config, name, context)
     for s in sections.values():

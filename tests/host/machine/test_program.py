@@ -19,10 +19,11 @@ from tellme.golden.schedule import segments
 from tellme.golden.shapes import BITNET_07B, BITNET_2B
 from tellme.host.errors import UserError
 from tellme.host.image.model import Model
+from tellme.host.machine.backends import GoldenBackend
 from tellme.host.machine.passes import fits_scores, lanes_that_fit
 from tellme.host.machine.program import Program, compile_program, planned_sections, usable_context
 from tests.host.support import DEMO, WORD
-from tests.models import small_spec
+from tests.models import random_weights, small_spec
 
 
 def hollow(spec: ModelSpec, config: AcceleratorConfig) -> Any:
@@ -229,6 +230,15 @@ def test_what_does_not_fit_is_refused_with_value_and_limit(call: Callable[[], An
     with pytest.raises(UserError, match=message) as e:
         call()
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("config", [TINY, KV260], ids=lambda c: c.name)
+def test_qk_norm_is_refused_by_the_hardware_and_runs_on_golden(config: AcceleratorConfig):
+    spec = small_spec(qk_norm=True)
+    with pytest.raises(UserError, match=r"hollow: .*QK-norm.*--backend golden$"):
+        compile_program(hollow(spec, config), config)
+    weights = random_weights(spec, 3)
+    assert GoldenBackend(weights, config).model.prefill([1, 2, 3]).logits.shape == (1, spec.vocab)
 
 
 def test_more_slots_than_the_hardware_tells_apart_are_refused():
