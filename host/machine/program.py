@@ -201,7 +201,6 @@ def _checked_context(
     context: int | None,
 ) -> int:
     """The context of a program; refuses what `compile_sections` cannot compile."""
-    check_hardware(spec, name)
     check_fits(spec, config, name)
     context = checked_context(spec, config, name, context)
     for s in sections.values():

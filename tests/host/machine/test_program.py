@@ -21,7 +21,7 @@ from tellme.host.errors import UserError
 from tellme.host.image.model import Model
 from tellme.host.machine.backends import GoldenBackend
 from tellme.host.machine.passes import fits_scores, lanes_that_fit
-from tellme.host.machine.program import Program, compile_program, planned_sections, usable_context
+from tellme.host.machine.program import Program, check_hardware, compile_program, planned_sections, usable_context
 from tests.host.support import DEMO, WORD
 from tests.models import random_weights, small_spec
 
@@ -236,7 +236,8 @@ def test_what_does_not_fit_is_refused_with_value_and_limit(call: Callable[[], An
 def test_qk_norm_is_refused_by_the_hardware_and_runs_on_golden(config: AcceleratorConfig):
     spec = small_spec(qk_norm=True)
     with pytest.raises(UserError, match=r"hollow: .*QK-norm.*--backend golden$"):
-        compile_program(hollow(spec, config), config)
+        check_hardware(spec, "hollow")
+    assert compile_program(hollow(spec, config), config).length  # which golden's context is read from
     weights = random_weights(spec, 3)
     assert GoldenBackend(weights, config).model.prefill([1, 2, 3]).logits.shape == (1, spec.vocab)
 
