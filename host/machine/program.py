@@ -15,7 +15,7 @@ from tellme.golden.arith import ceil_div
 from tellme.golden.check import problem
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.layout import KvLayout
-from tellme.golden.program import DESCRIPTOR_BYTES, Opcode, encode
+from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, encode
 from tellme.golden.registers import MAX_SLOTS
 from tellme.golden.screen import BOUND_SHIFT
 from tellme.golden.spec import STEPS, ModelSpec, Step, rope_tables
@@ -271,6 +271,8 @@ def _descriptors(program: Program, sections: Mapping[str, Section]) -> bytes:
         info: dict[str, Any] = section.info if section else {"gain_beats": 0}
         gain_beats = info["gain_beats"]
         address = at(section.name) if section else 0
+        if step.epilogue is Kind.QKV:  # gains of heads are golden's alone so far: see check_hardware
+            address, gain_beats = address + gain_beats, 0
         common = {"address": address, "gain_beats": gain_beats, "gain_out": gain_beats > 0, **step.fields(spec)}
         if not step.matrices:
             cache = kv_address + i * layer_stride
