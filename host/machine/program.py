@@ -15,7 +15,7 @@ from tellme.golden.arith import ceil_div
 from tellme.golden.check import problem
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.layout import KvLayout
-from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, encode
+from tellme.golden.program import DESCRIPTOR_BYTES, Opcode, encode
 from tellme.golden.registers import MAX_SLOTS
 from tellme.golden.screen import BOUND_SHIFT
 from tellme.golden.spec import STEPS, ModelSpec, Step, rope_tables
@@ -58,15 +58,6 @@ class Program:
     kv: KvLayout
     window_beats: int
     screened: bool = False
-
-
-def check_hardware(spec: ModelSpec, name: str) -> None:
-    """Refuses what the golden model computes and no accelerator does yet, with a UserError."""
-    if spec.qk_norm:
-        raise UserError(
-            f"{name}: normalises every head of Q and K (QK-norm), which the accelerator does not do yet; "
-            "run it with --backend golden"
-        )
 
 
 def usable_context(spec: ModelSpec, config: AcceleratorConfig) -> int:
@@ -271,8 +262,6 @@ def _descriptors(program: Program, sections: Mapping[str, Section]) -> bytes:
         info: dict[str, Any] = section.info if section else {"gain_beats": 0}
         gain_beats = info["gain_beats"]
         address = at(section.name) if section else 0
-        if step.epilogue is Kind.QKV:  # gains of heads are golden's alone so far: see check_hardware
-            address, gain_beats = address + gain_beats, 0
         common = {"address": address, "gain_beats": gain_beats, "gain_out": gain_beats > 0, **step.fields(spec)}
         if not step.matrices:
             cache = kv_address + i * layer_stride

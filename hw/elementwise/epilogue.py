@@ -52,7 +52,8 @@ class Epilogue(wiring.Component):
     act_lane, act_scale : activation scale of a lane, in the same cycle.
     x_lane, x_chunk, x : the residual stream, two cycles of latency.
     rope_lane, rope_chunk, rope : (cos, sin, cos, sin), two cycles of latency.
-    gained : In. A chunk of QKV with its gain, from the statistics. turned : Out, rotated, Statistics.turn_delay cycles later.
+    gained : In. A chunk of QKV with its gain, from the statistics, which chunks enter a cycle after they come out here.
+    turned : Out. It, rotated, Statistics.turn_delay cycles later.
     valid, last, head_last, keep, info, gain_chunk, v : Out. A chunk of features; `last` of the job, `head_last` of a head
         and all lanes; `keep`: it is the residual stream.
     """
@@ -61,7 +62,7 @@ class Epilogue(wiring.Component):
     _scaled = Transposer.delay + max(CONVERT, 1 + Multiplier.delay)
     _y = _scaled + Multiplier.delay
     _qkv = _y
-    _gained = _y + 2 + Statistics.gain_delay
+    _gained = _y + 1 + 1 + Statistics.gain_delay  # through the registers of this output and of the statistics' sources
     _residual = _y + 1 + Adder.delay
     _sigmoid = _y + Exponential.delay + 1 + Adder.delay + Reciprocal.delay
     _gate = _sigmoid + 1 + Multiplier.delay + 1 + Multiplier.delay
