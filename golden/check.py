@@ -101,7 +101,7 @@ def _linear(f: dict[str, int], config: AcceleratorConfig, state: _State) -> Iter
             yield f"rows is {rows}, more than {config.max_features}"
         if f["head_dim"] != state.rope:
             yield f"head_dim is {f['head_dim']}, the rotary table has {state.rope}"
-        yield from _gain(f, 0, config)
+        yield from _gain(f, 2 * f["head_dim"], config)
     elif kind is Kind.RESIDUAL:
         if rows != state.hidden:
             yield f"rows is {rows}, the residual stream has {state.hidden}"

@@ -105,6 +105,15 @@ def statistics(v: ArrayLike, gain: ArrayLike | None = None) -> Statistics:
     return Statistics(sum_of_squares(x), fp.max_abs(u), u)
 
 
+def head_statistics(y: ArrayLike, gain: ArrayLike, cos: ArrayLike, sin: ArrayLike) -> Statistics:
+    """Statistics of heads y [..., dim] that are normalised, multiplied with `gain` (broadcasting) and rotated as by `rope`.
+
+    RoPE is linear: the normalising factor may come behind it, in `quantise`. ss is of y itself, amax of the rotated u.
+    """
+    u = rope(fp.mul(y, gain), cos, sin)
+    return Statistics(sum_of_squares(y), fp.max_abs(u), u)
+
+
 # ---- quantisers ------------------------------------------------------------------------------------------------------
 
 
@@ -114,7 +123,7 @@ def inverse_count(n: int) -> np.float32:
 
 
 def quantise(stats: Statistics, *, norm: bool, eps: float = 0.0) -> tuple[I8, F32]:
-    """int8 activations [lanes, n] and their scales [lanes]; with `norm`, of the features over their root mean square.
+    """int8 activations [..., n] and their scales [...]; with `norm`, of the features over their root mean square.
 
     The normalising factor r enters only the absolute maximum and the scale: q never sees r * u rounded.
     """

@@ -69,6 +69,8 @@ class LayerWeights:
     post_norm: F32
     attn_norm: F32 | None = None
     ffn_norm: F32 | None = None
+    q_norm: F32 | None = None
+    k_norm: F32 | None = None
 
     def matrix(self, name: str) -> tuple[I8, float]:
         """A matrix of `golden.spec.MATRICES` and its scale."""
@@ -183,13 +185,14 @@ class _Matrix:
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer as the engine holds it: matrices by name (qkv, o, gate, down), norm gains."""
+    """A layer as the engine holds it: matrices by name (qkv, o, gate, down), norm gains; those of Q and K by head, in rope order."""
 
     matrices: dict[str, _Matrix]
     input_norm: F32
     post_norm: F32
     attn_norm: F32 | None
     ffn_norm: F32 | None
+    qk_norm: F32 | None
 
 
 class GoldenModel:
@@ -230,7 +233,11 @@ class GoldenModel:
             return _Matrix(layout.join_rows(step, rows, dim), layout.join_rows(step, each, dim))
 
         matrices = {step.name: matrix(step) for step in STEPS.values() if step.matrices}
-        return _Layer(matrices, w.input_norm, w.post_norm, w.attn_norm, w.ffn_norm)
+        s, heads = self.spec, None
+        if w.q_norm is not None and w.k_norm is not None:
+            order = layout.rope_order(s.head_dim)
+            heads = np.repeat([w.q_norm[order], w.k_norm[order]], [s.heads, s.kv_heads], axis=0)
+        return _Layer(matrices, w.input_norm, w.post_norm, w.attn_norm, w.ffn_norm, heads)
 
     # ---- cache -------------------------------------------------------------------------------------------------------
 
@@ -420,8 +427,15 @@ class GoldenModel:
         lanes = len(x)
         y = self._linear(i, "qkv", stats, keep).reshape(lanes, -1, s.head_dim)
         rotated = s.heads + s.kv_heads
-        y[:, :rotated] = elementwise.rope(y[:, :rotated], self.cos[positions, None], self.sin[positions, None])
-        codes, scales = elementwise.quantise_head(y)
+        turn = self.cos[positions, None], self.sin[positions, None]
+        if w.qk_norm is None:
+            y[:, :rotated] = elementwise.rope(y[:, :rotated], *turn)
+            codes, scales = elementwise.quantise_head(y)
+        else:
+            normed = elementwise.head_statistics(y[:, :rotated], w.qk_norm, *turn)
+            y[:, :rotated] = normed.u
+            codes, scales = elementwise.quantise_head(y)
+            codes[:, :rotated], scales[:, :rotated] = elementwise.quantise(normed, norm=True, eps=s.norm_eps)
         query, query_scale = codes[:, : s.heads], fp.mul(scales[:, : s.heads], self.query_factor)
         key, value = codes[:, s.heads : rotated], codes[:, rotated:]
         key_scale, value_scale = scales[:, s.heads : rotated], scales[:, rotated:]

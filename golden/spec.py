@@ -142,6 +142,11 @@ class Norm:
     transformers: tuple[str, ...]
     gguf: str
 
+    @property
+    def of_heads(self) -> bool:
+        """Whether it is of every head of Q or K, whose gains are stored in the order of their rows."""
+        return self.features == "head_dim"
+
     def size(self, spec: ModelSpec) -> int:
         """Gains, 0 if the model has no such norm."""
         there = self.flag is None or getattr(spec, self.flag)
@@ -177,6 +182,21 @@ NORMS: dict[str, Norm] = {
             flag="ffn_sub_norm",
             transformers=("mlp.ffn_sub_norm.weight", "mlp.ffn_layernorm.weight"),
             gguf="ffn_sub_norm",
+        ),
+        # Of every head of Q and of K, the same gains for all of them (Qwen3).
+        Norm(
+            name="q_norm",
+            features="head_dim",
+            flag="qk_norm",
+            transformers=("self_attn.q_norm.weight",),
+            gguf="attn_q_norm",
+        ),
+        Norm(
+            name="k_norm",
+            features="head_dim",
+            flag="qk_norm",
+            transformers=("self_attn.k_norm.weight",),
+            gguf="attn_k_norm",
         ),
     )
 }
@@ -233,7 +253,7 @@ class Step:
     alternating : rows of the matrices take turns; otherwise one matrix follows the other.
     norm : the norm that its inputs have gone through; None: attention.
     gain : norms whose gains its section holds, one after the other: its outputs are multiplied with them. It is the norm
-        of the step behind it; none: that step has its own quantiser. The last step's is of the next layer, or the
+        of the step behind it, or norms of its own heads; none: they go as they are. The last step's is of the next layer, or the
         model's last norm.
     """
 
@@ -280,7 +300,7 @@ class Step:
 STEPS: dict[str, Step] = {
     s.name: s
     for s in (
-        Step(name="qkv", matrices=("q", "k", "v"), epilogue=Kind.QKV, norm="input_norm"),
+        Step(name="qkv", matrices=("q", "k", "v"), epilogue=Kind.QKV, norm="input_norm", gain=("q_norm", "k_norm")),
         Step(name="attention", gain=("attn_norm",)),
         Step(name="o", matrices=("o",), epilogue=Kind.RESIDUAL, norm="attn_norm", gain=("post_norm",)),
         Step(name="gate", matrices=("gate", "up"), alternating=True, norm="post_norm", gain=("ffn_norm",)),
@@ -308,6 +328,7 @@ class ModelSpec:
     vocab : tokens.
     activation : of the gate, a name of ACTIVATIONS: 'relu2' (squared ReLU) or 'silu'.
     attn_sub_norm, ffn_sub_norm : whether attention output and gated features are normalised.
+    qk_norm : whether every head of Q and K is normalised, before RoPE.
     rope_theta : base of the rotary frequencies.
     norm_eps : epsilon of every RMS norm.
     max_context : positions.
@@ -329,6 +350,7 @@ class ModelSpec:
     activation: str = "relu2"
     attn_sub_norm: bool = True
     ffn_sub_norm: bool = True
+    qk_norm: bool = False
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     max_context: int = 256

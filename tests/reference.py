@@ -60,8 +60,8 @@ def forward(
     mask = np.where(np.arange(n) <= np.arange(n)[:, None], 0.0, -np.inf)
     for w in weights.layers:
         h = _int8(_norm(x, w.input_norm, s.norm_eps))
-        q = rotate((h @ w.q.T * w.q_scale).reshape(n, s.heads, s.head_dim))
-        k = rotate((h @ w.k.T * w.k_scale).reshape(n, s.kv_heads, s.head_dim))
+        q = rotate(_norm((h @ w.q.T * w.q_scale).reshape(n, s.heads, s.head_dim), w.q_norm, s.norm_eps))
+        k = rotate(_norm((h @ w.k.T * w.k_scale).reshape(n, s.kv_heads, s.head_dim), w.k_norm, s.norm_eps))
         v = (h @ w.v.T * w.v_scale).reshape(n, s.kv_heads, s.head_dim)
         q = _int8(q) if options.query else q
         k, v = (_int8(k), _int8(v)) if options.cache else (k, v)

@@ -40,6 +40,11 @@ VARIANTS = {
     "untied": dict(tied=False),
     "theta 500000": dict(rope_theta=500000.0),
     "large epsilon": dict(norm_eps=0.3),
+    "QK-norm": dict(qk_norm=True),
+    "QK-norm, as Qwen3": dict(
+        qk_norm=True, activation="silu", attn_sub_norm=False, ffn_sub_norm=False, hidden=64, heads=4, head_dim=64
+    ),
+    "QK-norm, large epsilon": dict(qk_norm=True, norm_eps=0.3, tied=False),
 }
 
 

@@ -48,10 +48,11 @@ def pack(weights: NDArray[np.int8]) -> NDArray[np.uint8]:
 
 
 def config_json(spec: ModelSpec, **changes: Any) -> dict[str, Any]:
-    """config.json of a model: BitNet, or LLaMA if it has no sub-norms."""
+    """config.json of a model: BitNet, or without sub-norms LLaMA, or Qwen3 if it has QK-norm."""
+    plain = ("Qwen3ForCausalLM", "qwen3") if spec.qk_norm else ("LlamaForCausalLM", "llama")
     return {
-        "architectures": ["BitNetForCausalLM" if spec.attn_sub_norm else "LlamaForCausalLM"],
-        "model_type": "bitnet" if spec.attn_sub_norm else "llama",
+        "architectures": ["BitNetForCausalLM" if spec.attn_sub_norm else plain[0]],
+        "model_type": "bitnet" if spec.attn_sub_norm else plain[1],
         "vocab_size": spec.vocab,
         "hidden_size": spec.hidden,
         "intermediate_size": spec.ffn,
@@ -92,6 +93,9 @@ def tensors_of(weights: ModelWeights, *, latent: bool = False, divide: bool = Fa
             out[prefix + "self_attn.attn_sub_norm.weight"] = layer.attn_norm
         if layer.ffn_norm is not None:
             out[prefix + "mlp.ffn_sub_norm.weight"] = layer.ffn_norm
+        for name, gain in (("q_norm", layer.q_norm), ("k_norm", layer.k_norm)):
+            if gain is not None:
+                out[f"{prefix}self_attn.{name}.weight"] = gain
     out["model.norm.weight"] = weights.norm
     rng = np.random.default_rng(5)
     shape = (weights.spec.vocab, weights.spec.hidden)

@@ -85,7 +85,9 @@ def read_spec(g: Gguf, architecture: str, notes: list[str]) -> ModelSpec:
     kv_heads, theta = g.integer(key("attention.head_count_kv"), heads), g.number(key("rope.freq_base"), 10000.0)
     gate, assumed = _gate(g, architecture, (hidden, layers, ffn, vocab), (heads, kv_heads), theta)
     notes += assumed
-    norms: dict[str, Any] = {n.flag: f"blk.0.{n.gguf}.weight" in g for n in NORMS.values() if n.flag}
+    norms: dict[str, Any] = {
+        n.flag: f"blk.0.{n.gguf}.weight" in g for n in NORMS.values() if n.flag and n.flag != "qk_norm"
+    }
     with golden_errors(g.path):
         return ModelSpec(
             hidden=hidden,

@@ -50,14 +50,16 @@ def _object(config: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
 class Family:
     """What config.json says of the kind of model.
 
-    bitnet : BitNet proper, whose layers have sub-norms; otherwise LLaMA.
+    bitnet : BitNet proper, whose layers have sub-norms; otherwise LLaMA or Qwen3.
     declared : trained for ternary weights, so that floating-point ones are latent.
     divides : a weight_scale divides the outputs.
+    qwen3 : LLaMA with a norm of every head of Q and K.
     """
 
     bitnet: bool
     declared: bool
     divides: bool
+    qwen3: bool = False
 
 
 def read_family(path: Path, config: dict[str, Any]) -> Family:
@@ -66,10 +68,11 @@ def read_family(path: Path, config: dict[str, Any]) -> Family:
     names = architectures if isinstance(architectures, list) else [architectures]
     kind = config.get("model_type")
     bitnet = kind == "bitnet" or any("bitnet" in str(a).lower() for a in names)
-    if not bitnet and kind != "llama" and "LlamaForCausalLM" not in names:
+    qwen3 = not bitnet and (kind == "qwen3" or "Qwen3ForCausalLM" in names)
+    if not bitnet and not qwen3 and kind != "llama" and "LlamaForCausalLM" not in names:
         raise UserError(
             f"{path}: model_type is {kind!r}, architectures {names!r}; supported are 'bitnet', BitnetForCausalLM (1bitLLM) "
-            "and 'llama', with ternary weights"
+            "'llama' and 'qwen3', with ternary weights"
         )
     bits = config.get("weight_bits", 1), config.get("input_bits", 8)
     if bits != (1, 8):
@@ -96,7 +99,7 @@ def read_family(path: Path, config: dict[str, Any]) -> Family:
     if linear_class not in _LINEAR_CLASSES:
         raise UserError(f"{path}: linear_class is {linear_class!r}; supported are {' and '.join(_LINEAR_CLASSES)}")
     declared = bitnet or bool(quantisation) or "weight_bits" in config
-    return Family(bitnet, declared, linear_class == "bitlinear")
+    return Family(bitnet, declared, linear_class == "bitlinear", qwen3)
 
 
 def _rope_kind(path: Path, name: str, rope: dict[str, Any]) -> str:
@@ -184,6 +187,10 @@ def read_spec(path: Path, config: dict[str, Any], family: Family, notes: list[st
     for name in ("attention_bias", "mlp_bias"):
         if config.get(name):
             raise UserError(f"{path}: {name} is set; linear layers with a bias are not supported")
+    if config.get("use_sliding_window"):
+        raise UserError(f"{path}: use_sliding_window is set; attention to a part of the context is not supported")
+    if family.qwen3 and config.get("head_dim") is None:
+        config = {**config, "head_dim": 128}  # transformers' default for Qwen3, whatever hidden_size is
     gate, assumed = _read_activation(path, config, family)
     notes += assumed
     hidden, heads = _integer(config, "hidden_size", path), _integer(config, "num_attention_heads", path)
@@ -206,6 +213,7 @@ def read_spec(path: Path, config: dict[str, Any], family: Family, notes: list[st
             activation=gate,
             attn_sub_norm=family.bitnet,
             ffn_sub_norm=family.bitnet,
+            qk_norm=family.qwen3,
             rope_theta=theta,
             norm_eps=_number(config, "rms_norm_eps", path, 1e-5 if config.get("model_type") == "bitnet" else 1e-6),
             max_context=context,

@@ -45,6 +45,46 @@ def demo_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+QWEN3 = small_spec(qk_norm=True, activation="silu", attn_sub_norm=False, ffn_sub_norm=False, head_dim=64, vocab=300)
+
+
+@pytest.mark.parametrize("config", [TINY, WORD], ids=lambda c: c.name)
+def test_gains_of_heads_come_back_bit_for_bit(tmp_path: Path, config: AcceleratorConfig):
+    """A Qwen3 folder, through an image, gives the logits of its weights; no tensor of it is left over."""
+    checkpoint = read_checkpoint(write_checkpoint(tmp_path / "m", QWEN3, tie_word_embeddings=True))
+    convert(checkpoint, tmp_path / "m.tlm", config)
+    model = Model(Image(tmp_path / "m.tlm"), config)
+    assert model.spec == QWEN3 and {"q_norm", "k_norm"} <= set(model.spec.norms)
+    assert_same(model.weights(), checkpoint.weights)
+    for layer, read in zip(checkpoint.weights.layers, model.weights().layers, strict=True):
+        assert (layer.q_norm == read.q_norm).all() and (layer.k_norm == read.k_norm).all()
+        assert (layer.q_norm != layer.k_norm).any()
+
+
+def test_images_of_models_without_qk_norm_do_not_name_it(demo_image: Path):
+    assert "qk_norm" not in Image(demo_image).model["spec"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_sliding_window": True}, "use_sliding_window is set; attention to a part of the context"),
+        ({"attention_bias": True}, "attention_bias is set"),
+        ({"head_dim": None}, r"q_proj.weight has shape \[64, 64\], config.json asks for \[128, 64\]"),  # 128 by default
+        (
+            {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+            "self_attn.k_norm.weight and 3 more: no place",
+        ),
+        ({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]}, "model_type is 'qwen3_moe'"),
+    ],
+)
+def test_what_qwen3_cannot_be_is_refused_in_one_line(tmp_path: Path, changes: dict[str, Any], message: str):
+    folder = write_checkpoint(tmp_path / "m", QWEN3, **changes)
+    with pytest.raises(UserError, match=message) as e:
+        list(read_checkpoint(folder).weights.layers)
+    assert "\n" not in str(e.value)
+
+
 def edit(source: Path, target: Path, offset: int, value: int | None = None) -> Path:
     data = bytearray(source.read_bytes())
     data[offset] = data[offset] ^ 1 if value is None else value

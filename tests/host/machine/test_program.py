@@ -14,7 +14,7 @@ from tellme.golden import attention, layout
 from tellme.golden.check import problem
 from tellme.golden.config import KV260, TINY, AcceleratorConfig
 from tellme.golden.model import ModelSpec, rope_tables
-from tellme.golden.program import Kind, Opcode, decode
+from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, decode
 from tellme.golden.schedule import segments
 from tellme.golden.shapes import BITNET_07B, BITNET_2B
 from tellme.host.errors import UserError
@@ -229,6 +229,18 @@ def test_what_does_not_fit_is_refused_with_value_and_limit(call: Callable[[], An
     with pytest.raises(UserError, match=message) as e:
         call()
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("config", [TINY, KV260], ids=lambda c: c.name)
+def test_gains_of_heads_stand_before_the_qkv_matrix(config: AcceleratorConfig):
+    """Two heads' gains, of a query and of a key, however many heads there are; none without QK-norm."""
+    for spec in (small_spec(qk_norm=True), small_spec()):
+        program = compile_program(hollow(spec, config), config)
+        code = program.code[DESCRIPTOR_BYTES : 2 * DESCRIPTOR_BYTES]
+        opcode, fields = decode(code)
+        assert opcode is Opcode.LINEAR and fields["kind"] == Kind.QKV
+        assert fields["gain_out"] == spec.qk_norm
+        assert fields["gain_beats"] * config.beat_bytes == (2 * spec.head_dim * 4 if spec.qk_norm else 0)
 
 
 def test_more_slots_than_the_hardware_tells_apart_are_refused():
