@@ -156,7 +156,9 @@ def _row_blocks(
         yield i, beats[i * t : (i + n) * t].reshape(t, n, -1).swapaxes(0, 1).reshape(n, -1)
 
 
-def unpack_linear(beats: Beats, rows: int, inputs: int, config: AcceleratorConfig, block_rows: int | None = None) -> Ints:
+def unpack_linear(
+    beats: Beats, rows: int, inputs: int, config: AcceleratorConfig, block_rows: int | None = None
+) -> Ints:
     """Inverse of `pack_linear`. Raises WeightError on a byte that no weights pack to."""
     out = np.empty((rows, inputs), config.packing.dtype)
     for i, part in _row_blocks(beats, rows, inputs, config, block_rows):

@@ -89,5 +89,7 @@ class GroupedTernary(WeightFormat):
     def damage(self, packed: NDArray[np.uint8]) -> str | None:
         # Zeros that were never written are units of -1 with a scale of 0, which unpack would make zero weights of.
         units = packed.reshape(len(packed), -1, UNIT_BYTES)
-        codes = _TRITS.unpack(np.where(_TRITS.invalid(units[..., :TRIT_BYTES]), self.zero, units[..., :TRIT_BYTES]), GROUP)
+        codes = _TRITS.unpack(
+            np.where(_TRITS.invalid(units[..., :TRIT_BYTES]), self.zero, units[..., :TRIT_BYTES]), GROUP
+        )
         return ternary.damage(codes.reshape(len(packed), -1))

@@ -204,7 +204,9 @@ def test_activations_of_groups_are_never_worse_than_of_a_token() -> None:
     each = np.repeat(2.0**-e, 64, axis=1)[:, :500]
     error, before = (np.abs(x * scale[:, None] - u * r) for x in (q * each, plain))
     assert (error <= before * (1 + 1e-5) + 1e-6).all()
-    assert (np.delete(error, slice(64, 128), axis=1).mean() < np.delete(before, slice(64, 128), axis=1).mean() / 30).all()
+    assert (
+        np.delete(error, slice(64, 128), axis=1).mean() < np.delete(before, slice(64, 128), axis=1).mean() / 30
+    ).all()
 
 
 def test_activations_that_are_no_numbers_stay_within_int8() -> None:

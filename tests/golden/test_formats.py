@@ -26,7 +26,9 @@ def test_bytes_of_a_format_unpack_to_what_was_packed(form: WeightFormat) -> None
             w *= form.largest
         packed = form.pack(w)
         unit = max(1, form.group // form.weights_per_byte)
-        assert packed.shape == (3, -(-n // (unit * form.weights_per_byte)) * unit) and form.first_invalid(packed) is None
+        assert (
+            packed.shape == (3, -(-n // (unit * form.weights_per_byte)) * unit) and form.first_invalid(packed) is None
+        )
         assert (form.unpack(packed, n) == w).all()
     assert form.group or (form.pack(np.zeros(3 * form.weights_per_byte, np.int8)) == form.zero).all()
     assert form.beat_weights(16) == 16 * form.weights_per_byte

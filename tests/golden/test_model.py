@@ -92,7 +92,9 @@ def test_models_with_a_scale_for_every_group_are_near_float64(changes: dict[str,
 
 def test_a_model_with_group_scales_needs_a_machine_for_them() -> None:
     weights = random_weights(small_spec(group_scales=True), SEED)
-    with pytest.raises(ModelError, match="accelerator 'tiny' has one scale a matrix; build one with weight_format = 'grouped'"):
+    with pytest.raises(
+        ModelError, match="accelerator 'tiny' has one scale a matrix; build one with weight_format = 'grouped'"
+    ):
         GoldenModel(weights, TINY)
 
 
