@@ -169,12 +169,14 @@ class ElementwiseJob(Signature):
 
     kind, rows, scale0, scale1, scale2, q_scale : of the epilogue. norm_in, inputs, inv_n, eps : of the statistics.
     tiles : K tiles that are quantised. gain_out : outputs have a gain. gain_beats, x_beats, rope_beats : what is loaded.
-    head_dim, heads, kv_heads : queries, keys and values. lanes : of the pass.
+    head_dim, heads, kv_heads : queries, keys and values. lanes : of the pass. grouped : inputs have an exponent for every group, where the
+    format of weights has groups.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
         super().__init__(
             {
+                **({"grouped": Out(1)} if config.packing.group else {}),
                 "kind": Out(range(len(Kind))),
                 "norm_in": Out(1),
                 "gain_out": Out(1),
