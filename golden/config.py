@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tellme.golden.arith import ceil_div, ceil_log2
-from tellme.golden.formats import TERNARY, WeightFormat
+from tellme.golden.formats import FORMATS, WeightFormat
 from tellme.golden.ternary import ACTIVATION
 
 CHUNK = 4
@@ -68,6 +68,8 @@ class AcceleratorConfig:
     screen_entries : candidates of the screened head that are kept, of all head lanes together.
     burst_beats, outstanding : beats of a port's longest burst, and bursts in flight a direction and port.
     clock_hz : the clock the board preset aims at, Hz.
+    weight_format : how matrices are packed, a name of `golden.formats`: 'ternary' (one scale a matrix) or 'grouped' (a scale for every
+        64 weights, and an exponent for every 64 activations).
 
     Raises
     ------
@@ -95,6 +97,7 @@ class AcceleratorConfig:
     burst_beats: int = 64
     outstanding: int = 8
     clock_hz: int = 250_000_000
+    weight_format: str = "ternary"
 
     def __post_init__(self) -> None:
         _require(
@@ -124,6 +127,10 @@ class AcceleratorConfig:
                 f"{field} must be a positive multiple of 32 up to {high:,}, not {v!r}",
             )
 
+        _require(
+            isinstance(self.weight_format, str) and self.weight_format in FORMATS,
+            f"weight_format must be {' or '.join(map(repr, FORMATS))}, not {self.weight_format!r}",
+        )
         power_of_two("ports", 1, 8)
         power_of_two("port_bytes", 8, 16)
         power_of_two("lanes", 1, 32)
@@ -175,19 +182,19 @@ class AcceleratorConfig:
         return self.ports * self.port_bytes
 
     @property
-    def weight_format(self) -> WeightFormat:
-        """How matrices are packed. All presets have the same; with a second format it becomes a parameter."""
-        return TERNARY
+    def packing(self) -> WeightFormat:
+        """The format of weights that `weight_format` names."""
+        return FORMATS[self.weight_format]
 
     @cached_property
     def beat_weights(self) -> int:
         """Weights in a beat = activations in a K tile."""
-        return self.weight_format.beat_weights(self.beat_bytes)
+        return self.packing.beat_weights(self.beat_bytes)
 
     @cached_property
     def groups(self) -> int:
         """Lookup tables of a tile and lane."""
-        return ceil_div(self.beat_weights, self.group_size)
+        return self.packing.tables(self.beat_bytes, self.group_size)
 
     @cached_property
     def word(self) -> int:
@@ -196,7 +203,7 @@ class AcceleratorConfig:
 
     @cached_property
     def tile_words(self) -> int:
-        """Quantiser words of a K tile (20 for every beat size)."""
+        """Quantiser words of a K tile: 20 for every beat size, of the format `grouped` 16."""
         return self.beat_weights // self.word
 
     @cached_property
@@ -226,8 +233,9 @@ class AcceleratorConfig:
 
     @cached_property
     def row_width(self) -> int:
-        """Bits of an accumulator, signed: |acc| <= max_features * 128 times the largest weight."""
-        return clog2(self.max_features) + (ACTIVATION * self.weight_format.largest).bit_length() + 1
+        """Bits of an accumulator, signed: |acc| <= max_features times the largest activation and the largest weight."""
+        largest = (ACTIVATION << self.packing.activation_bits) * self.packing.largest
+        return clog2(self.max_features) + largest.bit_length() + 1
 
     @cached_property
     def max_rows(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tellme.golden import fp
+from tellme.golden import fp, ternary
 from tellme.golden.arith import ceil_div
 from tellme.golden.config import CHUNK, PARTIALS
 
@@ -122,19 +122,49 @@ def inverse_count(n: int) -> np.float32:
     return np.float32(1 / n)
 
 
-def quantise(stats: Statistics, *, norm: bool, eps: float = 0.0) -> tuple[I8, F32]:
-    """int8 activations [..., n] and their scales [...]; with `norm`, of the features over their root mean square.
-
-    The normalising factor r enters only the absolute maximum and the scale: q never sees r * u rounded.
-    """
+def _factors(stats: Statistics, norm: bool, eps: float) -> tuple[F32, F32]:
+    """What features are multiplied with, and the scale of the result."""
     if norm:
         mean = fp.mul(stats.ss, inverse_count(stats.u.shape[-1]))
         r = fp.rsqrt(fp.add(mean, np.float32(eps)))
     else:
         r = np.ones_like(stats.ss)
     a = fp.maximum(fp.mul(stats.amax, r), SMALLEST_ABSMAX)
-    inv = fp.mul(fp.mul(r, _127), fp.recip(a))
-    return fp.to_int8(fp.mul(stats.u, inv[..., None])), fp.mul(a, INV_127)
+    return fp.mul(fp.mul(r, _127), fp.recip(a)), fp.mul(a, INV_127)
+
+
+def quantise(stats: Statistics, *, norm: bool, eps: float = 0.0) -> tuple[I8, F32]:
+    """int8 activations [..., n] and their scales [...]; with `norm`, of the features over their root mean square.
+
+    The normalising factor r enters only the absolute maximum and the scale: q never sees r * u rounded.
+    """
+    inv, scale = _factors(stats, norm, eps)
+    return fp.to_int8(fp.mul(stats.u, inv[..., None])), scale
+
+
+def exponents(stats: Statistics) -> NDArray[np.int8]:
+    """Of each group of `ternary.GROUP` features (the last may have fewer), [..., groups]: the most powers of two, in steps of
+    `EXPONENT_STEP` up to `EXPONENT`, that the group's largest magnitude can be multiplied with and stay within the token's.
+
+    Patterns of positive floats compare as integers, and their exponent is in the bits from 23 on: one difference says it.
+    """
+    n = stats.u.shape[-1]
+    magnitude = np.zeros((*stats.u.shape[:-1], ceil_div(n, ternary.GROUP) * ternary.GROUP), np.int64)
+    magnitude[..., :n] = fp.bits(stats.u) & 0x7FFFFFFF
+    largest = magnitude.reshape(*stats.u.shape[:-1], -1, ternary.GROUP).max(axis=-1)
+    room = (fp.bits(stats.amax).astype(np.int64)[..., None] - largest) >> 23
+    step = ternary.EXPONENT_STEP
+    return (np.clip(room, 0, ternary.EXPONENT) // step * step).astype(np.int8)
+
+
+def quantise_groups(stats: Statistics, *, norm: bool, eps: float = 0.0) -> tuple[I8, NDArray[np.int8], F32]:
+    """Block floating point: int8 activations [..., n], an exponent e of each group [..., groups], and scales [...]; an activation is
+    q * 2^-e * scale."""
+    inv, scale = _factors(stats, norm, eps)
+    e = exponents(stats)
+    each = np.repeat(e.astype(np.int32), ternary.GROUP, axis=-1)[..., : stats.u.shape[-1]]
+    # The product is at most about 127 in magnitude, or infinite: a power of two is exact.
+    return fp.to_int8(np.ldexp(fp.mul(stats.u, inv[..., None]), each)), e, scale
 
 
 def quantise_head(y: ArrayLike) -> tuple[I8, F32]:

@@ -22,6 +22,7 @@ from tellme.golden.spec import MATRICES, Step
 Beats = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
+Ints = NDArray[np.integer]
 Rows = NDArray[Any]
 """An element, or an array of them, for each row of a matrix."""
 Span = tuple[int, int, int]
@@ -127,7 +128,7 @@ def pack_linear(weights: ArrayLike, config: AcceleratorConfig, block_rows: int |
     LayoutError : rows are not a multiple of 8, or block_rows is outside 8..config.block_rows or no multiple of 8.
     WeightError : a weight that the configuration's format cannot hold (one that is not -1, 0 or 1).
     """
-    w = config.weight_format.check(weights)
+    w = config.packing.check(weights)
     n, k = w.shape
     block = config.block_rows if block_rows is None else block_rows
     _require(n % ROW_MULTIPLE == 0 and n > 0, f"a matrix must have a multiple of {ROW_MULTIPLE} rows, not {n}")
@@ -136,9 +137,9 @@ def pack_linear(weights: ArrayLike, config: AcceleratorConfig, block_rows: int |
         f"block_rows must be a multiple of {ROW_MULTIPLE} up to {config.block_rows}, not {block}",
     )
     width = config.beat_weights
-    padded = np.zeros((n, tiles(k, config) * width), np.int8)
+    padded = np.zeros((n, tiles(k, config) * width), w.dtype)
     padded[:, :k] = w
-    rows = config.weight_format.pack(padded).reshape(n, -1, config.beat_bytes)
+    rows = config.packing.pack(padded).reshape(n, -1, config.beat_bytes)
     parts = [rows[i : i + block].swapaxes(0, 1).reshape(-1, config.beat_bytes) for i in range(0, n, block)]
     return np.concatenate(parts)
 
@@ -155,11 +156,13 @@ def _row_blocks(
         yield i, beats[i * t : (i + n) * t].reshape(t, n, -1).swapaxes(0, 1).reshape(n, -1)
 
 
-def unpack_linear(beats: Beats, rows: int, inputs: int, config: AcceleratorConfig, block_rows: int | None = None) -> I8:
+def unpack_linear(
+    beats: Beats, rows: int, inputs: int, config: AcceleratorConfig, block_rows: int | None = None
+) -> Ints:
     """Inverse of `pack_linear`. Raises WeightError on a byte that no weights pack to."""
-    out = np.empty((rows, inputs), np.int8)
+    out = np.empty((rows, inputs), config.packing.dtype)
     for i, part in _row_blocks(beats, rows, inputs, config, block_rows):
-        out[i : i + len(part)] = config.weight_format.unpack(part, inputs)
+        out[i : i + len(part)] = config.packing.unpack(part, inputs)
     return out
 
 
@@ -167,7 +170,7 @@ def packed_rows(
     beats: Beats, rows: int, inputs: int, config: AcceleratorConfig, block_rows: int | None = None
 ) -> Beats:
     """The bytes of `pack_linear` by rows, uint8[rows, bytes]: those that hold only weights and no filling."""
-    out = np.empty((rows, config.weight_format.whole_bytes(inputs)), np.uint8)
+    out = np.empty((rows, config.packing.whole_bytes(inputs)), np.uint8)
     for i, part in _row_blocks(beats, rows, inputs, config, block_rows):
         out[i : i + len(part)] = part[:, : out.shape[1]]
     return out

@@ -28,6 +28,7 @@ __all__ = [
 
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
+Ints = NDArray[np.integer]
 
 PREFILL_LANES = 64
 """Positions that `GoldenModel.prefill` takes at a time, whatever the accelerator's lanes: results do not depend on it."""
@@ -46,18 +47,19 @@ def _check_shapes(shapes: Sequence[tuple[str, ArrayLike | None, tuple[int, ...] 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWeights:
-    """Weights of a layer: int8 matrices [outputs, inputs] in the checkpoint's row order, scales, norm gains.
+    """Weights of a layer: matrices [outputs, inputs] in the checkpoint's row order, scales, norm gains.
 
-    A gain is None where the model has no such norm.
+    Matrices are int8, -1, 0 or 1; where groups of inputs have scales of their own (`ModelSpec.group_scales`) int16, those times the
+    group's scale, an integer in units of the matrix's (`golden.ternary.group_integers`). A gain is None where the model has no such norm.
     """
 
-    q: I8
-    k: I8
-    v: I8
-    o: I8
-    gate: I8
-    up: I8
-    down: I8
+    q: Ints
+    k: Ints
+    v: Ints
+    o: Ints
+    gate: Ints
+    up: Ints
+    down: Ints
     q_scale: float
     k_scale: float
     v_scale: float
@@ -72,7 +74,7 @@ class LayerWeights:
     q_norm: F32 | None = None
     k_norm: F32 | None = None
 
-    def matrix(self, name: str) -> tuple[I8, float]:
+    def matrix(self, name: str) -> tuple[Ints, float]:
         """A matrix of `golden.spec.MATRICES` and its scale."""
         return getattr(self, name), getattr(self, f"{name}_scale")
 
@@ -148,7 +150,8 @@ class GoldenPass:
     bound : [head lanes], of a screened head (`golden.screen`).
     head_inputs, head_scale : int8 [head lanes, hidden] and float32 [head lanes], what the head multiplies.
     taps : intermediate values by name, with leading axis lanes unless said otherwise; filled only when asked for.
-        `x` the inputs; per layer `<layer>.<part>.acc`, `.q` (int8 inputs), `.scale` (of q), part qkv, o, gate or down;
+        `x` the inputs; per layer `<layer>.<part>.acc`, `.q` (int8 inputs), `.scale` (of q), part qkv, o, gate or down, and where
+        activations have them `.exponents`;
         `<layer>.qkv.y` ([Q heads + K heads + V heads, head_dim], after scale and RoPE),
         `<layer>.attention.u`, `<layer>.gate.u`, `<layer>.o.u`, `<layer>.down.u` (u buffers written by that part),
         `<layer>.query`, `.key`, `.value` (int8) and `<layer>.query_scale`, `.key_scale`, `.value_scale`;
@@ -179,7 +182,7 @@ class _Slot:
 class _Matrix:
     """A matrix as the engine holds it: rows in hardware order, a scale for each."""
 
-    weights: I8
+    weights: Ints
     scales: F32
 
 
@@ -201,7 +204,8 @@ class GoldenModel:
     Parameters
     ----------
     weights : the model.
-    config : the accelerator. It limits lanes, context and sizes; results do not depend on it.
+    config : the accelerator. It limits lanes, context and sizes; results do not depend on it, but for its format of weights: with
+        `grouped`, activations have an exponent for every 64.
     slots : cache slots.
 
     Raises
@@ -226,6 +230,7 @@ class GoldenModel:
     def _layer_of(self, w: LayerWeights) -> _Layer:
         def matrix(step: Step) -> _Matrix:
             rows, scales = zip(*map(w.matrix, step.matrices), strict=True)
+            scales = tuple(self.config.packing.scale(scale) for scale in scales)
             if len(scales) == 1:
                 return _Matrix(rows[0], np.array(scales, np.float32))
             each = [np.full(len(r), scale, np.float32) for r, scale in zip(rows, scales, strict=True)]
@@ -404,8 +409,14 @@ class GoldenModel:
     ) -> F32:
         m = self._layers[layer].matrices[part]
         norm = STEPS[part].normalised(self.spec)
-        q, scale = elementwise.quantise(stats, norm=norm, eps=self.spec.norm_eps)
-        acc = ternary.product(q, m.weights, ternary.ACTIVATION * self.config.weight_format.largest)
+        if self.config.packing.group:
+            q, exponents, scale = elementwise.quantise_groups(stats, norm=norm, eps=self.spec.norm_eps)
+            acc: NDArray[Any] = ternary.grouped_linear(m.weights, q, exponents)
+            if keep is not None:
+                keep[f"{layer}.{part}.exponents"] = exponents
+        else:
+            q, scale = elementwise.quantise(stats, norm=norm, eps=self.spec.norm_eps)
+            acc = ternary.product(q, m.weights, ternary.ACTIVATION * self.config.packing.largest)
         if keep is not None:
             keep |= {
                 f"{layer}.{part}.q": q,

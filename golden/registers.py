@@ -253,5 +253,8 @@ def geometry(config: AcceleratorConfig) -> int:
 def build_hash(config: AcceleratorConfig) -> int:
     """Value of the build register: 32 bits of a SHA-256 of the configuration and VERSION. The clock is not in it: a build runs
     at what it routed at, and that is the hand-off's to say."""
-    text = json.dumps([VERSION, {k: v for k, v in asdict(config).items() if k != "clock_hz"}], sort_keys=True)
+    values = {k: v for k, v in asdict(config).items() if k != "clock_hz"}
+    if config.weight_format == "ternary":
+        del values["weight_format"]  # it came later: builds without it keep their names
+    text = json.dumps([VERSION, values], sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")

@@ -329,6 +329,7 @@ class ModelSpec:
     activation : of the gate, a name of ACTIVATIONS: 'relu2' (squared ReLU) or 'silu'.
     attn_sub_norm, ffn_sub_norm : whether attention output and gated features are normalised.
     qk_norm : whether every head of Q and K is normalised, before RoPE.
+    group_scales : whether groups of a matrix's inputs have scales of their own.
     rope_theta : base of the rotary frequencies.
     norm_eps : epsilon of every RMS norm.
     max_context : positions.
@@ -351,6 +352,7 @@ class ModelSpec:
     attn_sub_norm: bool = True
     ffn_sub_norm: bool = True
     qk_norm: bool = False
+    group_scales: bool = False
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     max_context: int = 256
@@ -417,6 +419,11 @@ class ModelSpec:
             ("max_context", self.max_context, config.max_context),
         ):
             _require(value <= limit, f"{name} is {value}, but accelerator {config.name!r} holds at most {limit}")
+        _require(
+            not self.group_scales or config.packing.group > 0,
+            f"groups of a matrix's inputs have scales of their own, but accelerator {config.name!r} has one scale a matrix; build one "
+            "with weight_format = 'grouped'",
+        )
 
 
 def rope_tables(spec: ModelSpec, positions: int | None = None) -> tuple[F32, F32]:

@@ -27,6 +27,19 @@ ACTIVATION = 128
 """Largest magnitude of an int8 activation, and so of its product with a ternary weight."""
 
 
+GROUP = 64
+"""Weights along the inputs that share a scale, and activations that share an exponent, in the format `grouped`."""
+
+LARGEST_SCALE = (1 << 15) - 1
+"""Of a group's scale, as an integer in units of its matrix's: a weight fits 16 bits with its sign."""
+
+EXPONENT = 6
+"""Largest exponent of a group of activations."""
+
+EXPONENT_STEP = 2
+"""Exponents are multiples of it: a shifter of four places is one LUT a bit, of seven two."""
+
+
 class WeightError(ValueError):
     """Weights that a format cannot hold (that are not ternary), or bytes that are not packed weights."""
 
@@ -62,6 +75,52 @@ def check(weights: ArrayLike) -> NDArray[np.int8]:
         place = tuple(int(i) for i in np.argwhere(bad)[0])
         raise WeightError(f"weights must be -1, 0 or 1; found {w[place]} at {place}")
     return w.astype(np.int8, copy=False)
+
+
+def check_groups(weights: ArrayLike) -> NDArray[np.int16]:
+    """`weights` as int16. Raises WeightError, with the first bad value and its place, unless in each `GROUP` along the last axis all
+    are -s, 0 or s, for an s of the group's own up to `LARGEST_SCALE`."""
+    w = np.asarray(weights)
+    n = w.shape[-1]
+    wide = w.astype(np.int32)
+    if n % GROUP:
+        wide = np.zeros((*w.shape[:-1], ceil_div(n, GROUP) * GROUP), np.int32)
+        wide[..., :n] = w
+    groups = np.abs(wide).reshape(*w.shape[:-1], -1, GROUP)
+    # The first that is not zero says what the others may be.
+    first = np.take_along_axis(groups, (groups != 0).argmax(axis=-1)[..., None], axis=-1)
+    bad = ((groups != 0) & (groups != first)) | (groups > LARGEST_SCALE)
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad.reshape(wide.shape))[0])
+        raise WeightError(
+            f"weights of a group of {GROUP} must be -s, 0 or s, with one s up to {LARGEST_SCALE}; found {wide[place]} at {place}"
+        )
+    return w.astype(np.int16, copy=False)
+
+
+def group_integers(
+    weights: NDArray[np.int8], scales: NDArray[np.float32], size: int
+) -> tuple[NDArray[np.int16], np.float32]:
+    """Ternary weights [rows, inputs] whose groups of `size` (a multiple of GROUP, or any size that it is a multiple of and that has
+    equal scales within it) have scales [rows, groups], as integers [rows, inputs] and the matrix's scale that they are multiples of.
+
+    The matrix's scale is the power of two that brings its largest to 15 bits: float16 scales (11 bits) down to 1/16 of the largest are
+    exact, below they are rounded to it. A scale that rounds to 0 makes its weights 0.
+
+    Raises
+    ------
+    WeightError : weights of a group have two scales.
+    """
+    rows, k = weights.shape
+    each = np.repeat(scales, size, axis=1)[:, :k]
+    used = np.where(weights != 0, each, 0)
+    most = float(used.max(initial=0))
+    if most == 0:
+        return np.zeros((rows, k), np.int16), np.float32(1)
+    unit = np.float32(2.0 ** (np.frexp(most)[1] - 15))
+    integers = np.minimum(np.rint(used / unit), LARGEST_SCALE).astype(np.int16)
+    integers *= weights
+    return check_groups(integers), unit
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------
@@ -154,7 +213,7 @@ def threads() -> int:
     return _THREADS
 
 
-def product(a: NDArray[np.int8], b: NDArray[np.generic], bound: int) -> NDArray[Any]:
+def product(a: NDArray[np.integer], b: NDArray[np.generic], bound: int) -> NDArray[Any]:
     """`a @ b.T` over the last axes (with numpy's broadcasting of matrices) of integers, exactly, in a type that holds it.
 
     Parameters
@@ -167,8 +226,17 @@ def product(a: NDArray[np.int8], b: NDArray[np.generic], bound: int) -> NDArray[
     """
     k = a.shape[-1]
     width = _EXACT_FLOAT32 // bound
-    if width == 0 or bound * k > _EXACT_FLOAT64:
+    if bound * k > _EXACT_FLOAT64:
         return a.astype(np.int64) @ np.swapaxes(b.astype(np.int64), -1, -2)
+    if width == 0:
+        # Blocks of rows, for the same reason as below.
+        rows = max(1, _BLOCK // k)
+        wide = a.astype(np.float64)
+        parts = [
+            np.matmul(wide, np.swapaxes(b[..., i : i + rows, :].astype(np.float64), -1, -2))
+            for i in range(0, b.shape[-2], rows)
+        ]
+        return np.concatenate(parts, axis=-1)
     if k > width:
         parts = (product(a[..., i : i + width], b[..., i : i + width], bound) for i in range(0, k, width))
         total = next(parts).astype(np.float64)
@@ -194,7 +262,7 @@ def product(a: NDArray[np.int8], b: NDArray[np.generic], bound: int) -> NDArray[
     return out
 
 
-def exact_product(a: NDArray[np.int8], b: NDArray[np.generic], bound: int) -> NDArray[np.int64]:
+def exact_product(a: NDArray[np.integer], b: NDArray[np.generic], bound: int) -> NDArray[np.int64]:
     """`product` as int64."""
     return product(a, b, bound).astype(np.int64)
 
@@ -202,6 +270,20 @@ def exact_product(a: NDArray[np.int8], b: NDArray[np.generic], bound: int) -> ND
 def linear(weights: NDArray[np.generic], q: NDArray[np.int8]) -> NDArray[np.int64]:
     """Accumulators [..., rows] of activations `q` [..., K] (int8) and ternary `weights` [rows, K], exactly."""
     return exact_product(q, weights, ACTIVATION)
+
+
+def shifted(q: NDArray[np.int8], exponents: NDArray[np.integer]) -> NDArray[np.int16]:
+    """Activations [..., K] (int8) as integers of one scale: `q << (EXPONENT - e)`, e [..., groups] of each GROUP of them."""
+    each = np.repeat(EXPONENT - exponents.astype(np.int16), GROUP, axis=-1)[..., : q.shape[-1]]
+    return np.left_shift(q.astype(np.int16), each)
+
+
+def grouped_linear(
+    weights: NDArray[np.integer], q: NDArray[np.int8], exponents: NDArray[np.integer]
+) -> NDArray[np.int64]:
+    """Accumulators [..., rows] of activations `q` [..., K] with their groups' exponents [..., groups], and integer `weights` [rows, K] of
+    the format `grouped`, exactly: in units of 2^-EXPONENT times both scales."""
+    return exact_product(shifted(q, exponents), weights, (ACTIVATION << EXPONENT) * LARGEST_SCALE)
 
 
 # ---- table lookup ----------------------------------------------------------------------------------------------------

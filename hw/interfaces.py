@@ -15,6 +15,7 @@ from tellme.golden.config import CHUNK, AcceleratorConfig, clog2
 from tellme.golden.kv import KvGeometry
 from tellme.golden.program import Kind
 from tellme.golden.registers import MAX_SLOTS
+from tellme.golden.ternary import EXPONENT, EXPONENT_STEP
 
 POSITION_BITS = 16
 KV_HEAD_BITS = 8
@@ -26,21 +27,27 @@ def count_bits(config: AcceleratorConfig) -> int:
     return clog2(config.lanes) + 1
 
 
+EXPONENT_BITS = (EXPONENT // EXPONENT_STEP).bit_length()
+"""Of a group of activations' exponent, in steps of EXPONENT_STEP."""
+
+
 class Int8ReadPort(Signature):
     """Read port of the int8 buffer, seen from who reads: config.word activations of a lane, one cycle of latency.
 
     lane, word : address. en : a word is read; `data` holds until the next. data : int8, the first in the low byte.
+    exponent : with the data, of the word's group in steps of `EXPONENT_STEP`; only where the format of weights has groups.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
-        super().__init__(
-            {
-                "lane": Out(clog2(config.lanes)),
-                "word": Out(clog2(config.max_features // config.word)),
-                "en": Out(1),
-                "data": In(8 * config.word),
-            }
-        )
+        members = {
+            "lane": Out(clog2(config.lanes)),
+            "word": Out(clog2(config.max_features // config.word)),
+            "en": Out(1),
+            "data": In(8 * config.word),
+        }
+        if config.packing.group:
+            members["exponent"] = In(EXPONENT_BITS)
+        super().__init__(members)
 
 
 class QueryScalePort(Signature):
@@ -162,12 +169,14 @@ class ElementwiseJob(Signature):
 
     kind, rows, scale0, scale1, scale2, q_scale : of the epilogue. norm_in, inputs, inv_n, eps : of the statistics.
     tiles : K tiles that are quantised. gain_out : outputs have a gain. gain_beats, x_beats, rope_beats : what is loaded.
-    head_dim, heads, kv_heads : queries, keys and values. lanes : of the pass.
+    head_dim, heads, kv_heads : queries, keys and values. lanes : of the pass. grouped : inputs have an exponent for every group, where the
+    format of weights has groups.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
         super().__init__(
             {
+                **({"grouped": Out(1)} if config.packing.group else {}),
                 "kind": Out(range(len(Kind))),
                 "norm_in": Out(1),
                 "gain_out": Out(1),

@@ -189,6 +189,8 @@ class Accelerator(wiring.Component):
         with m.If(d.shared.opcode == Opcode.HEAD):
             take(m, d.head, elementwise, "tiles")
         take(m, d.load, elementwise, "x_beats rope_beats")
+        if c.packing.group:  # the head's multipliers know no exponents
+            m.d.comb += elementwise.grouped.eq(d.shared.opcode == Opcode.LINEAR)
         screen = b.screened_head
         screened = d.shared.opcode == Opcode.SCREEN
         take(m, d.linear, tlmm, "tiles")

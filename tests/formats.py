@@ -47,5 +47,5 @@ class TwoBits(WeightFormat):
 
 def with_format(config: AcceleratorConfig, other: WeightFormat) -> AcceleratorConfig:
     """The configuration as one that has another format."""
-    kind = type("Other", (AcceleratorConfig,), {"weight_format": property(lambda _: other)})
+    kind = type("Other", (AcceleratorConfig,), {"packing": property(lambda _: other)})
     return kind(**{name: getattr(config, name) for name in config.__dataclass_fields__})  # type: ignore[no-any-return]

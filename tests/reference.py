@@ -24,6 +24,22 @@ class Options:
     cache: bool = False
     embedding: bool = False
     head: bool = False
+    groups: bool = False
+    """Activations of linear layers have a power of four for every 64, up to 64."""
+
+
+def _blocks(x: F64) -> F64:
+    """Block floating point of int8."""
+    n = x.shape[-1]
+    most = np.maximum(np.abs(x).max(-1, keepdims=True), 1e-5)
+    out = np.empty_like(x)
+    for i in range(0, n, 64):
+        part = x[..., i : i + 64]
+        ratio = most / np.maximum(np.abs(part).max(-1, keepdims=True), 1e-300)
+        power = 4.0 ** np.clip(np.floor(np.log2(ratio) / 2), 0, 3)
+        scale = most / 127 / power
+        out[..., i : i + 64] = np.clip(np.rint(part / scale), -128, 127) * scale
+    return out
 
 
 def _int8(x: F64) -> F64:
@@ -46,6 +62,7 @@ def forward(
     """Logits [positions, vocab] of one sequence. `embedding` holds the float rows; those of the weights if None."""
     s = weights.spec
     n = len(tokens)
+    activations = _blocks if options.groups else _int8
     coded = weights.embedding * weights.embedding_scales[:, None].astype(np.float64)
     exact = coded if embedding is None else embedding.astype(np.float64)
     x = (coded if options.embedding else exact)[tokens]
@@ -59,7 +76,7 @@ def forward(
 
     mask = np.where(np.arange(n) <= np.arange(n)[:, None], 0.0, -np.inf)
     for w in weights.layers:
-        h = _int8(_norm(x, w.input_norm, s.norm_eps))
+        h = activations(_norm(x, w.input_norm, s.norm_eps))
         q = rotate(_norm((h @ w.q.T * w.q_scale).reshape(n, s.heads, s.head_dim), w.q_norm, s.norm_eps))
         k = rotate(_norm((h @ w.k.T * w.k_scale).reshape(n, s.kv_heads, s.head_dim), w.k_norm, s.norm_eps))
         v = (h @ w.v.T * w.v_scale).reshape(n, s.kv_heads, s.head_dim)
@@ -70,11 +87,11 @@ def forward(
         p = np.exp(scores - scores.max(-1, keepdims=True))
         p /= p.sum(-1, keepdims=True)
         o = np.einsum("hqk,khd->qhd", p, v).reshape(n, -1)
-        x = x + _int8(_norm(o, w.attn_norm, s.norm_eps)) @ w.o.T * w.o_scale
-        h = _int8(_norm(x, w.post_norm, s.norm_eps))
+        x = x + activations(_norm(o, w.attn_norm, s.norm_eps)) @ w.o.T * w.o_scale
+        h = activations(_norm(x, w.post_norm, s.norm_eps))
         gate, up = h @ w.gate.T * w.gate_scale, h @ w.up.T * w.up_scale
         gate = np.maximum(gate, 0) ** 2 if s.activation == "relu2" else gate / (1 + np.exp(-gate))
-        x = x + _int8(_norm(gate * up, w.ffn_norm, s.norm_eps)) @ w.down.T * w.down_scale
+        x = x + activations(_norm(gate * up, w.ffn_norm, s.norm_eps)) @ w.down.T * w.down_scale
     last = _norm(x, weights.norm, s.norm_eps)
     rows, scales = weights.head_rows
     matrix = rows * scales[:, None].astype(np.float64) if options.head or not s.tied else exact

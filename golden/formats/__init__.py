@@ -1,11 +1,15 @@
 """The formats of weights, by name. Another one is a file beside `packed_ternary` and a row here."""
 
+from tellme.golden.formats.grouped_ternary import GroupedTernary
 from tellme.golden.formats.packed_ternary import PackedTernary
 from tellme.golden.formats.weight_format import WeightFormat
 
 TERNARY = PackedTernary()
-"""The format of every accelerator that is built so far."""
+"""One scale a matrix: BitNet and its kin."""
 
-FORMATS: dict[str, WeightFormat] = {f.name: f for f in (TERNARY,)}
+GROUPED = GroupedTernary()
+"""A scale for every 64 weights: Ternary Bonsai, TriLM."""
 
-__all__ = ["FORMATS", "TERNARY", "WeightFormat"]
+FORMATS: dict[str, WeightFormat] = {f.name: f for f in (TERNARY, GROUPED)}
+
+__all__ = ["FORMATS", "GROUPED", "TERNARY", "WeightFormat"]

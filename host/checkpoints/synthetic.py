@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tellme.golden import head
+from tellme.golden import head, ternary
+from tellme.golden.arith import ceil_div
 from tellme.golden.model import LayerWeights, ModelWeights
 from tellme.golden.spec import ModelSpec
 from tellme.host.checkpoints.common import LazyLayers
@@ -30,6 +31,16 @@ def _rows(rng: np.random.Generator, spec: ModelSpec, sigma: float) -> tuple[NDAr
     return rows, scales
 
 
+def _grouped(
+    rng: np.random.Generator, weights: NDArray[np.int8], scale: float, inputs: int
+) -> tuple[NDArray[np.int16], float]:
+    """The weights with a scale about `scale` for every group, of float16 as files have them."""
+    groups = ceil_div(inputs, ternary.GROUP)
+    scales = (scale * rng.uniform(0.5, 1.5, (len(weights), groups))).astype(np.float16).astype(np.float32)
+    integers, unit = ternary.group_integers(weights, scales, ternary.GROUP)
+    return integers, float(unit)
+
+
 def random_weights(spec: ModelSpec, seed: int) -> ModelWeights:
     """A random model, scaled such that activations stay near 1.
 
@@ -43,6 +54,9 @@ def random_weights(spec: ModelSpec, seed: int) -> ModelWeights:
         scales: dict[str, Any] = {
             f"{n}_scale": float(np.float32(rng.uniform(1, 2) / np.sqrt(s[1]))) for n, s in spec.matrices.items()
         }
+        if spec.group_scales:
+            for n, (_, inputs) in spec.matrices.items():
+                matrices[n], scales[f"{n}_scale"] = _grouped(rng, matrices[n], scales[f"{n}_scale"], inputs)
         gains: dict[str, Any] = {n: _gain(rng, size) for n, size in spec.norms.items()}
         return LayerWeights(**matrices, **scales, **gains)
 

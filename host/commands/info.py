@@ -102,7 +102,7 @@ def _parts(
 
     for kind, (rows, inputs) in s.matrices.items():
         size = s.layers * rows * layout.tiles(inputs, config) * width
-        part(kind, f"{s.layers} x {rows} x {inputs}", config.weight_format.name, size, shares[kind])
+        part(kind, f"{s.layers} x {rows} x {inputs}", config.packing.name, size, shares[kind])
     beats = s.layers * sum(layout.float_beats(n, config) for n in s.norms.values()) + layout.float_beats(
         s.hidden, config
     )

@@ -191,8 +191,9 @@ def _image_parts(checkpoint: Checkpoint, config: AcceleratorConfig) -> dict[str,
     elif not weights.spec.tied:
         blobs |= {"embedding": weights.embedding, "embedding_scales": weights.embedding_scales.astype("<f4")}
     spec = {name: value for name, value in asdict(weights.spec).items() if value is not None}
-    if not weights.spec.qk_norm:  # it came later: images of models without it stay as they were
-        del spec["qk_norm"]
+    for later in ("qk_norm", "group_scales"):
+        if not spec[later]:
+            del spec[later]  # images of models without it stay as they were, and older versions read them
     return {
         "config": config,
         "model": {"name": readable(checkpoint.name), "spec": spec, "eos_ids": list(checkpoint.eos_ids), **inputs},
@@ -492,15 +493,15 @@ class Model:
             if step is None or not step.matrices:
                 continue
             rows = layout.packed_rows(matrix, info["rows"], info["inputs"], c, info["block_rows"])
-            place = c.weight_format.first_invalid(rows)
+            place = c.packing.first_invalid(rows)
             if place is not None:
                 raise UserError(
-                    f"{self.image.path}: section {shape.name!r}: {c.weight_format.rule}; found {rows[place]} at row {place[0]}, "
+                    f"{self.image.path}: section {shape.name!r}: {c.packing.rule}; found {rows[place]} at row {place[0]}, "
                     f"byte {place[1]}; convert the checkpoint again"
                 )
             sizes = [n for n, _ in step.shapes(s)]
             for name, packed in layout.split_rows(step, rows, sizes, None).items():
-                undamaged(f"{self.image.path}: {name} of section {shape.name!r}", c.weight_format.damage(packed))
+                undamaged(f"{self.image.path}: {name} of section {shape.name!r}", c.packing.damage(packed))
         alive, scales = [], []
         for head, row_scales in self._head_pieces():
             alive.append(head.any(axis=1))
@@ -602,7 +603,7 @@ class Model:
         gain = layout.unpack_floats(beats, step.gains(self.spec), self.config)[0, first : first + size]
         return layout.deinterleave_heads(gain, self.spec.head_dim) if NORMS[norm].of_heads else gain
 
-    def _matrix(self, section: str) -> NDArray[np.int8]:
+    def _matrix(self, section: str) -> NDArray[np.integer]:
         info = self.image.sections[section].info
         data = self.image.section(section)[info["gain_beats"] :]
         with golden_errors(f"{self.image.path}: section {section!r}"):

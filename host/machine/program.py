@@ -274,7 +274,7 @@ def _descriptors(program: Program, sections: Mapping[str, Section]) -> bytes:
             inputs=info["inputs"],
             block_rows=info["block_rows"],
             inv_n=1 / info["inputs"],
-            **{f"scale{n}": scale for n, scale in enumerate(info["scales"])},
+            **{f"scale{n}": config.packing.scale(scale) for n, scale in enumerate(info["scales"])},
             **common,
         )
 

@@ -94,7 +94,7 @@ class _Sizes:
         chosen = Signal(17)  # features that the gain is for
         self.outputs, self.gain_need, self.nothing = Signal(17), Signal(17), Signal()
         self.qkv_dims = Signal(17 - self.unit_bits)
-        per_byte = c.weight_format.weights_per_byte
+        per_byte = c.packing.weights_per_byte
         self.tile_inputs = Signal(14 + per_byte.bit_length())
         m.d.sync += [
             self.qkv_dims.eq(self.q_dims + (self.kv_dims << 1)),

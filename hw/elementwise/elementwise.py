@@ -20,12 +20,14 @@ from tellme.hw.elementwise.common import (
     lane_bits,
 )
 from tellme.hw.elementwise.epilogue import HEADS_AHEAD, Epilogue
+from tellme.hw.elementwise.groups import GroupMaxima
 from tellme.hw.elementwise.load import Loader
 from tellme.hw.elementwise.quantiser import Quantiser
 from tellme.hw.elementwise.scales import PLACES, ScaleUnit, Target
 from tellme.hw.elementwise.statistics import Statistics, chunk_info
 from tellme.hw.elementwise.transpose import OCTET
 from tellme.hw.interfaces import (
+    EXPONENT_BITS,
     AttentionChunks,
     ElementwiseJob,
     Int8ReadPort,
@@ -171,6 +173,7 @@ class Elementwise(wiring.Component):
             quantiser.done.eq(scales.done),
             quantiser.tag.eq(scales.tag),
             quantiser.inv.eq(scales.inv),
+            *([quantiser.largest.eq(scales.largest)] if config.packing.group else []),
             self.quantised.eq(quantiser.quantised),
         ]
         self._sources(m, loader, epilogue, statistics)
@@ -282,8 +285,9 @@ class Elementwise(wiring.Component):
         m.submodules.u = u = BankedBuffer(
             depth=config.lanes * words, parts=parts, part_width=32 * CHUNK, deep=True, output_register=True
         )
+        exponent = EXPONENT_BITS if config.packing.group else 0
         m.submodules.int8 = int8 = BankedBuffer(
-            depth=config.lanes * words, parts=1, part_width=8 * config.word, deep=True
+            depth=config.lanes * words, parts=1, part_width=8 * config.word + exponent, deep=True
         )
         m.submodules.own = own = BankedBuffer(
             depth=KvGeometry(config).own_depth, parts=config.beat_bytes // config.word, part_width=8 * config.word
@@ -300,10 +304,12 @@ class Elementwise(wiring.Component):
             quantiser.u_data.eq(u.read_data),
             int8.write.eq(quantiser.write),
             int8.write_addr.eq(Cat(quantiser.write_word, quantiser.write_lane)),
-            int8.write_data.eq(quantiser.write_data),
+            int8.write_data.eq(
+                Cat(quantiser.write_data, quantiser.write_exponent) if exponent else quantiser.write_data
+            ),
             int8.read.eq(self.int8.en),
             int8.read_addr.eq(Cat(self.int8.word, self.int8.lane)),
-            self.int8.data.eq(int8.read_data),
+            self.int8.data.eq(int8.read_data[: 8 * config.word]),
             own.write.eq(quantiser.own_write),
             own.write_addr.eq(quantiser.own_addr),
             own.write_part.eq(quantiser.own_part),
@@ -318,6 +324,21 @@ class Elementwise(wiring.Component):
             rope.read_addr.eq(Cat(epilogue.rope_chunk, epilogue.rope_lane)),
             epilogue.rope.eq(rope.read_data),
         ]
+
+        if exponent:
+            m.submodules.groups = groups = GroupMaxima(config)
+            m.d.comb += [
+                groups.write.eq(statistics.u_write),
+                groups.lane.eq(statistics.u_lane),
+                groups.chunk.eq(statistics.u_chunk),
+                groups.u.eq(statistics.u),
+                groups.read.eq(quantiser.u_read),
+                groups.read_lane.eq(quantiser.u_lane),
+                groups.read_word.eq(quantiser.u_word),
+                quantiser.grouped.eq(self.job.grouped),
+                quantiser.group_largest.eq(groups.largest),
+                self.int8.exponent.eq(int8.read_data[8 * config.word :]),
+            ]
 
     def _scale_rams(self, m: Module, epilogue: Epilogue, scales: ScaleUnit) -> None:
         config = self.config

@@ -26,9 +26,6 @@ from tellme.hw.pipeline import delay_line, register
 HEADS_AHEAD = 2
 """Heads whose maxima the statistics can hold; of sums of squares, which normalised heads need, they hold one."""
 
-CONVERT = 2
-"""Latency of IntToFloat: row_width is at most 25."""
-
 
 class Epilogue(wiring.Component):
     """Makes features of the rows of a matrix: four accumulators of a lane a cycle.
@@ -59,7 +56,7 @@ class Epilogue(wiring.Component):
     """
 
     # Cycles after the issue of a chunk: scaled, y, and the features of each kind.
-    _scaled = Transposer.delay + max(CONVERT, 1 + Multiplier.delay)
+    _scaled = Transposer.delay + 1 + Multiplier.delay  # the scale; conversions of accumulators are no slower
     _y = _scaled + Multiplier.delay
     _qkv = _y
     _gained = _y + 1 + 1 + Statistics.gain_delay  # through the registers of this output and of the statistics' sources
@@ -189,11 +186,11 @@ class Epilogue(wiring.Component):
         s_even = delay_line(m, scale_even.o, late, "s_even", ring=True)
         is_gate = ~self._is_qkv & ~self._is_residual
         s_odd = delay_line(m, Mux(is_gate, scale_odd.o, scale_even.o), late, "s_odd", ring=True)
-        values = delay_line(m, rows.values, self._scaled - Transposer.delay - CONVERT, "values", ring=True)
+        convert = [IntToFloat(config.row_width) for _ in range(CHUNK)]
+        values = delay_line(m, rows.values, self._scaled - Transposer.delay - convert[0].delay, "values", ring=True)
         y = []
         for i in range(CHUNK):
-            m.submodules[f"convert{i}"] = number = IntToFloat(config.row_width)
-            assert number.delay == CONVERT
+            m.submodules[f"convert{i}"] = number = convert[i]
             m.submodules[f"scale{i}"] = scaled = Multiplier()
             m.d.comb += [number.i.eq(values[i]), scaled.a.eq(number.o), scaled.b.eq(s_odd if i % 2 else s_even)]
             y.append(scaled.o)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, unsigned
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.golden.kv import KvGeometry
+from tellme.golden.ternary import EXPONENT_STEP
 from tellme.hw.elementwise.common import count_bits, lane_bits, with_flags, word_bits
+from tellme.hw.elementwise.groups import GroupExponent
 from tellme.hw.elementwise.scales import PLACES, HeadCounter, ScaleUnit, Target, scale_tag
 from tellme.hw.fp import FloatToInt8, Multiplier
+from tellme.hw.interfaces import EXPONENT_BITS
 from tellme.hw.pipeline import delay_line
 
 
@@ -32,6 +35,14 @@ class _Word:
     target: Signal
 
 
+def _times_power(x: Value, code: Value) -> Value:
+    """A float32 of magnitude below 2^64, or one that is no number, times 2^(code * EXPONENT_STEP); what was 0 rounds to 0 as before."""
+    exponent = x[23:31]
+    low = exact_log2(EXPONENT_STEP)
+    power = Mux(exponent[6:].all(), 0, Cat(C(0, low), code))
+    return Cat(x[:23], (exponent + power)[:8], x[31])
+
+
 class Quantiser(wiring.Component):
     """Reads words of the u buffer, multiplies them with their factor, rounds, and writes int8 words.
 
@@ -48,6 +59,8 @@ class Quantiser(wiring.Component):
     lanes, tiles, head_dim, heads, kv_heads : In, the job.
     done, tag, inv : In, a result of ScaleUnit, in the order of use.
     u_read, u_lane, u_word, u_data : read port of the u buffer, two cycles of latency.
+    grouped, largest, group_largest, write_exponent : where the format of weights has groups: In, whether inputs have exponents; the token's
+        maximum, with `inv`; the group's, with `u_data`; Out, with `write_data`.
     write, write_lane, write_word, write_data : Out, to the int8 buffer.
     own_write, own_addr, own_part : Out, to the own-K/V RAM; the data are `write_data`.
     quantised : Out, words of the inputs written since the start.
@@ -60,8 +73,10 @@ class Quantiser(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig):
         self._config = config
+        groups = {"grouped": In(1), "largest": In(31), "group_largest": In(31), "write_exponent": Out(EXPONENT_BITS)}
         super().__init__(
             {
+                **(groups if config.packing.group else {}),
                 "start_inputs": In(1),
                 "start_heads": In(1),
                 "lanes": In(count_bits(config)),
@@ -96,10 +111,11 @@ class Quantiser(wiring.Component):
         return 2 + ScaleUnit.delay + 1 + tiles * lanes * config.tile_words + Quantiser.delay
 
     def elaborate(self, platform: object) -> Module:
-        m = Module()
+        m, config = Module(), self._config
         at = self._walk(m)
         self._write(m, at)
-        self._multiply(m, self._factor(m, at))
+        factor = self._factor(m, at)
+        self._multiply(m, factor[:32], self._exponent(m, at, factor[32:]) if config.packing.group else None)
         return m
 
     def _walk(self, m: Module) -> _Word:
@@ -171,13 +187,16 @@ class Quantiser(wiring.Component):
         return _Word(issue, last, inputs, outer, lane, w, word, kv_cell, counter.target)
 
     def _factor(self, m: Module, at: _Word) -> Value:
-        """The factor of the word, when the word comes from the u buffer."""
+        """The factor of the word, when the word comes from the u buffer; behind it the token's maximum, where there are groups."""
         config = self._config
-        m.submodules.factors = factors = memory.Memory(shape=unsigned(32), depth=PLACES * config.lanes, init=[])
+        stored = Cat(self.inv, self.largest) if config.packing.group else self.inv
+        m.submodules.factors = factors = memory.Memory(
+            shape=unsigned(len(stored)), depth=PLACES * config.lanes, init=[]
+        )
         store, look = factors.write_port(), factors.read_port(domain="comb")
         m.d.comb += [
             store.addr.eq(Cat(self.tag.place, self.tag.lane)),
-            store.data.eq(self.inv),
+            store.data.eq(stored),
             store.en.eq(self.done),
             look.addr.eq(Cat(Mux(at.inputs, 0, at.outer[:2]), at.lane)),
         ]
@@ -224,13 +243,25 @@ class Quantiser(wiring.Component):
         with m.If(self.start_inputs):
             m.d.sync += self.quantised.eq(0)
 
-    def _multiply(self, m: Module, factor: Value) -> None:
+    def _exponent(self, m: Module, at: _Word, largest: Value) -> Value:
+        """Of the word's group, in steps, as its products come."""
+        m.submodules.exponent = exponent = GroupExponent()
+        m.d.comb += [
+            exponent.largest.eq(largest),
+            exponent.group.eq(self.group_largest),
+            exponent.enable.eq(delay_line(m, at.inputs & self.grouped, 2, "with_exponent")),
+        ]
+        code = delay_line(m, exponent.code, Multiplier.delay - GroupExponent.delay, "exponent")
+        m.d.comb += self.write_exponent.eq(delay_line(m, code, FloatToInt8.delay, "write_exponent"))
+        return code
+
+    def _multiply(self, m: Module, factor: Value, code: Value | None) -> None:
         for i in range(self._config.word):
             m.submodules[f"mul{i}"] = mul = Multiplier()
             m.submodules[f"round{i}"] = rounded = FloatToInt8()
             m.d.comb += [
                 mul.a.eq(self.u_data.word_select(i, 32)),
                 mul.b.eq(factor),
-                rounded.i.eq(mul.o),
+                rounded.i.eq(mul.o if code is None else _times_power(mul.o, code)),
                 self.write_data.word_select(i, 8).eq(rounded.o),
             ]

@@ -95,7 +95,8 @@ class ScaleUnit(wiring.Component):
     read, read_half, read_lane, read_parity, ss, amax : the finalising read of Statistics; `read_inputs` when it is not
         of a head.
     captured : Out, pulse: the statistics of a head may be overwritten.
-    done, tag : Out. A result: `inv` (the factor), `scale`, and `query_scale`, the scale times q_scale.
+    done, tag : Out. A result: `inv` (the factor), `scale`, and `query_scale`, the scale times q_scale; `largest`, the maximum that it is
+        made of, where the format of weights has groups.
     """
 
     delay = (
@@ -115,6 +116,7 @@ class ScaleUnit(wiring.Component):
         self._config = config
         super().__init__(
             {
+                **({"largest": Out(31)} if config.packing.group else {}),
                 "start_inputs": In(1),
                 "start_heads": In(1),
                 "lanes": In(count_bits(config)),
@@ -261,4 +263,8 @@ class ScaleUnit(wiring.Component):
             self.done.eq(delay_line(m, self.read & self.read_half, self.delay, "done", reset_less=False)),
             self.tag.eq(delay_line(m, tag_root, self.delay - to_root, "tag", ring=True)),
         ]
+        if self._config.packing.group:
+            m.d.comb += self.largest.eq(
+                delay_line(m, self.amax, self.delay - Statistics.read_delay, "largest", ring=True)
+            )
         assert to_root + 1 + mul + 1 + late + mul == self.delay

@@ -94,9 +94,10 @@ def multiply_add(
     c: Value | None = None,
     c_registers: int = 1,
     cascade: Value | None = None,
+    shift: int = CASCADE_SHIFT,
     width: int,
 ) -> tuple[Value, Value]:
-    """a * b + c + (cascade >> 17).
+    """a * b + c + (cascade >> shift).
 
     Cycles: `registers` (0..2) on a and b, one behind the multiplier, one behind the adder; `c_registers` (0 or 1) and
     one on c; one from the cascade.
@@ -104,7 +105,7 @@ def multiply_add(
     Parameters
     ----------
     a, b : signed, at most A_BITS and B_BITS. c : signed, at most 48 bits.
-    cascade : second result of another call.
+    cascade : second result of another call. shift : 17 or 0.
     width : bits of the sum, at most 48.
 
     Returns
@@ -126,7 +127,7 @@ def multiply_add(
         if c is not None:
             ports["C"], mode = c, mode | (OPMODE_C if cascade is None else OPMODE_W_C)
         if cascade is not None:
-            ports["PCIN"], mode = cascade, mode | OPMODE_PCIN_17
+            ports["PCIN"], mode = cascade, mode | (OPMODE_PCIN_17 if shift else OPMODE_PCIN)
         ports["OPMODE"] = C(mode, 9)
         stages = dict.fromkeys(("AREG", "ACASCREG", "BREG", "BCASCREG"), registers) | {"MREG": 1, "PREG": 1}
         _dsp48e2(m, name, stages | {"CREG": c_registers}, {"USE_MULT": "MULTIPLY"}, ports)
@@ -138,7 +139,7 @@ def multiply_add(
     if c is not None:
         addend = delay_line(m, c, c_registers, f"{name}_c")
     if cascade is not None:
-        addend = addend + (cascade >> CASCADE_SHIFT)
+        addend = addend + (cascade >> shift)
     m.d.sync += [product.eq(a * b), total.eq(product + addend)]
     return total, total
 

@@ -50,6 +50,8 @@ class Int8Sharing(wiring.Component):
         ]
         for reader in (self.attention, self.tables, self.rows):
             m.d.comb += reader.data.eq(self.buffer.data)
+            if "exponent" in reader.signature.members:
+                m.d.comb += reader.exponent.eq(self.buffer.exponent)
         for scales in (self.attention_scales, self.rows_scales):
             m.d.comb += scales.data.eq(self.scales.data)
         return m

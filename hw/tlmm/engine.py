@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
@@ -10,14 +11,15 @@ from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.golden.screen import MAX_PLANES, MAX_ROWS
-from tellme.hw.interfaces import Int8ReadPort, count_bits
+from tellme.hw.interfaces import EXPONENT_BITS, Int8ReadPort, count_bits
 from tellme.hw.pipeline import delay_line, register, wire
 from tellme.hw.queues import ReservedQueue
 from tellme.hw.tlmm.accumulate import Accumulator, row_layout
 from tellme.hw.tlmm.loader import TileLoader
+from tellme.hw.tlmm.scale import GroupScaler, scaler_delay
 from tellme.hw.tlmm.tables import TableBuilder, TableMemory, sum_width
 from tellme.hw.tlmm.tree import AdderTree, tree_delay
-from tellme.hw.tlmm.unpack import Unpacker, entries
+from tellme.hw.tlmm.unpack import Unpacker, entries, unit_bytes
 
 ROWS_BITS = clog2(MAX_ROWS * MAX_PLANES + 1)
 """Of the rows of a job: those of a screened head are the most."""
@@ -25,7 +27,9 @@ ROWS_BITS = clog2(MAX_ROWS * MAX_PLANES + 1)
 
 def _told(config: AcceleratorConfig) -> int:
     """Cycles from a beat to the accumulator's flags, which come one cycle before the sums."""
-    return Unpacker.delay + tree_delay(config.groups, sum_width(config.group_size)) - 1
+    units = len(unit_bytes(config))
+    scaling = scaler_delay(units) if config.packing.group else 0
+    return Unpacker.delay + tree_delay(config.groups // units, sum_width(config.group_size)) + scaling - 1
 
 
 @dataclass(frozen=True)
@@ -103,10 +107,17 @@ class TlmmEngine(wiring.Component):
         m.submodules.loader = loader = TileLoader(config)
         m.submodules.builder = builder = TableBuilder(config)
         m.submodules.unpacker = unpacker = Unpacker(config)
-        m.submodules.tree = tree = AdderTree(
-            groups=config.groups, lanes=config.lanes, width=sum_width(config.group_size)
-        )
-        m.submodules.accumulator = accumulator = Accumulator(config, sum_width=tree.width)
+        units = len(unit_bytes(config))
+        trees = []
+        for u in range(units):
+            tree = AdderTree(groups=config.groups // units, lanes=config.lanes, width=sum_width(config.group_size))
+            m.submodules["tree" if units == 1 else f"tree_{u}"] = tree
+            trees.append(tree)
+        scaler, width = None, trees[0].width
+        if config.packing.group:
+            m.submodules.scaler = scaler = GroupScaler(units=units, lanes=config.lanes, width=width)
+            width = min(scaler.width, config.row_width)
+        m.submodules.accumulator = accumulator = Accumulator(config, sum_width=width)
         m.submodules.fifo = fifo = ReservedQueue(row_layout(config), config.block_rows)
         m.submodules.tables = tables = TableMemory(config)
 
@@ -114,8 +125,9 @@ class TlmmEngine(wiring.Component):
         self._build(m, loader, builder, tables, complete)
         self._load(m, loader)
         beat = self._take(m, fifo, complete)
-        looked_up = self._look_up(m, beat, unpacker, tables, tree)
-        ending = self._add_up(m, beat, looked_up, tree, accumulator, fifo)
+        looked_up = self._look_up(m, beat, unpacker, tables, trees)
+        sums = trees[0].sums if scaler is None else self._scale(m, beat, loader, tables, unpacker, trees, scaler)
+        ending = self._add_up(m, beat, looked_up, sums, accumulator, fifo)
         self._status(m, ending, looked_up & unpacker.bad)
         return m
 
@@ -216,20 +228,68 @@ class TlmmEngine(wiring.Component):
         final = wire(m, last_row & last_tile & last_block, "final")
         return _Beat(take, read_bank, first_tile, last_tile, row, final)
 
-    def _look_up(self, m: Module, beat: _Beat, unpacker: Unpacker, tables: TableMemory, tree: AdderTree) -> Value:
-        """The beat's indices into the tables of all lanes, and their entries into the tree; the flag that they are there."""
+    def _look_up(
+        self, m: Module, beat: _Beat, unpacker: Unpacker, tables: TableMemory, trees: list[AdderTree]
+    ) -> Value:
+        """The beat's indices into the tables of all lanes, and their entries into the trees; the flag that they are there."""
         m.d.comb += [
             unpacker.beat.eq(self.beats.payload),
             tables.read_bank.eq(delay_line(m, beat.bank, Unpacker.delay, "bank")),
         ]
+        each = self._config.groups // len(trees)
         for g in range(self._config.groups):
-            m.d.comb += [tables.index[g].eq(unpacker.index[g]), tree.negate[g].eq(unpacker.negate[g])]
-            m.d.comb += [t.eq(v) for t, v in zip(tree.value[g], tables.value[g], strict=True)]
-        m.d.comb += tree.active.eq(register(m, Cat(self.lanes > i for i in range(self._config.lanes)), "active"))
+            tree, n = trees[g // each], g % each
+            m.d.comb += [tables.index[g].eq(unpacker.index[g]), tree.negate[n].eq(unpacker.negate[g])]
+            m.d.comb += [t.eq(v) for t, v in zip(tree.value[n], tables.value[g], strict=True)]
+        active = register(m, Cat(self.lanes > i for i in range(self._config.lanes)), "active")
+        m.d.comb += [tree.active.eq(active) for tree in trees]
         return delay_line(m, beat.take, Unpacker.delay, "looked_up", reset_less=False)
 
+    def _scale(
+        self,
+        m: Module,
+        beat: _Beat,
+        loader: TileLoader,
+        tables: TableMemory,
+        unpacker: Unpacker,
+        trees: list[AdderTree],
+        scaler: GroupScaler,
+    ) -> Any:
+        """Sums of the units times their scales and exponents; the sums of all lanes."""
+        config, units = self._config, len(trees)
+        # The exponent of a tile's every word, and of each unit the one of its first.
+        arriving = Signal(EXPONENT_BITS * config.tile_words, reset_less=True)
+        taken, first = Signal(), Signal(EXPONENT_BITS * units, reset_less=True)
+        with m.If(loader.shift):
+            m.d.sync += arriving.eq(Cat(arriving[EXPONENT_BITS:], self.int8.exponent))
+        words = config.tile_words // units
+        m.d.sync += [
+            taken.eq(loader.take),
+            first.eq(Cat(arriving.word_select(u * words, EXPONENT_BITS) for u in range(units))),
+        ]
+        for lane in range(config.lanes):
+            banks = [Signal(EXPONENT_BITS * units, name=f"exponents_{lane}_{b}", reset_less=True) for b in range(2)]
+            # Now the tables' first entry of this lane is written.
+            with m.If(taken & tables.write_lane[lane]):
+                for b, bank in enumerate(banks):
+                    with m.If(tables.write_bank == b):
+                        m.d.sync += bank.eq(first)
+            # As the tables are read: the bank may be written again while the sums are on their way.
+            chosen = Mux(tables.read_bank, banks[1], banks[0])
+            late = delay_line(m, chosen, trees[0].delay, f"exponents_{lane}", ring=True)
+            for u in range(units):
+                m.d.comb += [
+                    scaler.exponent[u][lane].eq(late.word_select(u, EXPONENT_BITS)),
+                    scaler.sums[u][lane].eq(trees[u].sums[lane]),
+                ]
+        for u in range(units):
+            m.d.comb += scaler.scale[u].eq(
+                delay_line(m, unpacker.scale[u], trees[0].delay, f"weight_scale_{u}", ring=True)
+            )
+        return scaler.out
+
     def _add_up(
-        self, m: Module, beat: _Beat, looked_up: Value, tree: AdderTree, accumulator: Accumulator, fifo: ReservedQueue
+        self, m: Module, beat: _Beat, looked_up: Value, sums: Any, accumulator: Accumulator, fifo: ReservedQueue
     ) -> Value:
         """Sums into the accumulators, rows out; the flag of the job's last row, as its row enters the FIFO."""
         # The accumulator wants to know of a beat one cycle before its sums.
@@ -243,7 +303,7 @@ class TlmmEngine(wiring.Component):
             fifo.write.eq(accumulator.push),
             fifo.payload.eq(accumulator.result),
         ]
-        m.d.comb += [a.eq(s) for a, s in zip(accumulator.sums, tree.sums, strict=True)]
+        m.d.comb += [a.eq(s) for a, s in zip(accumulator.sums, sums, strict=True)]
         wiring.connect(m, fifo.out, wiring.flipped(self.rows_out))
         return delay_line(m, valid & final, Accumulator.delay, "ending", reset_less=False)
 

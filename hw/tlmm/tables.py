@@ -13,7 +13,7 @@ from amaranth.utils import ceil_log2
 
 from tellme.golden.config import AcceleratorConfig
 from tellme.hw.primitives import UltraScalePlus
-from tellme.hw.tlmm.unpack import entries, grouping, index_bits, index_of
+from tellme.hw.tlmm.unpack import entries, index_bits, index_of, table_columns
 
 
 def sum_width(group_size: int) -> int:
@@ -126,8 +126,8 @@ class TableBuilder(wiring.Component):
         with m.If(self.take):
             m.d.sync += Cat(digit, subtract).eq(moves[0][0] | moves[0][1] << len(digit))
 
-        for g, group in enumerate(grouping(self._config.beat_bytes, size)):
-            # A short group has no activation behind its missing digits; no index ever points at those entries.
+        for g, group in enumerate(table_columns(self._config)):
+            # A short group has no activation behind its missing digits; they count as 0.
             members = [tile[c] for c in group] + [C(0, 8)] * (size - len(group))
             chosen = Signal(8, name=f"chosen_{g}")
             value = Signal(width, name=f"value_{g}", reset_less=True)

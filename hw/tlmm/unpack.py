@@ -10,8 +10,10 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.formats.grouped_ternary import SCALE, TRIT_BYTES, UNIT_BYTES
 from tellme.golden.formats.packed_ternary import TRITS_PER_BYTE
-from tellme.hw.pipeline import register
+from tellme.golden.ternary import LARGEST_SCALE
+from tellme.hw.pipeline import delay_line, register
 
 CODES = 3**TRITS_PER_BYTE
 """Codes of a byte that stand for weights; the others are errors."""
@@ -36,6 +38,25 @@ def grouping(beat_bytes: int, group_size: int) -> list[tuple[int, ...]]:
     rest = [TRITS_PER_BYTE * byte + j for byte in range(beat_bytes) for j in range(left)]
     groups += [tuple(rest[i : i + group_size]) for i in range(0, len(rest), group_size)]
     return groups
+
+
+def unit_bytes(config: AcceleratorConfig) -> list[range]:
+    """Bytes of a beat that hold weights, by units: those of a group of weights with a scale of their own, or all."""
+    if not config.packing.group:
+        return [range(config.beat_bytes)]
+    return [range(at, at + TRIT_BYTES) for at in range(0, config.beat_bytes, UNIT_BYTES)]
+
+
+def table_columns(config: AcceleratorConfig) -> list[tuple[int, ...]]:
+    """Columns of a K tile that share each lookup table, as `grouping`; in a unit, from its first column on.
+
+    The last trit of a unit of the format `grouped` has no column: its table sums one activation less.
+    """
+    group = config.packing.group
+    if not group:
+        return grouping(config.beat_bytes, config.group_size)
+    inside = [tuple(c for c in g if c < group) for g in grouping(TRIT_BYTES, config.group_size)]
+    return [tuple(group * u + c for c in g) for u in range(len(unit_bytes(config))) for g in inside]
 
 
 def entries(group_size: int) -> int:
@@ -157,7 +178,8 @@ class Unpacker(wiring.Component):
     Interface attributes
     --------------------
     beat : packed weights, 8 * beat_bytes bits; byte b in bits [8b, 8b+8).
-    index, negate : one per group of `grouping`, `delay` cycles later.
+    index, negate : one per group of `table_columns`, `delay` cycles later.
+    scale : of each unit of the format `grouped`, likewise.
     bad : some byte is no code, `delay` cycles later.
     """
 
@@ -165,23 +187,44 @@ class Unpacker(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._config = config
-        super().__init__(
-            {
-                "beat": In(8 * config.beat_bytes),
-                "index": Out(index_bits(config.group_size)).array(config.groups),
-                "negate": Out(1).array(config.groups),
-                "bad": Out(1),
-            }
-        )
+        members = {
+            "beat": In(8 * config.beat_bytes),
+            "index": Out(index_bits(config.group_size)).array(config.groups),
+            "negate": Out(1).array(config.groups),
+            "bad": Out(1),
+        }
+        if config.packing.group:
+            members["scale"] = Out(range(LARGEST_SCALE + 1)).array(len(unit_bytes(config)))
+        super().__init__(members)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        size = self._config.group_size
+        found: list[tuple[Value, Value]] = []
+        bad: list[Value] = []
+        for unit, numbers in enumerate(unit_bytes(self._config)):
+            found += self._unit(m, unit, numbers, bad)
+        assert len(found) == self._config.groups
+        for g, (index, negate) in enumerate(found):
+            m.d.comb += [
+                self.index[g].eq(register(m, index, f"index_{g}")),
+                self.negate[g].eq(register(m, negate, f"negate_{g}")),
+            ]
+        m.d.comb += self.bad.eq(register(m, Cat(*bad).any(), "flag"))
+        if self._config.packing.group:
+            for unit, scale in enumerate(self.scale):
+                first = UNIT_BYTES * unit + SCALE.start
+                m.d.comb += scale.eq(
+                    delay_line(m, self.beat[8 * first : 8 * first + len(scale)], self.delay, f"scale_{unit}")
+                )
+        return m
 
+    def _unit(self, m: Module, unit: int, numbers: range, bad: list[Value]) -> list[tuple[Value, Value]]:
+        """(index, negate) of the groups of a unit, after one register; its bytes that are no codes go to `bad`."""
+        size = self._config.group_size
         # The register between bytes and groups also keeps synthesis from merging the two into functions of many bits.
         found: list[tuple[Value, Value]] = []
-        rest, bad = [], []
-        for b in range(self._config.beat_bytes):
+        rest = []
+        for b in numbers:
             decoder = ByteDecoder(group_size=size)
             m.submodules[f"byte_{b}"] = decoder
             m.d.comb += decoder.byte.eq(self.beat[8 * b : 8 * b + 8])
@@ -193,14 +236,7 @@ class Unpacker(wiring.Component):
         for i in range(0, len(rest), size):
             trits = rest[i : i + size]
             indexer = GroupIndexer(group_size=size, count=len(trits))
-            m.submodules[f"across_{i // size}"] = indexer
+            m.submodules[f"across_{unit}_{i // size}"] = indexer
             m.d.comb += [p.eq(t) for p, t in zip(indexer.trits, trits, strict=True)]
             found.append((indexer.index, indexer.negate))
-        assert len(found) == self._config.groups
-        for g, (index, negate) in enumerate(found):
-            m.d.comb += [
-                self.index[g].eq(register(m, index, f"index_{g}")),
-                self.negate[g].eq(register(m, negate, f"negate_{g}")),
-            ]
-        m.d.comb += self.bad.eq(register(m, Cat(*bad).any(), "flag"))
-        return m
+        return found

@@ -15,6 +15,7 @@ from tellme.golden import elementwise as golden
 from tellme.golden import fp
 from tellme.golden.config import CHUNK, AcceleratorConfig
 from tellme.golden.program import Kind
+from tellme.golden.ternary import EXPONENT_STEP, GROUP
 
 TIMEOUT = 200_000
 
@@ -161,6 +162,8 @@ class Bench:
             if pending is not None:
                 await self.edge()
                 out[pending] = int(d.int8__data.value).to_bytes(c.word, "little")
+                if c.packing.group:
+                    out[pending] += int(d.int8__exponent.value).to_bytes(1, "little")
                 pending = None
                 continue
             await self.edge()
@@ -180,7 +183,7 @@ class Bench:
                 s += 1
         raise AssertionError(f"only {s} of {count} words came")
 
-    async def quantised(self, kind: Kind, *, norm: bool, eps: float) -> None:
+    async def quantised(self, kind: Kind, *, norm: bool, eps: float, grouped: bool = False) -> None:
         """Waits for start_quantise's words and compares them."""
         c, n = self.config, self.stats.u.shape[1]
         tiles = -(-n // c.beat_weights)
@@ -188,13 +191,22 @@ class Bench:
         words = await self.words(count, tiles)
         await self.idle("quantise")
         assert int(self.dut.quantised.value) == count
-        q, scales = golden.quantise(self.stats, norm=norm, eps=eps)
+        if grouped:
+            q, exponents, scales = golden.quantise_groups(self.stats, norm=norm, eps=eps)
+        else:
+            q, scales = golden.quantise(self.stats, norm=norm, eps=eps)
+            exponents = np.zeros((self.lanes, -(-n // GROUP)), np.int8)
         got = np.zeros((tiles, self.lanes, c.tile_words, c.word), np.int8)
+        codes = np.zeros((tiles, self.lanes, c.tile_words), np.int8)
         for s, data in words.items():
             t, rest = divmod(s, self.lanes * c.tile_words)
-            got[t, rest // c.tile_words, rest % c.tile_words] = np.frombuffer(data, np.int8)
+            got[t, rest // c.tile_words, rest % c.tile_words] = np.frombuffer(data[: c.word], np.int8)
+            codes[t, rest // c.tile_words, rest % c.tile_words] = data[-1] if c.packing.group else 0
         got = got.transpose(1, 0, 2, 3).reshape(self.lanes, -1)[:, :n]
         same("int8 inputs", got, q)
+        if c.packing.group:
+            each = np.repeat(exponents // EXPONENT_STEP, GROUP // c.word, axis=1)[:, : -(-n // c.word)]
+            same("exponents", codes.transpose(1, 0, 2).reshape(self.lanes, -1)[:, : each.shape[1]], each)
         if kind != Kind.QKV:  # whose first query scale may have taken its place
             same("activation scale", await self.query_scales(1), scales[:, None])
         self.act = scales
@@ -222,9 +234,13 @@ class Bench:
         gain: Any = None,
         heads: tuple[int, int, int] = (1, 1, 32),
         q_scale: float = 0.2,
+        head: bool = False,
     ) -> Any:
-        """A LINEAR: quantises what is there, then runs the epilogue of the accumulators acc [lanes, rows]."""
+        """A LINEAR: quantises what is there, then runs the epilogue of the accumulators acc [lanes, rows]; `head`: quantises as for a HEAD."""
         c = self.config
+        grouped = c.packing.group > 0 and not head
+        if c.packing.group:
+            self.set(grouped=grouped)
         n, rows = self.stats.u.shape[1], acc.shape[1]
         g = self.beats(gain) if gain is not None else []
         self.set(kind=kind, norm_in=norm, gain_out=gain is not None, gain_beats=len(g), inputs=n)
@@ -238,7 +254,7 @@ class Bench:
         payloads = [pack(r, c.row_width) for r in wide]
         cocotb.start_soon(self.send("rows_in", payloads))
         await self.pulse(*(["gain"] if g else []), "quantise", "epilogue")
-        await self.quantised(kind, norm=norm, eps=eps)
+        await self.quantised(kind, norm=norm, eps=eps, grouped=grouped)
         await self.idle("epilogue")
         assert not int(self.dut.gain_busy.value)
         return self.golden_linear(kind, acc, scales, gain, heads)

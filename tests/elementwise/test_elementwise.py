@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import cocotb
 import numpy as np
 import pytest
 
-from tellme.golden.config import KV260, TINY
+from tellme.golden.config import KV260, TINY, AcceleratorConfig
 from tellme.golden.program import Kind
 from tellme.hw.elementwise import Elementwise
 from tellme.sim.runner import parameters, simulate
 from tests.elementwise.bench import Bench
 
-CONFIGS = {c.name: c for c in (KV260, TINY)}
+GROUPED = replace(TINY, name="grouped", weight_format="grouped")
+CONFIGS = {c.name: c for c in (KV260, TINY, GROUPED)}
 
 
 def run(config: Any, testcase: str, **params: Any) -> None:
@@ -53,6 +55,8 @@ async def layer(
         return {"mixed": a, "zero": 0 * a, "largest": np.where(a < 0, -top, top - 1)}[values]
 
     x = rng.normal(0, 1, (bench.lanes, hidden)).astype(np.float32) * np.float32(values != "zero")
+    if bench.config.packing.group:  # groups of every exponent
+        x *= np.repeat(2.0 ** -rng.integers(0, 9, (bench.lanes, hidden // 32)), 32, axis=1).astype(np.float32)
     angle = rng.uniform(0, 7, (bench.lanes, dim // 2))
     await bench.load(x, gains(hidden), np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32))
     scales = (0.01, 0.02, 0.03)
@@ -66,7 +70,7 @@ async def layer(
     await bench.linear(gate, acc(2 * ffn), (gate_scale, 0.01, 0), norm=norm, gain=gains(ffn))
     await bench.linear(Kind.RESIDUAL, acc(hidden), (0.001, 0, 0), norm=norm, gain=gains(hidden))
     # What a HEAD does: quantise only.
-    await bench.linear(Kind.RESIDUAL, acc(hidden), (0.5, 0, 0), norm=norm)
+    await bench.linear(Kind.RESIDUAL, acc(hidden), (0.5, 0, 0), norm=norm, head=True)
 
 
 @cocotb.test()
@@ -84,15 +88,16 @@ async def check_layers(dut: Any) -> None:
 SILU, RELU2 = int(Kind.GATE_SILU), int(Kind.GATE_RELU2)
 
 
+@pytest.mark.parametrize("config", [TINY, GROUPED], ids=lambda c: c.name)
 @pytest.mark.parametrize("stall", [0.0, 0.4])
-def test_layers_equal_golden_with_any_lanes_gates_gains_and_norms(stall: float) -> None:
+def test_layers_equal_golden_with_any_lanes_gates_gains_and_norms(stall: float, config: AcceleratorConfig) -> None:
     cases = [
         dict(lanes=4, hidden=256, ffn=352, heads=[4, 2, 64], gate=SILU, norm=True, gain=True),
         dict(lanes=1, hidden=64, ffn=100, heads=[1, 1, 32], gate=RELU2, norm=True, gain=False),
         dict(lanes=3, hidden=96, ffn=40, heads=[2, 1, 96], gate=SILU, norm=False, gain=True),
         dict(lanes=2, hidden=160, ffn=12, heads=[2, 2, 128], gate=RELU2, norm=False, gain=False),
     ]
-    run(TINY, "check_layers", seed=1, stall=stall, cases=cases)
+    run(config, "check_layers", seed=1, stall=stall, cases=cases)
 
 
 @pytest.mark.parametrize("stall", [0.0, 0.4])
@@ -110,7 +115,8 @@ def test_normalised_heads_equal_golden(stall: float) -> None:
     run(TINY, "check_layers", seed=4, stall=stall, cases=cases)
 
 
-def test_edges_equal_golden() -> None:
+@pytest.mark.parametrize("config", [TINY, GROUPED], ids=lambda c: c.name)
+def test_edges_equal_golden(config: AcceleratorConfig) -> None:
     """All zeros (the absolute maximum's lower bound), saturated accumulators, gates at which exp clamps, a tile to the
     end of the buffer, the largest QKV matrix."""
     silu = dict(lanes=2, hidden=64, gate=SILU, norm=True, gain=True, heads=[2, 1, 32])
@@ -122,7 +128,7 @@ def test_edges_equal_golden() -> None:
         dict(silu, ffn=1024, lanes=4, hidden=256),
         dict(silu, ffn=8, lanes=4, heads=[4, 2, 128]),
     ]
-    run(TINY, "check_layers", seed=2, stall=0.1, cases=cases)
+    run(config, "check_layers", seed=2, stall=0.1, cases=cases)
 
 
 @cocotb.test()

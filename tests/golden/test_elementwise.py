@@ -179,3 +179,38 @@ def test_residual_and_dequantise() -> None:
     assert (elementwise.residual(x, y) == x + y).all()
     q = np.int8([[-128, 127, 0], [1, -1, 5]])
     assert elementwise.dequantise(q, [0.1, 3]).tolist() == (q * np.float32([[0.1], [3]])).tolist()
+
+
+def test_groups_of_activations_have_the_largest_power_of_four_that_fits() -> None:
+    u = np.zeros((1, 64 * 7 + 20), np.float32)
+    for i, magnitude in enumerate((1.0, 0.5, 0.25, 0.2500001, 1 / 64, 1e-6, 0.0, -1 / 16)):
+        u[0, 64 * i + 3] = magnitude
+    stats = elementwise.statistics(u)
+    assert elementwise.exponents(stats)[0].tolist() == [0, 0, 2, 0, 6, 6, 6, 4]
+    q, e, scale = elementwise.quantise_groups(stats, norm=False)
+    assert q[0, 3::64].tolist() == [127, 64, 127, 32, 127, 0, 0, -127] and scale == np.float32(1) * elementwise.INV_127
+    plain, same = elementwise.quantise(stats, norm=False)
+    assert same == scale and plain[0, 3::64].tolist() == [127, 64, 32, 32, 2, 0, 0, -8]
+
+
+def test_activations_of_groups_are_never_worse_than_of_a_token() -> None:
+    rng = np.random.default_rng(8)
+    u = rng.standard_normal((4, 500)).astype(np.float32)
+    u[:, 70] *= 1000  # an outlier
+    stats = elementwise.statistics(u)
+    q, e, scale = elementwise.quantise_groups(stats, norm=True, eps=1e-5)
+    plain, _ = elementwise.quantise(stats, norm=True, eps=1e-5)
+    r = 1 / np.sqrt((u.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5)
+    each = np.repeat(2.0**-e, 64, axis=1)[:, :500]
+    error, before = (np.abs(x * scale[:, None] - u * r) for x in (q * each, plain))
+    assert (error <= before * (1 + 1e-5) + 1e-6).all()
+    assert (
+        np.delete(error, slice(64, 128), axis=1).mean() < np.delete(before, slice(64, 128), axis=1).mean() / 30
+    ).all()
+
+
+def test_activations_that_are_no_numbers_stay_within_int8() -> None:
+    u = np.ones((3, 128), np.float32)
+    u[0, 0], u[1, 70], u[2] = np.nan, np.inf, 0
+    q, e, _ = elementwise.quantise_groups(elementwise.statistics(u), norm=False)
+    assert e.min() >= 0 and e.max() <= 6 and q.shape == u.shape

@@ -1,6 +1,7 @@
 """The whole model: near float64, independent of passes and configuration, with slots, refusals and every variant."""
 
 import dataclasses
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,38 @@ def test_every_variant_is_near_float64_and_independent_of_passes(changes: dict[s
         want = forward(weights, ids, Options(True, True, True, True))
         errors.append(np.abs(got - want).max(-1) / np.abs(want).max(-1))
     assert np.median(errors) < 1e-4 and np.max(errors) < 0.05
+
+
+GROUPED = replace(TINY, weight_format="grouped")
+BONSAI = dict(
+    group_scales=True, qk_norm=True, activation="silu", attn_sub_norm=False, ffn_sub_norm=False, hidden=128, heads=4,
+    head_dim=64, ffn=320, norm_eps=1e-6,
+)  # fmt: skip
+"""As Ternary Bonsai."""
+
+
+@pytest.mark.parametrize("changes", [BONSAI, dict(group_scales=True), dict()], ids=["Bonsai", "BitNet", "one scale"])
+def test_models_with_a_scale_for_every_group_are_near_float64(changes: dict[str, Any]) -> None:
+    weights = random_weights(small_spec(**changes), SEED)
+    ids = tokens(21)
+    got = all_logits(GoldenModel(weights, GROUPED), ids, 4)
+    assert got.tobytes() == all_logits(GoldenModel(weights, GROUPED), ids, 1).tobytes()
+    assert got.tobytes() == all_logits(GoldenModel(weights, replace(KV260, weight_format="grouped")), ids, 8).tobytes()
+    errors = []
+    for seed in range(12):
+        ids = tokens(4, seed=seed)
+        got = all_logits(GoldenModel(weights, GROUPED), ids, 4)
+        want = forward(weights, ids, Options(True, True, True, True, groups=True))
+        errors.append(np.abs(got - want).max(-1) / np.abs(want).max(-1))
+    assert np.median(errors) < 1e-4 and np.max(errors) < 0.05
+
+
+def test_a_model_with_group_scales_needs_a_machine_for_them() -> None:
+    weights = random_weights(small_spec(group_scales=True), SEED)
+    with pytest.raises(
+        ModelError, match="accelerator 'tiny' has one scale a matrix; build one with weight_format = 'grouped'"
+    ):
+        GoldenModel(weights, TINY)
 
 
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 15, 16, 17, 64])

@@ -14,7 +14,8 @@ from cocotb.triggers import RisingEdge, Timer, with_timeout
 
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.layout import pack_linear
-from tellme.golden.ternary import linear
+from tellme.golden.ternary import EXPONENT_STEP, GROUP, grouped_linear, linear
+from tellme.hw.interfaces import EXPONENT_BITS
 from tellme.hw.tlmm.engine import TlmmEngine
 from tellme.sim import runner
 
@@ -26,6 +27,8 @@ def _bench(config: AcceleratorConfig, beats: int, words: int) -> str:
     lane_bits, lanes_bits = max(1, (c.lanes - 1).bit_length()), c.lanes.bit_length()
     word_bits = (c.max_features // c.word - 1).bit_length()
     row_bits = c.row_width * c.lanes
+    stored = c.word + (1 if c.packing.group else 0)  # bytes of a word; the last one is its exponent
+    exponent = f"\n    .int8__exponent(q_data[{8 * c.word} +: {EXPONENT_BITS}])," if c.packing.group else ""
     return f"""
 module tb;
   timeunit 1ns; timeprecision 1ps;
@@ -44,7 +47,7 @@ module bench(input clk, input go, input [31:0] seed, input [15:0] jobs,
   // A job: first beat, first word of its activations, words of a lane, and the engine's inputs.
   typedef struct packed {{ logic [31:0] beat, q, stride; logic [15:0] tiles, rows, block_rows, lanes; }} job_t;
   logic [{8 * c.beat_bytes - 1}:0] beat_memory [{beats}];
-  logic [{8 * c.word - 1}:0] q_memory [{words}];
+  logic [{8 * stored - 1}:0] q_memory [{words}];
   logic [159:0] job_memory [{MAX_JOBS}];
   integer rows_file, log_file;
 
@@ -52,7 +55,7 @@ module bench(input clk, input go, input [31:0] seed, input [15:0] jobs,
   logic [{row_bits - 1}:0] row, held_row;
   logic [{lane_bits - 1}:0] q_lane;
   logic [{word_bits - 1}:0] q_word;
-  logic [{8 * c.word - 1}:0] q_data;
+  logic [{8 * stored - 1}:0] q_data;
   job_t job;
   assign job = job_memory[index];
   logic [31:0] quantised, beat_index, taken, cycles, waited_tables, waited_rows, seen, drained, faults, expected;
@@ -68,7 +71,7 @@ module bench(input clk, input go, input [31:0] seed, input [15:0] jobs,
   dut dut(.clk(clk), .rst(rst), .start(start), .tiles(job.tiles), .rows(job.rows), .block_rows(job.block_rows),
     .lanes(job.lanes[{lanes_bits - 1}:0]), .busy(busy), .done(done), .beats__valid(beat_valid),
     .beats__ready(beat_ready), .beats__payload(beat_valid ? beat_memory[beat_index] : '1), .quantised(quantised),
-    .int8__lane(q_lane), .int8__word(q_word), .int8__en(q_en), .int8__data(q_data), .rows_out__valid(row_valid),
+    .int8__lane(q_lane), .int8__word(q_word), .int8__en(q_en), .int8__data(q_data[{8 * c.word - 1}:0]),{exponent} .rows_out__valid(row_valid),
     .rows_out__ready(row_ready), .rows_out__payload(row), .bad_weight(bad),
     .stall_tables(stall_tables), .stall_rows(stall_rows));
 
@@ -85,7 +88,7 @@ module bench(input clk, input go, input [31:0] seed, input [15:0] jobs,
   always @(posedge clk) begin
     random_beats <= next(random_beats); random_rows <= next(random_rows); random_quantised <= next(random_quantised);
     // The buffer's output holds for one cycle only.
-    q_data <= !q_en ? {{{c.word}{{8'h5a}}}} : place < quantised ? q_memory[q_at] : ~q_memory[q_at];
+    q_data <= !q_en ? {{{stored}{{8'h5a}}}} : place < quantised ? q_memory[q_at] : ~q_memory[q_at];
     start <= 0;
     if (start) begin cycles <= 0; taken <= 0; waited_tables <= 0; waited_rows <= 0; end
     else cycles <= cycles + 1;
@@ -167,6 +170,8 @@ class Job:
     q: np.ndarray
     """int8 (lanes, K)."""
     block_rows: int
+    exponents: np.ndarray | None = None
+    """int8 (lanes, K / 64), of a format of weights with groups."""
     bad: tuple[int, int] | None = None
     """Beat and byte to spoil with a value that is no code."""
 
@@ -213,6 +218,9 @@ async def play(
         p = pack(j, config)
         lanes, k = j.q.shape
         w = np.ascontiguousarray(j.q).view(np.uint8).reshape(-1, config.word)
+        if j.exponents is not None:
+            codes = np.repeat(j.exponents.astype(np.uint8) // EXPONENT_STEP, GROUP // config.word, axis=1)
+            w = np.concatenate([w, codes.reshape(-1, 1)], axis=1)
         fields = (j.block_rows, 16), (j.weights.shape[0], 16), (k // config.beat_weights, 16)
         entry, shift = lanes, 16
         for value, bits in (*fields, (k // config.word, 32), (word, 32), (beat, 32)):
@@ -259,7 +267,10 @@ async def play(
 def reference(job: Job, config: AcceleratorConfig) -> np.ndarray:
     """Exact rows, int64 (rows, lanes), idle lanes 0."""
     out = np.zeros((len(job.weights), config.lanes), np.int64)
-    out[:, : len(job.q)] = linear(job.weights, job.q).T
+    if job.exponents is None:
+        out[:, : len(job.q)] = linear(job.weights, job.q).T
+    else:
+        out[:, : len(job.q)] = grouped_linear(job.weights, job.q, job.exponents).T
     return out
 
 

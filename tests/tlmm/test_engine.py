@@ -9,7 +9,8 @@ import cocotb
 import numpy as np
 import pytest
 
-from tellme.golden.config import KV260, TINY, AcceleratorConfig
+from tellme.golden.config import KV260, TINY, ULTRA96V2, AcceleratorConfig
+from tellme.golden.ternary import EXPONENT, EXPONENT_STEP, GROUP, LARGEST_SCALE
 from tellme.hw.tlmm.engine import expected_cycles
 from tellme.sim.runner import parameters
 from tests.tlmm.bench import Job, check, play, run
@@ -23,6 +24,11 @@ CONFIGS: dict[str, AcceleratorConfig] = {
     "g2": replace(SMALL, name="g2", lanes=2, group_size=2),
     "g4": replace(SMALL, name="g4", lanes=2, group_size=4),
     "g5": replace(SMALL, name="g5", lanes=2, group_size=5),
+    "grouped": replace(TINY, name="grouped", weight_format="grouped"),
+    "grouped-g2": replace(SMALL, name="grouped-g2", lanes=2, group_size=2, weight_format="grouped"),
+    "grouped-g5": replace(SMALL, name="grouped-g5", lanes=1, group_size=5, weight_format="grouped"),
+    "grouped-wide": replace(KV260, name="grouped-wide", lanes=2, block_rows=64, weight_format="grouped"),
+    "grouped-two": replace(ULTRA96V2, name="grouped-two", block_rows=64, weight_format="grouped"),
 }
 
 
@@ -40,7 +46,16 @@ def make(
         q[:] = -128
         w[: rows // 2] = -1
         w[rows // 2 :] = 1
-    return Job(w, q, block)
+    if not config.packing.group:
+        return Job(w, q, block)
+    # Of every kind, groups with the largest scale, with others, and with 0.
+    scales = rng.integers(0, LARGEST_SCALE + 1, (rows, k // GROUP))
+    if kind in ("lowest", "saturated"):
+        scales[:] = LARGEST_SCALE
+    exponents = rng.integers(0, EXPONENT // EXPONENT_STEP + 1, (lanes, k // GROUP)) * EXPONENT_STEP
+    if kind == "lowest":
+        exponents[:] = 0
+    return Job((w * np.repeat(scales, GROUP, axis=1)).astype(np.int16), q, block, exponents.astype(np.int8))
 
 
 KINDS = ("random", "plus", "minus", "zero", "saturated", "lowest")
@@ -93,7 +108,18 @@ def test_other_group_sizes_and_one_lane(config: str) -> None:
     run(CONFIGS[config], __name__, "check_grid", WIDE, preset=config, seed=11, beats=240, rows=200, quantised=200)
 
 
-@pytest.mark.parametrize("config", ["tiny", "g2"])
+@pytest.mark.parametrize("config", ["grouped-g2", "grouped-g5", "grouped-wide", "grouped-two"])
+def test_group_scales_are_exact_in_beats_and_groups_of_every_size(config: str) -> None:
+    run(CONFIGS[config], __name__, "check_grid", WIDE, preset=config, seed=12, beats=240, rows=200, quantised=200)
+
+
+@pytest.mark.parametrize("beats,rows,quantised", [(256, 256, 256), (256, 40, 60)])
+def test_group_scales_are_exact_in_every_shape_and_under_stalls(beats: int, rows: int, quantised: int) -> None:
+    p = {"preset": "grouped", "seed": 8, "beats": beats, "rows": rows, "quantised": quantised}
+    run(CONFIGS["grouped"], __name__, "check_grid", WIDE, **p)
+
+
+@pytest.mark.parametrize("config", ["tiny", "g2", "grouped-two"])
 def test_tables_of_primitives_are_exact(config: str) -> None:
     p = {"preset": config, "seed": 13, "beats": 230, "rows": 180, "quantised": 180}
     run(CONFIGS[config], __name__, "check_grid", WIDE, form="primitives", **p)
