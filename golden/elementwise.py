@@ -128,11 +128,15 @@ def quantise(stats: Statistics, *, norm: bool, eps: float = 0.0) -> tuple[I8, F3
     return fp.to_int8(fp.mul(stats.u, inv[..., None])), fp.mul(a, INV_127)
 
 
-def quantise_head(y: ArrayLike) -> tuple[I8, F32]:
-    """int8 queries, keys or values of heads [..., dim], and a scale [...] for each."""
+def quantise_head(y: ArrayLike, largest: ArrayLike = 127) -> tuple[I8, F32]:
+    """Queries, keys or values of heads [..., dim] as integers, and a scale [...] for each.
+
+    largest : magnitude that the largest feature becomes, 127 (8 bits) or 7 (4 bits); scalar, or broadcasting against [...].
+    """
+    most = np.asarray(largest, np.float64)
     a = fp.maximum(fp.max_abs(y), SMALLEST_ABSMAX)
-    inv = fp.mul(_127, fp.recip(a))
-    return fp.to_int8(fp.mul(y, inv[..., None])), fp.mul(a, INV_127)
+    inv = fp.mul(most.astype(np.float32), fp.recip(a))
+    return fp.to_int8(fp.mul(y, inv[..., None])), fp.mul(a, (1 / most).astype(np.float32))
 
 
 def dequantise(q: ArrayLike, scales: ArrayLike) -> F32:

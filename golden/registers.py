@@ -135,7 +135,8 @@ REGISTERS: tuple[Register, ...] = (
         "context",
         0x03C,
         "rw",
-        "positions of a cache slot, 1..max_context; every position is below it (reset: max_context)",
+        "positions of a cache slot, from 1 to the most there can be (max_context, or narrow_context with narrow_cache), which is "
+        "the reset value; every position is below it",
         most=1 << POSITION_BITS,
     ),
     Register(
@@ -252,6 +253,8 @@ def geometry(config: AcceleratorConfig) -> int:
 
 def build_hash(config: AcceleratorConfig) -> int:
     """Value of the build register: 32 bits of a SHA-256 of the configuration and VERSION. The clock is not in it: a build runs
-    at what it routed at, and that is the hand-off's to say."""
-    text = json.dumps([VERSION, {k: v for k, v in asdict(config).items() if k != "clock_hz"}], sort_keys=True)
+    at what it routed at, and that is the hand-off's to say. Neither is a narrow cache that there is not: such builds are as
+    they were before there was one."""
+    counted = {k: v for k, v in asdict(config).items() if k != "clock_hz" and (k != "narrow_cache" or v)}
+    text = json.dumps([VERSION, counted], sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
