@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import EIGHT, CacheFormat, largest
 from tellme.golden.model import GoldenModel
 from tellme.golden.registers import BUSY, STALLS
 from tellme.golden.screen import quantise
@@ -121,6 +122,7 @@ class Machine:
     spec : the whole model's shape.
     cached : keys that the cache holds before the first pass: random ones, the same in both.
     candidates : of the screened head; 0: the full head. planes : of its ternary copy.
+    kv : elements of the cache.
     trace : file for the records of what every unit does.
 
     Raises
@@ -139,6 +141,7 @@ class Machine:
         context: int,
         candidates: int = 0,
         planes: int = 1,
+        kv: CacheFormat = EIGHT,
         trace: Path | None = None,
         status: Status | None = None,
     ):
@@ -154,8 +157,8 @@ class Machine:
             tokenizer = Files.read(demo_folder())
             convert(Checkpoint(name="synthetic", weights=weights, tokenizer=tokenizer, eos_ids=()), path, config)
             self.model = Model.open(path, config, verify=False)
-            self.program = compile_program(self.model, config)
-            self.golden = GoldenModel(weights, config)
+            self.program = compile_program(self.model, config, kv=kv)
+            self.golden = GoldenModel(weights, config, cache=kv)
             self.accelerator = SimulatedAccelerator(self.model, self.program, timing=timing, trace=trace, status=status)
         except BaseException:
             self._folder.cleanup()
@@ -183,7 +186,9 @@ class Machine:
         s, size = self.spec, self.config.key_block
         for layer in range(s.layers if n else 0):
             rng = np.random.default_rng([SEED, 1, layer])
-            k, v = rng.integers(-127, 128, (2, s.kv_heads, n, s.head_dim), np.int8)
+            shape, cache = (s.kv_heads, n, s.head_dim), self.program.kv.cache
+            most = largest(cache.k_narrow), largest(cache.v_narrow)
+            k, v = (rng.integers(-m, m, shape, np.int8, endpoint=True) for m in most)
             k_scales, v_scales = rng.uniform(0.01, 0.03, (2, s.kv_heads, n)).astype(np.float32)
             self.golden.set_cache(0, layer, k, k_scales, v, v_scales)
             for h in range(s.kv_heads):
@@ -270,6 +275,7 @@ class Measurement:
     ----------
     phases : where the ports' regions began, bytes modulo 64 KiB; () : one behind the other.
     candidates, planes : of the screened head, 0: the full head.
+    kv : elements of the cache.
     decode : one token with `context` cached keys.
     prefill : the passes of a prompt, in order; empty if none was asked for.
     complete : the decode pass with every layer run, None if it was not asked for.
@@ -283,6 +289,7 @@ class Measurement:
     context: int
     candidates: int
     planes: int
+    kv: CacheFormat
     decode: Cost
     prefill: tuple[PrefillPass, ...]
     complete: Cost | None
@@ -323,6 +330,7 @@ class Measurement:
             "head": "screened" if self.candidates else "full",
             "candidates": self.candidates or None,
             "planes": self.planes or None,
+            "kv": self.kv.name,
             "tokens_per_s": self.tokens_per_s,
             "cycles_per_pass": d.cycles,
             "bytes_per_pass": d.beats * c.beat_bytes,
@@ -367,6 +375,7 @@ def measure(
     logits: bool = True,
     candidates: int = 0,
     planes: int = 1,
+    kv: CacheFormat = EIGHT,
     say: Say = lambda _: None,
     status: Status | None = None,
 ) -> Measurement:
@@ -381,6 +390,7 @@ def measure(
     trace : record the decode pass with two layers.
     logits : compare every logit (of the model of one layer), not only the arg-max.
     candidates : of the screened head; 0: the full head. planes : of its ternary copy.
+    kv : elements of the cache.
     say : told what is being done.
     status : told how long the simulator takes to build.
 
@@ -390,8 +400,8 @@ def measure(
     CheckError : a result differs from golden's.
     """
     spec = shape(name)
-    check_fits(spec, config, name)
-    usable = usable_context(replace(spec, max_context=min(spec.max_context, config.max_context)), config)
+    check_fits(spec, config, name, kv)
+    usable = usable_context(spec, config, kv)
     for what, value in (("context", context), ("prompt", prompt)):
         if not 0 <= value < usable:
             raise UserError(f"{what} must be from 0 to {usable - 1} for {name} on {config.name!r}, not {value}")
@@ -410,6 +420,7 @@ def measure(
             context=room,
             candidates=candidates,
             planes=planes,
+            kv=kv,
             trace=file,
             status=status,
         )
@@ -440,7 +451,7 @@ def measure(
             from tellme.sim import trace as traces
 
             recorded = traces.read(file, names)
-    passes = chunks(config, spec.heads // spec.kv_heads, prompt)
+    passes = chunks(config, spec.heads // spec.kv_heads, prompt, kv=kv)
     prefill = []
     if passes:
         with machine(1, 0) as m:
@@ -463,6 +474,7 @@ def measure(
         context=context,
         candidates=candidates,
         planes=planes if candidates else 0,
+        kv=kv,
         decode=decode,
         prefill=tuple(prefill),
         complete=everything,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.host.errors import UserError
 from tellme.host.machine.passes import Pass, fits_scores
 from tellme.host.talk.drafts import Draft
@@ -122,6 +123,7 @@ class Scheduler:
     context : positions of a slot. slots : how many there are.
     queue : most conversations that may wait for a slot.
     cost : what a pass costs; guesses are weighed with it.
+    kv : elements of the cache.
     """
 
     def __init__(
@@ -133,8 +135,9 @@ class Scheduler:
         *,
         queue: int = 64,
         cost: Cost | None = None,
+        kv: CacheFormat = EIGHT,
     ):
-        self.config, self.group, self.context, self.queue = config, group, context, queue
+        self.config, self.group, self.context, self.queue, self.kv = config, group, context, queue, kv
         self.slots = [Slot() for _ in range(slots)]
         self.waiting: deque[Conversation] = deque()
         self.active: list[Conversation] = []
@@ -338,7 +341,9 @@ class Scheduler:
         for c in order:
             draft, drafted = drafts.get(c, (Draft(), 0))
             count, first = counts[c], len(tokens)
-            while count + drafted > 1 and not fits_scores(self.config, self.group, c.computed, count + drafted, first):
+            while count + drafted > 1 and not fits_scores(
+                self.config, self.group, c.computed, count + drafted, first, self.kv
+            ):
                 drafted, count = (drafted - 1, count) if drafted else (0, count - 1)
             part = Part(c, first, count, draft, drafted)
             parts.append(part)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.golden.model import PREFILL_LANES, ModelWeights
 from tellme.golden.project import advice
 from tellme.host.checkpoints.checkpoint import is_checkpoint, open_checkpoint, tell
@@ -176,11 +177,12 @@ def open_scorer(
     latent: bool = False,
     head: str | None = None,
     candidates: int | None = None,
+    kv: CacheFormat = EIGHT,
 ) -> Scorer:
     """A model by name ('demo', a checkpoint, a `.tlm` image) on a back end: 'golden', 'sim' or 'torch'.
 
     `latent`: as in `host.checkpoints.checkpoint.read_checkpoint`. `head`, `candidates`: the screened head whose figures are wanted,
-    of the golden model.
+    of the golden model. `kv`: elements of the cache.
 
     Raises
     ------
@@ -195,18 +197,19 @@ def open_scorer(
             checkpoint = with_screen(checkpoint, config)[0]
         weights = checkpoint.weights
         tokenizer = Tokenizer(checkpoint.tokenizer, weights.spec.vocab)
-        scorer = BackendScorer(checkpoint.name, tokenizer, GoldenBackend(weights, config))
+        scorer = BackendScorer(checkpoint.name, tokenizer, GoldenBackend(weights, config, kv=kv))
         scorer.figures = _figures(checkpoint.name, weights, head, candidates)
         tell(checkpoint.notes)
         return scorer
     if backend == "golden":
         model = Model(Image(path), config)
         weights = model.weights()
-        scorer = BackendScorer(model.name, model.tokenizer, GoldenBackend(weights, config))
+        scorer = BackendScorer(model.name, model.tokenizer, GoldenBackend(weights, config, kv=kv))
         scorer.figures = _figures(model.name, weights, head, candidates)
         return scorer
     with Model.open(path, config, latent=latent) as opened:  # its mapping stays while the driver needs it
-        machine = SimulatedAccelerator(opened, compile_program(opened, config), timing=memory_timing(None, None))
+        program = compile_program(opened, config, kv=kv)
+        machine = SimulatedAccelerator(opened, program, timing=memory_timing(None, None))
         return BackendScorer(opened.name, opened.tokenizer, machine)
 
 
