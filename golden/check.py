@@ -27,12 +27,12 @@ HEAD_DIM_MULTIPLE = 32
 @dataclass
 class _State:
     """What descriptors leave for later ones: features to quantise (0: none), the residual stream, the rotary table's
-    dimensions, and (head_dim, heads, kv_heads) of queries, keys and values."""
+    dimensions, and (head_dim, heads, kv_heads, k_narrow, v_narrow) of queries, keys and values."""
 
     features: int = 0
     hidden: int = 0
     rope: int = 0
-    heads: tuple[int, int, int] | None = None
+    heads: tuple[int, ...] | None = None
 
 
 def max_kv_heads(config: AcceleratorConfig) -> int:
@@ -53,6 +53,14 @@ def _heads(f: dict[str, int], config: AcceleratorConfig) -> Iterator[str]:
         yield f"heads * head_dim is {heads * d}, more than {config.query_offset}"
     if kv_heads * d > config.max_kv_dim:
         yield f"kv_heads * head_dim is {kv_heads * d}, more than {config.max_kv_dim}"
+    if (f["k_narrow"] or f["v_narrow"]) and not config.narrow_cache:
+        yield "k_narrow or v_narrow is 1, the accelerator keeps K and V in 8 bits only (narrow_cache)"
+    if f["k_narrow"] and not f["v_narrow"]:
+        yield "k_narrow is 1, and v_narrow is not: keys are narrow only where values are"
+
+
+def _heads_of(f: dict[str, int]) -> tuple[int, ...]:
+    return tuple(f[name] for name in ("head_dim", "heads", "kv_heads", "k_narrow", "v_narrow"))
 
 
 def _gain(f: dict[str, int], outputs: int, config: AcceleratorConfig) -> Iterator[str]:
@@ -117,10 +125,16 @@ def _attention(f: dict[str, int], config: AcceleratorConfig, state: _State, cont
     d, heads, kv_heads = f["head_dim"], f["heads"], f["kv_heads"]
     if not 1 <= f["group"] <= MAX_GROUP or f["group"] * kv_heads != heads:
         yield f"group is {f['group']}, with {heads} query heads and {kv_heads} key-value heads (at most {MAX_GROUP} a head)"
-    if (d, heads, kv_heads) != state.heads:
-        yield f"head_dim, heads and kv_heads are {d}, {heads}, {kv_heads}, not those of the QKV layer before"
+    if _heads_of(f) != state.heads:
+        yield (
+            f"head_dim, heads, kv_heads, k_narrow and v_narrow are {', '.join(map(str, _heads_of(f)))}, "
+            "not those of the QKV layer before"
+        )
+    limit = config.context_limit(bool(f["v_narrow"]))
+    if context > limit:
+        yield f"v_narrow is {f['v_narrow']}, and a slot has {context} positions, more than {limit}"
     kv = KvGeometry(config)
-    need = kv.blocks(context) * kv.block_stride(kv.cells(d))
+    need = kv.blocks(context) * kv.block_stride(kv.cells(d), f["k_narrow"], f["v_narrow"])
     if f["head_stride"] < need:
         yield f"head_stride is {f['head_stride']}, a head of {context} positions takes {need}"
     if f["slot_stride"] < kv_heads * f["head_stride"]:
@@ -184,7 +198,7 @@ def bad_lanes(
     positions, slot : of each lane; those of idle lanes do not matter.
     """
     counts = 1 <= lanes <= config.lanes and sum(head) <= lanes
-    if not (counts and 1 <= context <= config.max_context and 1 <= slots <= MAX_SLOTS):
+    if not (counts and 1 <= context <= config.most_context and 1 <= slots <= MAX_SLOTS):
         return True
     p, s = positions[:lanes], slot[:lanes]
     if max(p) >= context or max(s) >= slots:
@@ -230,7 +244,7 @@ def problem(
         elif opcode is Opcode.LINEAR:
             rules = _linear(f, config, state)
             outputs = {Kind.QKV: 0, Kind.RESIDUAL: f["rows"]}.get(Kind(f["kind"]), f["rows"] // 2)
-            heads = (f["head_dim"], f["heads"], f["kv_heads"]) if f["kind"] == Kind.QKV else None
+            heads = _heads_of(f) if f["kind"] == Kind.QKV else None
             after = _State(outputs, state.hidden, state.rope, heads)
         elif opcode is Opcode.ATTENTION:
             rules = _attention(f, config, state, context, slots)

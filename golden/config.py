@@ -22,6 +22,9 @@ MAX_GROUP = 8
 MAX_HEADS = 255
 """Query heads of a descriptor (8 bits, golden/program.py)."""
 
+MAX_POSITIONS = 1 << 16
+"""Positions that registers can name."""
+
 CLOCK_HZ = (1_000_000, 1_000_000_000)
 """Clocks that a preset may name, Hz: no chip that this is for runs outside them."""
 
@@ -70,6 +73,7 @@ class AcceleratorConfig:
     clock_hz : the clock the board preset aims at, Hz.
     weight_format : how matrices are packed, a name of `golden.formats`: 'ternary' (one scale a matrix) or 'grouped' (a scale for every
         64 weights, and an exponent for every 64 activations).
+    narrow_cache : K and V of the cache may be of 4 bits; attention then takes half the queries and twice the keys at once.
 
     Raises
     ------
@@ -98,6 +102,7 @@ class AcceleratorConfig:
     outstanding: int = 8
     clock_hz: int = 250_000_000
     weight_format: str = "ternary"
+    narrow_cache: bool = False
 
     def __post_init__(self) -> None:
         _require(
@@ -147,8 +152,13 @@ class AcceleratorConfig:
         _require(self.beat_bytes in (16, 32, 64), f"ports * port_bytes must be 16, 32 or 64, not {self.beat_bytes}")
         integer("group_size", 2, 5)
         integer("max_heads", 1, MAX_HEADS)
-        integer("max_context", 1, 65536)
+        integer("max_context", 1, MAX_POSITIONS)
         integer("clock_hz", *CLOCK_HZ)
+        _require(type(self.narrow_cache) is bool, f"narrow_cache must be true or false, not {self.narrow_cache!r}")
+        _require(
+            not self.narrow_cache or self.attention_lanes >= 2,
+            "narrow_cache needs attention_lanes of at least 2: half of them take the even beats' keys, half the odd ones'",
+        )
         _require(
             self.port_bytes * self.burst_beats <= 4096,
             f"burst_beats * port_bytes must be at most 4096 (AXI4), not {self.port_bytes * self.burst_beats}",
@@ -220,6 +230,21 @@ class AcceleratorConfig:
     def key_block(self) -> int:
         """Keys of a cache block, rows of a head block."""
         return self.key_tile * self.keys_per_beat
+
+    @cached_property
+    def narrow_context(self) -> int:
+        """Positions of a cache slot whose values are of 4 bits: twice `max_context`, as far as the score memory holds them."""
+        held = 2 * self.score_words * self.keys_per_beat - self.lanes
+        return min(2 * self.max_context, held // self.key_block * self.key_block, MAX_POSITIONS)
+
+    def context_limit(self, v_narrow: bool = False) -> int:
+        """Positions of a cache slot, with values of 8 or 4 bits."""
+        return self.narrow_context if v_narrow else self.max_context
+
+    @property
+    def most_context(self) -> int:
+        """Positions of any cache slot that there can be."""
+        return self.context_limit(self.narrow_cache)
 
     @cached_property
     def scale_beats(self) -> int:

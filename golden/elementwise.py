@@ -18,7 +18,6 @@ SMALLEST_ABSMAX = np.float32(1e-5)
 """Absolute maxima below this count as this."""
 
 INV_127 = np.float32(1 / 127)
-_127 = np.float32(127)
 _ONE = np.float32(1)
 
 
@@ -122,23 +121,26 @@ def inverse_count(n: int) -> np.float32:
     return np.float32(1 / n)
 
 
-def _factors(stats: Statistics, norm: bool, eps: float) -> tuple[F32, F32]:
+def _factors(stats: Statistics, norm: bool, eps: float, largest: ArrayLike = 127) -> tuple[F32, F32]:
     """What features are multiplied with, and the scale of the result."""
+    most = np.asarray(largest, np.float64)
     if norm:
         mean = fp.mul(stats.ss, inverse_count(stats.u.shape[-1]))
         r = fp.rsqrt(fp.add(mean, np.float32(eps)))
     else:
         r = np.ones_like(stats.ss)
     a = fp.maximum(fp.mul(stats.amax, r), SMALLEST_ABSMAX)
-    return fp.mul(fp.mul(r, _127), fp.recip(a)), fp.mul(a, INV_127)
+    return fp.mul(fp.mul(r, most.astype(np.float32)), fp.recip(a)), fp.mul(a, (1 / most).astype(np.float32))
 
 
-def quantise(stats: Statistics, *, norm: bool, eps: float = 0.0) -> tuple[I8, F32]:
+def quantise(stats: Statistics, *, norm: bool, eps: float = 0.0, largest: ArrayLike = 127) -> tuple[I8, F32]:
     """int8 activations [..., n] and their scales [...]; with `norm`, of the features over their root mean square.
+
+    `largest`: as of `quantise_head`, for heads that are normalised.
 
     The normalising factor r enters only the absolute maximum and the scale: q never sees r * u rounded.
     """
-    inv, scale = _factors(stats, norm, eps)
+    inv, scale = _factors(stats, norm, eps, largest)
     return fp.to_int8(fp.mul(stats.u, inv[..., None])), scale
 
 
@@ -167,11 +169,15 @@ def quantise_groups(stats: Statistics, *, norm: bool, eps: float = 0.0) -> tuple
     return fp.to_int8(np.ldexp(fp.mul(stats.u, inv[..., None]), each)), e, scale
 
 
-def quantise_head(y: ArrayLike) -> tuple[I8, F32]:
-    """int8 queries, keys or values of heads [..., dim], and a scale [...] for each."""
+def quantise_head(y: ArrayLike, largest: ArrayLike = 127) -> tuple[I8, F32]:
+    """Queries, keys or values of heads [..., dim] as integers, and a scale [...] for each.
+
+    largest : magnitude that the largest feature becomes, 127 (8 bits) or 7 (4 bits); scalar, or broadcasting against [...].
+    """
+    most = np.asarray(largest, np.float64)
     a = fp.maximum(fp.max_abs(y), SMALLEST_ABSMAX)
-    inv = fp.mul(_127, fp.recip(a))
-    return fp.to_int8(fp.mul(y, inv[..., None])), fp.mul(a, INV_127)
+    inv = fp.mul(most.astype(np.float32), fp.recip(a))
+    return fp.to_int8(fp.mul(y, inv[..., None])), fp.mul(a, (1 / most).astype(np.float32))
 
 
 ROW_TYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}

@@ -15,10 +15,53 @@ from tellme.golden.config import AcceleratorConfig
 
 
 @dataclass(frozen=True)
+class CacheFormat:
+    """Elements of K and V in the cache: 8 bits, or with `k_narrow`, `v_narrow` 4 bits. Keys are narrow only where values are."""
+
+    name: str
+    k_narrow: bool = False
+    v_narrow: bool = False
+
+    @property
+    def fields(self) -> dict[str, bool]:
+        """As the descriptors hold it."""
+        return {"k_narrow": self.k_narrow, "v_narrow": self.v_narrow}
+
+    @property
+    def element_bits(self) -> tuple[int, int]:
+        """Of K and of V."""
+        return tuple(4 if narrow else 8 for narrow in (self.k_narrow, self.v_narrow))  # type: ignore[return-value]
+
+    def problem(self, config: AcceleratorConfig) -> str | None:
+        """Why an accelerator cannot keep its cache so; None if it can."""
+        if self.v_narrow and not config.narrow_cache:
+            return (
+                f"accelerator {config.name!r} is built without a cache below 8 bits (narrow_cache), so K and V "
+                f"cannot be kept as {self.name!r}"
+            )
+        return None
+
+
+EIGHT = CacheFormat("8")
+CACHE_FORMATS: dict[str, CacheFormat] = {
+    c.name: c for c in (EIGHT, CacheFormat("8-4", v_narrow=True), CacheFormat("4", k_narrow=True, v_narrow=True))
+}
+"""By the names that commands know: bits of K and V, or of K, then of V."""
+
+LARGEST, NARROW_LARGEST = 127, 7
+"""Largest magnitude of an element of 8 and of 4 bits."""
+
+
+def largest(narrow: bool) -> int:
+    """Magnitude that the largest feature of a head becomes."""
+    return NARROW_LARGEST if narrow else LARGEST
+
+
+@dataclass(frozen=True)
 class KvGeometry:
     """A block holds `key_block` keys of one slot and KV head: K scales, V scales, K data, V data. Data are cells of
-    `config.cell` dimensions: for each cell `key_tile` beats of `keys_per_beat` keys. What is read as one is the K record (all before the
-    V data) and the V record.
+    `config.cell` dimensions: for each cell `key_tile` beats of `keys_per_beat` keys; if narrow, half the beats of twice the
+    keys. What is read as one is the K record (all before the V data) and the V record.
 
     All in beats.
     """
@@ -44,17 +87,21 @@ class KvGeometry:
         """First beat of the K data."""
         return self.v_scales + self.config.scale_beats
 
-    def data_beats(self, cells: Any) -> Any:
+    def cell_beats(self, narrow: Any = 0) -> Any:
+        """Of a cell of all keys."""
+        return self.config.key_tile >> narrow
+
+    def data_beats(self, cells: Any, narrow: Any = 0) -> Any:
         """Of the K (or V) data."""
-        return cells * self.config.key_tile
+        return (cells << exact_log2(self.config.key_tile)) >> narrow
 
-    def v_data(self, cells: Any) -> Any:
+    def v_data(self, cells: Any, k_narrow: Any = 0) -> Any:
         """First beat of the V data, and beats of the K record."""
-        return self.data_beats(cells) + self.k_data
+        return self.data_beats(cells, k_narrow) + self.k_data
 
-    def block_stride(self, cells: Any) -> Any:
+    def block_stride(self, cells: Any, k_narrow: Any = 0, v_narrow: Any = 0) -> Any:
         """From block to block."""
-        return cells * (2 * self.config.key_tile) + self.k_data
+        return self.data_beats(cells, k_narrow) + self.data_beats(cells, v_narrow) + self.k_data
 
     def blocks(self, positions: int) -> int:
         """Blocks of a (slot, KV head) of so many positions."""
@@ -72,9 +119,10 @@ class KvGeometry:
         """Beats that hold the K (or V) scales of the block's first keys."""
         return (keys * 4 + (self.config.beat_bytes - 1)) >> exact_log2(self.config.beat_bytes)
 
-    def cell_reads(self, keys: Any) -> Any:
+    def cell_reads(self, keys: Any, narrow: Any = 0) -> Any:
         """Beats that hold a cell of the block's first keys."""
-        return (keys + (self.config.keys_per_beat - 1)) >> exact_log2(self.config.keys_per_beat)
+        bits = exact_log2(self.config.keys_per_beat)
+        return (keys + ((self.config.keys_per_beat << narrow) - 1)) >> (bits + narrow)
 
     # ---- the pass's own K and V: rows, each a cell of all lanes: K heads, then V heads, each with its cells ---------
 

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
-from tellme.golden.kv import KvGeometry
+from tellme.golden.kv import EIGHT, CacheFormat, KvGeometry
 from tellme.golden.spec import MATRICES, Step
 
 Beats = NDArray[np.uint8]
@@ -230,17 +230,28 @@ def cells(dim: int, config: AcceleratorConfig) -> int:
     return dim // config.cell
 
 
-def pack_cells(rows: ArrayLike, config: AcceleratorConfig) -> Beats:
-    """int8 rows [key_block, dim] as data of a block: for each cell, for each tile beat, keys_per_beat rows."""
+def pack_cells(rows: ArrayLike, config: AcceleratorConfig, narrow: bool = False) -> Beats:
+    """int8 rows [key_block, dim] as data of a block: for each cell, for each tile beat, keys_per_beat rows.
+
+    narrow : the elements are from -8 to 7 and take 4 bits each in the same order, the first of two in the low nibble.
+    """
     r = np.ascontiguousarray(rows, np.int8)
     c = cells(r.shape[1], config)
     _require(r.shape[0] == config.key_block, f"a block has {config.key_block} rows, not {r.shape[0]}")
     split = r.view(np.uint8).reshape(config.key_tile, config.keys_per_beat, c, config.cell)
-    return np.ascontiguousarray(split.transpose(2, 0, 1, 3)).reshape(-1, config.beat_bytes)
+    data = np.ascontiguousarray(split.transpose(2, 0, 1, 3)).reshape(-1, config.beat_bytes)
+    if narrow:
+        _require(bool(((-8 <= r) & (r < 8)).all()), "elements of 4 bits are from -8 to 7")
+        pairs = data.reshape(-1, 2) & 15
+        data = (pairs[:, 0] | pairs[:, 1] << 4).reshape(-1, config.beat_bytes)
+    return data
 
 
-def unpack_cells(beats: Beats, config: AcceleratorConfig) -> I8:
+def unpack_cells(beats: Beats, config: AcceleratorConfig, narrow: bool = False) -> I8:
     """Inverse of `pack_cells`."""
+    if narrow:
+        nibbles = np.stack([beats & 15, beats >> 4], axis=-1).reshape(-1, config.beat_bytes)
+        beats = (nibbles ^ 8) - 8  # the sign, in 8 bits
     split = beats.reshape(-1, config.key_tile, config.keys_per_beat, config.cell)
     rows = np.ascontiguousarray(split.transpose(1, 2, 0, 3)).reshape(config.key_block, -1)
     return rows.view(np.int8)
@@ -371,12 +382,16 @@ class KvLayout:
     head_dim: int
     kv_heads: int
     max_context: int
+    cache: CacheFormat = EIGHT
 
     def __post_init__(self) -> None:
         cells(self.head_dim, self.config)
+        why = self.cache.problem(self.config)
+        _require(why is None, why or "")
+        limit = self.config.context_limit(self.cache.v_narrow)
         _require(
-            0 < self.max_context <= self.config.max_context,
-            f"max_context must be from 1 to {self.config.max_context} (the accelerator's), not {self.max_context}",
+            0 < self.max_context <= limit,
+            f"max_context must be from 1 to {limit} (the accelerator's), not {self.max_context}",
         )
 
     @cached_property
@@ -391,7 +406,7 @@ class KvLayout:
     @property
     def block_stride(self) -> int:
         """Beats of a block."""
-        return int(self.geometry.block_stride(self._cells))
+        return int(self.geometry.block_stride(self._cells, self.cache.k_narrow, self.cache.v_narrow))
 
     @property
     def blocks(self) -> int:
@@ -425,18 +440,20 @@ class KvLayout:
         """Where the V scale of a key is."""
         return self._scale(self.geometry.v_scales, slot, kv_head, position)
 
-    def _cell(self, start: int, slot: int, kv_head: int, position: int, cell: int) -> Span:
-        beat, key = divmod(position % self.config.key_block, self.config.keys_per_beat)
-        start += self.block(slot, kv_head, position) + cell * self.config.key_tile
-        return start + beat, key * self.config.cell, self.config.cell
+    def _cell(self, start: int, slot: int, kv_head: int, position: int, cell: int, narrow: bool) -> Span:
+        beat, key = divmod(position % self.config.key_block, self.config.keys_per_beat << narrow)
+        start += self.block(slot, kv_head, position) + cell * self.geometry.cell_beats(narrow)
+        size = self.config.cell >> narrow
+        return start + beat, key * size, size
 
     def k_cell(self, slot: int, kv_head: int, position: int, cell: int) -> Span:
         """Where dimensions [cell * C, (cell + 1) * C) of a key are."""
-        return self._cell(self.geometry.k_data, slot, kv_head, position, cell)
+        return self._cell(self.geometry.k_data, slot, kv_head, position, cell, self.cache.k_narrow)
 
     def v_cell(self, slot: int, kv_head: int, position: int, cell: int) -> Span:
         """Where dimensions [cell * C, (cell + 1) * C) of a value are."""
-        return self._cell(self.geometry.v_data(self._cells), slot, kv_head, position, cell)
+        start = self.geometry.v_data(self._cells, self.cache.k_narrow)
+        return self._cell(start, slot, kv_head, position, cell, self.cache.v_narrow)
 
     def pack_block(self, k: ArrayLike, k_scales: ArrayLike, v: ArrayLike, v_scales: ArrayLike) -> Beats:
         """A block: int8 [keys, head_dim] and float32 [keys] of K and V, keys <= key_block; zeros behind them."""
@@ -445,10 +462,14 @@ class KvLayout:
         data = np.zeros((2, block, self.head_dim), np.int8)
         scales = np.zeros((2, block), np.float32)
         data[0, :n], data[1, :n], scales[0, :n], scales[1, :n] = k, v, k_scales, v_scales
-        return np.concatenate([pack_floats(scales, self.config), *(pack_cells(d, self.config) for d in data)])
+        narrow = self.cache.k_narrow, self.cache.v_narrow
+        parts = (pack_cells(d, self.config, n) for d, n in zip(data, narrow, strict=True))
+        return np.concatenate([pack_floats(scales, self.config), *parts])
 
     def unpack_block(self, beats: Beats) -> tuple[I8, F32, I8, F32]:
         """Inverse of `pack_block`: k, k_scales, v, v_scales of all key_block keys."""
-        k, v = self.geometry.k_data, self.geometry.v_data(self._cells)
+        k_narrow, v_narrow = self.cache.k_narrow, self.cache.v_narrow
+        k, v = self.geometry.k_data, self.geometry.v_data(self._cells, k_narrow)
         scales = unpack_floats(beats[:k], self.config.key_block, self.config)
-        return unpack_cells(beats[k:v], self.config), scales[0], unpack_cells(beats[v:], self.config), scales[1]
+        keys, values = unpack_cells(beats[k:v], self.config, k_narrow), unpack_cells(beats[v:], self.config, v_narrow)
+        return keys, scales[0], values, scales[1]

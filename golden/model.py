@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tellme.golden import attention, elementwise, fp, head, layout, schedule, screen, ternary
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import EIGHT, LARGEST, CacheFormat, largest
 from tellme.golden.spec import ACTIVATIONS, NORMS, STEPS, ModelError, ModelSpec, RopeScaling, Step, rope_tables
 
 __all__ = [
@@ -207,14 +208,21 @@ class GoldenModel:
     config : the accelerator. It limits lanes, context and sizes; results do not depend on it, but for its format of weights: with
         `grouped`, activations have an exponent for every 64.
     slots : cache slots.
+    cache : elements of K and V.
 
     Raises
     ------
-    ModelError : the accelerator cannot hold the model.
+    ModelError : the accelerator cannot hold the model, or not keep its cache so.
     """
 
-    def __init__(self, weights: ModelWeights, config: AcceleratorConfig, slots: int = 1) -> None:
-        weights.spec.check_fits(config)
+    def __init__(
+        self, weights: ModelWeights, config: AcceleratorConfig, slots: int = 1, cache: CacheFormat = EIGHT
+    ) -> None:
+        if why := cache.problem(config):
+            raise ModelError(why)
+        weights.spec.check_fits(config, cache.v_narrow)
+        rows = (weights.spec.heads, weights.spec.kv_heads, weights.spec.kv_heads)
+        self._largest = np.repeat([LARGEST, largest(cache.k_narrow), largest(cache.v_narrow)], rows)
         self.spec = weights.spec
         self.config = config
         self.cos, self.sin = rope_tables(self.spec)
@@ -441,12 +449,14 @@ class GoldenModel:
         turn = self.cos[positions, None], self.sin[positions, None]
         if w.qk_norm is None:
             y[:, :rotated] = elementwise.rope(y[:, :rotated], *turn)
-            codes, scales = elementwise.quantise_head(y)
+            codes, scales = elementwise.quantise_head(y, self._largest)
         else:
             normed = elementwise.head_statistics(y[:, :rotated], w.qk_norm, *turn)
             y[:, :rotated] = normed.u
-            codes, scales = elementwise.quantise_head(y)
-            codes[:, :rotated], scales[:, :rotated] = elementwise.quantise(normed, norm=True, eps=s.norm_eps)
+            codes, scales = elementwise.quantise_head(y, self._largest)
+            codes[:, :rotated], scales[:, :rotated] = elementwise.quantise(
+                normed, norm=True, eps=s.norm_eps, largest=self._largest[:rotated]
+            )
         query, query_scale = codes[:, : s.heads], fp.mul(scales[:, : s.heads], self.query_factor)
         key, value = codes[:, s.heads : rotated], codes[:, rotated:]
         key_scale, value_scale = scales[:, s.heads : rotated], scales[:, rotated:]

@@ -51,6 +51,10 @@ _COMMON = (
     _field("address", 1, 0, 32, "beat address of the gain followed by the data"),
     _field("gain_beats", 2, 0, 16, "beats of gain, 0 if none"),
 )
+_NARROW = (
+    _field("k_narrow", 0, 12, 1, "keys of the cache are of 4 bits; only with v_narrow"),
+    _field("v_narrow", 0, 13, 1, "values of the cache are of 4 bits"),
+)
 _HEADS = (
     _field("head_dim", 11, 0, 16, "dimensions of a head"),
     _field("heads", 11, 16, 8, "query heads"),
@@ -86,8 +90,10 @@ FIELDS: dict[Opcode, tuple[Field, ...]] = {
         _field("scale2", 9, 0, 32, "weight scale of V", True),
         _field("q_scale", 12, 0, 32, "QKV: log2(e)/sqrt(head_dim), multiplied into the scale of the queries", True),
     )
+    + _NARROW
     + _HEADS,
     Opcode.ATTENTION: _COMMON
+    + _NARROW
     + (
         _field("kv_address", 3, 0, 32, "beat address of this layer's cache, slot 0, KV head 0, block 0"),
         _field("slot_stride", 4, 0, 32, "beats from slot to slot"),

@@ -135,7 +135,8 @@ REGISTERS: tuple[Register, ...] = (
         "context",
         0x03C,
         "rw",
-        "positions of a cache slot, 1..max_context; every position is below it (reset: max_context)",
+        "positions of a cache slot, from 1 to the most there can be (max_context, or narrow_context with narrow_cache), which is "
+        "the reset value; every position is below it",
         most=1 << POSITION_BITS,
     ),
     Register(
@@ -250,11 +251,14 @@ def geometry(config: AcceleratorConfig) -> int:
     return pack("geometry", **{f.name: getattr(config, f.name) for f in register("geometry").fields})
 
 
+LATER = {"weight_format": "ternary", "narrow_cache": False}
+"""Parameters that came later, and what builds without them have."""
+
+
 def build_hash(config: AcceleratorConfig) -> int:
     """Value of the build register: 32 bits of a SHA-256 of the configuration and VERSION. The clock is not in it: a build runs
-    at what it routed at, and that is the hand-off's to say."""
-    values = {k: v for k, v in asdict(config).items() if k != "clock_hz"}
-    if config.weight_format == "ternary":
-        del values["weight_format"]  # it came later: builds without it keep their names
+    at what it routed at, and that is the hand-off's to say. Neither is what came later and a build does not have: its name is
+    what it was before."""
+    values = {k: v for k, v in asdict(config).items() if k != "clock_hz" and (k, v) not in LATER.items()}
     text = json.dumps([VERSION, values], sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")

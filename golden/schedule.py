@@ -57,17 +57,26 @@ def groups(slots: Sequence[int]) -> list[tuple[int, int]]:
     return out
 
 
-def phases(config: AcceleratorConfig, kv_heads: int, positions: Sequence[int], slots: Sequence[int]) -> list[Phase]:
+def phases(
+    config: AcceleratorConfig,
+    kv_heads: int,
+    positions: Sequence[int],
+    slots: Sequence[int],
+    v_narrow: bool = False,
+) -> list[Phase]:
     """Phases of one ATTENTION in execution order: K(0), K(1), V(0), K(2), V(1), ..., V(last).
 
     The numbers count units: (KV head, lane group), the lane groups of a KV head in turn.
+
+    v_narrow : values are of 4 bits; a score word then holds twice the keys, of half the queries.
     """
     kpb, block_keys = config.keys_per_beat, config.key_block
+    word_keys = kpb << v_narrow
 
     def part(unit: int, kv_head: int, lo: int, hi: int, v: bool, final: bool) -> Iterator[Phase]:
         cached = positions[lo]
-        own_words = hi // kpb - lo // kpb + 1
-        words = own_words + ceil_div(cached, kpb)
+        own_words = ceil_div(hi // kpb - lo // kpb + 1, 1 + v_narrow)
+        words = own_words + ceil_div(cached, word_keys)
         blocks = ceil_div(cached, block_keys)
 
         def phase(own: bool, keys: int, base: int, block: int) -> Phase:
@@ -79,7 +88,7 @@ def phases(config: AcceleratorConfig, kv_heads: int, positions: Sequence[int], s
         for block in range(blocks - 1, -1, -1):
             keys = min(block_keys, cached - block * block_keys)
             yield phase(False, keys, base, block)
-            base += ceil_div(keys, kpb)
+            base += ceil_div(keys, word_keys)
 
     units = [(h, lo, hi) for h in range(kv_heads) for lo, hi in groups(slots)]
     out: list[Phase] = []
@@ -127,17 +136,19 @@ def segments(
         elif opcode is Opcode.ATTENTION:
             add(v["address"], v["gain_beats"])
             cells = kv.cells(v["head_dim"])
-            for ph in phases(config, v["kv_heads"], positions, slots):
+            k_narrow, v_narrow = v["k_narrow"], v["v_narrow"]
+            for ph in phases(config, v["kv_heads"], positions, slots, bool(v_narrow)):
                 if ph.own:
                     continue
                 base = v["kv_address"] + slots[ph.lane_lo] * v["slot_stride"] + ph.kv_head * v["head_stride"]
-                base += ph.block * kv.block_stride(cells)
+                base += ph.block * kv.block_stride(cells, k_narrow, v_narrow)
                 if not ph.v:
                     add(base + kv.k_scales, kv.scale_reads(ph.keys))
                     add(base + kv.v_scales, kv.scale_reads(ph.keys))
-                data = base + (kv.v_data(cells) if ph.v else kv.k_data)
+                data = base + (kv.v_data(cells, k_narrow) if ph.v else kv.k_data)
+                narrow = v_narrow if ph.v else k_narrow
                 for c in range(cells):
-                    add(data + c * config.key_tile, kv.cell_reads(ph.keys))
+                    add(data + c * kv.cell_beats(narrow), kv.cell_reads(ph.keys, narrow))
         elif opcode is Opcode.SCREEN and candidates and head_count:
             add(v["address"], layout.screen_beats(v["rows"], v["planes"], v["inputs"], config))
             beats = layout.row_beats(v["inputs"], config)

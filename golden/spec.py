@@ -405,8 +405,8 @@ class ModelSpec:
         """Features of every norm that a layer has, by name."""
         return {name: size for name, n in NORMS.items() if (size := n.size(self))}
 
-    def check_fits(self, config: AcceleratorConfig) -> None:
-        """Raises ModelError, naming the limit, unless the accelerator runs this model."""
+    def check_fits(self, config: AcceleratorConfig, v_narrow: bool = False) -> None:
+        """Raises ModelError, naming the limit, unless the accelerator runs this model, with values of the cache in 8 or 4 bits."""
         for name, value, limit in (
             ("hidden", self.hidden, config.max_hidden),
             ("ffn", self.ffn, config.max_features),
@@ -416,7 +416,7 @@ class ModelSpec:
             ("heads", self.heads, config.max_heads),
             ("head_dim", self.head_dim, config.max_head_dim),
             ("query heads of a KV head", self.heads // self.kv_heads, MAX_GROUP),
-            ("max_context", self.max_context, config.max_context),
+            ("max_context", self.max_context, config.context_limit(v_narrow)),
         ):
             _require(value <= limit, f"{name} is {value}, but accelerator {config.name!r} holds at most {limit}")
         _require(

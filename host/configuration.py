@@ -117,7 +117,7 @@ def text(config: AcceleratorConfig, board: str, base: AcceleratorConfig, comment
     comment : first lines.
     """
     lines = [f"# {line}" for line in comment.splitlines()] + [f"board = {json.dumps(board)}"]
-    return "\n".join([*lines, *(f"{n} = {v}" for n, v in changes(config, base).items()), ""])
+    return "\n".join([*lines, *(f"{n} = {json.dumps(v)}" for n, v in changes(config, base).items()), ""])
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from tellme.golden import layout
 from tellme.golden.arith import ceil_div
 from tellme.golden.boards import BOARDS
 from tellme.golden.config import AcceleratorConfig
-from tellme.golden.kv import KvGeometry
+from tellme.golden.kv import EIGHT, CacheFormat, KvGeometry
 from tellme.golden.program import DESCRIPTOR_BYTES, Kind
 from tellme.golden.registers import STALLS
 from tellme.golden.schedule import phases
@@ -155,6 +155,7 @@ def steps(
     head_count: int,
     candidates: int = 0,
     planes: int = 1,
+    kv: CacheFormat = EIGHT,
 ) -> list[Step]:
     """What a pass asks of the memory, in order.
 
@@ -163,6 +164,7 @@ def steps(
     spec : the model; it must fit the configuration.
     positions, slots : of each lane. head_count : lanes whose logits are computed.
     candidates : of the screened head, for each of these; 0: the full head. planes : of its ternary copy.
+    kv : elements of the cache.
     """
     n = len(positions)
     width = config.word
@@ -178,7 +180,7 @@ def steps(
         descriptors=descriptors,
         attentions=spec.layers,
         kv_heads=spec.kv_heads,
-        context=min(spec.max_context, config.max_context),
+        context=min(spec.max_context, config.context_limit(kv.v_narrow)),
         slots=1,
     )
     x = n * floats(spec.hidden)
@@ -192,20 +194,27 @@ def steps(
             floats(spec.hidden) + x + rope,
         ),
     ]
-    kv = KvGeometry(config)
-    cells = kv.cells(spec.head_dim)
+    at = KvGeometry(config)
+    cells = at.cells(spec.head_dim)
     reads: list[int] = []
     bursts = 0
-    for p in phases(config, spec.kv_heads, positions, slots):
+    for p in phases(config, spec.kv_heads, positions, slots, kv.v_narrow):
         if not p.own:
-            keys, scales = kv.cell_reads(p.keys), kv.scale_reads(p.keys)
+            narrow = kv.v_narrow if p.v else kv.k_narrow
+            keys, scales = at.cell_reads(p.keys, narrow), at.scale_reads(p.keys)
             data = 0 if p.v else 2 * config.scale_beats
             runs = [] if p.v else [(0, scales), (config.scale_beats, scales)]
-            runs += [(data + cell * config.key_tile, keys) for cell in range(cells)]
+            runs += [(data + cell * at.cell_beats(narrow), keys) for cell in range(cells)]
             reads += [beats for _, beats in runs]
             bursts += _bursts(config, runs)
     attend = attention.expected_cycles(
-        config, heads=spec.heads, kv_heads=spec.kv_heads, head_dim=spec.head_dim, positions=positions, slots=slots
+        config,
+        heads=spec.heads,
+        kv_heads=spec.kv_heads,
+        head_dim=spec.head_dim,
+        positions=positions,
+        slots=slots,
+        **(kv.fields if kv.v_narrow else {}),
     )
     layer: list[Step] = []
     for step in STEPS.values():
@@ -300,6 +309,7 @@ def plan(
     prompt: Sequence[tuple[int, int]] = (),
     candidates: int = 0,
     planes: int = 1,
+    kv: CacheFormat = EIGHT,
 ) -> Plan:
     """Analyses a model on a configuration.
 
@@ -307,11 +317,11 @@ def plan(
     ----------
     context : cached keys of the decode pass.
     prompt : (first position, lanes) of each pass of a prompt.
-    candidates, planes : as in `steps`.
+    candidates, planes, kv : as in `steps`.
     """
-    one = steps(spec, config, [context], [0], 1, candidates, planes)
+    one = steps(spec, config, [context], [0], 1, candidates, planes, kv)
     many = [
-        steps(spec, config, range(at, at + n), [0] * n, int(i + 1 == len(prompt)), candidates, planes)
+        steps(spec, config, range(at, at + n), [0] * n, int(i + 1 == len(prompt)), candidates, planes, kv)
         for i, (at, n) in enumerate(prompt)
     ]
 

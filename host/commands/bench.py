@@ -16,10 +16,12 @@ from tellme.host.commands.common import (
     Candidates,
     Clock,
     ConfigFile,
+    Kv,
     Planes,
     Settings,
     bench_candidates,
     board,
+    cache_format,
 )
 from tellme.host.commands.pictures import draw, prepare
 from tellme.host.commands.together import Together, together
@@ -51,6 +53,8 @@ def _tables(measured: Measurement, console: Console) -> None:
         rows.append(("error of multiplying layers", f"{r['complete_error']:+.3%}"))
     if measured.candidates:
         rows.append(("head", f"{measured.candidates} candidates, chosen by {measured.planes} ternary plane(s)"))
+    if measured.kv.v_narrow:
+        rows.append(("cache", "keys in {} bits, values in {}".format(*measured.kv.element_bits)))
     title = f"{measured.model} on {r['board']}, simulated, timing {r['timing']}"
     show(pairs(f"{title}: decode with {r['context']} keys", rows), console)
     if r["ttft_s"] is not None:
@@ -88,6 +92,7 @@ def command(
     head: BenchHead = "full",
     candidates: Candidates = None,
     planes: Planes = 1,
+    kv: Kv = "8",
     trace: Annotated[Path | None, typer.Option("--trace", help="Write a trace for Perfetto or Chrome (JSON).")] = None,
     pictures: Annotated[Path | None, typer.Option("--pictures", help="Folder for pictures (SVG).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
@@ -96,6 +101,7 @@ def command(
     config = at_clock(board(board_name, config_file, settings), clock)
     memory = memory_timing(timing, None)
     wanted = bench_candidates(head, candidates, planes, shape(model).vocab)
+    cache = cache_format(kv)
     if sequences != 1 or speculate:
         if prompt or complete or trace is not None or pictures is not None:
             raise UserError("--sequences and --speculate go without --prompt, --complete, --trace and --pictures")
@@ -120,6 +126,7 @@ def command(
             complete=complete,
             candidates=wanted,
             planes=planes,
+            kv=cache,
             trace=trace is not None or pictures is not None,
             say=status,
             status=status,

@@ -16,11 +16,13 @@ from tellme.host.commands.common import (
     Candidates,
     ConfigFile,
     HeadMode,
+    Kv,
     Latent,
     PromptCache,
     RepetitionPenalty,
     Settings,
     Speculate,
+    cache_format,
     cached_in,
     check_backend,
     open_machine,
@@ -62,6 +64,7 @@ def command(
     context: Annotated[int | None, typer.Option("--context", help="Positions of the cache; default: all.")] = None,
     head: HeadMode = None,
     candidates: Candidates = None,
+    kv: Kv = "8",
     speculate: Speculate = False,
     prompt_cache: PromptCache = None,
     latent: Latent = False,
@@ -73,6 +76,7 @@ def command(
     system = None if system is None else checked(system, "--system")
     stop = [checked(s, "--stop") for s in stop or ()]
     check_backend(backend, bitstream)
+    cache = cache_format(kv)
     path = find_model(model)
     given = {
         "temperature": temperature,
@@ -90,7 +94,7 @@ def command(
     with Model.open(path, config, latent=latent, prepare=preparation(head, config)) as opened:
         choice = choose(opened.name, opened.screen_facts, head, candidates, opened.spec.vocab)
         tokenizer = opened.tokenizer
-        program = compile_program(opened, config, context=context)
+        program = compile_program(opened, config, context=context, kv=cache)
         with open_machine(
             backend,
             opened,

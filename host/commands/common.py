@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from tellme.golden.config import PRESETS, AcceleratorConfig
+from tellme.golden.kv import CACHE_FORMATS, CacheFormat
 from tellme.golden.screen import MAX_PLANES, MULTIPLE, Screen
 from tellme.golden.shapes import SHAPES
 from tellme.host.checkpoints.checkpoint import Checkpoint
@@ -104,6 +105,15 @@ Candidates = Annotated[
     ),
 ]
 
+Kv = Annotated[
+    str,
+    typer.Option(
+        "--kv",
+        help="Bits of keys and values in the cache: 8; 8-4, keys in 8 and values in 4; or 4, which may be far off at rare "
+        "positions.",
+    ),
+]
+
 BenchHead = Annotated[
     str, typer.Option("--head", help="full: every row of the head; screened: candidates that its ternary copy chooses.")
 ]
@@ -124,6 +134,20 @@ PromptCache = Annotated[
 RepetitionPenalty = Annotated[
     float, typer.Option("--repetition-penalty", help="Above 1: tokens that were there already become less likely.")
 ]
+
+
+def cache_format(name: str) -> CacheFormat:
+    """The elements that `--kv` names.
+
+    Raises
+    ------
+    UserError : there are none of that name.
+    """
+    if name not in CACHE_FORMATS:
+        raise UserError(
+            f"--kv must be {', '.join(list(CACHE_FORMATS)[:-1])} or {list(CACHE_FORMATS)[-1]}, not {name!r}"
+        )
+    return CACHE_FORMATS[name]
 
 
 def bench_candidates(head: str, candidates: int | None, planes: int, vocab: int) -> int:
@@ -244,7 +268,7 @@ def _opened_machine(
     def golden() -> GoldenBackend:
         # A ternary head is in the image alone.
         weights = opened.weights() if opened.planes else load_weights(path, config, latent=latent)
-        return GoldenBackend(weights, config, context=program.context, slots=program.slots)
+        return GoldenBackend(weights, config, context=program.context, slots=program.slots, kv=program.kv.cache)
 
     if backend == "board":
         signal.signal(signal.SIGTERM, terminate)

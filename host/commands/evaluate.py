@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.host.commands.common import (
     MODEL_HELP,
     AnyBoard,
@@ -26,8 +27,10 @@ from tellme.host.commands.common import (
     ConfigFile,
     Embedding,
     HeadMode,
+    Kv,
     Latent,
     Settings,
+    cache_format,
     check_embedding,
     preset,
 )
@@ -204,10 +207,12 @@ def evaluate(
     head: str | None = None,
     candidates: int | None = None,
     embedding: str = "exact",
+    kv: CacheFormat = EIGHT,
     show: bool = True,
 ) -> dict[str, Any]:
     """Scores a text and returns what `tellme eval --json` prints (`show`: a progress bar on a terminal).
 
+    kv : elements of the model's cache; a golden reference keeps its own in 8 bits.
     documents : every line that is not empty is a text of its own, framed by the model's document-start and end tokens, as
     trainers frame them; the end is scored, the start is not.
 
@@ -231,7 +236,7 @@ def evaluate(
     text = read_text(text_path)
     with ExitStack() as stack:
         model = open_scorer(
-            model_name, backend, config, latent=latent, head=head, candidates=candidates, embedding=embedding
+            model_name, backend, config, latent=latent, head=head, candidates=candidates, embedding=embedding, kv=kv
         )
         stack.callback(model.close)
         every = _sequences(model.tokenizer, text, documents)
@@ -275,6 +280,7 @@ def evaluate(
         "documents": len(texts) if documents else None,
         "context": size,
         "stride": step,
+        "kv": kv.name,
         "windows": sum(map(len, parts)),
         "nll": nll,
         "perplexity": _finite(float(np.exp(nll))),
@@ -308,6 +314,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
     if result["documents"] is not None:
         row("documents, a line each", f"{result['documents']:,}")
     row("windows", f"{result['windows']:,} of {result['context']}, stride {result['stride']}")
+    if result["kv"] != "8":
+        row("keys and values of the cache, bits", result["kv"])
     row("negative log-likelihood, nats/token", number(result["nll"]), number(r["nll"]) if r else "")
     row("perplexity", number(result["perplexity"]), number(r["perplexity"]) if r else "")
     bits = result["bits_per_byte"]
@@ -358,10 +366,12 @@ def command(
     head: HeadMode = None,
     candidates: Candidates = None,
     embedding: Embedding = "exact",
+    kv: Kv = "8",
     latent: Latent = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Score a text: negative log-likelihood, perplexity, and where a model parts from a reference."""
+    cache = cache_format(kv)
     config = preset(board_name, backend, None, find_model(model), config_file, settings)
     if backend == "sim":
         check_simulator(config)
@@ -380,6 +390,7 @@ def command(
         head=head,
         candidates=candidates,
         embedding=embedding,
+        kv=cache,
         show=not as_json,
     )
     if as_json:

@@ -15,10 +15,12 @@ from tellme.host.commands.common import (
     Candidates,
     Clock,
     ConfigFile,
+    Kv,
     Planes,
     Settings,
     bench_candidates,
     board,
+    cache_format,
 )
 from tellme.host.errors import UserError
 from tellme.host.machine.measurement import shape
@@ -42,15 +44,17 @@ def command(
     head: BenchHead = "full",
     candidates: Candidates = None,
     planes: Planes = 1,
+    kv: Kv = "8",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Analyse the weight buffer: FIFO depth, its memory, predicted stalls and tokens/s. Estimated, nothing is simulated."""
     config = at_clock(board(board_name, config_file, settings), clock)
     spec = shape(model)
-    check_fits(spec, config, model)
+    cache = cache_format(kv)
+    check_fits(spec, config, model, cache)
     memory = memory_timing(timing, None)
     wanted = bench_candidates(head, candidates, planes, spec.vocab)
-    usable = usable_context(spec, config)
+    usable = usable_context(spec, config, cache)
     for what, value in (("context", context), ("prompt", prompt)):
         if not 0 <= value < usable:
             raise UserError(f"{what} must be from 0 to {usable - 1} for {model} on {config.name!r}, not {value}")
@@ -60,7 +64,7 @@ def command(
     except ImportError as e:
         raise unloadable(e, "") from e
 
-    passes = chunks(config, spec.heads // spec.kv_heads, prompt)
+    passes = chunks(config, spec.heads // spec.kv_heads, prompt, kv=cache)
     placement = in_use(config, "sim")
     result = plan(
         spec,
@@ -70,6 +74,7 @@ def command(
         prompt=passes,
         candidates=wanted,
         planes=planes,
+        kv=cache,
     )
     if as_json:
         uram, ramb36 = fifo_memory(config)
@@ -86,6 +91,7 @@ def command(
                     "head": head,
                     "candidates": wanted or None,
                     "planes": planes if wanted else None,
+                    "kv": cache.name,
                     "tokens_per_s": result.tokens_per_s,
                     "ttft_s": result.ttft_s,
                     "cycles_per_pass": result.decode.cycles,

@@ -19,11 +19,13 @@ from tellme.host.commands.common import (
     Candidates,
     ConfigFile,
     HeadMode,
+    Kv,
     Latent,
     PromptCache,
     RepetitionPenalty,
     Settings,
     Speculate,
+    cache_format,
     cached_in,
     check_backend,
     open_machine,
@@ -76,6 +78,7 @@ def _json(
             "candidates": machine.head.candidates if machine.head.mode != "full" else None,
             "screened_passes": machine.screened,
             "fallbacks": machine.fallbacks,
+            "kv": machine.kv.name,
             "cached_tokens": report.cached,
             "logprobs": [float(c.logprobs[c.token]) for c in report.chosen if c.logprobs is not None] or None,
             "drafted": report.drafted,
@@ -254,6 +257,7 @@ def command(
     ] = None,
     head: HeadMode = None,
     candidates: Candidates = None,
+    kv: Kv = "8",
     speculate: Speculate = False,
     prompt_cache: PromptCache = None,
     logprobs: Logprobs = False,
@@ -264,6 +268,7 @@ def command(
     prompt = None if prompt is None else checked(prompt, "--prompt")
     stop = [checked(s, "--stop") for s in stop or ()]
     check_backend(backend, bitstream)
+    cache = cache_format(kv)
     _check_options(
         prompt,
         prompt_tokens,
@@ -294,7 +299,7 @@ def command(
         choice = choose(opened.name, opened.screen_facts, head, candidates, opened.spec.vocab)
         tokenizer = None if prompt is None else opened.tokenizer
         prompt_ids = _prompt(prompt, prompt_tokens, tokenizer, opened.spec.vocab, as_chat=as_chat)
-        program = compile_program(opened, config, context=positions)
+        program = compile_program(opened, config, context=positions, kv=cache)
         _check_lengths(opened.name, program, len(prompt_ids), max_new_tokens)
         machine = open_machine(
             backend,

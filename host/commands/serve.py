@@ -18,8 +18,10 @@ from tellme.host.commands.common import (
     Candidates,
     ConfigFile,
     HeadMode,
+    Kv,
     Latent,
     Settings,
+    cache_format,
     check_backend,
     open_machine,
     preparation,
@@ -69,6 +71,7 @@ def command(
     speculate: Annotated[bool, typer.Option("--speculate/--no-speculate", help="Guess tokens where it pays.")] = True,
     head: HeadMode = None,
     candidates: Candidates = None,
+    kv: Kv = "8",
     latent: Latent = False,
 ) -> None:
     """Serve a model: OpenAI's interface at /v1, a page at /. The variable TELLME_API_KEY sets a key that clients must send."""
@@ -99,6 +102,7 @@ def command(
     if key is None and not _loopback(host):
         console.print(f"tellme: everybody who reaches {host} can use the model; {KEY} sets a key", highlight=False)
     check_backend(backend, bitstream)
+    cache = cache_format(kv)
     path = find_model(model)
     config = preset(board_name, backend, bitstream, path, config_file, settings)
     memory = memory_timing(None, None) if backend == "sim" else None
@@ -107,7 +111,7 @@ def command(
     with Model.open(path, config, latent=latent, prepare=preparation(head, config)) as opened:
         choice = choose(opened.name, opened.screen_facts, head, candidates, opened.spec.vocab)
         tokenizer = opened.tokenizer
-        program = compile_program(opened, config, context=context, slots=slots)
+        program = compile_program(opened, config, context=context, slots=slots, kv=cache)
         with open_machine(
             backend, opened, path, program, console, memory=memory, bitstream=bitstream, latent=latent, head=choice
         ) as machine:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.golden.model import GoldenModel, GoldenPass, ModelWeights
 from tellme.host.checkpoints.checkpoint import golden_errors, is_checkpoint, open_checkpoint
 from tellme.host.errors import CheckError
@@ -28,6 +29,7 @@ class GoldenBackend(Backend):
     config : the accelerator it stands for: lanes of a pass, limits, context.
     slots : cache slots.
     context : positions of a slot; all that the accelerator would allow if None.
+    kv : elements of the cache.
 
     Attributes
     ----------
@@ -37,8 +39,16 @@ class GoldenBackend(Backend):
     head_inputs: NDArray[np.int8] | None = None
     head_scale: NDArray[np.float32] | None = None
 
-    def __init__(self, weights: ModelWeights, config: AcceleratorConfig, *, slots: int = 1, context: int | None = None):
-        check_fits(weights.spec, config, "the model")
+    def __init__(
+        self,
+        weights: ModelWeights,
+        config: AcceleratorConfig,
+        *,
+        slots: int = 1,
+        context: int | None = None,
+        kv: CacheFormat = EIGHT,
+    ):
+        check_fits(weights.spec, config, "the model", kv)
         check_slots(slots)
         self.config = config
         self.slots = slots
@@ -46,10 +56,11 @@ class GoldenBackend(Backend):
         self.vocab = weights.spec.vocab
         self.group = weights.spec.heads // weights.spec.kv_heads
         self.can_screen = weights.screen is not None
-        self.context = checked_context(weights.spec, config, "the model", context)
+        self.kv = kv
+        self.context = checked_context(weights.spec, config, "the model", context, kv)
         cut = replace(weights, spec=replace(weights.spec, max_context=self.context))
         with golden_errors("the model"):
-            self.model = GoldenModel(cut, config, slots)
+            self.model = GoldenModel(cut, config, slots, kv)
 
     def _pass(self, given: Pass) -> PassResult:
         with golden_errors("golden model"):
@@ -101,7 +112,7 @@ class GoldenBackend(Backend):
     def write_cache(self, slot: int, cache: Cache) -> None:
         """As `Backend.write_cache`."""
         self._check_cache(slot, cache.positions)
-        cache.check(self.model.spec)
+        cache.check(self.model.spec, self.kv)
         for i in range(self.model.spec.layers):
             self.model.set_cache(slot, i, cache.k[i], cache.k_scales[i], cache.v[i], cache.v_scales[i])
 
@@ -122,7 +133,7 @@ class CheckedBackend(Backend):
     def __init__(self, tested: Backend, reference: Backend):
         self.tested, self.reference = tested, reference
         self.config, self.vocab, self.group = tested.config, tested.vocab, tested.group
-        self.context, self.slots, self.spec = tested.context, tested.slots, tested.spec
+        self.context, self.slots, self.spec, self.kv = tested.context, tested.slots, tested.spec, tested.kv
         self.can_screen = tested.can_screen
         self.passes = 0
         self.logits = 0

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tellme.golden import layout
 from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
-from tellme.golden.kv import KvGeometry
+from tellme.golden.kv import EIGHT, CacheFormat, KvGeometry
 from tellme.golden.schedule import groups
 from tellme.golden.spec import STEPS, ModelSpec
 
@@ -30,10 +30,11 @@ class Costs:
     ----------
     spec : the model.
     config : the accelerator.
+    kv : elements of the cache.
     """
 
-    def __init__(self, spec: ModelSpec, config: AcceleratorConfig):
-        self._spec, self._config = spec, config
+    def __init__(self, spec: ModelSpec, config: AcceleratorConfig, kv: CacheFormat = EIGHT):
+        self._spec, self._config, self._kv = spec, config, kv
         rows = sum(
             layout.tiles(step.inputs(spec), config) * step.rows(spec) for step in STEPS.values() if step.matrices
         )
@@ -51,9 +52,10 @@ class Costs:
         attention = 0
         for first, last in groups(slots):
             lanes = last - first + 1
-            sets = ceil_div(lanes * (s.heads // s.kv_heads), c.attention_lanes)
-            beats = ceil_div(positions[first] + lanes, c.keys_per_beat) * self._cells
-            attention += s.kv_heads * sets * (2 * beats + ROUND)
+            sets = ceil_div(lanes * (s.heads // s.kv_heads), c.attention_lanes >> self._kv.v_narrow)
+            keys = positions[first] + lanes
+            beats = sum(ceil_div(keys, c.keys_per_beat << n) for n in (self._kv.k_narrow, self._kv.v_narrow))
+            attention += s.kv_heads * sets * (beats * self._cells + ROUND)
         return self._matrices + self._head * self._sweeps(heads) + self._lane * len(slots) + attention * s.layers
 
     def cycles(self, positions: Sequence[int], slots: Sequence[int], heads: int) -> float:

@@ -222,7 +222,7 @@ class Driver(Backend):
         self.write("irq_enable", done=1)
         self._model, self._program = model, program
         self.can_screen = program.screened
-        self.spec = program.spec
+        self.spec, self.kv = program.spec, program.kv.cache
         self.vocab, self.context, self.slots = model.spec.vocab, program.context, program.slots
         self.group = model.spec.heads // model.spec.kv_heads
 
@@ -345,7 +345,7 @@ class Driver(Backend):
         """As `Backend.write_cache`."""
         program = self._loaded()
         self._check_cache(slot, cache.positions)
-        cache.check(program.spec)
+        cache.check(program.spec, self.kv)
         kv, block = program.kv, self.config.key_block
         for layer, head, start in self._runs(slot):
             parts = []

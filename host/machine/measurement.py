@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import EIGHT, CacheFormat, largest
 from tellme.golden.model import GoldenModel
 from tellme.golden.registers import BUSY, STALLS
 from tellme.golden.screen import quantise
@@ -123,6 +124,7 @@ class Machine:
     cached : keys that every slot of the cache holds before the first pass: random ones, the same in both.
     slots : cache slots.
     candidates : of the screened head; 0: the full head. planes : of its ternary copy.
+    kv : elements of the cache.
     trace : file for the records of what every unit does.
 
     Raises
@@ -142,6 +144,7 @@ class Machine:
         slots: int = 1,
         candidates: int = 0,
         planes: int = 1,
+        kv: CacheFormat = EIGHT,
         trace: Path | None = None,
         status: Status | None = None,
     ):
@@ -158,8 +161,8 @@ class Machine:
             tokenizer = Files.read(demo_folder())
             convert(Checkpoint(name="synthetic", weights=weights, tokenizer=tokenizer, eos_ids=()), path, config)
             self.model = Model.open(path, config, verify=False)
-            self.program = compile_program(self.model, config, slots=slots)
-            self.golden = GoldenModel(weights, config, slots)
+            self.program = compile_program(self.model, config, slots=slots, kv=kv)
+            self.golden = GoldenModel(weights, config, slots, cache=kv)
             self.accelerator = SimulatedAccelerator(self.model, self.program, timing=timing, trace=trace, status=status)
         except BaseException:
             self._folder.cleanup()
@@ -185,9 +188,11 @@ class Machine:
     def _fill(self, n: int) -> None:
         """Random keys and values at positions [0, n) of every slot."""
         s, size = self.spec, self.config.key_block
+        cache = self.program.kv.cache
+        most = largest(cache.k_narrow), largest(cache.v_narrow)
         for slot, layer in product(range(self.slots), range(s.layers if n else 0)):
             rng = np.random.default_rng([SEED, 1, layer, slot])
-            k, v = rng.integers(-127, 128, (2, s.kv_heads, n, s.head_dim), np.int8)
+            k, v = (rng.integers(-m, m, (s.kv_heads, n, s.head_dim), np.int8, endpoint=True) for m in most)
             k_scales, v_scales = rng.uniform(0.01, 0.03, (2, s.kv_heads, n)).astype(np.float32)
             self.golden.set_cache(slot, layer, k, k_scales, v, v_scales)
             for h in range(s.kv_heads):
@@ -286,6 +291,7 @@ class Measurement:
     ----------
     phases : where the ports' regions began, bytes modulo 64 KiB; () : one behind the other.
     candidates, planes : of the screened head, 0: the full head.
+    kv : elements of the cache.
     decode : one token with `context` cached keys.
     prefill : the passes of a prompt, in order; empty if none was asked for.
     complete : the decode pass with every layer run, None if it was not asked for.
@@ -299,6 +305,7 @@ class Measurement:
     context: int
     candidates: int
     planes: int
+    kv: CacheFormat
     decode: Cost
     prefill: tuple[PrefillPass, ...]
     complete: Cost | None
@@ -339,6 +346,7 @@ class Measurement:
             "head": "screened" if self.candidates else "full",
             "candidates": self.candidates or None,
             "planes": self.planes or None,
+            "kv": self.kv.name,
             "tokens_per_s": self.tokens_per_s,
             "cycles_per_pass": d.cycles,
             "bytes_per_pass": d.beats * c.beat_bytes,
@@ -383,6 +391,7 @@ def measure(
     logits: bool = True,
     candidates: int = 0,
     planes: int = 1,
+    kv: CacheFormat = EIGHT,
     say: Say = lambda _: None,
     status: Status | None = None,
 ) -> Measurement:
@@ -397,6 +406,7 @@ def measure(
     trace : record the decode pass with two layers.
     logits : compare every logit (of the model of one layer), not only the arg-max.
     candidates : of the screened head; 0: the full head. planes : of its ternary copy.
+    kv : elements of the cache.
     say : told what is being done.
     status : told how long the simulator takes to build.
 
@@ -406,8 +416,8 @@ def measure(
     CheckError : a result differs from golden's.
     """
     spec = shape(name)
-    check_fits(spec, config, name)
-    usable = usable_context(replace(spec, max_context=min(spec.max_context, config.max_context)), config)
+    check_fits(spec, config, name, kv)
+    usable = usable_context(spec, config, kv)
     for what, value in (("context", context), ("prompt", prompt)):
         if not 0 <= value < usable:
             raise UserError(f"{what} must be from 0 to {usable - 1} for {name} on {config.name!r}, not {value}")
@@ -426,6 +436,7 @@ def measure(
             context=room,
             candidates=candidates,
             planes=planes,
+            kv=kv,
             trace=file,
             status=status,
         )
@@ -456,7 +467,7 @@ def measure(
             from tellme.sim import trace as traces
 
             recorded = traces.read(file, names)
-    passes = chunks(config, spec.heads // spec.kv_heads, prompt)
+    passes = chunks(config, spec.heads // spec.kv_heads, prompt, kv=kv)
     prefill = []
     if passes:
         with machine(1, 0) as m:
@@ -479,6 +490,7 @@ def measure(
         context=context,
         candidates=candidates,
         planes=planes if candidates else 0,
+        kv=kv,
         decode=decode,
         prefill=tuple(prefill),
         complete=everything,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tellme.golden import screen
 from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import EIGHT, CacheFormat, largest
 from tellme.golden.schedule import groups
 from tellme.golden.spec import ModelSpec
 from tellme.host.errors import UserError
@@ -148,16 +149,22 @@ class Cache:
     def positions(self) -> int:
         return int(self.k.shape[2])
 
-    def check(self, spec: ModelSpec) -> None:
-        """Refuses another model's, with a UserError."""
+    def check(self, spec: ModelSpec, kv: CacheFormat = EIGHT) -> None:
+        """Refuses another model's, or elements that `kv` has no room for, with a UserError."""
         want = (spec.layers, spec.kv_heads, self.positions, spec.head_dim)
         shapes = ((self.k, want), (self.v, want), (self.k_scales, want[:3]), (self.v_scales, want[:3]))
         for array, shape in shapes:
             if array.shape != shape:
                 raise UserError(f"a cache of shape {array.shape} is not this model's, which has {shape}")
+        for array, narrow, what in ((self.k, kv.k_narrow, "keys"), (self.v, kv.v_narrow, "values")):
+            most = largest(narrow)
+            if narrow and array.size and not (-most <= array.min() and array.max() <= most):
+                raise UserError(f"the {what} of a cache of 4 bits are from -{most} to {most}; these have 8 bits")
 
 
-def fits_scores(config: AcceleratorConfig, group: int, cached: int, lanes: int, first_lane: int = 0) -> bool:
+def fits_scores(
+    config: AcceleratorConfig, group: int, cached: int, lanes: int, first_lane: int = 0, kv: CacheFormat = EIGHT
+) -> bool:
     """Whether the score memory holds a group of lanes of one slot.
 
     Parameters
@@ -165,27 +172,30 @@ def fits_scores(config: AcceleratorConfig, group: int, cached: int, lanes: int, 
     group : query heads of a KV head.
     cached : keys of the slot below the first lane's position.
     lanes, first_lane : the lanes of the slot.
+    kv : elements of the cache. With narrow values a score word holds twice the keys, of half the queries.
     """
-    sets = ceil_div(lanes * group, config.attention_lanes)
+    sets = ceil_div(lanes * group, config.attention_lanes >> kv.v_narrow)
     kpb = config.keys_per_beat
-    own_words = (first_lane + lanes - 1) // kpb - first_lane // kpb + 1
-    return sets * (own_words + ceil_div(cached, kpb)) <= config.score_words
+    own_words = ceil_div((first_lane + lanes - 1) // kpb - first_lane // kpb + 1, 1 << kv.v_narrow)
+    return sets * (own_words + ceil_div(cached, kpb << kv.v_narrow)) <= config.score_words
 
 
-def lanes_that_fit(config: AcceleratorConfig, group: int, cached: int, wanted: int) -> int:
+def lanes_that_fit(config: AcceleratorConfig, group: int, cached: int, wanted: int, kv: CacheFormat = EIGHT) -> int:
     """Most lanes, up to `wanted`, that a pass of one sequence may carry with `cached` keys before it; at least 1."""
     n = min(wanted, config.lanes)
-    while n > 1 and not fits_scores(config, group, cached, n):
+    while n > 1 and not fits_scores(config, group, cached, n, kv=kv):
         n -= 1
     return n
 
 
-def chunks(config: AcceleratorConfig, group: int, tokens: int, start: int = 0) -> list[tuple[int, int]]:
+def chunks(
+    config: AcceleratorConfig, group: int, tokens: int, start: int = 0, kv: CacheFormat = EIGHT
+) -> list[tuple[int, int]]:
     """(first position, lanes) of the passes that take `tokens` tokens of one sequence from position `start` on."""
     out = []
     at, end = start, start + tokens
     while at < end:
-        n = lanes_that_fit(config, group, at, end - at)
+        n = lanes_that_fit(config, group, at, end - at, kv)
         out.append((at, n))
         at += n
     return out
@@ -205,6 +215,7 @@ class Backend(ABC):
     screened, fallbacks : screened passes so far, and how many of them were.
     group : query heads of a KV head.
     spec : of the loaded model; None where nobody says.
+    kv : elements of the cache.
     """
 
     config: AcceleratorConfig
@@ -213,6 +224,7 @@ class Backend(ABC):
     screened = 0
     fallbacks = 0
     spec: ModelSpec | None = None
+    kv: CacheFormat = EIGHT
     vocab: int
     context: int
     slots: int
@@ -275,7 +287,7 @@ class Backend(ABC):
                     )
         for first, last in given.groups:
             lanes = last - first + 1
-            if not fits_scores(self.config, self.group, positions[first], lanes, first):
+            if not fits_scores(self.config, self.group, positions[first], lanes, first, self.kv):
                 raise UserError(
                     f"{lanes} lanes at position {positions[first]} need more than the {self.config.score_words} words "
                     "of score memory; send fewer lanes in a pass"
@@ -314,7 +326,7 @@ class Backend(ABC):
         """
         self._check_prompt(tokens, start)
         results: list[PassResult] = []
-        for at, n in chunks(self.config, self.group, len(tokens), start):
+        for at, n in chunks(self.config, self.group, len(tokens), start, self.kv):
             i = at - start
             head = (0, n) if all_logits else (n - 1, 1) if i + n == len(tokens) else (0, 0)
             results.append(

@@ -14,8 +14,9 @@ from tellme.golden import layout
 from tellme.golden.arith import ceil_div
 from tellme.golden.check import problem
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.golden.layout import KvLayout
-from tellme.golden.program import DESCRIPTOR_BYTES, Opcode, encode
+from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, encode
 from tellme.golden.registers import MAX_SLOTS
 from tellme.golden.screen import BOUND_SHIFT
 from tellme.golden.spec import STEPS, ModelSpec, Step, rope_tables
@@ -60,23 +61,25 @@ class Program:
     screened: bool = False
 
 
-def usable_context(spec: ModelSpec, config: AcceleratorConfig) -> int:
+def usable_context(spec: ModelSpec, config: AcceleratorConfig, kv: CacheFormat = EIGHT) -> int:
     """Positions that model, cache layout and score memory all allow; at least one, for the groups that `check_fits` lets pass."""
-    limit = min(spec.max_context, config.max_context)
+    limit = min(spec.max_context, config.context_limit(kv.v_narrow))
     group = spec.heads // spec.kv_heads
     # The last position sees limit - 1 cached keys, in a pass of one lane.
-    sets = ceil_div(group, config.attention_lanes)
-    by_scores = (config.score_words // sets - 1) * config.keys_per_beat + 1
+    sets = ceil_div(group, config.attention_lanes >> kv.v_narrow)
+    by_scores = (config.score_words // sets - 1) * (config.keys_per_beat << kv.v_narrow) + 1
     return min(limit, by_scores)
 
 
-def check_fits(spec: ModelSpec, config: AcceleratorConfig, name: str) -> None:
-    """Refuses a model beyond what was built.
+def check_fits(spec: ModelSpec, config: AcceleratorConfig, name: str, kv: CacheFormat = EIGHT) -> None:
+    """Refuses a model beyond what was built, and a cache that was not.
 
     Raises
     ------
     UserError : naming the quantity, its value and the limit.
     """
+    if why := kv.problem(config):
+        raise UserError(f"{name}: {why}; take --kv 8, or build an accelerator with --set narrow_cache=true")
     with golden_errors(name):
         replace(spec, max_context=min(spec.max_context, config.max_context)).check_fits(config)
     width = config.beat_weights
@@ -96,16 +99,21 @@ def check_fits(spec: ModelSpec, config: AcceleratorConfig, name: str) -> None:
             raise UserError(f"{name}: the {what} matrix has {rows} rows, a descriptor holds at most {config.max_rows}")
 
 
-def checked_context(spec: ModelSpec, config: AcceleratorConfig, name: str, context: int | None) -> int:
+def checked_context(
+    spec: ModelSpec, config: AcceleratorConfig, name: str, context: int | None, kv: CacheFormat = EIGHT
+) -> int:
     """Positions of a cache slot: `context`, or all that are usable.
 
     Raises
     ------
     UserError : there are not that many.
     """
-    usable = usable_context(spec, config)
+    usable = usable_context(spec, config, kv)
     if context is not None and not 1 <= context <= usable:
-        raise UserError(f"{name}: context must be from 1 to {usable} positions on board {config.name!r}, not {context}")
+        cache = f" with --kv {kv.name}" if config.narrow_cache else ""
+        raise UserError(
+            f"{name}: context must be from 1 to {usable} positions on board {config.name!r}{cache}, not {context}"
+        )
     return usable if context is None else context
 
 
@@ -129,7 +137,9 @@ def planned_sections(spec: ModelSpec, config: AcceleratorConfig, planes: int = 0
     return out
 
 
-def compile_program(model: Model, config: AcceleratorConfig, *, slots: int = 1, context: int | None = None) -> Program:
+def compile_program(
+    model: Model, config: AcceleratorConfig, *, slots: int = 1, context: int | None = None, kv: CacheFormat = EIGHT
+) -> Program:
     """Places a model in memory and writes its program.
 
     Parameters
@@ -137,12 +147,13 @@ def compile_program(model: Model, config: AcceleratorConfig, *, slots: int = 1, 
     model : an open image, laid out for `config`'s beats.
     slots : cache slots.
     context : positions of a slot; all that are usable if None.
+    kv : elements of the cache, of all slots.
 
     Raises
     ------
     UserError : the model is beyond the accelerator, or memory beyond 32-bit beat addresses; says by how much.
     """
-    return compile_sections(model.name, model.spec, model.image.sections, config, slots=slots, context=context)
+    return compile_sections(model.name, model.spec, model.image.sections, config, slots=slots, context=context, kv=kv)
 
 
 def compile_sections(
@@ -153,9 +164,10 @@ def compile_sections(
     *,
     slots: int = 1,
     context: int | None = None,
+    kv: CacheFormat = EIGHT,
 ) -> Program:
     """`compile_program` from the parts of an image that it needs, or of one that is only planned."""
-    context = _checked_context(name, spec, sections, config, slots, context)
+    context = _checked_context(name, spec, sections, config, context, kv)
     spec = replace(spec, max_context=context)
     screened = "screen" in sections
     length = 1 + len(STEPS) * spec.layers + 2 + screened
@@ -164,7 +176,7 @@ def compile_sections(
             f"{name}: needs {length} descriptors ({spec.layers} layers), accelerator {config.name!r} holds "
             f"at most {config.max_descriptors} (max_descriptors)"
         )
-    program = _placed(name, spec, sections, config, slots, length)
+    program = _placed(name, spec, sections, config, slots, length, kv)
     if program.window_beats >= 1 << 32:
         raise UserError(
             f"{name}: needs {program.window_beats:,} beats of memory, addresses hold {1 << 32:,}; take fewer slots "
@@ -188,12 +200,12 @@ def _checked_context(
     spec: ModelSpec,
     sections: Mapping[str, Section],
     config: AcceleratorConfig,
-    slots: int,
     context: int | None,
+    kv: CacheFormat,
 ) -> int:
     """The context of a program; refuses what `compile_sections` cannot compile."""
-    check_fits(spec, config, name)
-    context = checked_context(spec, config, name, context)
+    check_fits(spec, config, name, kv)
+    context = checked_context(spec, config, name, context, kv)
     for s in sections.values():
         if s.info.get("block_rows", 0) > config.block_rows:
             raise UserError(
@@ -204,12 +216,18 @@ def _checked_context(
 
 
 def _placed(
-    name: str, spec: ModelSpec, sections: Mapping[str, Section], config: AcceleratorConfig, slots: int, length: int
+    name: str,
+    spec: ModelSpec,
+    sections: Mapping[str, Section],
+    config: AcceleratorConfig,
+    slots: int,
+    length: int,
+    cache: CacheFormat,
 ) -> Program:
     """The memory map of a program of `length` descriptors, without its code; `spec` has the context of the program."""
     context = spec.max_context
     with golden_errors(name):
-        kv = KvLayout(config, spec.head_dim, spec.kv_heads, context)
+        kv = KvLayout(config, spec.head_dim, spec.kv_heads, context, cache)
     program_address = 0
     x_address = program_address + ceil_div(length * DESCRIPTOR_BYTES, config.beat_bytes)
     x_beats = layout.float_beats(spec.hidden, config)
@@ -266,7 +284,8 @@ def _descriptors(program: Program, sections: Mapping[str, Section]) -> bytes:
         if not step.matrices:
             cache = kv_address + i * layer_stride
             strides = {"slot_stride": kv.slot_stride, "head_stride": kv.head_stride}
-            return encode(Opcode.ATTENTION, kv_address=cache, **strides, **common)
+            return encode(Opcode.ATTENTION, kv_address=cache, **strides, **kv.cache.fields, **common)
+        narrow = kv.cache.fields if step.kind(spec) is Kind.QKV else {}
         return encode(
             Opcode.LINEAR,
             tiles=layout.tiles(info["inputs"], config),
@@ -275,6 +294,7 @@ def _descriptors(program: Program, sections: Mapping[str, Section]) -> bytes:
             block_rows=info["block_rows"],
             inv_n=1 / info["inputs"],
             **{f"scale{n}": config.packing.scale(scale) for n, scale in enumerate(info["scales"])},
+            **narrow,
             **common,
         )
 

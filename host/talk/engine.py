@@ -177,7 +177,7 @@ class Engine:
 
     def __init__(self, backend: Backend, *, queue: int = 64, whole_prompts: bool = False, all_logits: bool = False):
         self.backend = backend
-        self.costs = None if backend.spec is None else Costs(backend.spec, backend.config)
+        self.costs = None if backend.spec is None else Costs(backend.spec, backend.config, backend.kv)
         self.scheduler = Scheduler(
             backend.config,
             backend.group,
@@ -185,6 +185,7 @@ class Engine:
             backend.slots,
             queue=queue,
             cost=None if self.costs is None else self.costs.cycles,
+            kv=backend.kv,
         )
         self.drafts = Drafts()
         self.counts = Counts()

@@ -1,7 +1,7 @@
 """A cache slot in a file: the tokens of a prompt with their keys and values, so that they need not be computed again.
 
-The file is NumPy's .npz: `head`, JSON {kind, version, model}; `tokens`, int64; `k`, `v`, `k_scales`, `v_scales` as `Cache` has them. The archive has a checksum of
-every part. `model` is the fingerprint of the image that the keys were computed with.
+The file is NumPy's .npz: `head`, JSON {kind, version, model, kv}; `tokens`, int64; `k`, `v`, `k_scales`, `v_scales` as `Cache` has them. The archive has a checksum of
+every part. `model` is the fingerprint of the image that the keys were computed with, `kv` the name of the cache's elements.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tellme.host.machine.passes import Cache
 from tellme.host.places import replacing
 from tellme.host.talk.engine import Engine
 
-KIND, VERSION = "tellme prompt cache", 1
+KIND, VERSION = "tellme prompt cache", 2
 PARTS = {"k": np.int8, "k_scales": np.float32, "v": np.int8, "v_scales": np.float32}
 
 
@@ -46,7 +46,8 @@ def save(path: Path, model: Model, engine: Engine) -> int:
     if not tokens:
         return 0
     cache = engine.backend.read_cache(most, len(tokens))
-    head = json.dumps({"kind": KIND, "version": VERSION, "model": fingerprint(model)}).encode()
+    kv = engine.backend.kv.name
+    head = json.dumps({"kind": KIND, "version": VERSION, "model": fingerprint(model), "kv": kv}).encode()
     with replacing(path) as whole, whole.open("wb") as file:
         np.savez(
             file,
@@ -82,6 +83,10 @@ def load(path: Path, model: Model, engine: Engine) -> int:
                 )
             if head.get("model") != fingerprint(model):
                 raise UserError(f"{path}: was made with another model or for another board; give another file")
+            if head.get("kv") != (kv := engine.backend.kv.name):
+                raise UserError(
+                    f"{path}: was made with --kv {head.get('kv')}, not {kv}; take that, or give another file"
+                )
             tokens = found["tokens"]
             parts = {name: found[name] for name in PARTS}
     except OSError as e:

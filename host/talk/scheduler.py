@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.host.errors import UserError
 from tellme.host.machine.passes import Pass, fits_scores
 from tellme.host.talk.drafts import Draft
@@ -124,6 +125,7 @@ class Scheduler:
     queue : most conversations that may wait for a slot.
     cost : what a pass costs; guesses and passes of prompts alone are weighed with it.
     rise : see `RISE`.
+    kv : elements of the cache.
     """
 
     def __init__(
@@ -136,8 +138,9 @@ class Scheduler:
         queue: int = 64,
         cost: Cost | None = None,
         rise: float = RISE,
+        kv: CacheFormat = EIGHT,
     ):
-        self.config, self.group, self.context, self.queue = config, group, context, queue
+        self.config, self.group, self.context, self.queue, self.kv = config, group, context, queue, kv
         self.slots = [Slot() for _ in range(slots)]
         self.waiting: deque[Conversation] = deque()
         self.active: list[Conversation] = []
@@ -373,7 +376,9 @@ class Scheduler:
         for c in order:
             draft, drafted = drafts.get(c, (Draft(), 0))
             count, first = counts[c], len(tokens)
-            while count + drafted > 1 and not fits_scores(self.config, self.group, c.computed, count + drafted, first):
+            while count + drafted > 1 and not fits_scores(
+                self.config, self.group, c.computed, count + drafted, first, self.kv
+            ):
                 drafted, count = (drafted - 1, count) if drafted else (0, count - 1)
             part = Part(c, first, count, draft, drafted)
             parts.append(part)

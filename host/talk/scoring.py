@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.golden.model import PREFILL_LANES, ModelWeights
 from tellme.golden.project import advice
 from tellme.host.checkpoints.checkpoint import Checkpoint, is_checkpoint, open_checkpoint, tell, with_int8_inputs
@@ -214,10 +215,12 @@ def open_scorer(
     head: str | None = None,
     candidates: int | None = None,
     embedding: str = "exact",
+    kv: CacheFormat = EIGHT,
 ) -> Scorer:
     """A model by name ('demo', a checkpoint, a `.tlm` image) on a back end: 'golden', 'sim' or 'torch'.
 
     `latent`: as in `host.checkpoints.checkpoint.read_checkpoint`. `head`, `candidates`: the screened head whose figures are wanted. `embedding`: exact, as the checkpoint has it, or int8.
+    `kv`: elements of the cache.
 
     Raises
     ------
@@ -234,7 +237,7 @@ def open_scorer(
             checkpoint = with_screen(checkpoint, config)[0]
         weights = checkpoint.weights
         tokenizer = Tokenizer(checkpoint.tokenizer, weights.spec.vocab)
-        scorer = BackendScorer(checkpoint.name, tokenizer, GoldenBackend(weights, config))
+        scorer = BackendScorer(checkpoint.name, tokenizer, GoldenBackend(weights, config, kv=kv))
         scorer.figures = _figures(checkpoint.name, weights, head, candidates)
         tell(checkpoint.notes)
         return scorer
@@ -243,7 +246,7 @@ def open_scorer(
         weights = model.weights()
         if embedding == "int8":
             weights = replace(weights, inputs=None)
-        scorer = BackendScorer(model.name, model.tokenizer, GoldenBackend(weights, config))
+        scorer = BackendScorer(model.name, model.tokenizer, GoldenBackend(weights, config, kv=kv))
         scorer.figures = _figures(model.name, weights, head, candidates)
         return scorer
     if embedding == "int8" and not is_checkpoint(path):
@@ -258,7 +261,7 @@ def open_scorer(
         path, config, latent=latent, prepare=prepare
     ) as opened:  # its mapping stays while the driver needs it
         choice = choose(opened.name, opened.screen_facts, head, candidates, opened.spec.vocab)
-        machine = SimulatedAccelerator(opened, compile_program(opened, config), timing=memory_timing(None, None))
+        machine = SimulatedAccelerator(opened, compile_program(opened, config, kv=kv), timing=memory_timing(None, None))
         scorer = BackendScorer(opened.name, opened.tokenizer, machine)
         if choice.mode != "full":
             if choice.candidates > config.screen_entries:

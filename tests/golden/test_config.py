@@ -46,6 +46,8 @@ from tellme.golden.config import KV260, PRESETS, ConfigError
         ("max_context", 3968.0, "max_context must be a whole number from 1 to 65,536, not 3968.0"),
         ("max_context", 1000, "max_context must be a multiple of 128"),
         ("max_features", 4096, "max_features (4096) must be at least twice max_hidden"),
+        ("narrow_cache", 1, "narrow_cache must be true or false, not 1"),
+        ("narrow_cache", "true", "narrow_cache must be true or false, not 'true'"),
         ("burst_beats", 512, "burst_beats must be a power of two from 1 to 256, not 512"),
     ],
 )
@@ -59,6 +61,24 @@ def test_a_parameter_outside_its_range_is_refused_by_name(field: str, value: Any
 def test_no_parameter_takes_what_is_no_positive_whole_number(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=field):
         replace(KV260, **{field: value})
+
+
+def test_a_narrow_cache_needs_two_halves_of_the_attention_lanes() -> None:
+    with pytest.raises(ConfigError, match="narrow_cache needs attention_lanes of at least 2"):
+        replace(KV260, narrow_cache=True, attention_lanes=1)
+
+
+def test_values_of_4_bits_double_the_context_as_far_as_the_score_memory_holds_it() -> None:
+    for board in PRESETS.values():
+        c = replace(board, narrow_cache=True)
+        most = c.context_limit(v_narrow=True)
+        assert c.context_limit() == c.max_context <= most == c.most_context <= 2 * c.max_context
+        assert most % c.key_block == 0 and most + c.lanes <= 2 * c.keys_per_beat * c.score_words
+    assert replace(KV260, narrow_cache=True).most_context == 7936
+    # The score memory's limit, and the registers'.
+    full = replace(KV260, narrow_cache=True, lanes=1, max_context=3968, score_words=2048, key_tile=16)
+    assert replace(full, max_context=4064).most_context == 8128 and replace(full, lanes=32).most_context == 7936
+    assert replace(KV260, narrow_cache=True, max_context=65536 - 128, score_words=32768).most_context == 65536
 
 
 def test_the_presets_are_what_their_names_say() -> None:

@@ -1,11 +1,15 @@
 """Objects in memory, against the formulas of docs/formats.md written out element by element."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from tellme.golden import layout
 from tellme.golden.config import KV260, TINY, AcceleratorConfig
 from tellme.golden.formats import TERNARY
+from tellme.golden.kv import CACHE_FORMATS, CacheFormat
 from tellme.golden.layout import KvLayout, LayoutError
 from tellme.golden.spec import STEPS
 
@@ -156,24 +160,36 @@ def test_head_rows_lie_in_blocks_of_cells(config: AcceleratorConfig, vocabulary:
     assert (got[0] == rows).all() and (got[1] == scales).all()
 
 
+def elements(data: NDArray[np.uint8], narrow: bool) -> list[int]:
+    """Bytes as the elements they hold, one or two each."""
+    if not narrow:
+        return data.view(np.int8).tolist()
+    nibbles = [nibble for byte in data.tolist() for nibble in (byte % 16, byte // 16)]
+    return [n - 16 * (n > 7) for n in nibbles]
+
+
 @CONFIGS
+@pytest.mark.parametrize("cache", CACHE_FORMATS.values(), ids=lambda c: c.name)
 @pytest.mark.parametrize("dim", [32, 64, 96, 128])
-def test_kv_places_agree_with_packed_blocks(config: AcceleratorConfig, dim: int) -> None:
-    kv = KvLayout(config, dim, kv_heads=3, max_context=2 * config.key_block)
+def test_kv_places_agree_with_packed_blocks(config: AcceleratorConfig, dim: int, cache: CacheFormat) -> None:
+    config = replace(config, narrow_cache=True)
+    kv = KvLayout(config, dim, 3, 2 * config.key_block, cache)
     rng = np.random.default_rng(8)
     n = config.key_block
-    k, v = rng.integers(-128, 128, (2, n, dim)).astype(np.int8)
+    bounds = [8 if narrow else 128 for narrow in (cache.k_narrow, cache.v_narrow)]
+    k, v = (rng.integers(-bound, bound, (n, dim)).astype(np.int8) for bound in bounds)
     ks, vs = rng.uniform(0, 1, (2, n)).astype(np.float32)
     beats = kv.pack_block(k, ks, v, vs)
-    assert len(beats) == kv.block_stride == 2 * config.scale_beats + 2 * dim // config.cell * config.key_tile
+    bits = sum(cache.element_bits)
+    assert len(beats) == kv.block_stride == 2 * config.scale_beats + bits * dim // config.cell * config.key_tile // 8
     base = kv.block(1, 2, n)  # the last block of the last head of the second slot
     assert base == 2 * kv.slot_stride - kv.block_stride
     for key in (0, 1, n - 1):
         for cell in range(dim // config.cell):
             dims = slice(cell * config.cell, (cell + 1) * config.cell)
-            for place, want in ((kv.k_cell, k), (kv.v_cell, v)):
+            for place, want, narrow in ((kv.k_cell, k, cache.k_narrow), (kv.v_cell, v, cache.v_narrow)):
                 beat, byte, length = place(1, 2, n + key, cell)
-                assert beats[beat - base, byte : byte + length].view(np.int8).tolist() == want[key, dims].tolist()
+                assert elements(beats[beat - base, byte : byte + length], narrow) == want[key, dims].tolist()
         for scale, values in ((kv.k_scale, ks), (kv.v_scale, vs)):
             beat, byte, length = scale(1, 2, n + key)
             assert beats[beat - base, byte : byte + length].tobytes() == values[key].tobytes()
@@ -181,8 +197,9 @@ def test_kv_places_agree_with_packed_blocks(config: AcceleratorConfig, dim: int)
         assert (got == expected).all()
 
 
-def test_every_byte_of_a_slot_has_one_place() -> None:
-    kv = KvLayout(HALF, 64, kv_heads=2, max_context=HALF.key_block + 1)
+@pytest.mark.parametrize("cache", CACHE_FORMATS.values(), ids=lambda c: c.name)
+def test_every_byte_of_a_slot_has_one_place(cache: CacheFormat) -> None:
+    kv = KvLayout(replace(HALF, narrow_cache=True), 64, 2, HALF.key_block + 1, cache)
     seen = np.zeros((kv.slot_stride, HALF.beat_bytes), int)
     for head in range(2):
         for position in range(2 * HALF.key_block):
@@ -209,3 +226,16 @@ def test_kv_shapes_that_do_not_fit_are_refused() -> None:
         KvLayout(TINY, 32, kv_heads=1, max_context=64).pack_block(*[np.zeros((33, 32)), np.zeros(33)] * 2)
     with pytest.raises(LayoutError, match="a block has 32 rows, not 31"):
         layout.pack_cells(np.zeros((31, 32)), TINY)
+    for value in (-9, 8):
+        with pytest.raises(LayoutError, match="elements of 4 bits are from -8 to 7"):
+            layout.pack_cells(np.full((32, 32), value), TINY, narrow=True)
+
+
+def test_a_narrow_cache_needs_an_accelerator_that_has_it() -> None:
+    wide, narrow = replace(TINY, narrow_cache=False), replace(TINY, narrow_cache=True)
+    for name in ("8-4", "4"):
+        with pytest.raises(LayoutError, match=f"'tiny' is built without a cache below 8 bits .* as '{name}'"):
+            KvLayout(wide, 32, 1, 64, CACHE_FORMATS[name])
+        assert KvLayout(narrow, 32, 1, 512, CACHE_FORMATS[name]).blocks == 16  # twice the positions
+    with pytest.raises(LayoutError, match="from 1 to 256 .*, not 257"):
+        KvLayout(narrow, 32, 1, 257)

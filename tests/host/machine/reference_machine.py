@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tellme.golden import attention, check, elementwise, fp, head, layout, registers, schedule, screen, ternary
 from tellme.golden.boards import phases, place
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import CACHE_FORMATS
 from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, decode
 from tellme.golden.registers import ErrorCode, Register
 
@@ -236,15 +237,19 @@ class ReferenceMachine:
             y = elementwise.scale(acc, scales, scale).reshape(lanes, -1, d)
             rotated = heads + kv_heads
             turn = self.cos[:, None], self.sin[:, None]
-            codes, head_scales = elementwise.quantise_head(y)  # of V, and without a gain of the others too
+            most = [127, 7 if f["k_narrow"] else 127, 7 if f["v_narrow"] else 127]
+            largest = np.repeat(most, [heads, kv_heads, kv_heads])
+            codes, head_scales = elementwise.quantise_head(y, largest)  # of V, and without a gain of the others too
             if gain is None:
                 codes[:, :rotated], head_scales[:, :rotated] = elementwise.quantise_head(
-                    elementwise.rope(y[:, :rotated], *turn)
+                    elementwise.rope(y[:, :rotated], *turn), largest[:rotated]
                 )
             else:
                 gains = np.repeat(gain.reshape(2, d), [heads, kv_heads], axis=0)
                 normed = elementwise.head_statistics(y[:, :rotated], gains, *turn)
-                codes[:, :rotated], head_scales[:, :rotated] = elementwise.quantise(normed, norm=True, eps=f["eps"])
+                codes[:, :rotated], head_scales[:, :rotated] = elementwise.quantise(
+                    normed, norm=True, eps=f["eps"], largest=largest[:rotated]
+                )
             self.query, self.key, self.value = codes[:, :heads], codes[:, heads:rotated], codes[:, rotated:]
             self.query_scale = fp.mul(head_scales[:, :heads], np.float32(f["q_scale"]))
             self.key_scale, self.value_scale = head_scales[:, heads:rotated], head_scales[:, rotated:]
@@ -259,13 +264,18 @@ class ReferenceMachine:
     def _attention(self, f: dict, gain: NDArray[np.float32] | None) -> None:
         c, d, kv_heads = self.config, f["head_dim"], f["kv_heads"]
         assert f["group"] == f["heads"] // kv_heads
-        kv = layout.KvLayout(c, d, kv_heads, c.max_context)
+        names = {(0, 0): "8", (0, 1): "8-4", (1, 1): "4"}
+        cache = CACHE_FORMATS[names[f["k_narrow"], f["v_narrow"]]]
+        kv = layout.KvLayout(c, d, kv_heads, c.context_limit(cache.v_narrow), cache)
+        # With narrow values every second attention lane takes the other half of a word's keys.
+        halves = 2 if cache.v_narrow else 1
+        word_keys = halves * c.keys_per_beat
         out = np.empty((len(self.positions), f["heads"] * d), np.float32)
         for lo, hi in schedule.groups(self.slots):
             mine, start = slice(lo, hi + 1), self.positions[lo]
-            sets = -(-(hi - lo + 1) * f["group"] // c.attention_lanes)
-            own = hi // c.keys_per_beat - lo // c.keys_per_beat + 1
-            assert sets * (own - -start // c.keys_per_beat) <= c.score_words
+            sets = -(-(hi - lo + 1) * f["group"] // (c.attention_lanes // halves))
+            own = -(-(hi // c.keys_per_beat - lo // c.keys_per_beat + 1) // halves)
+            assert sets * (own - -start // word_keys) <= c.score_words
 
             def block(kv_head: int, b: int, slot: int = self.slots[lo]) -> int:
                 base = f["kv_address"] + slot * f["slot_stride"] + kv_head * f["head_stride"]
