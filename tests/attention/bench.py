@@ -94,7 +94,7 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
         return s.astype(np.float32)
 
     q = int8(lanes, heads, dim)
-    qs = scales(lanes, heads) * np.float32({"saturated": 1e4, "normal": 0.3}.get(kind, 1.0))
+    qs = scales(lanes, heads) * np.float32({"saturated": 1e4, "normal": 0.3, "nothing": 0.01}.get(kind, 1.0))
     if kind == "equal":
         q[:] = 1
     own = int8(2, kv_heads, c.lanes, dim)
