@@ -26,8 +26,14 @@ SCORE_WIDTH = 24
 UNIT = 1 << 24
 """P of the largest score."""
 
-RATIO_MAX = 65535
-"""Weight of a key with the largest score and the largest V scale."""
+LEVEL_FRAC = 4
+"""Levels are log2 values, Q12.4."""
+
+VALUE_FRAC = 16
+"""Of the 23 fraction bits of a V scale, those that a weight sees."""
+
+WEIGHT_MIN, WEIGHT_MAX = 27553, 63791
+"""Between these is the largest weight of every query (see `exponent`)."""
 
 
 _POWERS = fp.exp2_mantissa(np.arange(1 << SCORE_FRAC) << (20 - SCORE_FRAC)) << 1
@@ -42,7 +48,8 @@ class Softmax:
     ----------
     scores : [..., queries, keys], Q10.14; of invalid keys, too.
     maximum : [..., queries], largest score of a valid key.
-    weights : [..., queries, keys], Pq, 0..65535; 0 of an invalid key.
+    exponent : [..., queries], e: weights are in units of 2^(e - 143), a power of two a query.
+    weights : [..., queries, keys], Pq, P x V scale, 0..WEIGHT_MAX; 0 of an invalid key.
     total : [..., queries], L, the sum of P.
     acc : [..., queries, dim], sum of Pq * v.
     out_scale : [..., queries], so.
@@ -51,6 +58,7 @@ class Softmax:
 
     scores: I64
     maximum: I64
+    exponent: I64
     weights: I64
     total: I64
     acc: I64
@@ -69,17 +77,35 @@ def score(dot: NDArray[np.generic], query_scale: F32, key_scale: F32) -> I64:
     return fp.to_fixed(t, SCORE_FRAC, SCORE_WIDTH)
 
 
+def split(difference: I64) -> tuple[I64, I64]:
+    """2^-difference as mantissa in units of 2^-24 (2^24 .. 2^25 - 1) and right shift; difference in Q10.14, not negative."""
+    return _POWERS[-difference & ((1 << SCORE_FRAC) - 1)], (difference + (1 << SCORE_FRAC) - 1) >> SCORE_FRAC
+
+
 def power(difference: I64) -> I64:
     """P = 2^-difference in units of 2^-24 (0..2^24); difference in Q10.14, not negative. 0 from 2^-26 down."""
-    n = (difference + (1 << SCORE_FRAC) - 1) >> SCORE_FRAC
-    f = -difference & ((1 << SCORE_FRAC) - 1)  # n * 2^14 - difference
-    return _POWERS[f] >> np.minimum(n, 26)  # 25 bits: nothing is left
+    mantissa, shift = split(difference)
+    return mantissa >> np.minimum(shift, 26)  # 25 bits: nothing is left
 
 
-def ratio(value_scale: F32, largest: F32) -> I64:
-    """V scales in units of the largest, 0..65535."""
-    inverse = fp.mul(np.float32(RATIO_MAX), fp.recip(largest))
-    return np.clip(fp.to_fixed(fp.mul(value_scale, inverse), 0, 18), 0, RATIO_MAX)
+def level(scores: I64, value_scale: F32) -> I64:
+    """log2 of weight x V scale x 2^127 in Q12.4, between 0 and 0.22 too low.
+
+    The pattern of a float, read as a fixed-point number, is its biased log2 to within 0.09. Infinities and NaN count
+    2^1024 times as much, so that they are the largest whatever the scores.
+    """
+    pattern = fp.bits(value_scale).astype(np.int64) & 0x7FFFFFFF
+    infinite = pattern >= fp.INF_BITS
+    return (scores >> (SCORE_FRAC - LEVEL_FRAC)) + (pattern >> (fp.MANTISSA_BITS - LEVEL_FRAC)) + (infinite << 14)
+
+
+def exponent(largest: I64, maximum: I64) -> I64:
+    """e of a query, from the largest level and the largest score of its keys: 1..256, or more behind an infinite V scale.
+
+    2^(e - 127) is just above the largest P x V scale: by a factor of 2^0.038 at least (so that its weight is at most
+    `WEIGHT_MAX` and never saturates) and 2^1.25 at most (and at least `WEIGHT_MIN`).
+    """
+    return (largest - (maximum >> (SCORE_FRAC - LEVEL_FRAC)) + 19) >> LEVEL_FRAC
 
 
 def softmax(
@@ -95,14 +121,25 @@ def softmax(
     """
     scores = score(product(q, k, 1 << 14), query_scale, key_scale)
     maximum = np.where(valid, scores, np.iinfo(np.int64).min).max(axis=-1)
-    vmax = np.where(valid, value_scale[..., None, :], np.float32(0)).max(axis=-1)
-    p = power(np.where(valid, maximum[..., None] - scores, 1 << SCORE_WIDTH))
-    weights = (p * ratio(value_scale[..., None, :], vmax[..., None]) + UNIT // 2) >> 24
-    total = p.sum(axis=-1)
+    levels = level(scores, value_scale[..., None, :])
+    e = exponent(np.where(valid, levels, np.iinfo(np.int64).min).max(axis=-1), maximum)
+    mantissa, shift = split(np.where(valid, maximum[..., None] - scores, 1 << SCORE_WIDTH))
+    total = (mantissa >> np.minimum(shift, 26)).sum(axis=-1)
+    weights = _weights(mantissa, shift + e[..., None], value_scale[..., None, :])
     acc = (weights.astype(np.float64) @ v.astype(np.float64)).astype(np.int64)  # exact: below 2^53
-    out_scale = fp.mul(fp.mul(fp.mul(vmax, np.float32(1 / RATIO_MAX)), fp.recip(fp.from_int(total))), np.float32(UNIT))
+    unit = fp.from_bits(np.minimum(e + 8, 255) << fp.MANTISSA_BITS)  # 2^(e - 119), or infinite
+    out_scale = fp.mul(fp.recip(fp.from_int(total)), unit)
     out = fp.mul(fp.from_int(acc), out_scale[..., None])
-    return Softmax(scores, maximum, weights, total, acc, out_scale, out)
+    return Softmax(scores, maximum, e, weights, total, acc, out_scale, out)
+
+
+def _weights(mantissa: I64, shift: I64, value_scale: F32) -> I64:
+    """mantissa * 2^-shift (in units of 2^-24) x V scale in units of 2^-143, rounded; 0 of a V scale that is 0."""
+    pattern = fp.bits(value_scale).astype(np.int64) & 0x7FFFFFFF
+    biased = pattern >> fp.MANTISSA_BITS
+    value = (pattern >> (fp.MANTISSA_BITS - VALUE_FRAC)) & ((1 << VALUE_FRAC) - 1) | 1 << VALUE_FRAC
+    right = np.minimum(24 + shift - biased, 48)  # 42 bits: nothing is left
+    return np.where(biased == 0, 0, (mantissa * value + (1 << right - 1)) >> right)
 
 
 def attend(q: I8, query_scale: F32, k: I8, key_scale: F32, v: I8, value_scale: F32, first: int) -> Softmax:

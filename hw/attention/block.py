@@ -10,6 +10,7 @@ from amaranth.lib import data
 from amaranth.utils import exact_log2
 
 from tellme.golden.arith import ceil_div
+from tellme.golden.attention import VALUE_FRAC
 from tellme.golden.config import MAX_GROUP as MAX_GROUP
 from tellme.golden.config import AcceleratorConfig, clog2
 
@@ -23,6 +24,13 @@ cycles before."""
 
 SCORE_BITS = 24
 """Of a score T."""
+
+EXPONENT_BITS = 11
+"""Of e of a query."""
+
+LEVEL_BITS = 16
+"""Of a level, signed: a score's whole part, a V scale's biased exponent, and 2^10 behind an infinite one, with
+LEVEL_FRAC."""
 
 
 @dataclass(frozen=True)
@@ -214,5 +222,11 @@ def score_layout(sizes: Sizes) -> data.ArrayLayout:
 
 
 def statistic_layout(sizes: Sizes) -> data.ArrayLayout:
-    """Largest score and V scale of `pipes` queries."""
-    return data.ArrayLayout(data.StructLayout({"m": signed(SCORE_BITS), "vmax": 32}), sizes.pipes)
+    """Largest score and largest level of `pipes` queries."""
+    return data.ArrayLayout(data.StructLayout({"m": signed(SCORE_BITS), "level": signed(LEVEL_BITS)}), sizes.pipes)
+
+
+def value_scale_layout(sizes: Sizes) -> data.ArrayLayout:
+    """What the second pass of the softmax sees of the V scales of keys_per_beat keys: VALUE_FRAC bits of the fraction,
+    and the biased exponent."""
+    return data.ArrayLayout(data.StructLayout({"fraction": VALUE_FRAC, "exponent": 8}), sizes.config.keys_per_beat)

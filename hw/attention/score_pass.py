@@ -9,10 +9,11 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from tellme.golden.attention import SCORE_FRAC
+from tellme.golden.attention import LEVEL_FRAC, SCORE_FRAC, VALUE_FRAC
 from tellme.golden.config import clog2
-from tellme.hw.attention.block import SCORE_BITS, Sizes, score_layout, unit_layout
-from tellme.hw.attention.maxima import InverseScales, Maxima
+from tellme.golden.fp import MANTISSA_BITS
+from tellme.hw.attention.block import SCORE_BITS, Sizes, score_layout, unit_layout, value_scale_layout
+from tellme.hw.attention.maxima import Maxima
 from tellme.hw.attention.query_batches import QueryBatches
 from tellme.hw.attention.signatures import DotPort, LogitPort, ScalePort, StatisticPort
 from tellme.hw.fp import FloatToFixed, IntToFloat, Multiplier
@@ -57,8 +58,7 @@ class _Issue:
 
 
 class ScorePass(wiring.Component):
-    """First pass, over the dot products of a K phase: T of every (query, key), the running maximum, the largest V
-    scale.
+    """First pass, over the dot products of a K phase: T of every (query, key), the running maximum, the largest level.
 
     `pipes` queries x keys_per_beat keys a cycle, phase by phase; in the head mode one lane's logits instead of scores.
     A phase takes batches * max(beats, pipes) cycles and about `pipes` + 5 more, batches = ceil(queries / pipes).
@@ -86,13 +86,12 @@ class ScorePass(wiring.Component):
         config = sizes.config
         self.batches = QueryBatches(sizes)
         self.maxima = Maxima(sizes)
-        self.inverses = InverseScales(sizes)
         self.logit_delay = 2 + 2 * Multiplier.delay
         """Cycles from the issue to the product of dot and scales, a logit: the dot products are read and chosen in two."""
         self.delay = self.logit_delay + FloatToFixed.delay
         """Cycles from the issue to T."""
-        self.settle = self.delay + self.maxima.delay + self.inverses.delay + 2
-        """Cycles from a unit's last issue to everything of it being readable, two of them in hand."""
+        self.settle = self.delay + self.maxima.delay + 1
+        """Cycles from a unit's last issue to everything of it being readable."""
         super().__init__(
             {
                 "head_mode": In(1),
@@ -111,7 +110,7 @@ class ScorePass(wiring.Component):
                 "score_data": Out(data.ArrayLayout(score_layout(sizes), config.attention_lanes)),
                 "value_scale_en": Out(1),
                 "value_scale_address": Out(sizes.word_bits),
-                "value_scale_data": Out(data.ArrayLayout(32, config.keys_per_beat)),
+                "value_scale_data": Out(value_scale_layout(sizes)),
                 "statistics": In(StatisticPort(sizes)),
                 "unit": Out(stream.Signature(unit_layout(sizes))),
                 "logits": Out(LogitPort(sizes)),
@@ -122,7 +121,6 @@ class ScorePass(wiring.Component):
         m = Module()
         m.submodules.batches = self.batches
         m.submodules.maxima = self.maxima
-        m.submodules.inverses = self.inverses
         issue = _Issue(self.sizes)
         self._begin(m, issue)
         self._control(m, issue)
@@ -308,17 +306,24 @@ class ScorePass(wiring.Component):
             scale_word.eq(Cat(phase.base, phase.parity) + issue.beat),
             self.value_scale_en.eq(delay_line(m, scale_en, 2, "value_scale", reset_less=False)),
             self.value_scale_address.eq(delay_line(m, scale_word, 2, "value_word")),
-            self.value_scale_data.eq(v_scales),
         ]
+        for k in range(sizes.config.keys_per_beat):
+            value_scale = self.value_scale_data[k]
+            m.d.comb += [
+                value_scale.fraction.eq(v_scales[k][MANTISSA_BITS - VALUE_FRAC : MANTISSA_BITS]),
+                value_scale.exponent.eq(v_scales[k][MANTISSA_BITS:31]),
+            ]
 
     def _track(self, m: Module, issue: _Issue, v_scales: Any) -> None:
-        """Maxima, and the inverses of the largest V scales; both for the second pass."""
-        maxima, inverses = self.maxima, self.inverses
+        """Maxima, for the second pass."""
+        maxima = self.maxima
         phase = self.phases.payload
         place = wire(m, Cat(issue.batch, phase.parity), "place")
         last = issue.go & issue.last_beat & ~self.head_mode
         for k in range(self.sizes.config.keys_per_beat):
-            m.d.comb += maxima.value_scales[k].eq(delay_line(m, v_scales[k], self.delay - 2, f"v_scale_{k}"))
+            log2 = Cat(v_scales[k][MANTISSA_BITS - LEVEL_FRAC : 31], v_scales[k][MANTISSA_BITS:31].all())
+            late = delay_line(m, log2, self.delay - 2, f"value_level_{k}")
+            m.d.comb += maxima.value_levels[k].eq(Cat(late[:-1], Const(0, 2), late[-1]))
         m.d.comb += [
             maxima.begin.eq(delay_line(m, issue.beat == 0, self.delay, "begin")),
             maxima.fresh.eq(delay_line(m, phase.first, self.delay, "fresh")),
@@ -326,12 +331,7 @@ class ScorePass(wiring.Component):
             maxima.place.eq(delay_line(m, place, self.delay - 1, "place")),
             maxima.address.eq(self.statistics.address),
             self.statistics.maxima.eq(maxima.maxima),
-            inverses.start.eq(maxima.done),
-            inverses.place.eq(maxima.done_place),
-            inverses.address.eq(self.statistics.address),
-            self.statistics.inverse.eq(inverses.inverse),
         ]
-        m.d.comb += [inverses.vmax[i].eq(maxima.current[i].vmax) for i in range(self.sizes.pipes)]
 
     def _units(self, m: Module, issue: _Issue) -> None:
         """Units wait until everything of them can be read."""

@@ -69,14 +69,13 @@ class DotPort(Signature):
 
 
 class StatisticPort(Signature):
-    """Maxima of `pipes` queries, and 65535 / vmax of each. address : {parity, batch of queries}, one cycle of latency."""
+    """Maxima of `pipes` queries. address : {parity, batch of queries}, one cycle of latency."""
 
     def __init__(self, sizes: Sizes):
         super().__init__(
             {
                 "address": Out(1 + sizes.batch_bits),
                 "maxima": In(statistic_layout(sizes)),
-                "inverse": In(data.ArrayLayout(32, sizes.pipes)),
             }
         )
 

@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import AcceleratorConfig
 from tellme.hw.attention.array import MultiplierArray
-from tellme.hw.attention.block import PIPES, Sizes, score_layout
+from tellme.hw.attention.block import PIPES, Sizes, score_layout, value_scale_layout
 from tellme.hw.attention.head import LogitSink, logit_layout
 from tellme.hw.attention.loader import TileLoader
 from tellme.hw.attention.merge import SumAccumulator
@@ -206,7 +206,7 @@ class AttentionUnit(wiring.Component):
             width=data.ArrayLayout(score_layout(sizes), sizes.pipes).size,
         )
         m.submodules.value_scales = value_scales = Memory(
-            shape=data.ArrayLayout(32, config.keys_per_beat),
+            shape=value_scale_layout(sizes),
             depth=2 * config.score_words,
             init=[],
             attrs=deep_ram(platform),

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from amaranth import Array, Cat, Const, Module, Mux, Signal, signed
+from amaranth import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from tellme.golden.attention import RATIO_MAX, SCORE_FRAC
-from tellme.hw.attention.block import SCORE_BITS, Sizes, score_layout, unit_layout
+from tellme.golden.attention import LEVEL_FRAC, SCORE_FRAC, VALUE_FRAC
+from tellme.hw.attention.block import (
+    EXPONENT_BITS,
+    LEVEL_BITS,
+    SCORE_BITS,
+    Sizes,
+    score_layout,
+    unit_layout,
+    value_scale_layout,
+)
 from tellme.hw.attention.factors import Factors
 from tellme.hw.attention.signatures import FactorPort, StatisticPort
-from tellme.hw.fp import Exp2Mantissa, FloatToFixed, Multiplier
+from tellme.hw.fp import Exp2Mantissa
 from tellme.hw.pipeline import delay_line
 
 
@@ -54,19 +62,20 @@ class WeightPass(wiring.Component):
     factor : read port of the factors.
     """
 
-    _power_delay = 4 + Exp2Mantissa.delay + 1
-    """From the issue to P: score read, chosen, subtracted and cut into whole and fraction; 2**fraction; shifted."""
-    _ratio_delay = 2 + Multiplier.delay + FloatToFixed.delay + 1
-    """From the issue to the V scale's ratio: read, registered; multiplied; integer; clipped."""
-    _operand_delay = max(_power_delay, _ratio_delay)
-    delay = _operand_delay + 3
-    """Cycles from the issue to the weight: multiplied in two, rounded."""
+    _mantissa_delay = 4 + Exp2Mantissa.delay
+    """From the issue to 2**fraction: score read, chosen, subtracted and cut into whole and fraction; 2**fraction."""
+    _power_delay = _mantissa_delay + 1
+    """From the issue to P: shifted."""
+    _exponent_delay = 3
+    """From the issue to e: maxima read, registered; e."""
+    delay = _mantissa_delay + 4
+    """Cycles from the issue to the weight: multiplied in two, shifted, rounded."""
 
     def __init__(self, sizes: Sizes):
         self.sizes = sizes
         config = sizes.config
         self.factors = Factors(sizes)
-        self.settle = self._operand_delay + 2 + self.factors.delay
+        self.settle = max(self._power_delay + 2 + self.factors.delay, self.delay + 1)
         """Cycles from a unit's last issue to `ready_units`."""
         super().__init__(
             {
@@ -77,7 +86,7 @@ class WeightPass(wiring.Component):
                 "score_address": Out(sizes.word_bits),
                 "scores": In(data.ArrayLayout(score_layout(sizes), config.attention_lanes)),
                 "value_address": Out(sizes.word_bits),
-                "value_scales": In(data.ArrayLayout(32, config.keys_per_beat)),
+                "value_scales": In(value_scale_layout(sizes)),
                 "statistics": Out(StatisticPort(sizes)),
                 "weight_en": Out(config.attention_lanes),
                 "weight_address": Out(sizes.word_bits),
@@ -94,21 +103,34 @@ class WeightPass(wiring.Component):
         issue = _Issue(sizes)
         self._issue(m, issue)
         column = delay_line(m, issue.column, 1, "column")
-        powers = []
+        value_scales = delay_line(m, self.value_scales, 1, "value_scales")
+        powers: list[list[Signal]] = []
+        exponents = []
         for i in range(sizes.pipes):
             maximum = Signal(signed(SCORE_BITS), name=f"maximum_{i}", reset_less=True)
-            inverse = Signal(32, name=f"inverse_{i}", reset_less=True)
-            m.d.sync += [maximum.eq(self.statistics.maxima[i].m), inverse.eq(self.statistics.inverse[i])]
-            powers.append([self._power(m, i, k, maximum, column) for k in range(keys)])
+            level = Signal(signed(LEVEL_BITS), name=f"level_{i}", reset_less=True)
+            exponent = Signal(EXPONENT_BITS, name=f"exponent_{i}", reset_less=True)
+            m.d.sync += [
+                maximum.eq(self.statistics.maxima[i].m),
+                level.eq(self.statistics.maxima[i].level),
+                exponent.eq((level - (maximum >> (SCORE_FRAC - LEVEL_FRAC)) + 19) >> LEVEL_FRAC),
+            ]
+            exponents.append(exponent)
+            powers.append([])
             for k in range(keys):
-                weight = self._weight(m, f"{i}_{k}", powers[i][k], self._ratio(m, i, k, inverse))
+                name = f"{i}_{k}"
+                score = self._score(m, i, k, column)
+                whole, mantissa = self._split(m, name, score, maximum)
+                powers[i].append(self._power(m, name, score, whole, mantissa))
+                shift = self._shift(m, name, score, whole, exponent, value_scales[k].exponent)
+                weight = self._weight(m, name, mantissa, value_scales[k].fraction, shift)
                 m.d.comb += [self.weight_data[(s * sizes.pipes + i) * keys + k].eq(weight) for s in columns]
             write = delay_line(m, issue.real & (issue.left > i), self.delay, f"write_{i}", reset_less=False)
             write_column = delay_line(m, issue.column, self.delay, f"write_column_{i}")
             m.d.comb += [self.weight_en[s * sizes.pipes + i].eq(write & (write_column == s)) for s in columns]
         word = (issue.set_word + issue.index)[: sizes.word_bits]
         m.d.comb += self.weight_address.eq(delay_line(m, word, self.delay, "weight_word"))
-        self._total(m, issue, powers)
+        self._total(m, issue, powers, exponents)
         return m
 
     def _issue(self, m: Module, issue: _Issue) -> None:
@@ -148,12 +170,17 @@ class WeightPass(wiring.Component):
                 issue.set_word.eq(Cat(Const(0, self.sizes.word_bits - 1), self.unit.payload.parity)),
             ]
 
-    def _power(self, m: Module, query: int, key: int, maximum: Signal, column: Signal) -> Signal:
-        """P = 2**(T - maximum), 1.24 bits, `_operand_delay` behind the issue; 0 for keys that are not attended to."""
-        pipes, name = self.sizes.pipes, f"{query}_{key}"
+    def _score(self, m: Module, query: int, key: int, column: Signal) -> Signal:
+        """A key's score with its flag, two cycles behind the issue: read and chosen."""
+        pipes = self.sizes.pipes
         columns = range(self.sizes.config.attention_lanes // pipes)
-        score = Signal(self.scores[0][0].shape(), name=f"score_{name}", reset_less=True)
+        score = Signal(self.scores[0][0].shape(), name=f"score_{query}_{key}", reset_less=True)
         m.d.sync += score.eq(Array(self.scores[s * pipes + query][key].as_value() for s in columns)[column])
+        return score
+
+    def _split(self, m: Module, name: str, score: Signal, maximum: Signal) -> tuple[Signal, Value]:
+        """2**(T - maximum) as a right shift, four cycles behind the issue, and a mantissa of 1.23 bits, `_mantissa_delay`
+        behind it."""
         difference = Signal(SCORE_BITS + 1, name=f"difference_{name}", reset_less=True)
         whole = Signal(SCORE_BITS + 2 - SCORE_FRAC, name=f"whole_{name}", reset_less=True)
         fraction = Signal(SCORE_FRAC, name=f"fraction_{name}", reset_less=True)
@@ -164,42 +191,57 @@ class WeightPass(wiring.Component):
         ]
         m.submodules[f"exp2_{name}"] = exp2 = Exp2Mantissa()
         m.d.comb += exp2.f.eq(Cat(Const(0, 20 - SCORE_FRAC), fraction))
+        return whole, exp2.o
+
+    def _power(self, m: Module, name: str, score: Signal, whole: Signal, mantissa: Value) -> Signal:
+        """P, 1.24 bits, `_power_delay` behind the issue; 0 for keys that are not attended to."""
         none = Signal(name=f"none_{name}")
         m.d.comb += none.eq((whole > 25) | ~delay_line(m, score.valid, 2, f"valid_{name}"))
-        none_late = delay_line(m, none, exp2.delay, f"none_{name}")
-        shift = delay_line(m, whole[:5], exp2.delay, f"shift_{name}")
+        none_late = delay_line(m, none, Exp2Mantissa.delay, f"none_{name}")
+        shift = delay_line(m, whole[:5], Exp2Mantissa.delay, f"shift_{name}")
         power = Signal(25, name=f"power_{name}", reset_less=True)
-        m.d.sync += power.eq(Mux(none_late, 0, Cat(Const(0, 1), exp2.o) >> shift))
-        return delay_line(m, power, self._operand_delay - self._power_delay, f"power_{name}")
+        m.d.sync += power.eq(Mux(none_late, 0, Cat(Const(0, 1), mantissa) >> shift))
+        return power
 
-    def _ratio(self, m: Module, query: int, key: int, inverse: Signal) -> Signal:
-        """The key's V scale in parts of the largest, 0..65535, `_operand_delay` behind the issue."""
-        name = f"{query}_{key}"
-        scale = delay_line(m, self.value_scales[key], 1, f"value_scale_{name}")
-        m.submodules[f"ratio_{name}"] = multiply = Multiplier()
-        m.submodules[f"fixed_{name}"] = fixed = FloatToFixed(0, 18)
-        m.d.comb += [multiply.a.eq(scale), multiply.b.eq(inverse), fixed.i.eq(multiply.o)]
-        ratio = Signal(16, name=f"clipped_{name}", reset_less=True)
-        m.d.sync += ratio.eq(Mux(fixed.o < 0, 0, Mux(fixed.o > RATIO_MAX, RATIO_MAX, fixed.o)))
-        return delay_line(m, ratio, self._operand_delay - self._ratio_delay, f"ratio_{name}")
+    def _shift(
+        self, m: Module, name: str, score: Signal, whole: Signal, exponent: Signal, value_exponent: Value
+    ) -> Signal:
+        """Places by which the product of mantissas is shifted to the right, six cycles behind the issue: 31, which leaves
+        nothing, where they are more, the V scale is 0, or the key is not attended to."""
+        biased = delay_line(m, value_exponent, 1, f"biased_{name}")
+        some = score.valid & (value_exponent != 0)
+        places = Signal(signed(EXPONENT_BITS + 1), name=f"places_{name}", reset_less=True)
+        right = Signal(EXPONENT_BITS + 1, name=f"right_{name}", reset_less=True)
+        shift = Signal(5, name=f"right_shift_{name}", reset_less=True)
+        m.d.sync += [
+            # less the biased exponent, less one: the least shift is by 25 places, of which the product's cut is 24.
+            places.eq(exponent + ~Cat(biased, 0).as_signed()),
+            right.eq(whole + places),
+            shift.eq(Mux(delay_line(m, some, 3, f"some_{name}"), Mux(right > 31, 31, right), 31)),
+        ]
+        return shift
 
-    def _weight(self, m: Module, name: str, power: Signal, ratio: Signal) -> Signal:
-        """Pq: the rounded product, `delay` behind the issue."""
-        product = Signal(41, name=f"product_{name}", reset_less=True)
-        product_late = Signal(41, name=f"product_late_{name}", reset_less=True)
+    def _weight(self, m: Module, name: str, mantissa: Value, fraction: Value, shift: Signal) -> Signal:
+        """Pq: the product of P's and the V scale's mantissas, shifted and rounded, `delay` behind the issue. It needs no
+        limit: e is such that none is above 16 bits."""
+        value = Cat(delay_line(m, fraction, self._mantissa_delay - 2, f"value_{name}"), 1)
+        product = Signal(24 + VALUE_FRAC + 1, name=f"product_{name}", reset_less=True)
+        product_late = Signal.like(product, name=f"product_late_{name}", reset_less=True)
+        shifted = Signal(17, name=f"shifted_{name}", reset_less=True)
         weight = Signal(16, name=f"weight_{name}", reset_less=True)
         m.d.sync += [
-            product.eq(power * ratio),
+            product.eq(mantissa * value),
             product_late.eq(product),
-            weight.eq((product_late + (1 << 23)) >> 24),
+            shifted.eq(product_late[23:] >> delay_line(m, shift, self._mantissa_delay - 4, f"places_{name}")),
+            weight.eq((shifted + 1) >> 1),
         ]
         return weight
 
-    def _total(self, m: Module, issue: _Issue, powers: list[list[Signal]]) -> None:
+    def _total(self, m: Module, issue: _Issue, powers: list[list[Signal]], exponents: list[Signal]) -> None:
         """L, the sum of P, and what follows from it."""
         sizes, factors = self.sizes, self.factors
         m.submodules.factors = factors
-        added = self._operand_delay + 1  # the keys of a beat are
+        added = self._power_delay + 1  # the keys of a beat are
         begin = delay_line(m, issue.index == 0, added, "begin")
         counts = delay_line(m, issue.real, added, "counts", reset_less=False)
         for i in range(sizes.pipes):
@@ -208,8 +250,8 @@ class WeightPass(wiring.Component):
             m.d.sync += of_beat.eq(sum(powers[i]))
             with m.If(counts):
                 m.d.sync += total.eq(of_beat + Mux(begin, 0, total))
-            vmax = delay_line(m, self.statistics.maxima[i].vmax, added, f"vmax_{i}")
-            m.d.comb += [factors.totals[i].eq(total), factors.vmax[i].eq(vmax)]
+            exponent = delay_line(m, exponents[i], added + 1 - self._exponent_delay, f"exponent_{i}")
+            m.d.comb += [factors.totals[i].eq(total), factors.exponents[i].eq(exponent)]
         first_query = Signal(sizes.query_bits + 1)
         place = Cat(first_query[: sizes.query_bits], issue.unit.parity)
         last = issue.active & issue.last_word

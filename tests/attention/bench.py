@@ -72,8 +72,10 @@ def scale_beats(c: AcceleratorConfig, s: np.ndarray, beats: int) -> list[bytes]:
 
 
 def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
-    """heads, kv_heads, dim, positions, slots; kind: normal, equal, saturated, wild (scales over many magnitudes); most negative and most
-    positive (every key of full weight, every value -128 or 127), dots (dot products from one end of their range to the other)."""
+    """heads, kv_heads, dim, positions, slots; kind: normal, equal, saturated, wild (scales over many magnitudes); sink (a cached or an own
+    key of nearly all the weight, its V scale 2^-30 of the others'), spike (the other way round), infinite and NaN (one V scale), nothing (V scales of 0,
+    all of a slot's or all but one); most negative and most positive (every key of full weight, every value -128 or 127), dots (dot products from one end
+    of their range to the other)."""
     rng = np.random.default_rng(case.get("seed", 1))
     heads, kv_heads, dim = case["heads"], case["kv_heads"], case["dim"]
     positions, slots = case["positions"], case["slots"]
@@ -92,7 +94,7 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
         return s.astype(np.float32)
 
     q = int8(lanes, heads, dim)
-    qs = scales(lanes, heads) * np.float32({"saturated": 1e4, "normal": 0.3}.get(kind, 1.0))
+    qs = scales(lanes, heads) * np.float32({"saturated": 1e4, "normal": 0.3, "nothing": 0.01}.get(kind, 1.0))
     if kind == "equal":
         q[:] = 1
     own = int8(2, kv_heads, c.lanes, dim)
@@ -100,6 +102,20 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
     if kind == "equal":
         own[0], own_scales[:] = 3, 0.5
     extreme = {"most negative": -128, "most positive": 127}.get(kind)
+
+    def single(keys: np.ndarray, key_scales: np.ndarray) -> None:
+        """One of the keys [2, kv_heads, n, dim] is unlike the others."""
+        n = keys.shape[2]
+        at = n * 2 // 3 if n else slice(0)
+        if kind in ("sink", "spike"):
+            q[:], qs[:] = np.abs(q.astype(np.int64)).clip(1, 127), 2.0**-7
+            keys[0], key_scales[0] = keys[0] // 32, 2.0**-6
+            keys[0, :, at] = 127 if kind == "sink" else -127
+            key_scales[1, :, at] *= np.float32(2.0 ** (-30 if kind == "sink" else 30))
+        elif kind in ("infinite", "NaN"):
+            key_scales[1, :, at] = np.inf if kind == "infinite" else np.nan
+        elif kind == "nothing":
+            key_scales[1, :, np.arange(n) != at if n > 3 else slice(None)] = 0
 
     def push(keys: np.ndarray, key_scales: np.ndarray) -> None:
         """Brings [2, kv_heads, n, dim] of keys and values, and their scales, to the ends of their ranges."""
@@ -115,6 +131,7 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
     if extreme is not None or kind == "dots":
         q[:], qs[:] = -128, 2.0**-9
     push(own, own_scales)
+    single(own[:, :, :lanes], own_scales[..., :lanes])
     caches = {}
     results = {}
     for lo, hi in schedule.groups(slots):
@@ -124,6 +141,7 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
         if kind == "equal":
             keys[0], key_scales[:] = 3, 0.5
         push(keys, key_scales)
+        single(keys, key_scales)
         caches[lo] = keys, key_scales
         k, v = (np.concatenate([keys[i], own[i, :, lo : hi + 1]], axis=1) for i in range(2))
         ks, vs = (np.concatenate([key_scales[i], own_scales[i, :, lo : hi + 1]], axis=1) for i in range(2))

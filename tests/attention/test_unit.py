@@ -112,6 +112,17 @@ def test_scores_that_saturate_are_equal_or_differ_by_magnitudes() -> None:
     run("tiny", cases)
 
 
+def test_keys_unlike_the_others() -> None:
+    """Attention sinks and their opposite; V scales that are zero or not finite."""
+    kinds = ("sink", "spike", "infinite", "NaN", "nothing")
+    run("tiny", [case(32, n, heads=2, kv_heads=1, kind=kind) for kind in kinds for n in ([70], [41, 42, 43, 44], [0, 1])])
+
+
+def test_keys_unlike_the_others_with_two_keys_a_beat() -> None:
+    kinds = ("sink", "spike", "infinite", "NaN", "nothing")
+    run("wide", [case(64, n, heads=4, kv_heads=2, kind=kind) for kind in kinds for n in ([71, 72], [9, 10, 11, 12])])
+
+
 def test_full_context() -> None:
     run("tiny", [case(32, [252, 253, 254, 255], heads=2, kv_heads=1), case(64, [255], heads=1, kv_heads=1)])
 
