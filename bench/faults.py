@@ -1,6 +1,6 @@
 """Faults in passes by the thousand (`make faults`), and tokens by the thousand (`make soak`), on the simulated machine.
 
-`python -m bench.faults`: injections of tests/machine/campaign.py, shared by several workers; each result is a line of docs/measurements/faults.jsonl, and what has one is
+`python -m bench.faults`: injections of tests/machine/campaign.py, shared by several workers; each machine's results are a line of docs/measurements/faults.jsonl, and what has one is
 not run again. `python -m bench.faults --soak`: conversations at random places of random lengths under random stalls of memory, every logit compared with golden.
 """
 
@@ -10,15 +10,18 @@ import argparse
 import json
 import multiprocessing
 import random
+import subprocess
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from tellme.golden import schedule
+from tellme.golden import schedule, screen
 from tellme.golden.config import TINY
+from tellme.golden.registers import ErrorCode
 from tellme.host.checkpoints.checkpoint import read_checkpoint
 from tellme.host.image.model import Model, convert, demo_folder
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend
@@ -26,98 +29,140 @@ from tellme.host.machine.passes import Pass
 from tellme.host.machine.program import compile_program
 from tellme.host.machine.simulation import SimulatedAccelerator
 from tellme.sim.timing import timing
-from tests.machine.campaign import KINDS, Campaign, lost_answer
+from tests.machine.campaign import KINDS, ODD, Campaign, Injection, lost_answer, odd_answer
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "measurements"
 OUTCOMES = ("detected", "harmless", "data", "hung", "wrong")
 
 
-def block(task: tuple[int, int, int, float, str]) -> list[dict[str, object]]:
-    """Injections [begin, end) of a seed, on one simulator."""
-    seed, begin, end, rate, image = task
+# Of ten blocks: what each is for. "lost" and "odd" have a twentieth of the others' injections, each on a machine of its own.
+BLOCKS = ("plain", "screened", "random start", "plain", "bus", "plain", "screened", "lost", "plain", "odd")
+Task = tuple[int, str, int, str, str]
+"""Seed, kind of block, injections, images: as it is, and with planes of a screened head."""
+
+
+def block(task: Task) -> list[dict[str, object]]:
+    """The injections of a seed, on one simulator."""
+    seed, what, count, plain, screened = task
     out: list[dict[str, object]] = []
-    with Model.open(Path(image), TINY) as model:
-        if rate < 0:
-            return [
-                asdict(lost_answer(model, seed, n)) | {"number": n, "exact": True, "seed": seed}
-                for n in range(begin, end)
-            ]
-        with Campaign(model, seed, error_rate=rate) as campaign:
-            for number in range(begin, end):
+
+    def add(number: int, injection: Injection, exact: bool) -> None:
+        out.append(asdict(injection) | {"number": number, "exact": exact, "seed": seed, "block": what})
+
+    with Model.open(Path(screened if what == "screened" else plain), TINY) as model:
+        if what in ("lost", "odd"):
+            for number in range(count):
+                add(number, (lost_answer if what == "lost" else odd_answer)(model, seed, number), True)
+            return out
+        rate = 1 / 3000 if what == "bus" else 0.0
+        with Campaign(
+            model, seed, error_rate=rate, screened=what == "screened", random_start=what == "random start"
+        ) as campaign:
+            for number in range(count):
                 injection, exact = campaign.inject(number)
-                out.append(asdict(injection) | {"number": number, "exact": exact, "seed": seed})
+                add(number, injection, exact)
                 if injection.outcome == "hung" or not exact:
                     break  # the machine is in a state of its own: the next block has another
     return out
 
 
-def tasks(seed: int, count: int, size: int, image: str) -> Iterator[tuple[int, int, int, float, str]]:
-    """Blocks of a campaign: of ten, eight with faults of all kinds, one with bus errors, and a twentieth of one with lost answers."""
+def tasks(seed: int, count: int, size: int, images: tuple[str, str]) -> Iterator[Task]:
+    """Blocks of a campaign."""
     done, n = 0, 0
     while done < count:
-        rate = 1 / 3000 if n % 10 == 4 else -1.0 if n % 10 == 7 else 0.0
-        injections = max(1, size // 20) if rate < 0 else size
-        yield seed + n, 0, min(injections, count - done), rate, image
+        what = BLOCKS[n % len(BLOCKS)]
+        injections = max(1, size // 20) if what in ("lost", "odd") else size
+        injections = min(injections, count - done)
+        yield seed + n, what, injections, *images
         done += injections
         n += 1
 
 
-def table(rows: list[dict[str, object]]) -> str:
-    """Outcomes of each kind of fault."""
-    out = [
-        "| fault | injected | " + " | ".join(OUTCOMES) + " | next pass exact |",
-        "|---|---|" + "---|" * (len(OUTCOMES) + 1),
-    ]
-    for kind in [*KINDS, "lost answer", None]:
-        mine = [r for r in rows if kind is None or r["kind"] == kind]
-        counts = Counter(str(r["outcome"]) for r in mine)
-        exact = sum(bool(r["exact"]) for r in mine)
-        out.append(
-            f"| {kind or 'all'} | {len(mine)} | " + " | ".join(str(counts[o]) for o in OUTCOMES) + f" | {exact} |"
-        )
-    return "\n".join(out)
+def images(folder: Path) -> tuple[str, str]:
+    """The demo model for the tiny preset, and the same with one plane of a screened head."""
+    plain, screened = folder / "demo.tlm", folder / "screened.tlm"
+    checkpoint = read_checkpoint(demo_folder())
+    convert(checkpoint, plain, TINY)
+    planes = screen.quantise(*checkpoint.weights.head_rows, 1)
+    convert(replace(checkpoint, weights=replace(checkpoint.weights, screen=planes)), screened, TINY)
+    return str(plain), str(screened)
+
+
+def summary(part: list[dict[str, object]], commit: str) -> dict[str, object]:
+    """A block's line in the results: how many of each kind had which outcome, and all of those that went wrong. The others can be had again by the seed."""
+    counts = Counter((str(r["kind"]), str(r["outcome"])) for r in part)
+    return {
+        "seed": part[0]["seed"], "block": part[0]["block"], "commit": commit, "injections": len(part), "exact": sum(bool(r["exact"]) for r in part),
+        "outcomes": {kind: {o: n for (k, o), n in counts.items() if k == kind} for kind in dict.fromkeys(str(r["kind"]) for r in part)},
+        "codes": dict(sorted(Counter(str(r["code"]) for r in part if r["code"]).items())),
+        "bad": [r for r in part if r["outcome"] in ("hung", "wrong") or not r["exact"]],
+    }  # fmt: skip
+
+
+def table(blocks: list[dict[str, Any]]) -> str:
+    """Outcomes of each kind of fault; of error codes; of blocks."""
+    out = ["| fault | injected | " + " | ".join(OUTCOMES) + " |", "|---|---|" + "---|" * len(OUTCOMES)]
+    kinds = [*KINDS, "lost answer", *(f"odd answer, {what}" for what in ODD)]
+    counts = {k: Counter[str]() for k in kinds}
+    codes: Counter[str] = Counter()
+    for b in blocks:
+        codes.update(b["codes"])
+        for kind, outcomes in b["outcomes"].items():
+            counts[kind].update(outcomes)
+    for kind, c in [*counts.items(), ("all", sum(counts.values(), Counter[str]()))]:
+        out.append(f"| {kind} | {sum(c.values()):,} | " + " | ".join(f"{c[o]:,}" for o in OUTCOMES) + " |")
+    exact, injections = (sum(b[n] for b in blocks) for n in ("exact", "injections"))
+    told = ", ".join(f"{ErrorCode(int(code)).name} {n:,}" for code, n in sorted(codes.items(), key=lambda x: int(x[0])))
+    machines = Counter(b["block"] for b in blocks)
+    commits = ", ".join(sorted({b["commit"] for b in blocks}))
+    return "\n".join(out) + (
+        f"\n\nThe next pass was exact behind {exact:,} of {injections:,}. Codes told: {told}. Machines: "
+        + ", ".join(f"{n} {what}" for what, n in machines.items())
+        + f". Commits: {commits}.\n"
+    )
 
 
 HEADER = """# Faults
 
 `make faults` ([bench/faults.py](../../bench/faults.py)) puts faults into passes of the simulated machine (`tiny`, the demo model): prefill, decode, lanes of three conversations, several
-tokens of one conversation with logits of each. What the kinds are, and what *detected*, *harmless*, *data*, *hung* and *wrong* mean, is said in
+tokens of one conversation with logits of each; with the full head and (*screened*) with candidates. What the kinds are, and what *detected*, *harmless*, *data*, *hung* and *wrong* mean, is said in
 [tests/machine/campaign.py](../../tests/machine/campaign.py). Behind each injection memory and registers are as they were, and a pass must be exact, bit for bit. Behind a bus error the next
-pass may meet one, too: it is an injection of its own. Behind a lost answer there is no next pass: the bitstream must be loaded again, and the message says so. *data*: bytes without redundancy
-were changed, and the logits with them; nothing can tell (see [security](../security.md)). Not injected, because the simulated memory does not make them: answers twice, out of order
-or with another ID; a reset of the whole device in the middle of a burst.
+pass may meet one, too: it is an injection of its own. Behind a lost or a superfluous answer there is no next pass: the bitstream must be loaded again, and the message says so. *data*: bytes
+without redundancy were changed, and the logits with them; nothing can tell (see [security](../security.md)). *random start*: registers and memories, but for those that are only read, hold
+random bits before the first reset. *odd answer*: the interconnect breaks AXI4. Another ID is harmless, because the accelerator looks at none; a last beat that comes twice ends in a time-out that only
+a new bitstream ends; two answers that are swapped cannot be told from right ones. Each line of [faults.jsonl](faults.jsonl) is a machine with its seed, which gives the same faults again.
 
 """
+
+
+def commit() -> str:
+    """The sources that are tried."""
+    said = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=FOLDER, capture_output=True, text=True)
+    return said.stdout.strip() or "unknown"
 
 
 def faults(a: argparse.Namespace) -> None:
     """Runs the campaign from where it was left, and writes its table."""
     results = FOLDER / "faults.jsonl"
-    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    have = Counter((r["seed"]) for r in rows)
-    begin = time.monotonic()
+    blocks = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    have = {b["seed"] for b in blocks}
+    begin, sources = time.monotonic(), commit()
     with tempfile.TemporaryDirectory(prefix="tellme-faults-") as folder:
-        image = Path(folder) / "demo.tlm"
-        convert(read_checkpoint(demo_folder()), image, TINY)
-        todo = [t for t in tasks(a.seed, a.count, a.block, str(image)) if not have[t[0]]]
+        todo = [t for t in tasks(a.seed, a.count, a.block, images(Path(folder))) if t[0] not in have]
         with multiprocessing.get_context("spawn").Pool(a.workers) as pool, results.open("a") as out:
             for part in pool.imap_unordered(block, todo):
-                rows += part
-                out.write("".join(json.dumps(r) + "\n" for r in part))
+                blocks.append(summary(part, sources))
+                out.write(json.dumps(blocks[-1]) + "\n")
                 out.flush()
-                bad = [r for r in part if r["outcome"] in ("hung", "wrong") or not r["exact"]]
+                (FOLDER / "faults.md").write_text(HEADER + table(blocks))
                 print(
-                    f"{len(rows)} injections, {dict(Counter(str(r['outcome']) for r in rows))}",
-                    *bad,
-                    sep="\n  ",
-                    flush=True,
+                    f"{sum(b['injections'] for b in blocks):,} injections", *blocks[-1]["bad"], sep="\n  ", flush=True
                 )
                 if time.monotonic() - begin > a.seconds:
                     pool.terminate()
                     break
-    (FOLDER / "faults.md").write_text(HEADER + table(rows) + "\n")
-    print(table(rows))
-    bad = [r for r in rows if r["outcome"] in ("hung", "wrong") or not r["exact"]]
+    print(table(blocks))
+    bad = [r for b in blocks for r in b["bad"]]
     if bad:
         raise SystemExit(f"{len(bad)} faults went wrong: {bad[:3]}")
 

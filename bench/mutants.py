@@ -25,6 +25,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from tellme.hw.cache import root as build_cache
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "measurements" / "mutants.jsonl"
 TABLE = ROOT / "docs" / "measurements" / "mutants.md"
@@ -300,12 +302,22 @@ def copy(folder: Path) -> None:
             shutil.copyfile(source, target)
 
 
+def _link(source: str, target: str) -> None:
+    """A hard link, or a copy where the folder for temporary files is on another disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 class Bench:
     """A copy of the sources, and what its tests say of a mistake in it."""
 
     def __init__(self, folder: Path, cache: Path):
         self.folder, self.cache = folder, cache
         copy(folder)
+        if (root := build_cache()).is_dir():  # what is built already is not built again
+            shutil.copytree(root, cache, copy_function=_link, ignore=shutil.ignore_patterns("locks", ".*"))
         cache.mkdir(parents=True, exist_ok=True)
         self._seconds: dict[tuple[str, ...], float] = {}
 

@@ -1,7 +1,7 @@
     // Register bus and waiting, on behalf of Python: it sets a request and wakes at the answer, and at nothing between.
-    // kind 0: read, 1: write, 2: run until irq or until `request_cycles` have gone by.
+    // kind 0: read, 1: write, 2: run until irq or until `request_cycles` have gone by, 4: hold everything in reset for as long.
     bit request /* verilator public_flat_rw */ = 0;  // toggled by Python
-    bit [1:0] request_kind /* verilator public_flat_rw */ = 0;
+    bit [2:0] request_kind /* verilator public_flat_rw */ = 0;
     bit [31:0] request_address /* verilator public_flat_rw */ = 0;
     bit [31:0] request_data /* verilator public_flat_rw */ = 0;
     bit [31:0] request_cycles /* verilator public_flat_rw */ = 0;
@@ -12,7 +12,7 @@
     bit [63:0] answer_cycle /* verilator public_flat_rd */ = 0;
 
     localparam int BUS_TIMEOUT = 10000;  // cycles that a register access may take
-    enum bit [1:0] {IDLE, READ, WRITE, RUN} bus_state = IDLE;
+    enum bit [2:0] {IDLE, READ, WRITE, RUN, HOLD, WAKE} bus_state = IDLE;
     int unsigned bus_left = 0;
 
     assign s_awprot = 0;
@@ -44,12 +44,16 @@
                 case (request_kind)
                     0: begin bus_state <= READ; s_arvalid <= 1; end
                     1: begin bus_state <= WRITE; s_awvalid <= 1; s_wvalid <= 1; end
+                    4: begin bus_state <= HOLD; hold <= 1; end
                     default: bus_state <= RUN;
                 endcase
             end
             READ: if (s_rvalid) give(s_rdata, s_rresp);
             WRITE: if (s_bvalid) give(0, s_bresp);
             RUN: if (irq || bus_left == 0) give(0, 0);
+            HOLD: if (bus_left == 0) begin bus_state <= WAKE; hold <= 0; end
+            WAKE: if (!hold && !rst) give(0, 0);
+            default: bus_state <= IDLE;
         endcase
         if ((bus_state == READ && !s_rvalid || bus_state == WRITE && !s_bvalid) && bus_left == 0)
             $fatal(1, "register bus: no answer in %0d cycles at offset 0x%0h", BUS_TIMEOUT, request_address);

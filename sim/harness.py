@@ -7,6 +7,7 @@ become variables of the test bench that cocotb can reach.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -96,12 +97,12 @@ def testbench(component: wiring.Component, *, top: str = "dut") -> str:
     lines = [
         "`timescale 1ns / 1ps",
         "module tb_top;",
-        "    bit clk = 0, rst = 1;",
+        "    bit clk = 0, rst = 1, hold = 0;",
         "    longint unsigned tb_cycle = 0;",
         "    always #1 clk = ~clk;",
         "    always @(posedge clk) begin",
         "        tb_cycle <= tb_cycle + 1;",
-        "        if (tb_cycle == 8) rst <= 0;",
+        "        rst <= tb_cycle < 8 || hold;",
         "    end",
         # A clock and a reset that cocotb may look at.
         "    wire clock /* verilator public_flat_rd */ = clk;",
@@ -161,15 +162,26 @@ def testbench(component: wiring.Component, *, top: str = "dut") -> str:
     return "\n".join(lines) + "\n"
 
 
-def build(component: wiring.Component, *, waves: bool = False) -> Path:
-    """Builds the test bench of a component; cached. Returns the build's folder."""
+_REGISTER = re.compile(r"^( +reg (?:\[\d+:\d+\] )?(?!\\\$auto\$verilog_backend)\S+ +)= [^;]+;$", re.MULTILINE)
+"""A register and its initial value, but for Yosys's own that start blocks once."""
+
+
+def build(component: wiring.Component, *, waves: bool = False, random_start: bool = False) -> Path:
+    """Builds the test bench of a component; cached. Returns the build's folder.
+
+    `random_start`: no register has an initial value, and no memory but what is read only: they are what the simulator makes of
+    its seed, before the reset.
+    """
+    text = to_verilog(component, separator=SEPARATOR)
+    if random_start:
+        text = _REGISTER.sub(r"\1;", text)
     return runner.build(
-        to_verilog(component, separator=SEPARATOR) + testbench(component),
+        text + testbench(component),
         top="tb_top",
         sources=[HERE / "memory.sv"],
         cpp=[HERE / "memory.cpp", *([HERE / "trace.cpp"] if traceable(component) else [])],
         public=(),
-        args=["--timing"],
+        args=["--timing", *(["--x-initial", "unique"] if random_start else [])],
         waves=waves,
     )
 

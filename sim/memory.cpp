@@ -42,6 +42,8 @@ struct Settings {
     double bandwidth = 0, stall = 0, error_rate = 0;
     std::vector<Share> shares;
     std::vector<Range> errors, hangs;
+    std::string odd;          // what the burst `odd_burst` gets that AXI4 does not allow: "id", "twice", "swap"
+    uint64_t odd_burst = ~0ULL;
 };
 
 struct Input {
@@ -55,7 +57,7 @@ struct Burst {
     uint64_t address, bus, ready;  // of the first byte: in the file, and as the port said it
     uint32_t beats, done, id;
     int response;
-    bool hang, dram;
+    bool hang, dram, odd;
     uint32_t block;  // number in the DRAM model: of a read's first block, of the last block written so far
     std::vector<uint8_t> data;
     std::vector<uint32_t> strobe;
@@ -86,7 +88,7 @@ dram::Memory memory;
 bool with_dram = false;
 std::vector<Port> ports;
 uint8_t* file_bytes = nullptr;
-uint64_t now = 0, random_state = 1;
+uint64_t now = 0, random_state = 1, accepted = 0;
 double tokens = 0;
 int width = 16;
 bool failed = false;
@@ -159,7 +161,12 @@ int open_memory() {
         else if (key == "error_rate") S.error_rate = real();
         else if (key == "error") S.errors.push_back(range());
         else if (key == "hang") S.hangs.push_back(range());
-        else if (key == "dram") {
+        else if (key == "odd") {
+            const auto cut = value.find(':');
+            S.odd = value.substr(0, cut);
+            S.odd_burst = cut == std::string::npos ? 0 : std::strtoull(value.c_str() + cut + 1, nullptr, 0);
+            if (S.odd != "id" && S.odd != "twice" && S.odd != "swap") return fail("no odd answer '%s'", S.odd.c_str());
+        } else if (key == "dram") {
             const std::string wrong = memory.s.parse(value);
             if (!wrong.empty()) return fail("'%s' is wrong in the DRAM's settings", wrong.c_str());
             with_dram = memory.s.clock_khz > 0;
@@ -171,6 +178,7 @@ int open_memory() {
             S.shares.push_back(s);
         } else return fail("unknown key '%s' in TELLME_MEMORY", key.c_str());
     }
+    if (with_dram && !S.odd.empty()) return fail("the DRAM model makes no odd answers");
     if (with_dram && S.outstanding > 31) return fail("a port of the DRAM model holds at most 31 bursts");
     random_state = S.seed * 0x9E3779B97F4A7C15ULL + 1;
     const int fd = ::open(S.file.c_str(), O_RDWR);
@@ -247,6 +255,7 @@ Burst make_burst(int i, uint64_t address, uint32_t beats, uint32_t id) {
     b.id = id;
     b.ready = now + S.latency + (S.jitter ? static_cast<uint64_t>(uniform() * S.jitter) : 0);
     b.response = kOkay;
+    b.odd = accepted++ == S.odd_burst;
     if (address < base || address - base + bytes > S.region) b.response = kDecerr;
     if (S.error_rate > 0 && uniform() < S.error_rate) b.response = uniform() < 0.5 ? kSlverr : kDecerr;
     for (const Range& h : S.hangs)
@@ -297,7 +306,12 @@ bool may_answer(int i, const Burst& b) {
 }
 
 // Index of the burst to serve next: the oldest; with reordering, any whose ID has no older burst. -1: none.
-int choose(int i, const std::deque<Burst>& queue, bool (*may)(int, const Burst&)) {
+int choose(int i, std::deque<Burst>& queue, bool (*may)(int, const Burst&)) {
+    if (S.odd == "swap" && !queue.empty() && queue[0].odd && queue[0].done == 0) {  // waits for one to overtake it
+        if (queue.size() < 2) return -1;
+        std::swap(queue[0], queue[1]);
+        queue[1].odd = false;
+    }
     std::vector<int> candidates;
     uint32_t seen[8] = {};
     for (int k = 0; k < static_cast<int>(queue.size()); k++) {
@@ -379,13 +393,17 @@ void serve(int i, Port& p, bool paused) {
             p.rvalid = true;
             const uint64_t end = b.bus + static_cast<uint64_t>(b.done) * width;
             if (b.dram && (p.rlast || end % memory.s.block == 0)) memory.take(i);
-            if (p.rlast) p.reads.erase(p.reads.begin() + k);
+            if (b.odd && S.odd == "id") p.rid ^= 1;
+            if (p.rlast && b.odd && S.odd == "twice") {
+                b.done--;
+                b.odd = false;
+            } else if (p.rlast) p.reads.erase(p.reads.begin() + k);
         }
     }
     if (!p.bvalid && !p.writes.empty() && !stalls(p, 1)) {
         const int k = choose(i, p.writes, may_answer);
         if (k >= 0) {
-            const Burst& b = p.writes[k];
+            Burst& b = p.writes[k];
             p.bresp = kOkay;
             for (uint32_t n = 0; n < b.beats; n++) {
                 const uint64_t offset = b.address + static_cast<uint64_t>(n) * width;
@@ -397,9 +415,10 @@ void serve(int i, Port& p, bool paused) {
                 for (int j = 0; j < width; j++)
                     if (b.strobe[n] >> j & 1) file_bytes[offset + j] = b.data[n * width + j];
             }
-            p.bid = b.id;
+            p.bid = b.odd && S.odd == "id" ? b.id ^ 1 : b.id;
             p.bvalid = true;
-            p.writes.erase(p.writes.begin() + k);
+            if (b.odd && S.odd == "twice") b.odd = false;
+            else p.writes.erase(p.writes.begin() + k);
         }
     }
     // One place is kept back: what is ready now may be taken at the next edge.

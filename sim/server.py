@@ -17,7 +17,7 @@ from cocotb.triggers import FallingEdge, ValueChange
 
 COMMAND = struct.Struct("<BIII")
 ANSWER = struct.Struct("<IHHQ")
-READ, WRITE, RUN, QUIT = range(4)
+READ, WRITE, RUN, QUIT, RESET = range(5)
 SOCKET_FD = "TELLME_SOCKET_FD"
 _PR_SET_PDEATHSIG = 1
 

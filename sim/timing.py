@@ -35,6 +35,8 @@ class MemoryTiming:
     error_rate : probability of an SLVERR or DECERR for a burst.
     errors : (first byte, byte behind the last, response 2 or 3): bytes of the buffer that answer with an error.
     hangs : (first byte, byte behind the last): bytes whose bursts are never answered.
+    odd : ("id", n), ("twice", n), ("swap", n): what AXI4 does not allow: the n-th burst that is accepted is answered with another
+        ID; its last beat or response comes twice; the burst behind it at its port is answered before it.
     dram : banks, controller and ports; `latency` then comes on top where no DRAM is asked (errors), and 1 is enough.
     hazard : stop when a read and a write of the same bytes are in flight together.
     seed : of everything random.
@@ -54,6 +56,7 @@ class MemoryTiming:
     error_rate: float = 0.0
     errors: tuple[tuple[int, int, int], ...] = ()
     hangs: tuple[tuple[int, int], ...] = ()
+    odd: tuple[str, int] | None = None
     hazard: bool = False
     seed: int = 1
     dram: Dram | None = None
@@ -83,6 +86,7 @@ class MemoryTiming:
         words += [f"shared={sum(1 << p for p in ports)}:{rate}" for ports, rate in self.shared]
         words += [f"error={low}:{high}:{response}" for low, high, response in self.errors]
         words += [f"hang={low}:{high}" for low, high in self.hangs]
+        words += [f"odd={self.odd[0]}:{self.odd[1]}"] if self.odd else []
         if self.dram is not None:
             words.append(f"dram={dram_settings(self.dram, clock_hz)}")
         return " ".join(words)

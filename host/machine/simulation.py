@@ -129,6 +129,7 @@ class SimulatedAccelerator(Driver):
     waves : FST file to write; it appears when the simulation closes, and not at all if it had to be killed.
     trace : file for the records of what every unit does, complete when the simulation closes (sim/trace.py).
     status : told how long the simulator takes to build, if it has to be.
+    random_start : seed of what registers and memories hold before the reset; None: what a bitstream leaves in them.
     timeout_s : wall clock without a beat after which a pass is given up, seconds; what the environment says if None.
 
     Raises
@@ -145,6 +146,7 @@ class SimulatedAccelerator(Driver):
         waves: Path | None = None,
         trace: Path | None = None,
         status: Status | None = None,
+        random_start: int | None = None,
         timeout_s: float | None = None,
     ):
         limit = pass_timeout() if timeout_s is None else timeout_s
@@ -173,6 +175,7 @@ class SimulatedAccelerator(Driver):
                     phases=in_use(config, "sim").phases,
                     waves=self._folder,
                     trace=trace,
+                    random_start=random_start,
                     started=started,
                 )
             self._simulation = device

@@ -6,7 +6,7 @@ it, then a pass that must be exact. Everything random comes from a seed and the 
 - detected: the host is told, with a code that the fault may have;
 - harmless: every logit is what it is without a fault;
 - data: other logits and no error, where the fault is in bytes that carry no redundancy (any byte below 243 is a weight, any bits are keys, values, scales, gains,
-  inputs): what memory hands out is taken, docs/security.md;
+  inputs): what memory hands out is taken, docs/security.md; or the interconnect broke AXI4;
 - wrong: other logits and no error after any other fault, or a byte written outside what the pass may write;
 - hung: the pass or the reset does not end.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,8 @@ TIMEOUT = 20_000
 """Cycles without progress; the longest wait of this machine is some thousands."""
 LONGEST = 400_000
 """Cycles in which any pass here ends."""
+CANDIDATES = 64
+"""Rows that a screened head scores exactly."""
 
 N = TINY.lanes
 # None attends to keys that one before it in this order overwrites: golden runs them once, the machine in any order from the same memory.
@@ -72,19 +74,37 @@ class Campaign:
     model : open image of the demo model for the tiny preset.
     seed : of the faults.
     error_rate : of every burst in memory: 0, or one that makes a fault in many passes. Such a machine takes the kind "bus error" alone.
+    screened : passes take candidates of the head, which the image must have planes for.
+    random_start : registers and memories hold random bits before the first reset.
+    odd : an answer that AXI4 does not allow (sim/timing.py); of the passes there is "prefill" alone, and no conversation.
     """
 
-    def __init__(self, model: Model, seed: int, *, error_rate: float = 0.0):
+    def __init__(
+        self,
+        model: Model,
+        seed: int,
+        *,
+        error_rate: float = 0.0,
+        screened: bool = False,
+        random_start: bool = False,
+        odd: tuple[str, int] | None = None,
+    ):
         self.seed, self.model = seed, model
+        self.passes = {n: replace(p, candidates=CANDIDATES if screened else 0) for n, p in PASSES.items()}
         self.program = compile_program(model, TINY, slots=SLOTS)
         self.error_rate = error_rate
-        how = timing("kv260") if not error_rate else timing("kv260", error_rate=error_rate, seed=seed)
-        self.machine = SimulatedAccelerator(model, self.program, timing=how)
+        how = timing("kv260", error_rate=error_rate, seed=seed)
+        if odd:
+            how = timing("kv260-ideal", odd=odd)
+            self.passes = {"prefill": self.passes["prefill"]}
+        start = random.Random(f"{seed} start").getrandbits(31) if random_start else None
+        self.machine = SimulatedAccelerator(model, self.program, timing=how, random_start=start)
         self.machine.write("timeout", TIMEOUT)
         self.golden = GoldenBackend(model.weights(), TINY, slots=SLOTS)
-        self._fill()
+        if not odd:
+            self._fill()
         self.before = self.machine.device.memory.copy()
-        self.wanted = {name: self._expected(p) for name, p in PASSES.items()}
+        self.wanted = {name: self._expected(p) for name, p in self.passes.items()}
 
     def _fill(self) -> None:
         """The three conversations, in golden and in memory: as the machine writes them, or by a machine without faults."""
@@ -104,10 +124,10 @@ class Campaign:
                 clean.run_pass(p)
             self.machine.device.memory[:] = clean.device.memory
 
-    def _expected(self, p: Pass) -> NDArray[np.uint32]:
-        logits = self.golden.run_pass(p).logits
-        assert logits is not None
-        return logits.view(np.uint32)
+    def _expected(self, p: Pass) -> PassResult:
+        result = self.golden.run_pass(p)
+        assert result.logits is not None and (result.candidates is None) == (p.candidates == 0)
+        return result
 
     def close(self) -> None:
         """Ends the simulation."""
@@ -124,6 +144,7 @@ class Campaign:
     def restore(self) -> None:
         """Memory and registers as they were before the injection."""
         m, p = self.machine, self.program
+        m.write("irq_enable", done=1)
         m.device.memory[:] = self.before
         m.point(m.device.port_bases, p.window_beats)
         for name, value in (
@@ -132,11 +153,23 @@ class Campaign:
             m.write(name, value)
 
     def same(self, name: str, result: PassResult) -> bool:
-        """Whether every logit and arg-max is golden's."""
-        assert result.logits is not None
-        got, want = result.logits.view(np.uint32), self.wanted[name]
-        best = tuple(int(i) for i in want.view(np.float32).argmax(-1))
-        return bool(np.array_equal(got, want)) and result.best_index == best
+        """Whether every logit, arg-max, candidate and bound is golden's."""
+        want = self.wanted[name]
+
+        def bits(x: object) -> bytes:
+            return b"" if x is None else np.asarray(x).tobytes()
+
+        return result.best_index == want.best_index and all(
+            bits(getattr(result, n)) == bits(getattr(want, n)) for n in ("logits", "best_value", "candidates", "bound")
+        )
+
+    def misplaced(self, text: str, within: bool) -> bool:
+        """Whether an error names what there is not: a descriptor behind the program's memory, or, if no address was changed, a beat
+        behind the window."""
+        descriptor, beat = re.search(r"descriptor (\d+)", text), re.search(r"beat (\d+)", text)
+        return bool(descriptor and int(descriptor[1]) > TINY.max_descriptors) or bool(
+            within and beat and int(beat[1]) >= self.program.window_beats
+        )
 
     def stray(self, changed: NDArray[np.uint8]) -> bool:
         """Whether a byte of image, program or table is not what it was before the pass (`changed`: memory as the fault left it)."""
@@ -169,7 +202,7 @@ class Campaign:
             bad = (
                 code not in {int(c) for c in allowed}
                 or (within and self.stray(changed))
-                or re.search(r"(descriptor|beat) \d{8,}", text)
+                or self.misplaced(text, within)
             )
             return Injection(kind, name, "wrong" if bad else "detected", code, text if bad else "")
         if within and self.stray(changed):
@@ -207,10 +240,33 @@ class Campaign:
         after = rng.choice(list(PASSES))
         idle = self.machine.read("owed") == 0 and not self.machine.read_fields("status")["busy"]
         try:
-            exact = self.same(after, self.machine.run_pass(PASSES[after]))
+            exact = self.same(after, self.machine.run_pass(self.passes[after]))
         except DeviceError:
             exact = False
         return injection, exact and idle
+
+    def interrupted(self, kind: str, name: str, stop: Callable[[], bool]) -> Injection:
+        """A pass that `stop` ends from outside, if it says so; then nothing may be told of it, and nothing stray be written."""
+        m = self.machine
+        wait, changed, stopped = m._wait, m.device.memory.copy(), False
+
+        def waiting() -> bool:
+            nonlocal stopped
+            stopped = stop()
+            return stopped or wait()
+
+        m._wait = waiting  # type: ignore[method-assign]
+        detail = ""
+        try:
+            outcome = "harmless" if self.same(name, m.run_pass(self.passes[name])) else "wrong"
+        except DeviceError as e:
+            outcome, detail = ("detected", "") if stopped and "still busy" not in str(e) else ("hung", str(e))
+        finally:
+            m._wait = wait  # type: ignore[method-assign]
+        fields = m.read_fields("status")
+        if stopped and (fields["error"] or fields["done"] or self.stray(changed)):
+            outcome = "wrong"
+        return Injection(kind, name, outcome, detail=detail)
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------
@@ -225,45 +281,61 @@ def flip(region: NDArray[np.uint8], rng: random.Random, low: int, high: int, bit
 
 
 def bus_error(c: Campaign, rng: random.Random, name: str) -> Injection:
-    return c.attempt(name, lambda: c.machine.run_pass(PASSES[name]), BUS, kind="bus error")
+    return c.attempt(name, lambda: c.machine.run_pass(c.passes[name]), BUS, kind="bus error")
+
+
+def _reset_again(c: Campaign, again: int | None) -> bool:
+    """A soft reset, and perhaps another while the first is under way."""
+    m = c.machine
+    m.write("control", soft_reset=1)
+    if again is not None:
+        m.device.run(again)
+        m.write("control", soft_reset=1)
+    m.device.run(2)
+    m.reset()
+    return True
 
 
 def soft_reset(c: Campaign, rng: random.Random, name: str) -> Injection:
     """In any cycle of a pass, or shortly before or behind it; once or twice."""
+    at, again = int(10 ** rng.uniform(0, 4.5)), rng.choice((None, 0, 1, 2, 3, rng.randrange(200)))
+    return c.interrupted("soft reset", name, lambda: not c.machine.device.run(at) and _reset_again(c, again))
+
+
+def reset_of_writes(c: Campaign, rng: random.Random, name: str) -> Injection:
+    """A soft reset at a moment when memory owes the answers of writes: the first such moment behind a random cycle."""
+    at, again = int(10 ** rng.uniform(2, 4)), rng.choice((None, 0, 1))
     m = c.machine
-    wait, at, again = m._wait, int(10 ** rng.uniform(0, 4.5)), rng.choice((None, 0, 1, 2, 3, rng.randrange(200)))
-    state = {"reset": False}
 
-    def interrupted() -> bool:
-        if not m.device.run(at):
-            state["reset"] = True
-            m.write("control", soft_reset=1)
-            if again is not None:
-                m.device.run(again)
-                m.write("control", soft_reset=1)
-            m.device.run(2)
-            m.reset()
-            return True
-        return wait()
+    def stop() -> bool:
+        if m.device.run(at):
+            return False
+        for _ in range(3000):
+            if any(m.read_fields("owed", port)["writes"] for port in range(TINY.ports)):
+                return _reset_again(c, again)
+            if m.device.run(1):
+                break
+        return False
 
-    m._wait = interrupted  # type: ignore[method-assign]
-    changed = m.device.memory.copy()
-    try:
-        result = m.run_pass(PASSES[name])
-        outcome = "harmless" if c.same(name, result) else "wrong"
-    except DeviceError as e:
-        outcome = "detected" if state["reset"] and "still busy" not in str(e) else "hung"
-    finally:
-        m._wait = wait  # type: ignore[method-assign]
-    fields = m.read_fields("status")
-    if state["reset"] and (fields["error"] or fields["done"] or c.stray(changed)):
-        outcome = "wrong"
-    return Injection("soft reset", name, outcome)
+    return c.interrupted("soft reset, writes owed", name, stop)
+
+
+def hard_reset(c: Campaign, rng: random.Random, name: str) -> Injection:
+    """Accelerator and memory are reset together in any cycle of a pass, bursts half done: what a loader does with a running design."""
+    m, at, cycles = c.machine, int(10 ** rng.uniform(0, 4.5)), rng.choice((1, 2, 8, 40))
+
+    def stop() -> bool:
+        if m.device.run(at):
+            return False
+        m.device.reset(cycles)  # type: ignore[attr-defined]
+        return True
+
+    return c.interrupted("hardware reset", name, stop)
 
 
 def short_time_out(c: Campaign, rng: random.Random, name: str) -> Injection:
     c.machine.write("timeout", int(10 ** rng.uniform(0, 3.5)))
-    return c.attempt(name, lambda: c.machine.run_pass(PASSES[name]), {ErrorCode.TIMEOUT}, kind="short time-out")
+    return c.attempt(name, lambda: c.machine.run_pass(c.passes[name]), {ErrorCode.TIMEOUT}, kind="short time-out")
 
 
 def descriptor_bits(c: Campaign, rng: random.Random, name: str) -> Injection:
@@ -273,7 +345,7 @@ def descriptor_bits(c: Campaign, rng: random.Random, name: str) -> Injection:
     # Addresses, scales and epsilons of a program are numbers like others: nothing shows that they are not meant.
     allowed = {ErrorCode.BAD_DESCRIPTOR, ErrorCode.BAD_WEIGHT, ErrorCode.READ_WINDOW, ErrorCode.WRITE_WINDOW}
     return c.attempt(
-        name, lambda: c.machine.run_pass(PASSES[name]), allowed, data=True, within=False, kind="bits of descriptors"
+        name, lambda: c.machine.run_pass(c.passes[name]), allowed, data=True, within=False, kind="bits of descriptors"
     )
 
 
@@ -287,7 +359,11 @@ def random_program(c: Campaign, rng: random.Random, name: str) -> Injection:
     c.machine.write("program_address", p.kv_address)
     c.machine.write("program_length", count)
     return c.attempt(
-        name, lambda: c.machine.run_pass(PASSES[name]), {ErrorCode.BAD_DESCRIPTOR}, data=possible, kind="random program"
+        name,
+        lambda: c.machine.run_pass(c.passes[name]),
+        {ErrorCode.BAD_DESCRIPTOR},
+        data=possible,
+        kind="random program",
     )
 
 
@@ -302,7 +378,7 @@ def image_bits(c: Campaign, rng: random.Random, name: str) -> Injection:
     )
     return c.attempt(
         name,
-        lambda: c.machine.run_pass(PASSES[name]),
+        lambda: c.machine.run_pass(c.passes[name]),
         {ErrorCode.BAD_WEIGHT},
         data=True,
         kind="bits of weights and gains",
@@ -312,7 +388,7 @@ def image_bits(c: Campaign, rng: random.Random, name: str) -> Injection:
 def cache_bits(c: Campaign, rng: random.Random, name: str) -> Injection:
     p = c.program
     flip(c.machine.device.memory, rng, p.kv_address, p.window_beats, rng.choice((1, 8, 500)))
-    return c.attempt(name, lambda: c.machine.run_pass(PASSES[name]), set(), data=True, kind="bits of keys and values")
+    return c.attempt(name, lambda: c.machine.run_pass(c.passes[name]), set(), data=True, kind="bits of keys and values")
 
 
 def random_memory(c: Campaign, rng: random.Random, name: str) -> Injection:
@@ -320,7 +396,7 @@ def random_memory(c: Campaign, rng: random.Random, name: str) -> Injection:
     p, memory = c.program, c.machine.device.memory
     part = memory[:, p.kv_address : p.window_beats]
     part[:] = np.random.default_rng(rng.getrandbits(32)).integers(0, 256, part.shape, np.uint8)
-    return c.attempt(name, lambda: c.machine.run_pass(PASSES[name]), set(), data=True, kind="random caches")
+    return c.attempt(name, lambda: c.machine.run_pass(c.passes[name]), set(), data=True, kind="random caches")
 
 
 def register_bits(c: Campaign, rng: random.Random, name: str) -> Injection:
@@ -342,7 +418,7 @@ def register_bits(c: Campaign, rng: random.Random, name: str) -> Injection:
         ErrorCode.BAD_LANES, ErrorCode.BAD_DESCRIPTOR, ErrorCode.READ_WINDOW, ErrorCode.WRITE_WINDOW, ErrorCode.TIMEOUT, ErrorCode.BAD_WEIGHT,
     }  # fmt: skip
     return c.attempt(
-        name, lambda: c.raw(name, PASSES[name], change), allowed, data=True, within=False, kind="bits of registers"
+        name, lambda: c.raw(name, c.passes[name], change), allowed, data=True, within=False, kind="bits of registers"
     )
 
 
@@ -365,7 +441,7 @@ def meddling(c: Campaign, rng: random.Random, name: str) -> Injection:
 
     m._wait = meddle  # type: ignore[method-assign]
     try:
-        return c.attempt(name, lambda: m.run_pass(PASSES[name]), set(), kind="registers written in a pass")
+        return c.attempt(name, lambda: m.run_pass(c.passes[name]), set(), kind="registers written in a pass")
     finally:
         m._wait = wait  # type: ignore[method-assign]
 
@@ -373,6 +449,8 @@ def meddling(c: Campaign, rng: random.Random, name: str) -> Injection:
 KINDS: dict[str, Callable[[Campaign, random.Random, str], Injection]] = {
     "bus error": bus_error,
     "soft reset": soft_reset,
+    "soft reset, writes owed": reset_of_writes,
+    "hardware reset": hard_reset,
     "short time-out": short_time_out,
     "bits of descriptors": descriptor_bits,
     "random program": random_program,
@@ -414,3 +492,25 @@ def lost_answer(model: Model, seed: int, number: int) -> Injection:
             return Injection("lost answer", "prefill", "detected" if told else "hung", 7, "" if told else str(e))
         same = got is not None and np.array_equal(got.view(np.uint32), want.view(np.uint32))
         return Injection("lost answer", "prefill", "harmless" if same else "wrong")
+
+
+ODD = ("id", "twice", "swap")
+
+
+def odd_answer(model: Model, seed: int, number: int) -> Injection:
+    """A burst is answered as AXI4 does not allow: with another ID, twice, or after the one behind it; on a machine of its own.
+
+    The accelerator uses one ID and looks at none, so another is harmless. Beats of an answer that nobody asked for, or in another order, are taken for those that are
+    owed: what they carry has no redundancy. What must hold is that the pass ends, and that nothing is written outside of what it may write.
+    """
+    rng = random.Random(f"{seed} odd {number}")
+    what = ODD[number % len(ODD)]
+    kind = f"odd answer, {what}"
+    with Campaign(model, seed, odd=(what, int(10 ** rng.uniform(0, 3.3)))) as c:
+        c.machine.timeout_s = 0.5  # of the reset that cannot help
+        c.machine._wait = lambda: c.machine.device.run(LONGEST)  # type: ignore[method-assign]
+        result = c.attempt(
+            "prefill", lambda: c.machine.run_pass(c.passes["prefill"]), set(ErrorCode), data=what != "id", kind=kind
+        )
+        told = re.search(r"stopped the pass with error \d+.*(load the bitstream again)?", result.detail)
+        return replace(result, outcome="detected") if result.outcome == "hung" and told else result

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from tellme.host.image.model import Model
-from tests.machine.campaign import KINDS, PASSES, Campaign, Injection, lost_answer
+from tests.machine.campaign import KINDS, ODD, PASSES, Campaign, Injection, lost_answer, odd_answer
 
 pytestmark = pytest.mark.xdist_group("machine")
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.xdist_group("machine")
 def test_faults_are_told_or_change_nothing_and_the_next_pass_is_exact(demo: Model) -> None:
     done: list[Injection] = []
     with Campaign(demo, seed=1) as campaign:
-        for number in range(27):
+        for number in range(26):
             injection, exact = campaign.inject(number)
             assert injection.outcome not in ("hung", "wrong") and exact, (number, injection)
             done.append(injection)
@@ -39,3 +39,30 @@ def test_an_answer_lost_anywhere_is_told_with_what_is_owed(demo: Model) -> None:
     done = [lost_answer(demo, 1, number) for number in range(2)]
     assert not [i for i in done if i.outcome not in ("detected", "harmless")], done
     assert any(i.outcome == "detected" for i in done)
+
+
+def test_what_axi_does_not_allow_ends_and_writes_nothing_stray(demo: Model) -> None:
+    done = {what: odd_answer(demo, 7, number) for number, what in enumerate(ODD)}
+    assert {what: i.outcome for what, i in done.items()} == {"id": "harmless", "twice": "detected", "swap": "data"}, (
+        done
+    )
+    assert done["twice"].detail.endswith("load the bitstream again")
+
+
+def test_registers_and_memories_that_begin_as_random_bits_change_nothing(demo: Model) -> None:
+    """The reset gives every register that matters its value; a reset in the middle of a pass, too."""
+    with Campaign(demo, seed=3, random_start=True) as campaign:
+        for name, given in campaign.passes.items():
+            assert campaign.same(name, campaign.machine.run_pass(given)), name
+        for number in (2, 14):  # hardware resets
+            injection, exact = campaign.inject(number)
+            assert injection.kind == "hardware reset" and injection.outcome in ("detected", "harmless") and exact, (
+                injection
+            )
+
+
+def test_a_screened_head_meets_faults_as_the_full_one(demo_screened: Model) -> None:
+    with Campaign(demo_screened, seed=4, screened=True) as campaign:
+        for number in range(12):
+            injection, exact = campaign.inject(number)
+            assert injection.outcome not in ("hung", "wrong") and exact, (number, injection)
