@@ -222,6 +222,7 @@ class Bench:
         gain: Any = None,
         heads: tuple[int, int, int] = (1, 1, 32),
         q_scale: float = 0.2,
+        narrow: tuple[int, int] = (0, 0),
     ) -> Any:
         """A LINEAR: quantises what is there, then runs the epilogue of the accumulators acc [lanes, rows]."""
         c = self.config
@@ -230,7 +231,7 @@ class Bench:
         self.set(kind=kind, norm_in=norm, gain_out=gain is not None, gain_beats=len(g), inputs=n)
         self.set(tiles=-(-n // c.beat_weights), rows=rows, inv_n=golden.inverse_count(n), eps=float(eps))
         self.set(scale0=float(scales[0]), scale1=float(scales[1]), scale2=float(scales[2]), q_scale=float(q_scale))
-        self.set(heads=heads[0], kv_heads=heads[1], head_dim=heads[2])
+        self.set(heads=heads[0], kv_heads=heads[1], head_dim=heads[2], k_narrow=narrow[0], v_narrow=narrow[1])
         cocotb.start_soon(self.send("load", g))
         # Rows of lanes that the pass does not carry are arbitrary.
         wide = self.rng.integers(-999, 999, (rows, c.lanes))
@@ -273,11 +274,13 @@ class Bench:
         self.stats = golden.statistics(h, gain)
         return h
 
-    async def check_heads(self, y: Any, heads: tuple[int, int, int], q_scale: float) -> None:
-        """Compares queries, keys, values and their scales with heads y [lanes, heads, dim]."""
+    async def check_heads(
+        self, y: Any, heads: tuple[int, int, int], q_scale: float, narrow: tuple[int, int] = (0, 0)
+    ) -> None:
+        """Compares queries, keys, values and their scales with heads y [lanes, heads, dim]. narrow: keys, values are of 4 bits."""
         d, c = self.dut, self.config
         h, kv, dim = heads
-        q, scales = golden.quantise_head(y)
+        q, scales = golden.quantise_head(y, np.repeat([127, *(7 if x else 127 for x in narrow)], [h, kv, kv]))
         same("query scales", await self.query_scales(h), fp.mul(scales[:, :h], np.float32(q_scale)))
         got = np.zeros((self.lanes, h * dim // c.word, c.word), np.int8)
         d.int8__en.value = 1

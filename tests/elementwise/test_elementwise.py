@@ -34,6 +34,7 @@ async def layer(
     gain: bool,
     values: str = "mixed",
     gate_scale: float = 0.02,
+    narrow: tuple[int, int] = (0, 0),
 ) -> None:
     """LOAD, then a layer and a head: every job, in the order of a program."""
     rng = bench.rng
@@ -54,8 +55,9 @@ async def layer(
     angle = rng.uniform(0, 7, (bench.lanes, dim // 2))
     await bench.load(x, gains(hidden), np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32))
     scales = (0.01, 0.02, 0.03)
-    y = await bench.linear(Kind.QKV, acc((h + 2 * kv) * dim), scales, norm=norm, heads=heads, q_scale=0.3)
-    await bench.check_heads(y, heads, 0.3)
+    qkv = acc((h + 2 * kv) * dim)
+    y = await bench.linear(Kind.QKV, qkv, scales, norm=norm, heads=heads, q_scale=0.3, narrow=narrow)
+    await bench.check_heads(y, heads, 0.3, narrow)
     out = rng.normal(0, 1, (bench.lanes, h * dim)).astype(np.float32) * np.float32(values != "zero")
     await bench.attention(out, heads, gains(h * dim))
     await bench.linear(Kind.RESIDUAL, acc(hidden), (0.02, 0, 0), norm=norm, gain=gains(hidden))
@@ -87,6 +89,8 @@ def test_layers_equal_golden_with_any_lanes_gates_gains_and_norms(stall: float) 
         dict(lanes=1, hidden=64, ffn=100, heads=[1, 1, 32], gate=RELU2, norm=True, gain=False),
         dict(lanes=3, hidden=96, ffn=40, heads=[2, 1, 96], gate=SILU, norm=False, gain=True),
         dict(lanes=2, hidden=160, ffn=12, heads=[2, 2, 128], gate=RELU2, norm=False, gain=False),
+        dict(lanes=4, hidden=64, ffn=12, heads=[4, 2, 64], gate=SILU, norm=True, gain=True, narrow=[0, 1]),
+        dict(lanes=3, hidden=64, ffn=12, heads=[2, 2, 32], gate=RELU2, norm=False, gain=False, narrow=[1, 1]),
     ]
     run(TINY, "check_layers", seed=1, stall=stall, cases=cases)
 
@@ -98,6 +102,8 @@ def test_edges_equal_golden() -> None:
     cases = [
         dict(silu, ffn=36, values="zero"),
         dict(silu, ffn=36, values="largest"),
+        dict(silu, ffn=36, values="zero", narrow=[1, 1]),
+        dict(silu, ffn=36, values="largest", narrow=[1, 1]),
         dict(silu, ffn=36, gate=RELU2, values="largest"),
         dict(silu, ffn=100, gate_scale=20.0),
         dict(silu, ffn=1024, lanes=4, hidden=256),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tellme.golden import schedule
 from tellme.golden.config import KV260, TINY, AcceleratorConfig
+from tellme.golden.kv import CACHE_FORMATS
 from tellme.host.checkpoints.checkpoint import Checkpoint
 from tellme.host.errors import UserError
 from tellme.host.image.model import Model, convert, demo_folder
@@ -123,16 +124,19 @@ def test_the_score_memory_is_filled_to_its_last_word_and_no_further(
         Nothing(with_words(config, max(needs) - 1), 7).run_pass(given)
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CheckedBackend]:
-    """The RTL with two keys a beat and the golden model beside it, of a small model."""
+@pytest.fixture(scope="module", params=CACHE_FORMATS)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CheckedBackend]:
+    """The RTL with two keys a beat and the golden model beside it, of a small model, with every kind of cache."""
+    kv = CACHE_FORMATS[request.param]
     path: Path = tmp_path_factory.mktemp("image") / "small.tlm"
     weights = random_weights(SPEC, 11)
     convert(Checkpoint(name="small", weights=weights, tokenizer=Files.read(demo_folder()), eos_ids=()), path, PAIRS)
     with (
         Model.open(path, PAIRS) as model,
-        SimulatedAccelerator(model, compile_program(model, PAIRS, slots=SLOTS), timing=timing("kv260")) as machine,
-        CheckedBackend(machine, GoldenBackend(weights, PAIRS, slots=SLOTS)) as checked,
+        SimulatedAccelerator(
+            model, compile_program(model, PAIRS, slots=SLOTS, kv=kv), timing=timing("kv260")
+        ) as machine,
+        CheckedBackend(machine, GoldenBackend(weights, PAIRS, slots=SLOTS, kv=kv)) as checked,
     ):
         for slot in range(SLOTS):  # whatever a layout attends to is there, and other than in every other slot
             for first in range(0, SPEC.max_context, PAIRS.lanes):
