@@ -76,7 +76,12 @@ def test_what_is_no_cache_is_refused(model: Model, tmp_path: Path) -> None:
     prompt_cache.save(good, model, first)
 
     def head(**changes: Any) -> Any:
-        fields = {"kind": prompt_cache.KIND, "version": 2, "model": prompt_cache.fingerprint(model), "kv": "8"} | changes
+        fields = {
+            "kind": prompt_cache.KIND,
+            "version": 2,
+            "model": prompt_cache.fingerprint(model),
+            "kv": "8",
+        } | changes
         return np.frombuffer(json.dumps(fields).encode(), np.uint8)
 
     bad = tmp_path / "bad"
