@@ -268,7 +268,7 @@ class AcceleratorConfig:
         return 65528
 
 
-KV260 = AcceleratorConfig(name="kv260")
+KV260 = AcceleratorConfig(name="kv260", narrow_cache=True)
 """AMD Kria KV260: four 128-bit HP ports at 250 MHz. A port takes eight bursts a direction (UG1085, AFIFM), so they are long."""
 
 TINY = AcceleratorConfig(
@@ -289,6 +289,7 @@ TINY = AcceleratorConfig(
     max_descriptors=128,
     screen_entries=512,
     burst_beats=16,
+    narrow_cache=True,
     clock_hz=100_000_000,
 )
 """A small machine for tests and the demo: one 128-bit port, four lanes."""

@@ -144,7 +144,8 @@ class PassParameters(Signature):
 class AttentionJob(Signature):
     """Parameters of a job of attention, seen from who gives: stable while it runs.
 
-    head_mode : 0 attention, 1 output head. cells : head_dim, or inputs, in cells. group : heads / kv_heads (1 in head
+    head_mode : 0 attention, 1 output head. k_narrow, v_narrow : keys, values of the cache and of the pass are of 4 bits;
+    keys only if values are. cells : head_dim, or inputs, in cells. group : heads / kv_heads (1 in head
     mode). head_first, head_count : lanes whose logits are computed, at most attention_lanes.
     vocabulary : rows behind it never win. write_logits : give every logit out, too.
     """
@@ -153,6 +154,8 @@ class AttentionJob(Signature):
         super().__init__(
             {
                 "head_mode": Out(1),
+                "k_narrow": Out(1),
+                "v_narrow": Out(1),
                 "cells": Out(16),
                 "group": Out(HEAD_BITS),
                 "kv_heads": Out(KV_HEAD_BITS),
@@ -169,8 +172,8 @@ class ElementwiseJob(Signature):
 
     kind, rows, scale0, scale1, scale2, q_scale : of the epilogue. norm_in, inputs, inv_n, eps : of the statistics.
     tiles : K tiles that are quantised. gain_out : outputs have a gain. gain_beats, x_beats, rope_beats : what is loaded.
-    head_dim, heads, kv_heads : queries, keys and values. lanes : of the pass. grouped : inputs have an exponent for every group, where the
-    format of weights has groups.
+    head_dim, heads, kv_heads : queries, keys and values. k_narrow, v_narrow : keys, values become integers of 4 bits.
+    lanes : of the pass. grouped : inputs have an exponent for every group, where the format of weights has groups.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -193,6 +196,8 @@ class ElementwiseJob(Signature):
                 "head_dim": Out(16),
                 "heads": Out(HEAD_BITS),
                 "kv_heads": Out(KV_HEAD_BITS),
+                "k_narrow": Out(1),
+                "v_narrow": Out(1),
                 "x_beats": Out(16),
                 "rope_beats": Out(16),
                 "lanes": Out(count_bits(config)),
@@ -203,13 +208,15 @@ class ElementwiseJob(Signature):
 class CacheJob(Signature):
     """Where the cache writer writes, seen from who gives: taken with its start.
 
-    cells : of a KV head. kv_address, slot_stride, head_stride : beats, of the layer's cache.
+    cells : of a KV head. k_narrow, v_narrow : keys, values are written in 4 bits. kv_address, slot_stride, head_stride : beats, of the layer's cache.
     """
 
     def __init__(self) -> None:
         super().__init__(
             {
                 "cells": Out(16),
+                "k_narrow": Out(1),
+                "v_narrow": Out(1),
                 "kv_heads": Out(KV_HEAD_BITS),
                 "kv_address": Out(32),
                 "slot_stride": Out(32),

@@ -182,7 +182,7 @@ class Accelerator(wiring.Component):
         tlmm, logits = b.tlmm, b.logit_writer
         elementwise, attention, kv_writer = b.elementwise.job, b.attention.job, b.kv_writer.job
         d = executor.descriptor
-        shared_fields = "kind norm_in gain_out gain_beats inputs inv_n eps head_dim heads kv_heads"
+        shared_fields = "kind norm_in gain_out gain_beats inputs inv_n eps head_dim heads kv_heads k_narrow v_narrow"
         take(m, d.shared, elementwise, shared_fields)
         take(m, d.linear, elementwise, "tiles rows scale0 scale1 scale2 q_scale")
         # Whole K tiles are quantised; the head has no tiles field, and one tile too many is harmless.
@@ -211,6 +211,9 @@ class Accelerator(wiring.Component):
         take(m, registers.head_lanes, executor, first="head_first", count="head_count")
         for unit in (sequencer, kv_writer, attention):
             take(m, d.shared, unit, "kv_heads")
+        take(m, d.attention, sequencer, v_narrow="split")
+        for unit in (kv_writer, attention):
+            take(m, d.attention, unit, "k_narrow v_narrow")
         kv = KvGeometry(c)
         cells = kv.cells(d.shared.head_dim)
         m.d.comb += [

@@ -6,6 +6,7 @@ Ternary weights and int8 activations of the linear layers are part of the model.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,9 +43,26 @@ def _blocks(x: F64) -> F64:
     return out
 
 
-def _int8(x: F64) -> F64:
-    scale = np.maximum(np.abs(x).max(-1, keepdims=True), 1e-5) / 127
-    return np.clip(np.rint(x / scale), -128, 127) * scale
+def _same(x: F64) -> F64:
+    return x
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What becomes of queries, keys and values [positions, heads, head_dim], after the options and RoPE."""
+
+    query: Callable[[F64], F64] = _same
+    key: Callable[[F64], F64] = _same
+    value: Callable[[F64], F64] = _same
+
+
+def rounded(x: F64, largest: int = 127) -> F64:
+    """As integers times a scale a row, which makes the largest magnitude `largest`."""
+    scale = np.maximum(np.abs(x).max(-1, keepdims=True), 1e-5) / largest
+    return np.clip(np.rint(x / scale), -largest - 1, largest) * scale
+
+
+_int8 = rounded
 
 
 def _norm(x: F64, gain: NDArray[np.float32] | None, eps: float) -> F64:
@@ -58,6 +76,7 @@ def forward(
     tokens: NDArray[np.int64],
     options: Options,
     embedding: NDArray[np.float32] | None = None,
+    kept: Kept = Kept(),
 ) -> F64:
     """Logits [positions, vocab] of one sequence. `embedding` holds the float rows; those of the weights if None."""
     s = weights.spec
@@ -67,6 +86,8 @@ def forward(
     exact = coded if embedding is None else embedding.astype(np.float64)
     x = (coded if options.embedding else exact)[tokens]
     frequency = s.rope_theta ** -(np.arange(0, s.head_dim, 2) / s.head_dim)
+    if s.rope_scaling is not None:
+        frequency = s.rope_scaling.apply(frequency.astype(np.float32)).astype(np.float64)
     angle = np.arange(n)[:, None] * frequency
     cos, sin = (np.tile(f(angle), 2)[:, None] for f in (np.cos, np.sin))
 
@@ -82,6 +103,7 @@ def forward(
         v = (h @ w.v.T * w.v_scale).reshape(n, s.kv_heads, s.head_dim)
         q = _int8(q) if options.query else q
         k, v = (_int8(k), _int8(v)) if options.cache else (k, v)
+        q, k, v = kept.query(q), kept.key(k), kept.value(v)
         k, v = (np.repeat(t, s.heads // s.kv_heads, axis=1) for t in (k, v))
         scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(s.head_dim) + mask
         p = np.exp(scores - scores.max(-1, keepdims=True))

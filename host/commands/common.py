@@ -114,6 +114,14 @@ Kv = Annotated[
     ),
 ]
 
+NARROW_WARNINGS = {
+    "8-4": "values of the cache are of 4 bits, which changes one likeliest token in a hundred of the demo's and more of some models; "
+    "tellme eval --kv 8-4 --reference tells it of yours",
+    "4": "keys and values of the cache are of 4 bits: text may go another way, and rare positions may be far off; "
+    "tellme eval --kv 4 --reference tells it of your model",
+}
+"""What is said before a model runs so, by the names of the formats (docs/measurements/kv.md)."""
+
 BenchHead = Annotated[
     str, typer.Option("--head", help="full: every row of the head; screened: candidates that its ternary copy chooses.")
 ]
@@ -233,7 +241,9 @@ def open_machine(
     latent: bool = False,
     head: HeadChoice = FULL,
 ) -> Backend:
-    """Opens a back end with a model loaded, which runs `head`."""
+    """Opens a back end with a model loaded, which runs `head`; says what a cache of 4 bits may cost."""
+    if warning := NARROW_WARNINGS.get(program.kv.cache.name):
+        console.print(f"tellme: {warning}", highlight=False, soft_wrap=True)
     machine = _opened_machine(
         backend,
         opened,

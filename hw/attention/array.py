@@ -31,7 +31,8 @@ class MultiplierArray(wiring.Component):
 
     Interface attributes
     --------------------
-    tag, beat, weights : what the player issued, all in one cycle; weights: [query][key].
+    tag, beat, weights : what the player issued, all in one cycle; weights: [attention lane][key], 0 where the beat is none.
+    Each byte of a narrow beat holds an element of the lower half of the attention lanes (low nibble) and one of the upper.
     load : query operands; they replace those in use from the beat tagged `swap` on.
     dots : [query][key], `dot_delay` cycles behind the beat.
     sums : read port of the weighted sums.
@@ -80,8 +81,7 @@ class MultiplierArray(wiring.Component):
             )
             for w in range(depth)
         ]
-        real = Signal.like(self.weights.as_value(), name="real")
-        m.d.comb += real.eq(Mux(self.tag.real, self.weights.as_value(), 0))
+        weights = self.weights.as_value()
         totals: list[Value] = [Const(0)] * (lanes * keys * 4)
         cascades: list[Value | None] = [None] * (lanes * keys * 4)
         for i in range(depth):
@@ -90,12 +90,13 @@ class MultiplierArray(wiring.Component):
             sum_i = delay_line(m, self.tag.sum, i, f"sum_{i}")
             step = wire(m, Mux(self.tag.sum, self.tag.step, i), f"choice_{i}")
             chosen = wire(m, Array(words)[delay_line(m, step, i + 1, f"step_{i}")], f"chosen_{i}")
+            halves = self._halves(m, i, chosen)
             keep = wire(m, self.tag.sum & (self.tag.step == i), f"keep_{i}")
             word, element = divmod(i, rows_per_word)
             for a in range(lanes):
                 for x in range(4):
                     following = Signal(signed(8), name=f"next_{i}_{a}_{x}", reset_less=True)
-                    with m.If(self.load.en & (self.load.lane == a) & (self.load.word == word)):
+                    with m.If(self.load.en & self._loaded(a) & (self.load.word == word)):
                         m.d.sync += following.eq(self.load.data.word_select(4 * element + x, 8))
                     for k in range(keys):
                         n = (a * keys + k) * 4 + x
@@ -105,10 +106,10 @@ class MultiplierArray(wiring.Component):
                             f"row_{i}_{a}_{k}_{x}",
                             a=following,
                             a_en=swap_i,
-                            d=Cat(real.word_select(a * keys + k, 16), 0).as_signed(),
+                            d=Cat(weights.word_select(a * keys + k, 16), 0).as_signed(),
                             d_en=keep,
                             use_d=sum_i,
-                            b=chosen.word_select(4 * k + x, 8).as_signed(),
+                            b=halves[2 * a >= max(2, lanes)].word_select(4 * k + x, 8).as_signed(),
                             cascade=cascades[n],
                             width=sizes.chain_bits,
                         )
@@ -117,6 +118,26 @@ class MultiplierArray(wiring.Component):
         self._add_chains(m, chain)
         self._accumulate(m, chain)
         return m
+
+    def _halves(self, m: Module, i: int, chosen: Value) -> list[Value]:
+        """The bytes of row i for the lower and for the upper half of the attention lanes: as they are, or their nibble."""
+        if not self.sizes.config.narrow_cache:
+            return [chosen, chosen]
+        narrow = delay_line(m, self.tag.narrow, i + 1, f"narrow_{i}")
+        halves = []
+        for h in range(2):
+            nibbles = [chosen.word_select(n, 8).word_select(h, 4) for n in range(len(chosen) // 8)]
+            half = Signal.like(chosen, name=f"half_{i}_{h}")
+            m.d.comb += half.eq(Mux(narrow, Cat(Cat(x, x[3].replicate(4)) for x in nibbles), chosen))
+            halves.append(half)
+        return halves
+
+    def _loaded(self, lane: int) -> Value:
+        """Whether an attention lane takes the operands: when attention is split, a query is loaded into two."""
+        top = exact_log2(self.sizes.config.attention_lanes) - 1
+        if not self.sizes.config.narrow_cache:
+            return self.load.lane == lane
+        return (self.load.lane[:top] == lane & (1 << top) - 1) & (self.load.both | (self.load.lane[top] == lane >> top))
 
     def _add_chains(self, m: Module, chain: list[list[list[Value]]]) -> None:
         """Dot products: the four chains of each query and key."""

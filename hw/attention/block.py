@@ -49,6 +49,10 @@ class Sizes:
         c = self.config
         if self.pipes < 1 or c.attention_lanes % self.pipes:
             raise ValueError(f"pipes must divide attention_lanes ({c.attention_lanes}), not {self.pipes}")
+        if c.narrow_cache and self.pipes > self.set_queries:
+            raise ValueError(
+                f"pipes must be at most half of attention_lanes ({c.attention_lanes}) with a narrow cache, not {self.pipes}"
+            )
         if c.lanes > c.key_block:
             raise ValueError(f"lanes ({c.lanes}) must be at most key_block ({c.key_block}): use a larger key_tile")
 
@@ -60,7 +64,12 @@ class Sizes:
     @cached_property
     def pair(self) -> int:
         """Queries whose weighted sums are read from the array together, and share a word of the sums."""
-        return min(2, self.config.attention_lanes)
+        return min(2, self.set_queries)
+
+    @cached_property
+    def set_queries(self) -> int:
+        """Queries of the smallest set: when attention is split, a query has two attention lanes."""
+        return self.config.attention_lanes >> self.config.narrow_cache
 
     @cached_property
     def max_queries(self) -> int:
@@ -69,7 +78,7 @@ class Sizes:
 
     @cached_property
     def max_sets(self) -> int:
-        return ceil_div(self.max_queries, self.config.attention_lanes)
+        return ceil_div(self.max_queries, self.set_queries)
 
     @cached_property
     def cell_words(self) -> int:
@@ -88,12 +97,13 @@ class Sizes:
 
     @cached_property
     def max_keys(self) -> int:
-        return self.config.max_context + self.config.lanes
+        return self.config.most_context + self.config.lanes
 
     @cached_property
     def sum_bits(self) -> int:
-        """Of a weighted sum over all keys, signed."""
-        return (self.max_keys << 23).bit_length() + 1
+        """Of a weighted sum over all keys, signed: of as many values of 8 bits as there can be (4 bits: twice the keys, a 16th
+        of the sum)."""
+        return (self.config.max_context + self.config.lanes << 23).bit_length() + 1
 
     @cached_property
     def total_bits(self) -> int:
@@ -130,16 +140,21 @@ class Sizes:
         return clog2(self.config.score_words) + 1
 
     @cached_property
+    def row_bits(self) -> int:
+        """Index of the keys that share an 8-bit beat, both halves: two a score word when attention is split."""
+        return self.word_bits + self.config.narrow_cache
+
+    @cached_property
     def tile_words(self) -> int:
-        """Dot product accumulators of a phase: max_sets tiles."""
-        return self.max_sets * self.config.key_tile
+        """Dot product accumulators of a phase: a tile for each set of attention_lanes queries."""
+        return ceil_div(self.max_queries, self.config.attention_lanes) * self.config.key_tile
 
     @cached_property
     def phase(self) -> data.StructLayout:
         """A descriptor with what every part needs of it worked out.
 
-        beats: of a run. queries: of the unit; last_beat, last_query: less one. sets: of attention_lanes queries, less
-        one. first_head: kv_head * group. head_cell: first_head * cells. kv_cell: kv_head * cells. half: K phases
+        narrow: beats of 4-bit elements. beats: of a run. queries: of the unit; last_beat, last_query: less one. sets: of
+        attention_lanes queries (half as many when attention is split), less one. first_head: kv_head * group. head_cell: first_head * cells. kv_cell: kv_head * cells. half: K phases
         alternate, for the buffers between the array and the softmax.
         """
         c = self.config
@@ -148,6 +163,7 @@ class Sizes:
             {
                 "v": 1,
                 "own": 1,
+                "narrow": 1,
                 "first": 1,
                 "last": 1,
                 "final": 1,
@@ -180,18 +196,20 @@ def pointer_bits(depth: int) -> int:
 def tag_layout(sizes: Sizes) -> data.StructLayout:
     """What the player issues in a cycle.
 
-    own: the beat comes from the own RAM. dot: a beat of a dot run. swap: the first of one. sum: a step of a weighted
-    sum. real: the beat is one (not the rest of a bundle). address: {set, beat} of the dot accumulators. half: of these,
+    own: the beat comes from the own RAM. narrow: of 4-bit elements. dot: a beat of a dot run, for each half of the
+    attention lanes. swap: the first of one. sum: a step of a weighted sum. real: the beat is one (not the rest of a
+    bundle), for each half. address: {set, beat} of the dot accumulators. half: of these,
     or of the weighted sums. first: cell of a phase, bundle of a weighted sum. last: bundle of a weighted sum. end: last
     cycle of a K phase. step: beat of the run, modulo the bundle.
     """
     return data.StructLayout(
         {
             "own": 1,
-            "dot": 1,
+            "narrow": 1,
+            "dot": 2,
             "swap": 1,
             "sum": 1,
-            "real": 1,
+            "real": 2,
             "address": clog2(sizes.tile_words),
             "half": 1,
             "first": 1,
@@ -203,15 +221,16 @@ def tag_layout(sizes: Sizes) -> data.StructLayout:
 
 
 def unit_layout(sizes: Sizes) -> data.StructLayout:
-    """What the second pass of the softmax needs of a unit. batches: of `pipes` queries, less one. last_word: words, at
-    least `pipes`, less one."""
+    """What the second pass of the softmax needs of a unit. batches: of `pipes` queries, less one. rows: of keys_per_beat
+    keys, an even number when attention is split. last_row: rows, at least `pipes`, less one. words: score words of a set."""
     return data.StructLayout(
         {
             "parity": 1,
             "batches": sizes.batch_bits,
             "queries": sizes.query_bits + 1,
             "words": sizes.word_bits,
-            "last_word": sizes.word_bits,
+            "rows": sizes.row_bits,
+            "last_row": sizes.row_bits,
         }
     )
 

@@ -29,11 +29,12 @@ def _unit(config: AcceleratorConfig, pipes: int | None) -> AttentionUnit:
 
 @dataclass(frozen=True)
 class _Work:
-    """A phase in numbers. queries : of each set. beats : of a run."""
+    """A phase in numbers. queries : of each set. beats : of a run. rows : of keys_per_beat keys, for the softmax."""
 
     phase: Phase
     lanes: int
     beats: int
+    rows: int
     queries: list[int]
 
 
@@ -41,8 +42,18 @@ class _Model:
     """The parts' times, in cycles since `start`; a name ending in _free or _ready is the first cycle in which it
     holds."""
 
-    def __init__(self, config: AcceleratorConfig, pipes: int | None, cells: int, group: int, head_mode: bool):
+    def __init__(
+        self,
+        config: AcceleratorConfig,
+        pipes: int | None,
+        cells: int,
+        group: int,
+        head_mode: bool,
+        narrow: tuple[bool, bool] = (False, False),
+    ):
         self.config = config
+        self.narrow = narrow  # K, V
+        self.split = narrow[1]
         self.unit = _unit(config, pipes)
         self.sizes = self.unit.sizes
         self.cells = cells
@@ -83,12 +94,15 @@ class _Model:
         return self.done
 
     def _work(self, phase: Phase, first: int, last: int) -> _Work:
-        keys, at_once = self.config.keys_per_beat, self.config.attention_lanes
+        keys, at_once = self.config.keys_per_beat, self.config.attention_lanes >> self.split
+        rows = last // keys - first // keys + 1 if phase.own else ceil_div(phase.keys, keys)
+        narrow = self.narrow[phase.v] and not phase.own
         queries = (last - first + 1) * self.group
         return _Work(
             phase,
             last - first + 1,
-            last // keys - first // keys + 1 if phase.own else ceil_div(phase.keys, keys),
+            ceil_div(rows, 1 + narrow),
+            rows + rows % 2 if self.split else rows,
             [min(at_once, queries - done) for done in range(0, queries, at_once)],
         )
 
@@ -190,10 +204,10 @@ class _Model:
         """A run's sums to those before."""
         summed = self.play - 1 + self.unit.issue_delay + self.unit.array.sum_delay
         begin = max(summed + REGISTER, self.dump)
-        adding = ceil_div(active, self.sizes.pair) * self.sizes.depth
+        adding = ceil_div(active, self.sizes.pair) * self.sizes.depth << self.split
         self.dump = begin + adding
-        if self.emitted and begin < self.emitted[-1] and not work.phase.first:  # results wait while a run is added
-            self.emitted[-1] += adding
+        if self.emitted and begin < self.emitted[-1]:  # results wait while a run is added
+            self.emitted[-1] += (adding >> 1 if self.split else 0) if work.phase.first else adding
         self.dumped.append(self.dump)
 
     def _give(self, work: _Work) -> None:
@@ -217,7 +231,7 @@ class _Model:
         while left > 0:
             now = min(pipes, left)
             left -= now
-            end = take + max(work.beats, pipes) * (now if self.head_mode else 1)
+            end = take + max(work.rows, pipes) * (now if self.head_mode else 1)
             take = max(end, take + min(pipes, max(left, 1)) + score.batches.delay)
         self.score_end = end
         self.scored[self.half] = self.scales_free[self.half] = end + score.free_delay + REGISTER
@@ -234,8 +248,8 @@ class _Model:
         index = len(self.weights_ready)
         if index >= 2:
             begun = max(begun, self.emitted[index - 2])
-        words = max(work.phase.unit_words, self.sizes.pipes)
-        last = begun + ceil_div(sum(work.queries), self.sizes.pipes) * words
+        rows = max(work.phase.unit_words << self.split, self.sizes.pipes)
+        last = begun + ceil_div(sum(work.queries), self.sizes.pipes) * rows
         self.weight_end = last + 1
         self.weights_ready.append(last + weight.settle + REGISTER)
 
@@ -248,6 +262,8 @@ def expected_cycles(
     head_dim: int,
     positions: Sequence[int],
     slots: Sequence[int],
+    k_narrow: bool = False,
+    v_narrow: bool = False,
     pipes: int | None = None,
 ) -> int:
     """Cycles from `start` to `done` of an attention job whose beats and phases are always there.
@@ -255,11 +271,13 @@ def expected_cycles(
     Parameters
     ----------
     positions, slots : of each lane.
+    k_narrow, v_narrow : 4-bit keys, values in the cache.
 
     See `golden.schedule.phases` for what is done in which order.
     """
-    model = _Model(config, pipes, KvGeometry(config).cells(head_dim), heads // kv_heads, False)
-    return model.run(phases(config, kv_heads, positions, slots))
+    cells = KvGeometry(config).cells(head_dim)
+    model = _Model(config, pipes, cells, heads // kv_heads, False, (k_narrow, v_narrow))
+    return model.run(phases(config, kv_heads, positions, slots, v_narrow))
 
 
 def expected_head_cycles(

@@ -25,6 +25,8 @@ class _Adding:
         self.half = Signal()
         self.step = Signal(exact_log2(sizes.depth))
         self.pair = Signal(sizes.query_bits + 1 - exact_log2(sizes.pair))
+        self.upper = Signal()
+        """When attention is split, each pair is added twice: from the lower and from the upper half of the lanes."""
         self.cell = Signal(16)
         self.reading = Signal()
         self.to_sums = Signal()
@@ -51,14 +53,15 @@ class SumAccumulator(wiring.Component):
     """Adds the array's weighted sums to those of the unit's earlier blocks; after the last block turns them into
     results.
 
-    A run is added in ceil(active queries / `Sizes.pair`) * `Sizes.depth` cycles, 4 dims of a pair at a time; a unit's
+    A run is added in ceil(active queries / `Sizes.pair`) * `Sizes.depth` cycles, 4 dims of a pair at a time, in twice as
+    many when attention is split; a unit's
     results take queries * head_dim / 4 cycles and `delay` more. Two units' sums are kept (by parity): a unit's results
     are read while the runs of the next unit's first block, which are added to nothing, are written; later blocks hold
     the results up. Results: lane by lane, heads of a lane ascending, dims ascending.
 
     Interface attributes
     --------------------
-    cells, group : see AttentionUnit.
+    cells, group, split : see AttentionUnit.
     phases : V phases.
     summed : pulse, a run's sums can be read.
     dumped : pulse, they are read.
@@ -83,6 +86,7 @@ class SumAccumulator(wiring.Component):
             {
                 "cells": In(16),
                 "group": In(8),
+                "split": In(1),
                 "phases": In(stream.Signature(sizes.phase)),
                 "summed": In(1),
                 "dumped": Out(1),
@@ -112,23 +116,29 @@ class SumAccumulator(wiring.Component):
         phase = self.phases.payload
         pair_bits = exact_log2(sizes.pair)
         pairs = sizes.config.attention_lanes // sizes.pair
+        # Less one: of a set, at its place in the array.
+        last_pair, place = Signal(range(max(2, pairs))), Signal(range(max(2, pairs)))
+        m.d.comb += [
+            last_pair.eq(Mux(self.split, sizes.set_queries // sizes.pair - 1, pairs - 1)),
+            place.eq((adding.pair & last_pair) | Mux(adding.upper, pairs >> 1, 0)),
+        ]
         runs = Signal(2)
         end_query, end_set, end_cell = Signal(), Signal(), Signal()
         m.d.sync += [
             runs.eq(runs + self.summed - self.dumped),
             # Asked for in the last of a pair's `depth` steps: they may come a cycle late.
             end_query.eq(adding.pair == phase.last_query >> pair_bits),
-            end_set.eq(((adding.pair & (pairs - 1)) == pairs - 1) | (adding.pair == phase.last_query >> pair_bits)),
+            end_set.eq(((adding.pair & last_pair) == last_pair) | (adding.pair == phase.last_query >> pair_bits)),
             end_cell.eq(adding.cell == last_cell),
             # The array's memory answers in a cycle, the one here in two.
             self.sums.half.eq(adding.half),
-            self.sums.pair.eq(adding.pair & (pairs - 1)),
+            self.sums.pair.eq(place),
             self.sums.step.eq(adding.step),
         ]
-        m.d.comb += adding.to_sums.eq(adding.reading & ~phase.first)
+        m.d.comb += adding.to_sums.eq(adding.reading & (~phase.first | adding.upper))
         with m.FSM():
             with m.State("Idle"):
-                m.d.sync += [adding.pair.eq(0), adding.cell.eq(0), adding.step.eq(0)]
+                m.d.sync += [adding.pair.eq(0), adding.cell.eq(0), adding.step.eq(0), adding.upper.eq(0)]
                 with m.If(self.phases.valid):
                     m.next = "Add"
             with m.State("Add"):
@@ -136,6 +146,8 @@ class SumAccumulator(wiring.Component):
                     m.d.comb += adding.reading.eq(1)
                     m.d.sync += adding.step.eq(adding.step + 1)
                     with m.If(adding.step.all()):
+                        m.d.sync += adding.upper.eq(self.split & ~adding.upper)
+                    with m.If(adding.step.all() & (adding.upper | ~self.split)):
                         m.d.sync += adding.pair.eq(adding.pair + 1)
                         with m.If(end_set):
                             m.d.comb += self.dumped.eq(1)
@@ -203,9 +215,9 @@ class SumAccumulator(wiring.Component):
         layout = data.ArrayLayout(signed(sizes.sum_bits), 4 * sizes.pair)
         m.submodules.memory = memory = Memory(shape=layout, depth=2 << address_bits, init=[])
         write, read = memory.write_port(), memory.read_port()
-        # The output register of an UltraRAM. A word is added to again after sizes.depth + 1 cycles at the earliest, the
-        # states' time between two phases; it is written after three.
-        assert sizes.depth + 1 > 3
+        # The output register of an UltraRAM. A word is added to again after sizes.depth cycles at the earliest, from the
+        # other half of the lanes; it is written after three.
+        assert sizes.depth > 3
         before = Signal(layout, reset_less=True)
         m.d.sync += before.eq(read.data)
         address = Signal(1 + address_bits)
@@ -219,7 +231,7 @@ class SumAccumulator(wiring.Component):
             write.addr.eq(delay_line(m, address, 3, "address")),
             write.en.eq(delay_line(m, adding.reading, 3, "write_en", reset_less=False)),
         ]
-        first = delay_line(m, phase.first, 2, "first")
+        first = delay_line(m, ~adding.to_sums, 2, "first")
         total = Signal(layout, reset_less=True)
         for i in range(4 * sizes.pair):
             m.d.sync += total[i].eq(self.sums.data[i] + Mux(first, 0, before[i]))

@@ -24,7 +24,7 @@ class PhaseQueue(wiring.Component):
 
     Interface attributes
     --------------------
-    head_mode, cells, group, head_first, head_count : see AttentionUnit.
+    head_mode, cells, group, head_first, head_count, split, k_narrow : see AttentionUnit.
     blocks : descriptors in execution order.
     load, play : stream of `Sizes.phase`, all phases.
     query, score : K phases.
@@ -47,6 +47,8 @@ class PhaseQueue(wiring.Component):
                 "group": In(8),
                 "head_first": In(lane),
                 "head_count": In(lane + 1),
+                "split": In(1),
+                "k_narrow": In(1),
                 "blocks": In(stream.Signature(phase_layout(config))),
                 **{name: Out(stream.Signature(sizes.phase)) for name in CONSUMERS},
             }
@@ -101,6 +103,7 @@ class PhaseQueue(wiring.Component):
                     m.next = "Multiply"
             with m.State("Multiply"):
                 m.d.sync += [
+                    phase.narrow.eq(self.split & ~phase.own & (phase.v | self.k_narrow)),
                     phase.first_head.eq(phase.kv_head * self.group),
                     phase.kv_cell.eq(kv.own_head(phase.kv_head, self.cells)),
                     lanes.eq(phase.lane_hi - phase.lane_lo + 1),
@@ -111,12 +114,15 @@ class PhaseQueue(wiring.Component):
                 m.d.sync += [
                     phase.head_cell.eq(phase.first_head * self.cells),
                     phase.queries.eq(lanes * self.group),
-                    phase.last_beat.eq(Mux(phase.own, own_last, (phase.keys - 1) >> key_bits)),
+                    phase.last_beat.eq(Mux(phase.own, own_last, (phase.keys - 1) >> (key_bits + phase.narrow))),
                 ]
                 m.next = "Sets"
             with m.State("Sets"):
                 m.d.sync += [
-                    phase.sets.eq((phase.queries - 1) >> exact_log2(config.attention_lanes)),
+                    phase.sets.eq(
+                        (phase.queries - 1)
+                        >> (Mux(self.split, exact_log2(self.sizes.set_queries), exact_log2(config.attention_lanes)))
+                    ),
                     phase.last_query.eq(phase.queries - 1),
                     phase.beats.eq(phase.last_beat + 1),
                 ]

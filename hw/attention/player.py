@@ -64,7 +64,7 @@ class Player(wiring.Component):
 
     Interface attributes
     --------------------
-    cells, kv_heads : see AttentionUnit.
+    cells, kv_heads, split : see AttentionUnit.
     phases : all phases.
     store : the tile store's pointers and address.
     own : read port of the own K/V RAM; its grant is not waited for.
@@ -87,6 +87,7 @@ class Player(wiring.Component):
             {
                 "cells": In(16),
                 "kv_heads": In(8),
+                "split": In(1),
                 "phases": In(stream.Signature(sizes.phase)),
                 "store": Out(StorePort(sizes, depth)),
                 "own": Out(OwnReadPort(config)),
@@ -178,17 +179,28 @@ class Player(wiring.Component):
         sizes = self.sizes
         bundle_bits = exact_log2(sizes.depth)
         phase = place.phase
+        tile_bits = exact_log2(sizes.config.key_tile)
+        # When attention is split, a beat of bytes is one half's alone: its keys are half of a score word.
+        halved = Signal()
+        row = Signal(sizes.beat_bits)
+        halves = Signal(2)
         m.d.comb += [
+            halved.eq(self.split & ~phase.narrow),
+            row.eq(Mux(halved, place.beat >> 1, place.beat)),
+            halves.eq(Cat(~halved | ~place.beat[0], ~halved | place.beat[0])),
             self.store.address.eq(place.at),
             # No own key lies beyond the row's beats.
             self.own.address.eq(self.kv.own_address(place.row, place.own_beat[: exact_log2(self.kv.own_beats)])),
-            self.weight_address.eq(place.word + place.beat),
+            self.weight_address.eq(place.word + row),
             self.tag.own.eq(phase.own),
-            self.tag.dot.eq(go & ~phase.v & place.real),
+            self.tag.narrow.eq(phase.narrow),
+            self.tag.dot.eq(Mux(go & ~phase.v & place.real, halves, 0)),
             self.tag.swap.eq(self.swap),
             self.tag.sum.eq(go & phase.v),
-            self.tag.real.eq(place.real),
-            self.tag.address.eq(Cat(place.beat[: exact_log2(sizes.config.key_tile)], place.run_set)),
+            self.tag.real.eq(Mux(place.real, halves, 0)),
+            self.tag.address.eq(
+                Mux(self.split, Cat(row[: tile_bits - 1], place.run_set), Cat(row[:tile_bits], place.run_set))
+            ),
             self.tag.half.eq(Mux(phase.v, place.half, phase.half)),
             self.tag.first.eq(Mux(phase.v, place.beat[bundle_bits:] == 0, place.first_cell)),
             self.tag.last.eq(Mux(phase.v, place.last_bundle, place.last_beat & place.last_set & place.last_cell)),

@@ -20,7 +20,7 @@ class QueryLoader(wiring.Component):
 
     Interface attributes
     --------------------
-    head_mode, cells, group : see AttentionUnit.
+    head_mode, cells, group, split : see AttentionUnit.
     phases : K phases.
     swap : pulse, the player takes the operands.
     ready : they are complete.
@@ -43,6 +43,7 @@ class QueryLoader(wiring.Component):
                 "head_mode": In(1),
                 "cells": In(16),
                 "group": In(8),
+                "split": In(1),
                 "phases": In(stream.Signature(sizes.phase)),
                 "swap": In(1),
                 "ready": Out(1),
@@ -72,9 +73,9 @@ class QueryLoader(wiring.Component):
         m.d.comb += [
             end_word.eq(word == sizes.cell_words - 1),
             end_query.eq(query == phase.last_query),
-            end_set.eq((place == config.attention_lanes - 1) | end_query),
+            end_set.eq((place == Mux(self.split, sizes.set_queries - 1, config.attention_lanes - 1)) | end_query),
             end_group.eq(head == last_head),
-            place.eq(query & (config.attention_lanes - 1)),
+            place.eq(query & Mux(self.split, sizes.set_queries - 1, config.attention_lanes - 1)),
         ]
         done = Signal()
         m.d.sync += [
@@ -89,6 +90,7 @@ class QueryLoader(wiring.Component):
         m.d.comb += [
             self.load.en.eq(delay_line(m, reading, 2, "load_en", reset_less=False)),
             self.load.lane.eq(delay_line(m, place, 2, "load_lane")),
+            self.load.both.eq(self.split),
             self.load.word.eq(delay_line(m, word, 2, "load_word")),
             self.load.data.eq(self.int8.data),
         ]

@@ -45,6 +45,11 @@ class _Issue:
         self.run_set = Signal(sizes.set_bits)
         self.word = Signal(sizes.word_bits)
         """Score word of the set's first beat."""
+        self.half_column = Signal.like(self.column)
+        """Where the beat's keys are: when attention is split, of every other beat in the upper half of the lanes."""
+        self.row = Signal(sizes.beat_bits)
+        """Word of the set's tile."""
+        self.last_real = Signal(sizes.beat_bits)
         self.turn = Signal(range(max(2, pipes)))
         """Query whose logits are issued (head mode)."""
         self.go = Signal()
@@ -60,19 +65,19 @@ class _Issue:
 class ScorePass(wiring.Component):
     """First pass, over the dot products of a K phase: T of every (query, key), the running maximum, the largest level.
 
-    `pipes` queries x keys_per_beat keys a cycle, phase by phase; in the head mode one lane's logits instead of scores.
+    `pipes` queries x keys_per_beat keys a cycle (a beat, as if all were of bytes), phase by phase; in the head mode one lane's logits instead of scores.
     A phase takes batches * max(beats, pipes) cycles and about `pipes` + 5 more, batches = ceil(queries / pipes).
 
     Interface attributes
     --------------------
-    head_mode, write_logits, group : see AttentionUnit.
+    head_mode, write_logits, group, split : see AttentionUnit.
     phases : K phases.
     phase_end : pulse, a phase's dot products are complete.
     scales_ready, scale_free : see TileLoader.
     scored : pulse, dot products and scales of the phase are read.
     dots, scales, query_scales : read ports.
     score_en, score_address, score_data : write port of the score RAM: enables of `pipes` queries each, word.
-    value_scale_en, value_scale_address, value_scale_data : write port of the V scale RAM.
+    value_scale_en, value_scale_address, value_scale_data : write port of the V scale RAM, at {parity, beat}.
     statistics : maxima, for the second pass.
     unit : stream of units whose scores are complete, valid once everything of them can be read.
     logits : logits (head mode).
@@ -97,6 +102,7 @@ class ScorePass(wiring.Component):
                 "head_mode": In(1),
                 "write_logits": In(1),
                 "group": In(8),
+                "split": In(1),
                 "phases": In(stream.Signature(sizes.phase)),
                 "phase_end": In(1),
                 "scales_ready": In(2),
@@ -109,7 +115,7 @@ class ScorePass(wiring.Component):
                 "score_address": Out(sizes.word_bits),
                 "score_data": Out(data.ArrayLayout(score_layout(sizes), config.attention_lanes)),
                 "value_scale_en": Out(1),
-                "value_scale_address": Out(sizes.word_bits),
+                "value_scale_address": Out(sizes.row_bits),
                 "value_scale_data": Out(value_scale_layout(sizes)),
                 "statistics": In(StatisticPort(sizes)),
                 "unit": Out(stream.Signature(unit_layout(sizes))),
@@ -149,13 +155,17 @@ class ScorePass(wiring.Component):
             self.phases.ready.eq(batches.done),
         ]
         wiring.connect(m, batches.query_scales, wiring.flipped(self.query_scales))
+        # When attention is split, whole score words: keys of their second half that there are not are not valid.
+        last_beat = Signal(self.sizes.beat_bits)
+        m.d.comb += last_beat.eq(Mux(phase.narrow, Cat(Const(1, 1), phase.last_beat), phase.last_beat | self.split))
         with m.If(batches.idle):
             m.d.sync += [
                 issue.column.eq(0),
                 issue.run_set.eq(0),
                 issue.batch.eq(0),
                 issue.word.eq(Cat(phase.base, phase.parity)),
-                issue.final_beat.eq(Mux(phase.last_beat < self.sizes.pipes - 1, self.sizes.pipes - 1, phase.last_beat)),
+                issue.last_real.eq(last_beat),
+                issue.final_beat.eq(Mux(last_beat < self.sizes.pipes - 1, self.sizes.pipes - 1, last_beat)),
                 issue.first_batch.eq(1),
             ]
         free = delay_line(m, issue.end, self.free_delay, "free", reset_less=False)
@@ -176,8 +186,12 @@ class ScorePass(wiring.Component):
             self.logits.spend.eq(issue.go & spending),
             issue.end.eq(end_batch & issue.last_batch),
             issue.take.eq(batches.valid & ((end_batch & ~issue.last_batch) | ~issue.active)),
-            issue.real.eq(issue.go & (issue.beat < self.phases.payload.beats)),
+            issue.real.eq(issue.go & (issue.beat <= issue.last_real)),
+            issue.row.eq(Mux(self.split, issue.beat >> 1, issue.beat)),
+            issue.half_column.eq(issue.column),
         ]
+        with m.If(self.split):
+            m.d.comb += issue.half_column[-1].eq(issue.beat[0])
 
     def _advance(self, m: Module, issue: _Issue) -> None:
         """To the next beat, query (head mode), batch, set."""
@@ -185,6 +199,7 @@ class ScorePass(wiring.Component):
         phase = self.phases.payload
         config, pipes = self.sizes.config, self.sizes.pipes
         key_bits = exact_log2(config.keys_per_beat)
+        last_column = Mux(self.split, self.sizes.set_queries // pipes - 1, config.attention_lanes // pipes - 1)
         with m.If(issue.go):
             m.d.sync += issue.beat.eq(issue.beat + 1)
             with m.If(issue.last_beat):
@@ -197,7 +212,7 @@ class ScorePass(wiring.Component):
                         issue.batch.eq(issue.batch + 1),
                         issue.column.eq(issue.column + 1),
                     ]
-                    with m.If(issue.column == config.attention_lanes // pipes - 1):
+                    with m.If(issue.column == last_column):
                         m.d.sync += [
                             issue.column.eq(0),
                             issue.run_set.eq(issue.run_set + 1),
@@ -243,7 +258,13 @@ class ScorePass(wiring.Component):
         m.d.sync += [k_scales.eq(self.scales.k), v_scales.eq(self.scales.v)]
         m.d.comb += [
             self.dots.half.eq(phase.half),
-            self.dots.address.eq(Cat(issue.beat[:tile_bits], issue.run_set)),
+            self.dots.address.eq(
+                Mux(
+                    self.split,
+                    Cat(issue.row[: tile_bits - 1], issue.run_set),
+                    Cat(issue.row[:tile_bits], issue.run_set),
+                )
+            ),
             self.scales.address.eq(Cat(issue.beat[:tile_bits], phase.half)),
         ]
         return k_scales, v_scales
@@ -252,7 +273,7 @@ class ScorePass(wiring.Component):
         """Products of dot and scales, and scores T: [query][key]."""
         keys, pipes = self.sizes.config.keys_per_beat, self.sizes.pipes
         columns = range(self.sizes.config.attention_lanes // pipes)
-        column = delay_line(m, issue.column, 1, "column")
+        column = delay_line(m, issue.half_column, 1, "column")
         products: list[list[Value]] = []
         scores: list[list[Value]] = []
         for i in range(pipes):
@@ -293,19 +314,20 @@ class ScorePass(wiring.Component):
                 ]
             m.d.comb += [self.score_data[s * sizes.pipes + i].eq(maxima.scores[i]) for s in columns]
         real = delay_line(m, issue.real & ~self.head_mode, self.delay, "real", reset_less=False)
-        column = delay_line(m, issue.column, self.delay, "column_late")
+        column = delay_line(m, issue.half_column, self.delay, "column_late")
         m.d.comb += [
             maxima.valid.eq(real),
-            self.score_address.eq(delay_line(m, (issue.word + issue.beat)[: sizes.word_bits], self.delay, "word")),
+            self.score_address.eq(delay_line(m, (issue.word + issue.row)[: sizes.word_bits], self.delay, "word")),
         ]
         # Of queries that the batch does not have, too: nothing reads those.
         m.d.comb += [self.score_en[s].eq(real & (column == s)) for s in columns]
-        scale_word = Signal(sizes.word_bits)
+        scale_row, first_row = Signal(sizes.row_bits), Signal(sizes.row_bits)
         scale_en = issue.real & issue.first_batch & ~self.head_mode
         m.d.comb += [
-            scale_word.eq(Cat(phase.base, phase.parity) + issue.beat),
+            first_row.eq(Mux(self.split, phase.base << 1, phase.base) | (phase.parity << (sizes.row_bits - 1))),
+            scale_row.eq(first_row + issue.beat),
             self.value_scale_en.eq(delay_line(m, scale_en, 2, "value_scale", reset_less=False)),
-            self.value_scale_address.eq(delay_line(m, scale_word, 2, "value_word")),
+            self.value_scale_address.eq(delay_line(m, scale_row, 2, "value_row")),
         ]
         for k in range(sizes.config.keys_per_beat):
             value_scale = self.value_scale_data[k]
@@ -340,8 +362,9 @@ class ScorePass(wiring.Component):
         layout = unit_layout(self.sizes)
         m.submodules.units = units = ShortQueue(layout, 4)
         unit = Signal(layout)
-        last_word = Signal(self.sizes.word_bits)
-        m.d.sync += last_word.eq(Mux(phase.unit_words < pipes, pipes - 1, phase.unit_words - 1))
+        rows, last_row = Signal(self.sizes.row_bits), Signal(self.sizes.row_bits)
+        m.d.comb += rows.eq(Mux(self.split, phase.unit_words << 1, phase.unit_words))
+        m.d.sync += last_row.eq(Mux(rows < pipes, pipes - 1, rows - 1))
         ready = Signal(3)
         unit_end = issue.end & phase.last & ~self.head_mode
         settled = delay_line(m, unit_end, self.settle, "settled", reset_less=False)
@@ -350,7 +373,8 @@ class ScorePass(wiring.Component):
             unit.batches.eq(issue.batch),
             unit.queries.eq(phase.queries),
             unit.words.eq(phase.unit_words),
-            unit.last_word.eq(last_word),
+            unit.rows.eq(rows),
+            unit.last_row.eq(last_row),
             units.payload.eq(unit),
             units.write.eq(unit_end),
             self.unit.payload.eq(units.out.payload),

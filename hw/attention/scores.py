@@ -17,7 +17,8 @@ class DotAccumulator(wiring.Component):
     """Adds the array's dot products of a cell to those of the cells before, for every query and key of a tile.
 
     Two memories (one for each half: K phases alternate), a word = attention_lanes x keys_per_beat sums, at {set,
-    beat}. A word may be added to every 3 cycles. Read and written by different halves at any time.
+    beat}. A word may be added to every 3 cycles, as a whole or one half of the attention lanes. Read and written by
+    different halves at any time.
 
     Interface attributes
     --------------------
@@ -47,28 +48,30 @@ class DotAccumulator(wiring.Component):
         m = Module()
         sizes = self.sizes
         early = self.dot_delay - 1
-        valid = delay_line(m, self.tag.dot, early, "valid", reset_less=False)
+        lanes = delay_line(m, self.tag.dot, early, "lanes", reset_less=False)
+        valid = lanes.any()
         half = delay_line(m, self.tag.half, early, "half")
         first = delay_line(m, self.tag.first, early + 1, "first")
         address = delay_line(m, self.tag.address, early, "address")
         end = delay_line(m, self.tag.end, self.delay, "end", reset_less=False)
         m.d.comb += self.phase_end.eq(end)
 
-        valid_1 = delay_line(m, valid, 1, "valid_1", reset_less=False)
+        lanes_1 = delay_line(m, lanes, 1, "lanes_1", reset_less=False)
         write_half = delay_line(m, half, 2, "write_half")
         write_at = delay_line(m, address, 2, "write_at")
         read_half = delay_line(m, half, 1, "read_half")
         out_half = delay_line(m, self.read.half, 1, "out_half")
         total = Signal(self.read.data.shape(), reset_less=True)
-        write_en = delay_line(m, valid_1, 1, "write_en", reset_less=False)
+        write_en = delay_line(m, lanes_1, 1, "write_en", reset_less=False)
+        parts = 1 + sizes.config.narrow_cache
 
         before = Signal(self.read.data.shape())
         for h in range(2):
             m.submodules[f"memory_{h}"] = memory = Memory(shape=self.read.data.shape(), depth=sizes.tile_words, init=[])
-            write, read = memory.write_port(), memory.read_port()
+            write, read = memory.write_port(granularity=self.count // parts), memory.read_port()
             adding = valid & (half == h)
             m.d.comb += [
-                write.en.eq(write_en & (write_half == h)),
+                write.en.eq(Mux(write_half == h, write_en, 0)),
                 write.addr.eq(write_at),
                 write.data.eq(total),
                 read.addr.eq(Mux(adding, address, self.read.address)),

@@ -12,7 +12,10 @@ from tellme.hw.attention.block import Sizes, pointer_bits, statistic_layout
 
 
 class OperandPort(Signature):
-    """Write port of the array's query operands: a word of dims of one attention lane, with `en`."""
+    """Write port of the array's query operands: a word of dims of one attention lane, with `en`.
+
+    both : of the lane and of the one in the upper half of the lanes.
+    """
 
     def __init__(self, sizes: Sizes):
         config = sizes.config
@@ -20,6 +23,7 @@ class OperandPort(Signature):
             {
                 "en": Out(1),
                 "lane": Out(clog2(config.attention_lanes)),
+                "both": Out(1),
                 "word": Out(range(max(2, sizes.cell_words))),
                 "data": Out(8 * config.word),
             }

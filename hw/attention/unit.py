@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth import Module, Mux, Signal
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -39,13 +39,15 @@ from tellme.hw.primitives import deep_ram
 class AttentionUnit(wiring.Component):
     """Attention of all lanes over their caches and their own keys, or the output head's logits.
 
-    Takes a beat a cycle in both K and V phases. Golden: `golden.attention`, `golden.head`.
+    Takes a beat a cycle in both K and V phases. Where values are narrow it is *split*: a query has two attention lanes, for
+    the keys in the lower and in the upper half of a narrow beat; of a beat of bytes, one of the two takes every other. Golden: `golden.attention`, `golden.head`.
     Cycles: `hw.attention.cycles.expected_cycles`.
 
     Parameters
     ----------
     config : the accelerator.
-    pipes : queries that the softmax takes at a time; divides attention_lanes. Default: 2, or 1 for one attention lane.
+    pipes : queries that the softmax takes at a time; divides attention_lanes, half of them with a narrow cache. Default:
+    2 if that can be, else 1.
 
     Interface attributes
     --------------------
@@ -68,7 +70,8 @@ class AttentionUnit(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig, *, pipes: int | None = None):
         self.config = config
-        self.sizes = sizes = Sizes(config, min(PIPES, config.attention_lanes) if pipes is None else pipes)
+        pipes = min(PIPES, config.attention_lanes >> config.narrow_cache) if pipes is None else pipes
+        self.sizes = sizes = Sizes(config, pipes)
         self.phases = PhaseQueue(sizes)
         self.loader = TileLoader(sizes)
         self.player = Player(sizes, self.loader.depth)
@@ -128,6 +131,7 @@ class AttentionUnit(wiring.Component):
             "cells": (phases, loader, player, queries, sums),
             "group": (phases, queries, score, sums),
             "kv_heads": (player,),
+            "k_narrow": (phases,),
             "head_first": (phases,),
             "head_count": (phases,),
             "vocabulary": (head,),
@@ -135,6 +139,9 @@ class AttentionUnit(wiring.Component):
         }
         for name, takers in parts.items():
             m.d.comb += [getattr(part, name).eq(getattr(self.job, name)) for part in takers]
+        split = Signal()
+        m.d.sync += split.eq(self.job.v_narrow & ~self.job.head_mode if self.config.narrow_cache else 0)
+        m.d.comb += [part.split.eq(split) for part in (phases, player, queries, score, self.weight, sums)]
         wiring.connect(m, wiring.flipped(self.blocks), phases.blocks)
         consumers: dict[str, Any] = {"load": loader, "play": player, "query": queries, "score": score, "dump": sums}
         for name, part in consumers.items():
@@ -181,7 +188,19 @@ class AttentionUnit(wiring.Component):
         tag = delay_line(m, tag_read, 1, "tag", reset_less=False)
         beat = Signal(8 * config.beat_bytes, reset_less=True)
         operand = Signal(weights, reset_less=True)
-        m.d.sync += [beat.eq(Mux(tag_read.own, self.own.data, loader.store_data)), operand.eq(read_weights)]
+        stored = loader.store_data
+        if config.narrow_cache:
+            # An element of the lower and one of the upper half of the beat in a byte: those of two attention lanes.
+            count = config.beat_bytes
+            pairs = Cat(Cat(stored.word_select(e, 4), stored.word_select(count + e, 4)) for e in range(count))
+            stored = Mux(tag_read.narrow, pairs, stored)
+        m.d.sync += beat.eq(Mux(tag_read.own, self.own.data, stored))
+        size = 16 * config.keys_per_beat
+        for a in range(config.attention_lanes):
+            real = tag_read.real[2 * a >= max(2, config.attention_lanes)]
+            m.d.sync += (
+                operand.as_value().word_select(a, size).eq(Mux(real, read_weights.as_value().word_select(a, size), 0))
+            )
         m.d.comb += [
             array.tag.eq(tag),
             array.beat.eq(beat),
@@ -207,7 +226,7 @@ class AttentionUnit(wiring.Component):
         )
         m.submodules.value_scales = value_scales = Memory(
             shape=value_scale_layout(sizes),
-            depth=2 * config.score_words,
+            depth=1 << sizes.row_bits,
             init=[],
             attrs=deep_ram(platform),
         )

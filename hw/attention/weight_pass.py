@@ -24,33 +24,38 @@ from tellme.hw.pipeline import delay_line
 
 
 class _Issue:
-    """A score word for a batch of queries: what is issued in a cycle."""
+    """keys_per_beat scores each for a batch of queries: what is issued in a cycle."""
 
     def __init__(self, sizes: Sizes):
         self.active = Signal()
         self.unit = Signal(unit_layout(sizes))
-        self.index = Signal(sizes.word_bits)
-        """Of the word, of the set."""
+        self.index = Signal(sizes.row_bits)
+        """Of keys_per_beat keys, of the set: of a score word, or of half of one when attention is split."""
+        self.word = Signal(sizes.word_bits)
+        """Score word of the unit."""
         self.set_word = Signal(sizes.word_bits)
         self.column = Signal(range(max(2, sizes.config.attention_lanes // sizes.pipes)))
         """Of the batch in its set."""
+        self.half_column = Signal.like(self.column)
+        """Where the keys are: when attention is split, every other time in the upper half of the lanes."""
         self.batch = Signal(sizes.batch_bits)
-        self.last_word = Signal()
+        self.last_row = Signal()
         self.last_batch = Signal()
         self.left = Signal(sizes.query_bits + 1)
         """Queries, this batch's included."""
         self.real = Signal()
-        """The word is one, not the rest that makes a batch long enough."""
+        """There are such keys, not the rest that makes a batch long enough."""
 
 
 class WeightPass(wiring.Component):
     """Second pass, over the scores of a unit: integer weights Pq, their sum L, and the factor of the unit's results.
 
-    `pipes` queries x keys_per_beat keys a cycle; a unit takes batches * max(words, pipes) cycles and one more, then
+    `pipes` queries x keys_per_beat keys a cycle; a unit takes batches * max(rows, pipes) cycles (rows of keys_per_beat keys) and one more, then
     `settle` until its weights and factors can be read.
 
     Interface attributes
     --------------------
+    split : see AttentionUnit.
     unit : see ScorePass.
     hold : level, do not begin a unit (the factors of the one before last are still in use).
     begun : pulse, a unit is.
@@ -79,13 +84,14 @@ class WeightPass(wiring.Component):
         """Cycles from a unit's last issue to `ready_units`."""
         super().__init__(
             {
+                "split": In(1),
                 "unit": In(stream.Signature(unit_layout(sizes))),
                 "hold": In(1),
                 "begun": Out(1),
                 "ready_units": Out(1),
                 "score_address": Out(sizes.word_bits),
                 "scores": In(data.ArrayLayout(score_layout(sizes), config.attention_lanes)),
-                "value_address": Out(sizes.word_bits),
+                "value_address": Out(sizes.row_bits),
                 "value_scales": In(value_scale_layout(sizes)),
                 "statistics": Out(StatisticPort(sizes)),
                 "weight_en": Out(config.attention_lanes),
@@ -102,7 +108,7 @@ class WeightPass(wiring.Component):
         keys = sizes.config.keys_per_beat
         issue = _Issue(sizes)
         self._issue(m, issue)
-        column = delay_line(m, issue.column, 1, "column")
+        column = delay_line(m, issue.half_column, 1, "column")
         value_scales = delay_line(m, self.value_scales, 1, "value_scales")
         powers: list[list[Signal]] = []
         exponents = []
@@ -126,10 +132,9 @@ class WeightPass(wiring.Component):
                 weight = self._weight(m, name, mantissa, value_scales[k].fraction, shift)
                 m.d.comb += [self.weight_data[(s * sizes.pipes + i) * keys + k].eq(weight) for s in columns]
             write = delay_line(m, issue.real & (issue.left > i), self.delay, f"write_{i}", reset_less=False)
-            write_column = delay_line(m, issue.column, self.delay, f"write_column_{i}")
+            write_column = delay_line(m, issue.half_column, self.delay, f"write_column_{i}")
             m.d.comb += [self.weight_en[s * sizes.pipes + i].eq(write & (write_column == s)) for s in columns]
-        word = (issue.set_word + issue.index)[: sizes.word_bits]
-        m.d.comb += self.weight_address.eq(delay_line(m, word, self.delay, "weight_word"))
+        m.d.comb += self.weight_address.eq(delay_line(m, issue.word, self.delay, "weight_word"))
         self._total(m, issue, powers, exponents)
         return m
 
@@ -137,25 +142,33 @@ class WeightPass(wiring.Component):
         """Units, batches of queries, words."""
         unit = issue.unit
         m.d.comb += [
-            issue.last_word.eq(issue.index == unit.last_word),
+            issue.last_row.eq(issue.index == unit.last_row),
             issue.last_batch.eq(issue.batch == unit.batches),
-            issue.real.eq(issue.active & (issue.index < unit.words)),
+            issue.real.eq(issue.active & (issue.index < unit.rows)),
+            issue.word.eq(issue.set_word + Mux(self.split, issue.index >> 1, issue.index)),
+            issue.half_column.eq(issue.column),
             self.unit.ready.eq(~self.hold & ~issue.active),
             self.begun.eq(self.unit.valid & self.unit.ready),
-            self.score_address.eq(issue.set_word + issue.index),
+            self.score_address.eq(issue.word),
             self.value_address.eq(Cat(issue.index[:-1], unit.parity)),
             self.statistics.address.eq(Cat(issue.batch, unit.parity)),
         ]
+        with m.If(self.split):
+            m.d.comb += issue.half_column[-1].eq(issue.index[0])
+        pipes = self.sizes.pipes
+        last_column = Mux(
+            self.split, self.sizes.set_queries // pipes - 1, self.sizes.config.attention_lanes // pipes - 1
+        )
         with m.If(issue.active):
             m.d.sync += issue.index.eq(issue.index + 1)
-            with m.If(issue.last_word):
+            with m.If(issue.last_row):
                 m.d.sync += [
                     issue.index.eq(0),
                     issue.batch.eq(issue.batch + 1),
                     issue.column.eq(issue.column + 1),
                     issue.left.eq(issue.left - self.sizes.pipes),
                 ]
-                with m.If(issue.column == self.sizes.config.attention_lanes // self.sizes.pipes - 1):
+                with m.If(issue.column == last_column):
                     m.d.sync += [issue.column.eq(0), issue.set_word.eq(issue.set_word + unit.words)]
                 with m.If(issue.last_batch):
                     m.d.sync += issue.active.eq(0)
@@ -254,7 +267,7 @@ class WeightPass(wiring.Component):
             m.d.comb += [factors.totals[i].eq(total), factors.exponents[i].eq(exponent)]
         first_query = Signal(sizes.query_bits + 1)
         place = Cat(first_query[: sizes.query_bits], issue.unit.parity)
-        last = issue.active & issue.last_word
+        last = issue.active & issue.last_row
         settled = delay_line(m, last & issue.last_batch, self.settle, "settled", reset_less=False)
         m.d.comb += [
             first_query.eq(issue.batch * sizes.pipes),

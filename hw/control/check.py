@@ -122,7 +122,7 @@ class _Left:
 
     def __init__(self) -> None:
         self.features, self.hidden, self.rope = Signal(16), Signal(16), Signal(16)
-        self.heads = Signal(32)  # word of head_dim, heads, kv_heads of the QKV layer before
+        self.heads = Signal(34)  # head_dim, heads, kv_heads, k_narrow, v_narrow of the QKV layer before
         self.screens = Signal()  # there was a SCREEN
 
     def forget(self) -> list[Any]:
@@ -201,7 +201,7 @@ class ProgramCheck(wiring.Component):
             {
                 "start": In(1),
                 "length": In(16),
-                "context": In(clog2(config.max_context + 1)),
+                "context": In(clog2(config.most_context + 1)),
                 "slots": In(clog2(MAX_SLOTS + 1)),
                 "candidates": In(clog2(MAX_CANDIDATES + 1)),
                 "head_count": In(clog2(config.lanes) + 1),
@@ -288,6 +288,12 @@ class ProgramCheck(wiring.Component):
         rules.refuse(kinds.attend, (group == 0) | (group > MAX_GROUP))
         rules.refuse(kinds.attend, sizes.grouped != heads)
         rules.refuse(kinds.attend, self._heads_word(d) != left.heads)
+        k_narrow, v_narrow = d.shared.k_narrow, d.shared.v_narrow
+        if c.narrow_cache:
+            rules.refuse(kinds.with_heads, k_narrow & ~v_narrow)
+            rules.refuse(kinds.attend, ~v_narrow & (self.context > c.max_context))
+        else:
+            rules.refuse(kinds.with_heads, k_narrow | v_narrow)
 
     def _check_head(self, m: Module, rules: _Rules, d: Any, kinds: _Kinds) -> None:
         """The output head."""
@@ -319,16 +325,16 @@ class ProgramCheck(wiring.Component):
 
     @staticmethod
     def _heads_word(d: Any) -> Value:
-        return Cat(d.shared.head_dim, d.shared.heads, d.shared.kv_heads)
+        return Cat(d.shared.head_dim, d.shared.heads, d.shared.kv_heads, d.shared.k_narrow, d.shared.v_narrow)
 
     def _run(self, m: Module, d: Any, kinds: _Kinds, sizes: _Sizes, left: _Left, rules: _Rules) -> None:
         """A descriptor after the other: the three cycles, and the products of an ATTENTION."""
         c, attention = self.config, d.attention
         kv = KvGeometry(c)
         cells = kv.cells(attention.head_dim)[: clog2(kv.cells(c.max_head_dim) + 1)]
-        block_beats, slot_blocks = Signal(16), Signal(range(c.max_context // c.key_block + 1))
+        block_beats, slot_blocks = Signal(16), Signal(range(c.most_context // c.key_block + 1))
         m.d.sync += [
-            block_beats.eq(kv.block_stride(cells)),
+            block_beats.eq(kv.block_stride(cells, attention.k_narrow, attention.v_narrow)),
             slot_blocks.eq((self.context + (c.key_block - 1)) >> exact_log2(c.key_block)),
         ]
         longest = max(len(self.slots), len(sizes.few_kv_heads))

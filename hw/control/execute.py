@@ -53,7 +53,7 @@ class Executor(wiring.Component):
                 "busy": Out(1),
                 "bad_descriptor": Out(1),
                 "program_length": In(16),
-                "context": In(clog2(config.max_context + 1)),
+                "context": In(clog2(config.most_context + 1)),
                 "slots": In(clog2(MAX_SLOTS + 1)),
                 "head_first": In(lane),
                 "head_count": In(lane + 1),

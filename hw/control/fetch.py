@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth import Cat, Module, Signal, Value
+from amaranth import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -288,12 +288,21 @@ class Fetcher(wiring.Component):
         cells, cell = Signal(16), Signal(16)
         tile_beats, scale_beats = Signal(16), Signal(16)  # of the phase's keys
         k_beats, block_beats = Signal(16), Signal(16)  # of a block's K record, and all of it
+        k_narrow, v_narrow = d.attention.k_narrow, d.attention.v_narrow
+        if not self.config.narrow_cache:
+            k_narrow = v_narrow = Const(0)
+        narrow = Signal()
         m.d.comb += [
+            sequencer.split.eq(v_narrow),
+            narrow.eq(Mux(phase.v, v_narrow, k_narrow)),
             cells.eq(kv.cells(d.attention.head_dim)),
-            tile_beats.eq(kv.cell_reads(phase.keys)),
+            tile_beats.eq(kv.cell_reads(phase.keys, narrow)),
             scale_beats.eq(kv.scale_reads(phase.keys)),
         ]
-        m.d.sync += [k_beats.eq(kv.v_data(cells)), block_beats.eq(kv.block_stride(cells))]
+        m.d.sync += [
+            k_beats.eq(kv.v_data(cells, k_narrow)),
+            block_beats.eq(kv.block_stride(cells, k_narrow, v_narrow)),
+        ]
         walk.emit("Phase")
         with m.State("Phase"):
             with m.If(sequencer.phases.valid):
@@ -337,7 +346,7 @@ class Fetcher(wiring.Component):
             m.next = "Emit-Cell"
         walk.emit("Cell")
         with m.State("Cell"):
-            walk.advance(self.config.key_tile)
+            walk.advance(kv.cell_beats(narrow))
             m.d.sync += cell.eq(cell + 1)
             m.next = "Emit-Cell"
             with m.If(cell + 1 == cells):

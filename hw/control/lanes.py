@@ -32,7 +32,7 @@ class LaneCheck(wiring.Component):
                 "start": In(1),
                 "lanes": In(32),
                 "head_lanes": In(layout(register("head_lanes"))),
-                "context": In(32, init=config.max_context),
+                "context": In(32, init=config.most_context),
                 "slots": In(32, init=MAX_SLOTS),
                 "position": In(numbers),
                 "slot": In(numbers),
@@ -52,7 +52,7 @@ class LaneCheck(wiring.Component):
         slot_bits = clog2(MAX_SLOTS)
 
         # Numbers that are beyond every limit, known ahead: the lanes' multiplexers need only the low bits.
-        position_bits = clog2(c.max_context)
+        position_bits = clog2(c.most_context)
         large = Signal(c.lanes)
         counts = Signal(4)
         head_end = Signal(9)
@@ -66,7 +66,7 @@ class LaneCheck(wiring.Component):
                 Cat(
                     (self.lanes == 0) | (self.lanes > c.lanes),
                     head_end > self.lanes[:9],
-                    (self.context == 0) | (self.context > c.max_context),
+                    (self.context == 0) | (self.context > c.most_context),
                     (self.slots == 0) | (self.slots > MAX_SLOTS),
                 )
             ),

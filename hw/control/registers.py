@@ -63,7 +63,7 @@ class ControlRegisters(wiring.Component):
                 shape: ShapeLike = layout(r) if r.fields else 32
                 if r.count > 1:
                     shape = data.ArrayLayout(shape, count(r, config))
-                init = {"context": config.max_context, "slots": MAX_SLOTS}.get(r.name)
+                init = {"context": config.most_context, "slots": MAX_SLOTS}.get(r.name)
                 members[r.name] = Out(shape, init=init) if r.access == "rw" else In(shape)
         super().__init__(members)
 

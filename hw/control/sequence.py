@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth import Module, Mux, Signal
+from amaranth import Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -19,6 +19,7 @@ class PhaseSequencer(wiring.Component):
     Interface attributes
     --------------------
     start : pulse; `kv_heads` and `parameters` stay stable until `busy` falls.
+    split : attention is split: a score word holds twice the keys.
     parameters : lanes of the pass.
     phases : stream of `phase_layout`.
     """
@@ -30,6 +31,7 @@ class PhaseSequencer(wiring.Component):
                 "start": In(1),
                 "busy": Out(1),
                 "kv_heads": In(8),
+                "split": In(1),
                 "parameters": In(PassParameters(config)),
                 "phases": Out(stream.Signature(phase_layout(config))),
             }
@@ -51,6 +53,7 @@ class PhaseSequencer(wiring.Component):
         cached, block, base = Signal(16), Signal(16), Signal(16)
         # Lanes and score words of the unit, less one; then with it. A sum a state: there is time.
         lane_span = Signal(lane_bits)
+        own_last = Signal(lane_bits)
         word_span = Signal(lane_bits)
         own_keys = Signal(lane_bits + 1)
         own_words = Signal(lane_bits + 1)
@@ -58,7 +61,15 @@ class PhaseSequencer(wiring.Component):
         words = Signal(16)
         last_lane = Signal(lane_bits)
         m.d.sync += last_lane.eq(self.parameters.lanes - 1)
+        m.d.comb += own_last.eq(word_span >> self.split)
         unit_words = Signal(16)
+
+        def words_of(keys: Value, more: int = 0) -> Value:
+            """Score words of so many cached keys, and `more`."""
+            bits = [beat_key_bits + split for split in range(2 if c.narrow_cache else 1)]
+            counts = [(keys + (((1 + more) << b) - 1)) >> b for b in bits]
+            return Mux(self.split, counts[-1], counts[0])
+
         newest, newest_keys = Signal(16), Signal(16)
 
         phase = self.phases.payload
@@ -93,8 +104,8 @@ class PhaseSequencer(wiring.Component):
             with m.State("Measure"):
                 m.d.sync += [
                     own_keys.eq(lane_span + 1),
-                    own_words.eq(word_span + 1),
-                    unit_words.eq(word_span + ((cached + (2 * c.keys_per_beat - 1)) >> beat_key_bits)),
+                    own_words.eq(own_last + 1),
+                    unit_words.eq(own_last + words_of(cached, 1)),
                     newest.eq((cached - 1) >> key_bits),
                     newest_keys.eq(((cached - 1) & (c.key_block - 1)) + 1),
                 ]
@@ -111,7 +122,7 @@ class PhaseSequencer(wiring.Component):
                     block.eq(newest),
                     base.eq(own_words),
                     keys.eq(newest_keys),
-                    words.eq((newest_keys + (c.keys_per_beat - 1)) >> beat_key_bits),
+                    words.eq(words_of(newest_keys)),
                 ]
                 with m.If(self.phases.ready):
                     m.next = "Next"
@@ -127,7 +138,7 @@ class PhaseSequencer(wiring.Component):
                 ]
                 with m.If(self.phases.ready):
                     m.d.sync += [block.eq(block - 1), base.eq(base + words)]
-                    m.d.sync += [keys.eq(c.key_block), words.eq(c.key_tile)]
+                    m.d.sync += [keys.eq(c.key_block), words.eq(Mux(self.split, c.key_tile // 2, c.key_tile))]
                     with m.If(block == 0):
                         m.next = "Next"
             with m.State("Next"):

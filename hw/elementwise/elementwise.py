@@ -145,7 +145,7 @@ class Elementwise(wiring.Component):
         for unit, names in (
             (loader, "gain_beats x_beats rope_beats inputs lanes"),
             (epilogue, "kind rows lanes scale0 scale1 scale2 gain_out head_dim heads kv_heads"),
-            (scales, "lanes norm_in inv_n eps q_scale head_dim heads kv_heads"),
+            (scales, "lanes norm_in inv_n eps q_scale head_dim heads kv_heads k_narrow v_narrow"),
             (quantiser, "lanes tiles head_dim heads kv_heads"),
         ):
             m.d.comb += [getattr(unit, name).eq(getattr(self.job, name)) for name in names.split()]

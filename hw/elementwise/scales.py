@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-import numpy as np
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -12,11 +11,13 @@ from amaranth.utils import exact_log2
 
 from tellme.golden.check import HEAD_DIM_MULTIPLE
 from tellme.golden.config import AcceleratorConfig
-from tellme.golden.elementwise import INV_127, SMALLEST_ABSMAX, inverse_count
+from tellme.golden.elementwise import SMALLEST_ABSMAX, inverse_count
 from tellme.golden.fp import bits
+from tellme.golden.kv import LARGEST, NARROW_LARGEST
 from tellme.hw.elementwise.common import ONE, count_bits, lane_bits
 from tellme.hw.elementwise.statistics import Statistics
 from tellme.hw.fp import Adder, Multiplier, Reciprocal, ReciprocalSqrt
+from tellme.hw.fp.format import float_const
 from tellme.hw.pipeline import counted, delay_line
 
 PLACES = 4
@@ -90,6 +91,7 @@ class ScaleUnit(wiring.Component):
     start_inputs, start_heads : In, pulses. Both may be given together: the inputs come first.
     lanes, norm_in, inv_n, eps, q_scale, head_norm, head_dim, heads, kv_heads : In, the job; `norm_in`: the inputs are
         normalised, `head_norm`: queries and keys are.
+    k_narrow, v_narrow : In, keys, values become integers of 4 bits.
     head_settled : In, pulse: the statistics of another head are complete in all lanes.
     head_quantised : In, pulse: the factors of the oldest head are used.
     read, read_half, read_lane, read_parity, ss, amax : the finalising read of Statistics; `read_inputs` when it is not
@@ -128,6 +130,8 @@ class ScaleUnit(wiring.Component):
                 "head_dim": In(16),
                 "heads": In(8),
                 "kv_heads": In(8),
+                "k_narrow": In(1),
+                "v_narrow": In(1),
                 "head_settled": In(1),
                 "head_quantised": In(1),
                 "read": Out(1),
@@ -228,6 +232,11 @@ class ScaleUnit(wiring.Component):
         to_root = Statistics.read_delay + mul + Adder.delay + rsqrt
         tag_root = delay_line(m, tag, to_root, "tag_root", ring=True)
         normalised = Mux(of_inputs, self.norm_in, self.head_norm & (tag.target != Target.VALUE))
+        narrow, narrow_r = Signal(), Signal(reset_less=True)
+        if self._config.narrow_cache:
+            key, value = (tag_root.target == t for t in (Target.KEY, Target.VALUE))
+            m.d.comb += narrow.eq((key & self.k_narrow) | (value & self.v_narrow))
+        m.d.sync += narrow_r.eq(narrow)
         r = Signal(32, reset_less=True)
         m.d.sync += r.eq(Mux(delay_line(m, normalised, to_root, "normalised"), root.o, ONE))
 
@@ -239,7 +248,7 @@ class ScaleUnit(wiring.Component):
             normal.a.eq(delay_line(m, self.amax, mul + Adder.delay + rsqrt + 1, "amax", ring=True)),
             normal.b.eq(r),
             r127.a.eq(r),
-            r127.b.eq(int(bits(np.float32(127)))),
+            r127.b.eq(Mux(narrow_r, float_const(NARROW_LARGEST), float_const(LARGEST))),
         ]
         # Not negative: patterns compare as integers, and NaN wins.
         m.d.sync += a.eq(Mux(normal.o[:31] > smallest, normal.o[:31], smallest))
@@ -255,7 +264,13 @@ class ScaleUnit(wiring.Component):
             inv.b.eq(delay_line(m, inverse.o, late - recip, "inverse", ring=True)),
             self.inv.eq(inv.o),
             scale.a.eq(a),
-            scale.b.eq(int(bits(INV_127))),
+            scale.b.eq(
+                Mux(
+                    delay_line(m, narrow_r, mul + 1, "narrow"),
+                    float_const(1 / NARROW_LARGEST),
+                    float_const(1 / LARGEST),
+                )
+            ),
             query.a.eq(scale.o),
             query.b.eq(self.q_scale),
             self.scale.eq(delay_line(m, scale.o, late, "scale", ring=True)),

@@ -34,7 +34,8 @@ class _Walk:
 
     first, last : lanes of the run. probe : the lane that may go on with it.
     key : the lane's, in its block. address : being built: of the run's block; then of the cache head.
-    offset : of the cell's keys from the head's base. value : V, not K. scale : the item is a scale, not a cell.
+    offset : of the cell's keys from the head's base. value : V, not K. k_narrow, v_narrow, narrow : 4 bits an element, of K,
+    of V, of which it is. scale : the item is a scale, not a cell.
     scales_whole : the lane's scale completes a beat of them. fresh : what is collected next begins a beat.
     full, out : the write that is offered.
     """
@@ -62,6 +63,10 @@ class _Walk:
         self.block = Signal(LANE_NUMBER_BITS)
         self.second = Signal()  # the second product
         self.value = Signal()
+        self.narrow = Signal()
+        self.k_narrow, self.v_narrow = self.job.k_narrow, self.job.v_narrow
+        if not config.narrow_cache:
+            self.k_narrow = self.v_narrow = Const(0)
         self.head = Signal(8)
         self.last_head = Signal()
         self.cell = Signal(16)
@@ -155,6 +160,7 @@ class KvWriter(wiring.Component):
         m.d.comb += [
             self.writes.valid.eq(walk.full),
             self.writes.payload.eq(walk.out),
+            walk.narrow.eq(Mux(walk.value, walk.v_narrow, walk.k_narrow)),
             walk.last_cell.eq(walk.cell + 1 == walk.job.cells),
             walk.last_head.eq(walk.head + 1 == walk.job.kv_heads),
             walk.scales_whole.eq((walk.lane == walk.last) | walk.key[: walk.float_bits].all()),
@@ -192,7 +198,7 @@ class KvWriter(wiring.Component):
                 m.d.sync += [
                     walk.second.eq(1),
                     walk.factor.eq(walk.block),
-                    walk.stride.eq(walk.kv.block_stride(walk.job.cells)),
+                    walk.stride.eq(walk.kv.block_stride(walk.job.cells, walk.k_narrow, walk.v_narrow)),
                 ]
             with m.Else():
                 m.d.sync += [
@@ -246,13 +252,21 @@ class KvWriter(wiring.Component):
                 m.next = "Take"
 
     def _offer(self, m: Module, walk: _Walk) -> None:
-        """The write of what was read: a cell, at its key's place in the beat; or a beat of scales, once it is whole."""
+        """The write of what was read: a cell, at its key's place in the beat; or a beat of scales, once it is whole.
+
+        Of a narrow beat a key has half as many bytes: two of its elements in each, so that strobes can tell keys apart.
+        """
         c, kv, key, parts, out = self._config, walk.kv, walk.key, self._config.keys_per_beat, walk.out
         part = self.own.data
         strobes = Const(1).replicate(c.cell)
         if parts > 1:
             part = part.word_select(walk.lane[: walk.part_bits], 8 * c.cell)
             strobes = Cat((key[: walk.part_bits] == k).replicate(c.cell) for k in range(parts))
+        if c.narrow_cache:
+            nibbles = Cat(part.word_select(d, 8)[:4] for d in range(c.cell))
+            part = Mux(walk.narrow, nibbles.replicate(2), part)
+            of_half = Cat((key[: walk.part_bits + 1] == k).replicate(c.cell // 2) for k in range(2 * parts))
+            strobes = Mux(walk.narrow, of_half, strobes)
         place = key[: walk.float_bits]
         scales = Mux(walk.value, kv.v_scales, kv.k_scales)
         m.d.sync += [walk.full.eq(~walk.scale | walk.scales_whole), walk.fresh.eq(~walk.scale | walk.scales_whole)]
@@ -265,7 +279,7 @@ class KvWriter(wiring.Component):
             ]
         with m.Else():
             m.d.sync += [
-                out.address.eq(walk.address + (walk.offset + key[walk.part_bits :])),
+                out.address.eq(walk.address + (walk.offset + (key[walk.part_bits :] >> walk.narrow))),
                 out.data.eq(Cat(part for _ in range(parts))),
                 out.strobe.eq(strobes),
             ]
@@ -273,7 +287,7 @@ class KvWriter(wiring.Component):
     def _go_on(self, m: Module, walk: _Walk) -> None:
         """To the run's next lane; from the last one to the next cell, to the head's scales, to the next head, to V, on to
         the next run."""
-        v_data = walk.kv.v_data(walk.job.cells)
+        v_data = walk.kv.v_data(walk.job.cells, walk.k_narrow)
         with m.If(walk.lane != walk.last):
             m.d.sync += walk.lane.eq(walk.lane + 1)
         with m.Elif(~walk.scale):
@@ -281,7 +295,7 @@ class KvWriter(wiring.Component):
                 walk.lane.eq(walk.first),
                 walk.row.eq(walk.row + 1),
                 walk.cell.eq(walk.cell + 1),
-                walk.offset.eq(walk.offset + self._config.key_tile),
+                walk.offset.eq(walk.offset + walk.kv.cell_beats(walk.narrow)),
             ]
             with m.If(walk.last_cell):
                 m.d.sync += walk.scale.eq(1)

@@ -24,7 +24,7 @@ CONFIGS = {
     "wide": AcceleratorConfig(
         name="wide", lanes=4, attention_lanes=4, key_tile=16, block_rows=64, max_hidden=256, max_features=1024,
         max_kv_dim=256, max_heads=16, max_head_dim=128, max_context=256, score_words=512, fifo_beats=64,
-        max_descriptors=16,
+        max_descriptors=16, narrow_cache=True,
     ),
     # One key a beat, but cells of 32 dims; one query at a time.
     "half": AcceleratorConfig(
@@ -51,13 +51,21 @@ class Job:
     best: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
-def tile(c: AcceleratorConfig, x: np.ndarray, beats: int) -> list[bytes]:
-    """Keys [n, dims] of int8 as the beats of each cell, rows behind them random."""
-    rows = np.random.default_rng(len(x)).integers(-128, 128, (beats * c.keys_per_beat, x.shape[1])).astype(np.int8)
+NARROW = {"8": (0, 0), "8-4": (0, 1), "4": (1, 1)}
+"""k_narrow and v_narrow of the choices of cache."""
+
+
+def tile(c: AcceleratorConfig, x: np.ndarray, narrow: int = 0) -> list[bytes]:
+    """Keys [n, dims] of int8 as the beats of each cell, rows behind them random. narrow: elements are nibbles, in order."""
+    keys = c.keys_per_beat << narrow
+    beats = -(-len(x) // keys)
+    rows = np.random.default_rng(len(x)).integers(-128, 128, (beats * keys, x.shape[1])).astype(np.int8)
     rows[: len(x)] = x
     out = []
     for cell in range(x.shape[1] // c.cell):
-        part = rows[:, cell * c.cell : (cell + 1) * c.cell].reshape(beats, c.beat_bytes)
+        part = rows[:, cell * c.cell : (cell + 1) * c.cell].reshape(beats, c.beat_bytes << narrow).astype(np.uint8)
+        if narrow:
+            part = part[:, ::2] & 15 | part[:, 1::2] << 4
         out += [b.tobytes() for b in part]
     return out
 
@@ -75,7 +83,8 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
     """heads, kv_heads, dim, positions, slots; kind: normal, equal, saturated, wild (scales over many magnitudes); sink (a cached or an own
     key of nearly all the weight, its V scale 2^-30 of the others'), spike (the other way round), infinite and NaN (one V scale), nothing (V scales of 0,
     all of a slot's or all but one); most negative and most positive (every key of full weight, every value -128 or 127), dots (dot products from one end
-    of their range to the other)."""
+    of their range to the other).
+    kv: bits of the cache, a key of NARROW."""
     rng = np.random.default_rng(case.get("seed", 1))
     heads, kv_heads, dim = case["heads"], case["kv_heads"], case["dim"]
     positions, slots = case["positions"], case["slots"]
@@ -83,6 +92,7 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
     kind = case.get("kind", "normal")
     lanes = len(positions)
     cells = dim // c.cell
+    narrow = NARROW[case.get("kv", "8")]
 
     def int8(*shape: int) -> np.ndarray:
         return rng.integers(-128, 128, shape).astype(np.int8)
@@ -97,7 +107,13 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
     qs = scales(lanes, heads) * np.float32({"saturated": 1e4, "normal": 0.3, "nothing": 0.01}.get(kind, 1.0))
     if kind == "equal":
         q[:] = 1
-    own = int8(2, kv_heads, c.lanes, dim)
+
+    def kept(n: int) -> np.ndarray:
+        """Keys and values as the quantiser leaves them, [2, kv_heads, n, dim]."""
+        most = [7 if x else 128 for x in narrow]
+        return np.stack([rng.integers(-x, min(x, 127) + 1, (kv_heads, n, dim)).astype(np.int8) for x in most])
+
+    own = kept(c.lanes)
     own_scales = scales(2, kv_heads, c.lanes)
     if kind == "equal":
         own[0], own_scales[:] = 3, 0.5
@@ -121,11 +137,12 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
         """Brings [2, kv_heads, n, dim] of keys and values, and their scales, to the ends of their ranges."""
         if extreme is not None:
             keys[0], keys[1], key_scales[:] = -128, extreme, 0.5
+            keys.clip(-7, 7, out=keys, where=np.array(narrow, bool)[:, None, None, None])
         elif kind == "dots":
             # Key i is 127 in its first dimensions and -128 in the others: from -128 * -128 to -128 * 127 of each.
             count = keys.shape[2]
             share = np.linspace(0, dim, count).round()
-            keys[0] = np.where(np.arange(dim) < share[:, None], 127, -128)
+            keys[0] = np.where(np.arange(dim) < share[:, None], *((7, -7) if narrow[0] else (127, -128)))
             key_scales[:] = 2.0**-9
 
     if extreme is not None or kind == "dots":
@@ -136,7 +153,7 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
     results = {}
     for lo, hi in schedule.groups(slots):
         n = positions[lo]
-        keys = int8(2, kv_heads, n, dim)
+        keys = kept(n)
         key_scales = scales(2, kv_heads, n)
         if kind == "equal":
             keys[0], key_scales[:] = 3, 0.5
@@ -151,7 +168,7 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
             results[lane] = fp.bits(out[lane - lo])
 
     blocks, beats = [], []
-    for ph in schedule.phases(c, kv_heads, positions, slots):
+    for ph in schedule.phases(c, kv_heads, positions, slots, v_narrow=bool(narrow[1])):
         blocks.append({name: int(value) for name, value in vars(ph).items()})
         if ph.own:
             continue
@@ -160,7 +177,7 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
         if not ph.v:
             for i in range(2):
                 beats += scale_beats(c, key_scales[i, ph.kv_head, part], -(-ph.keys * 4 // c.beat_bytes))
-        beats += tile(c, keys[int(ph.v), ph.kv_head, part], -(-ph.keys // c.keys_per_beat))
+        beats += tile(c, keys[int(ph.v), ph.kv_head, part], narrow[ph.v])
 
     words = c.max_features // c.word
     buffer = int8(c.lanes, words * c.word)
@@ -174,7 +191,7 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
     qscales = np.zeros((c.lanes, 256), np.float32)
     qscales[:lanes, :heads] = qs
     return Job(
-        dict(head_mode=0, cells=cells, group=heads // kv_heads, kv_heads=kv_heads, head_first=0,
+        dict(head_mode=0, k_narrow=narrow[0], v_narrow=narrow[1], cells=cells, group=heads // kv_heads, kv_heads=kv_heads, head_first=0,
         head_count=0,
              vocabulary=0, write_logits=0),
         blocks, beats, buffer.reshape(c.lanes, words, c.word), qscales, ram, own_scales, results,
@@ -208,7 +225,7 @@ def head_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
     beats: list[bytes] = []
     for b in range(blocks):
         part = slice(b * c.key_block, (b + 1) * c.key_block)
-        beats += scale_beats(c, row_scales[part], c.scale_beats) + tile(c, rows[part], c.key_tile)
+        beats += scale_beats(c, row_scales[part], c.scale_beats) + tile(c, rows[part])
     words = c.max_features // c.word
     buffer = rng.integers(-128, 128, (c.lanes, words * c.word)).astype(np.int8)
     buffer[:, :n] = q
@@ -216,7 +233,7 @@ def head_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
     qscales[:, 0] = scale
     write = case.get("write", 1)
     return Job(
-        dict(head_mode=1, cells=n // c.cell, group=1, kv_heads=1, head_first=first, head_count=count,
+        dict(head_mode=1, k_narrow=1, v_narrow=1, cells=n // c.cell, group=1, kv_heads=1, head_first=first, head_count=count,
              vocabulary=vocabulary, write_logits=write),
         [
             dict(v=0, own=0, first=int(b == 0), last=int(b == blocks - 1), final=int(b == blocks - 1), kv_head=0,

@@ -11,7 +11,7 @@ from tellme.golden.config import AcceleratorConfig
 from tellme.hw.attention import AttentionUnit
 from tellme.hw.attention.cycles import expected_cycles, expected_head_cycles
 from tellme.sim.runner import parameters, simulate
-from tests.attention.bench import CONFIGS, Bench, attention_job, head_job
+from tests.attention.bench import CONFIGS, NARROW, Bench, attention_job, head_job
 
 
 def case(
@@ -41,7 +41,8 @@ def predicted(c: AcceleratorConfig, x: dict[str, Any]) -> int:
     if "rows" in x:
         return expected_head_cycles(c, inputs=x["inputs"], vocabulary=x["rows"], head_count=x["count"])
     names = {"heads": "heads", "kv_heads": "kv_heads", "head_dim": "dim", "positions": "positions", "slots": "slots"}
-    return expected_cycles(c, **{k: x[v] for k, v in names.items()})
+    narrow = dict(zip(("k_narrow", "v_narrow"), map(bool, NARROW[x.get("kv", "8")]), strict=True))
+    return expected_cycles(c, **{k: x[v] for k, v in names.items()}, **narrow)
 
 
 @cocotb.test()
@@ -115,7 +116,10 @@ def test_scores_that_saturate_are_equal_or_differ_by_magnitudes() -> None:
 def test_keys_unlike_the_others() -> None:
     """Attention sinks and their opposite; V scales that are zero or not finite."""
     kinds = ("sink", "spike", "infinite", "NaN", "nothing")
-    run("tiny", [case(32, n, heads=2, kv_heads=1, kind=kind) for kind in kinds for n in ([70], [41, 42, 43, 44], [0, 1])])
+    run(
+        "tiny",
+        [case(32, n, heads=2, kv_heads=1, kind=kind) for kind in kinds for n in ([70], [41, 42, 43, 44], [0, 1])],
+    )
 
 
 def test_keys_unlike_the_others_with_two_keys_a_beat() -> None:
@@ -185,6 +189,26 @@ def test_two_keys_a_beat(stall: float) -> None:
         {"inputs": 64, "rows": 64, "first": 1, "count": 3, "kind": "ties"},
     ]
     run("wide", cases, stall=stall, form="primitives" if stall else "rtl")
+
+
+@pytest.mark.parametrize("stall", STALLS)
+@pytest.mark.parametrize("kv", ["8-4", "4"])
+@pytest.mark.parametrize("config", ["tiny", "wide"])
+def test_caches_below_8_bits(config: str, kv: str, stall: float) -> None:
+    """Around the edges of beats, score words and key blocks, own keys that begin in any half of a word; a head between."""
+    block = CONFIGS[config].key_block
+    cases = [
+        *(case(32, [n], heads=2, kv_heads=2, kv=kv) for n in [*range(6), *edges(block)]),
+        case(96, [62, 63, 64], heads=1, kv_heads=1, kv=kv),
+        case(64, [7, 50, 51, 52], slots=[0, 1, 1, 1], heads=6, kv_heads=2, kv=kv, kind="wild"),
+        case(32, [7, 8, 50, 51], slots=[0, 0, 1, 1], heads=8, kv_heads=1, kv=kv),
+        {"inputs": 64, "rows": 77, "first": 0, "count": 2},
+        case(32, [9, 8, 7, 6], slots=[0, 1, 2, 3], heads=3, kv_heads=1, kv=kv),
+        case(64, [35], heads=4, kv_heads=2),
+        case(128, [33, 34, 35], heads=4, kv_heads=2, kv=kv),
+        *(case(32, [245, 246], heads=1, kv_heads=1, kind=kind, kv=kv) for kind in ("most negative", "dots", "equal")),
+    ]
+    run(config, cases, stall=stall, form="primitives" if stall and config == "wide" else "rtl")
 
 
 def test_one_query_at_a_time() -> None:

@@ -6,17 +6,24 @@ import random
 from collections.abc import Iterator
 
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.golden.model import ModelSpec
 from tellme.golden.program import DESCRIPTOR_BYTES, FIELDS, Field, Opcode, decode
 from tellme.host.machine.program import Program, compile_sections, planned_sections
 
 
 def compiled(
-    spec: ModelSpec, config: AcceleratorConfig, *, slots: int = 3, context: int | None = None, planes: int = 0
+    spec: ModelSpec,
+    config: AcceleratorConfig,
+    *,
+    slots: int = 3,
+    context: int | None = None,
+    planes: int = 0,
+    kv: CacheFormat = EIGHT,
 ) -> Program:
     """The program of a model of this shape, whose head is screened with so many ternary planes (0: it is not)."""
     sections = planned_sections(spec, config, planes)
-    return compile_sections("test", spec, sections, config, slots=slots, context=context)
+    return compile_sections("test", spec, sections, config, slots=slots, context=context, kv=kv)
 
 
 def split(code: bytes) -> list[bytes]:

@@ -15,6 +15,7 @@ from cocotb.triggers import RisingEdge
 
 from tellme.golden.check import bad_lanes, problem
 from tellme.golden.config import KV260, TINY, ULTRA96V2, AcceleratorConfig
+from tellme.golden.kv import CACHE_FORMATS, EIGHT
 from tellme.golden.program import DESCRIPTOR_BYTES
 from tellme.golden.registers import MAX_SLOTS, pack
 from tellme.golden.shapes import BITNET_07B, BITNET_2B
@@ -29,9 +30,13 @@ CASES = {
     "tiny": (small_spec(layers=1, vocab=300), TINY),
     "tiny-mha-silu": (small_spec(layers=1, kv_heads=4, head_dim=64, activation="silu", attn_sub_norm=False), TINY),
     "tiny-qk-norm": (small_spec(layers=1, qk_norm=True, head_dim=64, attn_sub_norm=False, ffn_sub_norm=False), TINY),
+    "tiny-4": (small_spec(layers=1, vocab=300, max_context=512), TINY),
     "kv260": (replace(BITNET_2B, layers=1), KV260),
+    "kv260-8-4": (replace(BITNET_2B, layers=1, max_context=8192), KV260),
     "ultra96v2": (replace(BITNET_07B, layers=1), ULTRA96V2),
 }
+KV = {"tiny-4": CACHE_FORMATS["4"], "kv260-8-4": CACHE_FORMATS["8-4"]}
+"""Caches below 8 bits, of more positions than those of 8 bits could have."""
 CANDIDATES = ((0, 1), (64, 1), (128, 4), (64, 0))
 """(candidates, head lanes) that programs are judged with."""
 ONE_LANE = replace(TINY, name="one", lanes=1)
@@ -97,7 +102,7 @@ def _programs(name: str, mutations: int) -> list[tuple[str, bytes, int, int]]:
     """(what, program, candidates, head lanes)."""
     spec, config = CASES[name]
     rng = random.Random(f"{name} 5")
-    codes = [compiled(spec, config, planes=planes).code for planes in (1, 0, 2)]
+    codes = [compiled(spec, config, planes=planes, kv=KV.get(name, EIGHT)).code for planes in (1, 0, 2)]
     first = codes[0]
     cases = [("as compiled", first), *damaged(first)]
     cases += [(f"mutation {i}", mutation(first, rng)) for i in range(mutations)]
@@ -112,7 +117,8 @@ def _programs(name: str, mutations: int) -> list[tuple[str, bytes, int, int]]:
 async def check_programs(dut: Any) -> None:
     name = parameters()["case"]
     spec, config = CASES[name]
-    context, slots = compiled(spec, config).context, 3
+    context, slots = compiled(spec, config, kv=KV.get(name, EIGHT)).context, 3
+    assert (context > config.max_context) == (name in KV)
     await _reset(dut, "start", "restart", "write")
     dut.context.value, dut.slots.value = context, slots
     right = 0
@@ -153,7 +159,7 @@ async def check_lanes(dut: Any) -> None:
     n = config.lanes
     await _reset(dut, "start")
     cases: list[tuple[int, tuple[int, int], int, int, list[int], list[int]]] = []
-    most = config.max_context
+    most = config.most_context
     in_order, one = list(range(n)), [0] * n
 
     def case(

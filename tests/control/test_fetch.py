@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -38,6 +39,7 @@ class Bench(wiring.Component):
                 "busy": Out(1),
                 "phases_busy": Out(1),
                 "kv_heads": In(8),
+                "split": In(1),
                 "program_length": In(16),
                 "program_ready": In(1),
                 "write": In(1),
@@ -75,6 +77,7 @@ class Bench(wiring.Component):
             self.busy.eq(fetcher.busy),
             sequencer.start.eq(self.start_phases),
             sequencer.kv_heads.eq(self.kv_heads),
+            sequencer.split.eq(self.split),
             self.phases_busy.eq(sequencer.busy),
         ]
         wiring.connect(m, wiring.flipped(self.segments), fetcher.segments)
@@ -86,7 +89,7 @@ class Bench(wiring.Component):
 def _cases(config: AcceleratorConfig) -> list[tuple[list[int], list[int]]]:
     """(positions, slots): one lane, all lanes, block edges, several slots, full context."""
     n, kb = config.lanes, config.key_block
-    full = config.max_context
+    full = config.most_context
     cases: list[tuple[list[int], list[int]]] = [([p], [3]) for p in (0, 1, kb - 1, kb, kb + 1, full - 1)]
     cases += [([p + i for i in range(n)], [0] * n) for p in (0, 1, kb - 1, full - n)]
     cases += [([5, 6, 0, kb * 2], [0, 0, 2, 7]), ([0] * n, list(range(n)))]
@@ -167,6 +170,8 @@ def _program(config: AcceleratorConfig, rng: random.Random) -> bytes:
                 Opcode.LINEAR, kind=Kind.GATE_SILU, address=rng.randrange(1 << 31), gain_beats=96, tiles=22, rows=13824
             ),
             encode(Opcode.ATTENTION, **{**attention, "head_dim": 32, "kv_heads": 1}),
+            encode(Opcode.ATTENTION, v_narrow=1, **attention),
+            encode(Opcode.ATTENTION, k_narrow=1, v_narrow=1, **{**attention, "head_dim": 64, "kv_heads": 2}),
             encode(
                 Opcode.SCREEN,
                 address=rng.randrange(1 << 31),
@@ -236,15 +241,16 @@ async def check_phases(dut: Any) -> None:
     rng = random.Random(8)
     await _reset(dut)
     for positions, slots in _cases(config):
-        for kv_heads in (1, 2, 5):
+        for kv_heads, split in itertools.product((1, 2, 5), (0, 1)):
+            dut.split.value = split
             _lanes(dut, config, positions, slots)
             dut.kv_heads.value = kv_heads
             dut.start_phases.value = 1
             await RisingEdge(dut.clk)
             dut.start_phases.value = 0
             got = await _collect(dut, "phases", phase_layout(config), dut.phases_busy, parameters()["stall"], rng)
-            want = [vars(p) for p in schedule.phases(config, kv_heads, positions, slots)]
-            assert got == want, (positions, slots, kv_heads)
+            want = [vars(p) for p in schedule.phases(config, kv_heads, positions, slots, bool(split))]
+            assert got == want, (positions, slots, kv_heads, split)
 
 
 @pytest.mark.parametrize("config", CONFIGS)

@@ -235,6 +235,7 @@ class Bench:
         heads: tuple[int, int, int] = (1, 1, 32),
         q_scale: float = 0.2,
         head: bool = False,
+        narrow: tuple[int, int] = (0, 0),
     ) -> Any:
         """A LINEAR: quantises what is there, then runs the epilogue of the accumulators acc [lanes, rows]; `head`: quantises as for a HEAD."""
         c = self.config
@@ -246,7 +247,7 @@ class Bench:
         self.set(kind=kind, norm_in=norm, gain_out=gain is not None, gain_beats=len(g), inputs=n)
         self.set(tiles=-(-n // c.beat_weights), rows=rows, inv_n=golden.inverse_count(n), eps=float(eps))
         self.set(scale0=float(scales[0]), scale1=float(scales[1]), scale2=float(scales[2]), q_scale=float(q_scale))
-        self.set(heads=heads[0], kv_heads=heads[1], head_dim=heads[2])
+        self.set(heads=heads[0], kv_heads=heads[1], head_dim=heads[2], k_narrow=narrow[0], v_narrow=narrow[1])
         cocotb.start_soon(self.send("load", g))
         # Rows of lanes that the pass does not carry are arbitrary.
         wide = self.rng.integers(-999, 999, (rows, c.lanes))
@@ -302,14 +303,23 @@ class Bench:
         self.stats = golden.statistics(h, gain)
         return h
 
-    async def check_heads(self, made: Any, heads: tuple[int, int, int], q_scale: float, eps: float = 1e-5) -> None:
-        """Compares queries, keys, values and their scales with what `linear` made of heads [lanes, heads, dim]."""
+    async def check_heads(
+        self,
+        made: Any,
+        heads: tuple[int, int, int],
+        q_scale: float,
+        eps: float = 1e-5,
+        narrow: tuple[int, int] = (0, 0),
+    ) -> None:
+        """Compares queries, keys, values and their scales with what `linear` made of heads [lanes, heads, dim]. narrow: keys, values are
+        of 4 bits."""
         d, c = self.dut, self.config
         h, kv, dim = heads
         y, normed = made
-        q, scales = golden.quantise_head(y)
+        most = np.repeat([127, *(7 if x else 127 for x in narrow)], [h, kv, kv])
+        q, scales = golden.quantise_head(y, most)
         if normed is not None:
-            q[:, : h + kv], scales[:, : h + kv] = golden.quantise(normed, norm=True, eps=eps)
+            q[:, : h + kv], scales[:, : h + kv] = golden.quantise(normed, norm=True, eps=eps, largest=most[: h + kv])
         same("query scales", await self.query_scales(h), fp.mul(scales[:, :h], np.float32(q_scale)))
         got = np.zeros((self.lanes, h * dim // c.word, c.word), np.int8)
         d.int8__en.value = 1

@@ -38,6 +38,7 @@ async def layer(
     gate_scale: float = 0.02,
     qk_norm: bool = False,
     eps: float = 1e-5,
+    narrow: tuple[int, int] = (0, 0),
 ) -> None:
     """LOAD, then a layer and a head: every job, in the order of a program."""
     rng = bench.rng
@@ -62,8 +63,10 @@ async def layer(
     scales = (0.01, 0.02, 0.03)
     of_heads = rng.normal(1, 0.5, 2 * dim).astype(np.float32) if qk_norm else None
     rows = acc((h + 2 * kv) * dim)
-    made = await bench.linear(Kind.QKV, rows, scales, norm=norm, eps=eps, gain=of_heads, heads=heads, q_scale=0.3)
-    await bench.check_heads(made, heads, 0.3, eps)
+    made = await bench.linear(
+        Kind.QKV, rows, scales, norm=norm, eps=eps, gain=of_heads, heads=heads, q_scale=0.3, narrow=narrow
+    )
+    await bench.check_heads(made, heads, 0.3, eps, narrow)
     out = rng.normal(0, 1, (bench.lanes, h * dim)).astype(np.float32) * np.float32(values != "zero")
     await bench.attention(out, heads, gains(h * dim))
     await bench.linear(Kind.RESIDUAL, acc(hidden), (0.02, 0, 0), norm=norm, gain=gains(hidden))
@@ -96,6 +99,8 @@ def test_layers_equal_golden_with_any_lanes_gates_gains_and_norms(stall: float, 
         dict(lanes=1, hidden=64, ffn=100, heads=[1, 1, 32], gate=RELU2, norm=True, gain=False),
         dict(lanes=3, hidden=96, ffn=40, heads=[2, 1, 96], gate=SILU, norm=False, gain=True),
         dict(lanes=2, hidden=160, ffn=12, heads=[2, 2, 128], gate=RELU2, norm=False, gain=False),
+        dict(lanes=4, hidden=64, ffn=12, heads=[4, 2, 64], gate=SILU, norm=True, gain=True, narrow=[0, 1]),
+        dict(lanes=3, hidden=64, ffn=12, heads=[2, 2, 32], gate=RELU2, norm=False, gain=False, narrow=[1, 1]),
     ]
     run(config, "check_layers", seed=1, stall=stall, cases=cases)
 
@@ -123,6 +128,8 @@ def test_edges_equal_golden(config: AcceleratorConfig) -> None:
     cases = [
         dict(silu, ffn=36, values="zero"),
         dict(silu, ffn=36, values="largest"),
+        dict(silu, ffn=36, values="zero", narrow=[1, 1]),
+        dict(silu, ffn=36, values="largest", narrow=[1, 1]),
         dict(silu, ffn=36, gate=RELU2, values="largest"),
         dict(silu, ffn=100, gate_scale=20.0),
         dict(silu, ffn=1024, lanes=4, hidden=256),

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from tellme.golden.config import KV260, TINY
+from tellme.golden.kv import CACHE_FORMATS, CacheFormat
 from tellme.golden.model import GoldenModel, LayerWeights, ModelError, ModelSpec, ModelWeights, PassError, rope_tables
 from tests.models import load_demo, random_weights, small_spec
-from tests.reference import Options, forward
+from tests.reference import Kept, Options, forward, rounded
 
 SEED = 41
 
@@ -109,6 +110,46 @@ def test_prompts_do_not_depend_on_how_they_are_split(n: int) -> None:
         assert last.logits.tobytes() == one[-1:].tobytes() and last.best == one[-1].argmax()
         assert model.filled() == n
         assert all_logits(GoldenModel(weights, config), ids, config.lanes).tobytes() == one.tobytes()
+
+
+NARROW = pytest.mark.parametrize("cache", [CACHE_FORMATS["8-4"], CACHE_FORMATS["4"]], ids=lambda c: c.name)
+
+
+@NARROW
+def test_a_narrow_cache_does_not_depend_on_passes(cache: CacheFormat) -> None:
+    """A pass's own keys and values are as narrow as those that it finds."""
+    weights, ids = random_weights(small_spec(), SEED), tokens(41)
+    little, large = replace(TINY, narrow_cache=True), replace(KV260, narrow_cache=True)
+    one = all_logits(GoldenModel(weights, little, cache=cache), ids, 1)
+    for config in (little, large):
+        model = GoldenModel(weights, config, cache=cache)
+        assert all_logits(model, ids, config.lanes).tobytes() == one.tobytes()
+        k, _, v, _ = model.cache(0, 1)
+        assert (np.abs(v).max(-1) == 7).all() and (np.abs(k).max(-1) == (7 if cache.k_narrow else 127)).all()
+    assert all_logits(GoldenModel(weights, little), ids, 4).tobytes() != one.tobytes()
+
+
+@NARROW
+def test_a_narrow_cache_is_near_float64(cache: CacheFormat) -> None:
+    """The same rounding, written in float64."""
+    weights, config = random_weights(small_spec(), SEED), replace(TINY, narrow_cache=True)
+    kept = Kept(key=lambda x: rounded(x, 7 if cache.k_narrow else 127), value=lambda x: rounded(x, 7))
+    errors = []
+    for seed in range(12):
+        ids = tokens(4, seed=seed)
+        got = all_logits(GoldenModel(weights, config, cache=cache), ids, 4)
+        want = forward(weights, ids, Options(query=True, embedding=True, head=True), kept=kept)
+        errors.append(np.abs(got - want).max(-1) / np.abs(want).max(-1))
+    assert np.median(errors) < 1e-4 and np.max(errors) < 0.05
+
+
+def test_an_accelerator_without_a_narrow_cache_refuses_it() -> None:
+    weights, config = random_weights(small_spec(), SEED), replace(TINY, narrow_cache=False)
+    with pytest.raises(ModelError, match="'tiny' is built without a cache below 8 bits"):
+        GoldenModel(weights, config, cache=CACHE_FORMATS["4"])
+    small_spec(max_context=512).check_fits(replace(config, narrow_cache=True), v_narrow=True)
+    with pytest.raises(ModelError, match="max_context is 512, but accelerator 'tiny' holds at most 256"):
+        small_spec(max_context=512).check_fits(config)
 
 
 def test_wide_prefill_has_the_logits_of_single_positions() -> None:

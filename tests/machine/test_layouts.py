@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from tellme.golden import schedule
 from tellme.golden.config import KV260, TINY, AcceleratorConfig
+from tellme.golden.kv import CACHE_FORMATS
 from tellme.host.checkpoints.checkpoint import Checkpoint
 from tellme.host.errors import UserError
 from tellme.host.image.model import Model, convert, demo_folder
@@ -60,29 +61,33 @@ def layouts(draw: st.DrawFn, config: AcceleratorConfig, slots: int) -> Lanes:
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_phases_read_every_key_that_a_lane_attends_to_once(config: AcceleratorConfig, data: st.DataObject) -> None:
-    """By sets of keys: nothing here divides."""
+    """By sets of keys: nothing here divides. With narrow values a word holds two beats' keys of half the queries."""
     positions, slots = data.draw(layouts(config, 7))
-    kpb = config.keys_per_beat
+    kv = data.draw(st.sampled_from((CACHE_FORMATS["8"], CACHE_FORMATS["8-4"])))
+    kpb, halves = config.keys_per_beat, 1 + kv.v_narrow
     for v in (False, True):
         for lo, hi in schedule.groups(slots):
             assert {slots[i] for i in range(lo, hi + 1)} == {slots[lo]}
             of_unit = [
-                p for p in schedule.phases(config, 1, positions, slots) if (p.v, p.lane_lo, p.lane_hi) == (v, lo, hi)
+                p
+                for p in schedule.phases(config, 1, positions, slots, kv.v_narrow)
+                if (p.v, p.lane_lo, p.lane_hi) == (v, lo, hi)
             ]
             own = [p for p in of_unit if p.own]
             assert len(own) == 1 and own[0].keys == hi - lo + 1 and own[0].base == 0
             # Own keys lie as the lanes do: two of a word in lanes 2n and 2n + 1.
-            words = [{(-1, lane // kpb) for lane in range(lo, hi + 1)}]
+            beats = sorted({lane // kpb for lane in range(lo, hi + 1)})
+            words = [{(-1, beat) for beat in beats[::halves]}]
             keys: list[int] = []
             for p in of_unit[1:]:
                 block = range(p.block * config.key_block, p.block * config.key_block + p.keys)
                 assert p.base == sum(map(len, words))
-                words.append({(p.block, key // kpb) for key in block})
+                words.append({(p.block, key // (halves * kpb)) for key in block})
                 keys += block
             assert sorted(keys) == list(range(positions[lo]))
             assert of_unit[0].unit_words == sum(map(len, words)) == len(set.union(*words))
-            used = of_unit[0].unit_words * -(-(hi - lo + 1) * 3 // config.attention_lanes)
-            fits = fits_scores(config, 3, positions[lo], hi - lo + 1, lo)
+            used = of_unit[0].unit_words * -(-(hi - lo + 1) * 3 // (config.attention_lanes // halves))
+            fits = fits_scores(config, 3, positions[lo], hi - lo + 1, lo, kv)
             assert fits == (used <= config.score_words)
 
 
@@ -123,16 +128,19 @@ def test_the_score_memory_is_filled_to_its_last_word_and_no_further(
         Nothing(with_words(config, max(needs) - 1), 7).run_pass(given)
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CheckedBackend]:
-    """The RTL with two keys a beat and the golden model beside it, of a small model."""
+@pytest.fixture(scope="module", params=CACHE_FORMATS)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CheckedBackend]:
+    """The RTL with two keys a beat and the golden model beside it, of a small model, with every kind of cache."""
+    kv = CACHE_FORMATS[request.param]
     path: Path = tmp_path_factory.mktemp("image") / "small.tlm"
     weights = random_weights(SPEC, 11)
     convert(Checkpoint(name="small", weights=weights, tokenizer=Files.read(demo_folder()), eos_ids=()), path, PAIRS)
     with (
         Model.open(path, PAIRS) as model,
-        SimulatedAccelerator(model, compile_program(model, PAIRS, slots=SLOTS), timing=timing("kv260")) as machine,
-        CheckedBackend(machine, GoldenBackend(weights, PAIRS, slots=SLOTS)) as checked,
+        SimulatedAccelerator(
+            model, compile_program(model, PAIRS, slots=SLOTS, kv=kv), timing=timing("kv260")
+        ) as machine,
+        CheckedBackend(machine, GoldenBackend(weights, PAIRS, slots=SLOTS, kv=kv)) as checked,
     ):
         for slot in range(SLOTS):  # whatever a layout attends to is there, and other than in every other slot
             for first in range(0, SPEC.max_context, PAIRS.lanes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import cocotb
@@ -15,13 +16,15 @@ from tellme.hw.memory import KvWriter
 from tellme.sim import harness, runner
 from tests.memory.common import SMALL
 
-CONFIGS = {c.name: c for c in (KV260, TINY, SMALL)}
+CONFIGS = {c.name: c for c in (KV260, TINY, replace(SMALL, narrow_cache=True))}
 
 
 def place(c: AcceleratorConfig, p: dict[str, Any], memory: np.ndarray, data: np.ndarray, scales: np.ndarray) -> None:
     """What must be in memory (uint8[beats, B]): the table of section 1, element by element."""
     cells = p["cells"]
-    stride = 2 * c.scale_beats + 2 * cells * c.key_tile
+    narrow = p["k_narrow"], p["v_narrow"]
+    beats = [c.key_tile >> n for n in narrow]
+    stride = 2 * c.scale_beats + cells * sum(beats)
     for lane in range(p["lanes"]):
         block, key = divmod(p["positions"][lane], c.key_block)
         for head in range(p["kv_heads"]):
@@ -30,9 +33,13 @@ def place(c: AcceleratorConfig, p: dict[str, Any], memory: np.ndarray, data: np.
                 flat = memory[base + v * c.scale_beats : base + (v + 1) * c.scale_beats].reshape(-1)
                 flat[4 * key : 4 * key + 4] = np.frombuffer(np.uint32(scales[v, head, lane]).tobytes(), np.uint8)
                 for cell in range(cells):
-                    beat = base + 2 * c.scale_beats + (v * cells + cell) * c.key_tile + key // c.keys_per_beat
-                    at = key % c.keys_per_beat * c.cell
-                    memory[beat, at : at + c.cell] = data[v, head, lane, cell]
+                    size = c.cell >> narrow[v]
+                    at = key * size
+                    elements = data[v, head, lane, cell]
+                    if narrow[v]:
+                        elements = elements[::2] & 15 | elements[1::2] << 4
+                    beat = base + 2 * c.scale_beats + v * cells * beats[0] + cell * beats[v]
+                    memory[beat + at // c.beat_bytes, at % c.beat_bytes :][:size] = elements
 
 
 @cocotb.test()
@@ -54,7 +61,8 @@ async def check_job(dut: Any) -> None:
     want = memory.copy()
     place(c, p, want, data, scales)
     await FallingEdge(dut.reset)
-    job = {name: p[name] for name in ("cells", "kv_heads", "slot_stride", "head_stride")} | {"kv_address": p["address"]}
+    names = ("cells", "kv_heads", "slot_stride", "head_stride", "k_narrow", "v_narrow")
+    job = {name: p[name] for name in names} | {"kv_address": p["address"]}
     dut.parameters__lanes.value = p["lanes"]
     dut.parameters__position.value = sum(x << 16 * i for i, x in enumerate(p["positions"]))
     dut.parameters__slot.value = sum(x << 8 * i for i, x in enumerate(p["slots"]))
@@ -88,7 +96,7 @@ async def check_job(dut: Any) -> None:
             await RisingEdge(dut.clock)
             dut.start.value = 0
             for name in job:  # taken with `start`: the next descriptor's stand there by now
-                getattr(dut, f"job__{name}").value = chance.getrandbits(8)
+                getattr(dut, f"job__{name}").value = chance.getrandbits(1)
             # A value that is not asked for, so that only data taken in their one cycle are right.
             dut.own__data.value = chance.getrandbits(8 * c.beat_bytes) if word is None else word
             dut.own_scales__data.value = chance.getrandbits(32) if scale is None else scale
@@ -109,6 +117,7 @@ async def check_job(dut: Any) -> None:
             assert cycles == expected
 
 
+@pytest.mark.parametrize("narrow", [(0, 0), (0, 1), (1, 1)])
 @pytest.mark.parametrize(("grant", "take"), [(1.0, 1.0), (0.6, 0.4)])
 @pytest.mark.parametrize(
     ("config", "lanes", "first", "cells", "kv_heads", "slots"),
@@ -122,7 +131,15 @@ async def check_job(dut: Any) -> None:
     ],
 )
 def test_own_keys_and_values_land_in_the_cache(
-    config: str, lanes: int, first: int, cells: int, kv_heads: int, slots: list[int], grant: float, take: float
+    config: str,
+    lanes: int,
+    first: int,
+    cells: int,
+    kv_heads: int,
+    slots: list[int],
+    grant: float,
+    take: float,
+    narrow: tuple[int, int],
 ) -> None:
     c = CONFIGS[config]
     blocks = -(-min(c.max_context, first + lanes) // c.key_block)
@@ -135,7 +152,7 @@ def test_own_keys_and_values_land_in_the_cache(
     parameters = {
         "config": config, "lanes": lanes, "cells": cells, "kv_heads": kv_heads, "address": 5, "beats": beats,
         "slot_stride": slot_stride, "head_stride": head_stride, "positions": positions, "slots": slots,
-        "grant": grant, "take": take, "seed": 3,
+        "grant": grant, "take": take, "seed": 3, "k_narrow": narrow[0], "v_narrow": narrow[1],
     }  # fmt: skip
     folder = harness.build(KvWriter(c))
     runner.run(folder, __name__, top="tb_top", testcase="check_job", parameters=parameters)

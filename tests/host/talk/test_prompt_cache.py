@@ -76,13 +76,19 @@ def test_what_is_no_cache_is_refused(model: Model, tmp_path: Path) -> None:
     prompt_cache.save(good, model, first)
 
     def head(**changes: Any) -> Any:
-        fields = {"kind": prompt_cache.KIND, "version": 1, "model": prompt_cache.fingerprint(model)} | changes
+        fields = {
+            "kind": prompt_cache.KIND,
+            "version": 2,
+            "model": prompt_cache.fingerprint(model),
+            "kv": "8",
+        } | changes
         return np.frombuffer(json.dumps(fields).encode(), np.uint8)
 
     bad = tmp_path / "bad"
     for changes, message in (
         ({"head": head(kind="x")}, "is no prompt cache"),
-        ({"head": head(version=2)}, "has version 2, this tellme reads 1; delete it"),
+        ({"head": head(version=1)}, "has version 1, this tellme reads 2; delete it"),
+        ({"head": head(kv="4")}, "was made with --kv 4, not 8; take that, or give another file"),
         ({"head": head(model="0")}, "was made with another model or for another board"),
         ({"head": None}, "is no prompt cache"),
         ({"tokens": np.zeros(33, np.int32)}, "wrong types"),
