@@ -30,7 +30,9 @@ SHAPES: dict[str, ModelSpec] = {
     "bonsai-4b: attention wider than hidden": small_spec(
         **PLAIN, hidden=320, heads=8, kv_heads=2, head_dim=128, ffn=2048, qk_norm=True, rope_theta=1e6
     ),
-    "widest heads with QK-norm": small_spec(**PLAIN, hidden=96, heads=4, kv_heads=2, head_dim=256, ffn=64, qk_norm=True),
+    "widest heads with QK-norm": small_spec(
+        **PLAIN, hidden=96, heads=4, kv_heads=2, head_dim=256, ffn=64, qk_norm=True
+    ),
     "narrow attention": small_spec(hidden=512, heads=2, kv_heads=1, head_dim=96, ffn=512, vocab=40, qk_norm=True),
 }
 

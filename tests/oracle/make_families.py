@@ -315,7 +315,10 @@ def main(families: Sequence[str]) -> int:
             taps = tap(model, ids[0, :TAPPED])
             if family == "qwen3-ternary":
                 plain = in_float(family, model)(ids).logits[:, :-1]
-                taps |= {"float.nll": cross_entropy(plain, ids), "float.best": plain.argmax(-1).numpy().astype(np.int16)}
+                taps |= {
+                    "float.nll": cross_entropy(plain, ids),
+                    "float.best": plain.argmax(-1).numpy().astype(np.int16),
+                }
         losses = cross_entropy(logits, ids)
         top = logits.topk(2).values
         np.savez_compressed(
