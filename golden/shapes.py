@@ -34,4 +34,23 @@ BITNET_2B = ModelSpec(
 )
 """BitNet b1.58 2B-4T, `microsoft/bitnet-b1.58-2B-4T`."""
 
-SHAPES: dict[str, ModelSpec] = {"bitnet-0.7b": BITNET_07B, "bitnet-2b": BITNET_2B}
+FALCON_E_1B = ModelSpec(
+    hidden=2048,
+    layers=24,
+    heads=16,
+    kv_heads=2,
+    head_dim=128,
+    ffn=9216,
+    vocab=32768,
+    activation="silu",
+    attn_sub_norm=False,
+    ffn_sub_norm=False,
+    rope_theta=1000042.0,
+    norm_eps=1e-6,
+    max_context=8192,
+    tied=False,
+)
+"""Falcon-E 1B, `tiiuae/Falcon-E-1B-Base`: its matrices' sizes are published, FFN and heads follow from them; the rotary base is a guess, which
+no cost depends on."""
+
+SHAPES: dict[str, ModelSpec] = {"bitnet-0.7b": BITNET_07B, "bitnet-2b": BITNET_2B, "falcon-e-1b": FALCON_E_1B}

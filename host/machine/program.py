@@ -82,18 +82,6 @@ def check_fits(spec: ModelSpec, config: AcceleratorConfig, name: str, kv: CacheF
         raise UserError(f"{name}: {why}; take --kv 8, or build an accelerator with --set narrow_cache=true")
     with golden_errors(name):
         replace(spec, max_context=min(spec.max_context, config.max_context)).check_fits(config)
-    width = config.beat_weights
-    for what, inputs, limit, parameter in (
-        ("hidden", spec.hidden, config.query_offset, "max_features / 2"),
-        ("heads * head_dim", spec.q_dim, config.max_features, "max_features"),
-        ("ffn", spec.ffn, config.max_features, "max_features"),
-    ):
-        padded = ceil_div(inputs, width) * width
-        if padded > limit:
-            raise UserError(
-                f"{name}: {what} is {inputs}, {padded} in whole tiles of {width}, but accelerator {config.name!r} "
-                f"holds at most {limit} ({parameter})"
-            )
     for what, rows in (("qkv", spec.qkv_rows), ("gate and up", 2 * spec.ffn)):
         if rows > config.max_rows:
             raise UserError(f"{name}: the {what} matrix has {rows} rows, a descriptor holds at most {config.max_rows}")

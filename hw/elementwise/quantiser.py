@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import exact_log2
+from amaranth.utils import bits_for, exact_log2
 
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.golden.kv import KvGeometry
@@ -126,7 +126,8 @@ class Quantiser(wiring.Component):
         inputs, heads = Signal(), Signal()  # jobs under way
         outer = Signal(16)
         lane, last_lane = Signal(lane_bits(config)), Signal(lane_bits(config))
-        w, words = Signal(6), Signal(6)
+        most = max(config.tile_words, config.max_head_dim // config.word)  # words of a lane
+        w, words = Signal(bits_for(most)), Signal(bits_for(most))
         word, base = Signal(wide), Signal(wide)
         kv_cell = Signal(clog2(2 * kv.cells(config.max_kv_dim)))  # first cell of a K or V head
         ready, some = Signal(range(PLACES * config.lanes + 1)), Signal()  # factors that wait; whether there are
@@ -136,7 +137,7 @@ class Quantiser(wiring.Component):
         lane_words = Mux(inputs, config.tile_words, head_words)  # two or more
         settle = Signal()  # words follows the job by a cycle
         # What the counters stand at is known before the cycle that asks: a lane takes two cycles or more.
-        w_first, w_last, w_before_last = Signal(init=1), Signal(), Signal(6)  # w == 0, w == words - 1; words - 2
+        w_first, w_last, w_before_last = Signal(init=1), Signal(), Signal(bits_for(most))  # w == 0, w == words - 1; words - 2
         lane_last, outer_first, outer_last = Signal(), Signal(init=1), Signal()
         last_outer = Signal(16)
         m.d.sync += [

@@ -16,7 +16,8 @@ from tellme.sim.runner import parameters, simulate
 from tests.elementwise.bench import Bench
 
 GROUPED = replace(TINY, name="grouped", weight_format="grouped")
-CONFIGS = {c.name: c for c in (KV260, TINY, GROUPED)}
+LARGE = replace(TINY, name="large-heads", max_hidden=1024, max_features=2048, max_kv_dim=512, max_head_dim=256)
+CONFIGS = {c.name: c for c in (KV260, TINY, GROUPED, LARGE)}
 
 
 def run(config: Any, testcase: str, **params: Any) -> None:
@@ -118,6 +119,17 @@ def test_normalised_heads_equal_golden(stall: float) -> None:
         dict(silu, lanes=2, heads=[4, 2, 32], norm=True, values="largest"),
     ]
     run(TINY, "check_layers", seed=4, stall=stall, cases=cases)
+
+
+def test_heads_of_256_equal_golden() -> None:
+    """64 words of a head; and a residual stream as wide as there is room, with tiles that reach beyond it."""
+    silu = dict(gate=SILU, norm=True, gain=True)
+    cases = [
+        dict(silu, lanes=2, hidden=64, ffn=36, heads=[2, 1, 256]),
+        dict(silu, lanes=3, hidden=64, ffn=36, heads=[4, 2, 256], qk_norm=True),
+        dict(silu, lanes=1, hidden=1024, ffn=2048, heads=[1, 1, 192], qk_norm=True),
+    ]
+    run(LARGE, "check_layers", seed=5, stall=0.0, cases=cases)
 
 
 @pytest.mark.parametrize("config", [TINY, GROUPED], ids=lambda c: c.name)

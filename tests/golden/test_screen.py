@@ -197,3 +197,28 @@ def test_what_cannot_be_screened_is_refused() -> None:
     )
     with pytest.raises(ModelError, match="ternary head must have shape"):
         replace(weights, screen=screen.Screen(ternary.planes[:-1], ternary.scales, ternary.unit))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5], ids=["one scale", "a scale a row"])
+def test_a_head_that_is_ternary_is_its_own_screen(spread: float) -> None:
+    """Its plane is the head itself: with the fewest candidates the best is among them, of equal ones the first, and no logit
+    is above its score by more than rounding."""
+    rng = np.random.default_rng(12)
+    ternary = rng.integers(-1, 2, (600, 96)).astype(np.int8)
+    ternary[7] = ternary[3]  # equal logits
+    scale = (0.03 * np.exp(spread * rng.normal(size=(600, 1)))).astype(np.float32)
+    scale[7] = scale[3] = scale.max()
+    rows, scales = head.quantise_rows(ternary * scale)
+    made = screen.quantise(rows, scales)
+    assert (made.planes[:, 0] == ternary).all() and (rows == 127 * ternary).all()
+    if not spread:
+        assert (made.scales == (1 << screen.SCALE_BITS) - 1).all()
+    q = rng.integers(-127, 128, (200, 96)).astype(np.int8)
+    q[0] = 127 * ternary[3]
+    act = rng.uniform(0.01, 1, 200).astype(np.float32)
+    logits = head.logits(q, act, rows, scales)
+    found = screen.screened(q, act, made, rows, scales, screen.MULTIPLE)
+    assert (found.best == head.best(logits)).all() and found.best[0] == 3
+    as_logits = screen.scores(q, made) * (act.astype(np.float64) * float(made.unit))[:, None]
+    step = float(made.unit) * np.abs(screen.scores(q, replace(made, scales=np.ones_like(made.scales)))).max()
+    assert np.abs(logits - as_logits).max() <= (0.51 * step + 1e-5 * np.abs(logits).max()) * float(act.max())

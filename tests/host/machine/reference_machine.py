@@ -219,7 +219,7 @@ class ReferenceMachine:
     def _linear(self, f: dict, gain: NDArray[np.float32] | None) -> None:
         c, lanes = self.config, len(self.positions)
         assert np.float32(f["inv_n"]) == elementwise.inverse_count(f["inputs"])
-        assert f["block_rows"] <= c.block_rows and f["tiles"] * c.beat_weights <= c.max_features
+        assert f["block_rows"] <= c.block_rows and f["inputs"] <= c.max_features
         assert self.stats.u.shape[-1] == f["inputs"]
         data = self.beats(f["address"] + f["gain_beats"], f["tiles"] * f["rows"])
         try:
