@@ -68,8 +68,8 @@ def _inputs(f: dict[str, int], limit: int, state: _State, config: AcceleratorCon
     width = config.beat_weights
     if f["tiles"] != layout.tiles(f["inputs"], config):
         yield f"tiles is {f['tiles']}, {f['inputs']} inputs are {layout.tiles(f['inputs'], config)}"
-    if f["tiles"] > limit // width:
-        yield f"tiles is {f['tiles']}, more than {limit // width}"
+    if f["tiles"] > ceil_div(limit, width):  # the last may reach beyond the buffer: its weights there are 0
+        yield f"tiles is {f['tiles']}, more than {ceil_div(limit, width)}"
 
 
 def _load(f: dict[str, int], config: AcceleratorConfig) -> Iterator[str]:
@@ -101,7 +101,7 @@ def _linear(f: dict[str, int], config: AcceleratorConfig, state: _State) -> Iter
             yield f"rows is {rows}, more than {config.max_features}"
         if f["head_dim"] != state.rope:
             yield f"head_dim is {f['head_dim']}, the rotary table has {state.rope}"
-        yield from _gain(f, 0, config)
+        yield from _gain(f, 2 * f["head_dim"], config)
     elif kind is Kind.RESIDUAL:
         if rows != state.hidden:
             yield f"rows is {rows}, the residual stream has {state.hidden}"

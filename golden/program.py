@@ -41,7 +41,12 @@ _COMMON = (
     _field("kind", 0, 8, 2, "Kind of a LINEAR"),
     _field("norm_in", 0, 10, 1, "inputs are normalised by their root mean square before quantisation"),
     _field(
-        "gain_out", 0, 11, 1, "outputs are multiplied by the gain (the next norm's weight) before the absolute maximum"
+        "gain_out",
+        0,
+        11,
+        1,
+        "outputs are multiplied by the gain (the next norm's weight) before the absolute maximum; of a QKV: queries and keys "
+        "are normalised head by head, and the gain is of a head of each",
     ),
     _field("address", 1, 0, 32, "beat address of the gain followed by the data"),
     _field("gain_beats", 2, 0, 16, "beats of gain, 0 if none"),

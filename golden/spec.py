@@ -142,6 +142,11 @@ class Norm:
     transformers: tuple[str, ...]
     gguf: str
 
+    @property
+    def of_heads(self) -> bool:
+        """Whether it is of every head of Q or K, whose gains are stored in the order of their rows."""
+        return self.features == "head_dim"
+
     def size(self, spec: ModelSpec) -> int:
         """Gains, 0 if the model has no such norm."""
         there = self.flag is None or getattr(spec, self.flag)

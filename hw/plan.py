@@ -105,7 +105,9 @@ def _linear(
     # The first word of the quantiser, then the first tile's tables, while the gain is on its way.
     stream = engine.expected_cycles(config, tiles=tiles, rows=rows, block_rows=block, lanes=lanes)
     lead = max(0, 2 + ScaleUnit.delay + Quantiser.delay + stream - beats - gain)
-    epilogue = Elementwise.expected_epilogue_cycles(config, kind=kind, rows=last, lanes=lanes, head_dim=dim)
+    epilogue = Elementwise.expected_epilogue_cycles(
+        config, kind=kind, rows=last, lanes=lanes, head_dim=dim, head_norm=kind is Kind.QKV and gain > 0
+    )
     return [
         Step(f"{name} gain", "control", STEP_OVER + gain, gain),
         Step(f"{name} lead", "elementwise", lead, 0),

@@ -23,7 +23,7 @@ from tellme.host.image.screening import with_screen
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend, load_weights
 from tellme.host.machine.board import BoardAccelerator
 from tellme.host.machine.passes import Backend
-from tellme.host.machine.program import Program, check_hardware
+from tellme.host.machine.program import Program
 from tellme.host.machine.screening import CANDIDATES, FULL, HeadChoice, check_mode, choose
 from tellme.host.machine.simulation import SimulatedAccelerator
 from tellme.host.places import check_new_file
@@ -236,7 +236,6 @@ def _opened_machine(
     with Status(console, what[backend]) as status:
         if backend == "golden":
             return golden()
-        check_hardware(program.spec, opened.name)  # before minutes of building
         machine: Backend
         if backend == "board":
             machine = BoardAccelerator(opened, program, bitstream=bitstream)

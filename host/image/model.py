@@ -5,7 +5,7 @@ Sections of an image, in the order of the program (N is a layer):
 | section | content | `info` |
 |---|---|---|
 | `input_norm` | gain of the first norm | gain_beats |
-| `N.qkv` | QKV matrix | matrix; scales Q, K, V |
+| `N.qkv` | gains of a head of Q and of K, in the order of their rows (QK-norm), if any; QKV matrix | matrix; scales Q, K, V |
 | `N.attention` | gain of the attention sub-norm; absent if there is none | gain_beats |
 | `N.o` | gain of the post-attention norm, output projection | matrix; one scale |
 | `N.gate` | gain of the FFN sub-norm if any, gate and up matrix | matrix; scales gate, up |
@@ -108,7 +108,11 @@ def plan_sections(weights: ModelWeights, config: AcceleratorConfig) -> list[Plan
     def gain_of(i: int, step: Step) -> NDArray[np.float32] | None:
         if step.name == LAST_STEP:
             return layers[i + 1].input_norm if i + 1 < s.layers else weights.norm
-        parts = [getattr(layers[i], norm) for norm in step.gain if norm in s.norms]
+        parts = [
+            layout.interleave_heads(gain, s.head_dim) if NORMS[norm].of_heads else gain
+            for norm in step.gain
+            if norm in s.norms and (gain := getattr(layers[i], norm)) is not None
+        ]
         return np.concatenate(parts) if parts else None
 
     def head() -> Iterator[Beats]:
@@ -548,7 +552,8 @@ class Model:
         for before in step.gain[: step.gain.index(norm)]:
             first += NORMS[before].size(self.spec)
         beats = self.image.section(section)[: layout.float_beats(step.gains(self.spec), self.config)]
-        return layout.unpack_floats(beats, step.gains(self.spec), self.config)[0, first : first + size]
+        gain = layout.unpack_floats(beats, step.gains(self.spec), self.config)[0, first : first + size]
+        return layout.deinterleave_heads(gain, self.spec.head_dim) if NORMS[norm].of_heads else gain
 
     def _matrix(self, section: str) -> NDArray[np.integer]:
         info = self.image.sections[section].info

@@ -19,7 +19,7 @@ from tellme.host.errors import DeviceError, UserError
 from tellme.host.image.model import Model
 from tellme.host.machine.device import Device
 from tellme.host.machine.passes import Backend, Cache, Pass, PassResult
-from tellme.host.machine.program import Program, check_hardware
+from tellme.host.machine.program import Program
 
 RESET_S = 10.0
 """Wall clock that a soft reset may take, seconds, and never more than a pass: the time memory has for what it owes."""
@@ -190,7 +190,6 @@ class Driver(Backend):
         UserError : image or program are another accelerator's, or do not fit the buffer.
         DeviceError : a pass is running that no reset ends.
         """
-        check_hardware(program.spec, model.name)
         model.image.require(self.config)
         # The clock is no part of a program: a board's is that of its bitstream.
         if replace(program.config, clock_hz=self.config.clock_hz) != self.config:

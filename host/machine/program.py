@@ -15,7 +15,7 @@ from tellme.golden.arith import ceil_div
 from tellme.golden.check import problem
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.layout import KvLayout
-from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, encode
+from tellme.golden.program import DESCRIPTOR_BYTES, Opcode, encode
 from tellme.golden.registers import MAX_SLOTS
 from tellme.golden.screen import BOUND_SHIFT
 from tellme.golden.spec import STEPS, ModelSpec, Step, rope_tables
@@ -60,15 +60,6 @@ class Program:
     screened: bool = False
 
 
-def check_hardware(spec: ModelSpec, name: str) -> None:
-    """Refuses what the golden model computes and no accelerator does yet, with a UserError."""
-    if spec.qk_norm:
-        raise UserError(
-            f"{name}: normalises every head of Q and K (QK-norm), which the accelerator does not do yet; "
-            "run it with --backend golden"
-        )
-
-
 def usable_context(spec: ModelSpec, config: AcceleratorConfig) -> int:
     """Positions that model, cache layout and score memory all allow; at least one, for the groups that `check_fits` lets pass."""
     limit = min(spec.max_context, config.max_context)
@@ -88,18 +79,6 @@ def check_fits(spec: ModelSpec, config: AcceleratorConfig, name: str) -> None:
     """
     with golden_errors(name):
         replace(spec, max_context=min(spec.max_context, config.max_context)).check_fits(config)
-    width = config.beat_weights
-    for what, inputs, limit, parameter in (
-        ("hidden", spec.hidden, config.query_offset, "max_features / 2"),
-        ("heads * head_dim", spec.q_dim, config.max_features, "max_features"),
-        ("ffn", spec.ffn, config.max_features, "max_features"),
-    ):
-        padded = ceil_div(inputs, width) * width
-        if padded > limit:
-            raise UserError(
-                f"{name}: {what} is {inputs}, {padded} in whole tiles of {width}, but accelerator {config.name!r} "
-                f"holds at most {limit} ({parameter})"
-            )
     for what, rows in (("qkv", spec.qkv_rows), ("gate and up", 2 * spec.ffn)):
         if rows > config.max_rows:
             raise UserError(f"{name}: the {what} matrix has {rows} rows, a descriptor holds at most {config.max_rows}")
@@ -271,8 +250,6 @@ def _descriptors(program: Program, sections: Mapping[str, Section]) -> bytes:
         info: dict[str, Any] = section.info if section else {"gain_beats": 0}
         gain_beats = info["gain_beats"]
         address = at(section.name) if section else 0
-        if step.epilogue is Kind.QKV:  # gains of heads are golden's alone so far: see check_hardware
-            address, gain_beats = address + gain_beats, 0
         common = {"address": address, "gain_beats": gain_beats, "gain_out": gain_beats > 0, **step.fields(spec)}
         if not step.matrices:
             cache = kv_address + i * layer_stride

@@ -99,7 +99,7 @@ class _Sizes:
         m.d.sync += [
             self.qkv_dims.eq(self.q_dims + (self.kv_dims << 1)),
             self.tile_inputs.eq(_times(self.tiles[:14], Const(per_byte))),
-            self.outputs.eq(chosen),
+            self.outputs.eq(Mux(kinds.qkv, 0, chosen)),
             self.gain_need.eq((chosen + (c.word - 1)) >> word_bits),
             self.nothing.eq(chosen == 0),
         ]
@@ -107,6 +107,8 @@ class _Sizes:
             m.d.comb += chosen.eq(inputs)
         with m.If(kinds.residual):
             m.d.comb += chosen.eq(rows)
+        with m.If(kinds.qkv):
+            m.d.comb += chosen.eq(d.shared.head_dim << 1)  # gains of a query and of a key; its features are attention's
         with m.If(kinds.gate):
             m.d.comb += chosen.eq(rows[1:])
         with m.If(kinds.attend):
@@ -263,8 +265,8 @@ class ProgramCheck(wiring.Component):
         rules.refuse(kinds.quantised, (inputs == 0) | (inputs != left.features))
         rules.refuse(kinds.quantised, tile_inputs < inputs)
         rules.refuse(kinds.quantised, tile_inputs >= sizes.inputs_end)
-        rules.refuse(kinds.quantised, sizes.tiles > c.max_features // c.beat_weights)
-        rules.refuse(kinds.qkv, sizes.tiles > c.query_offset // c.beat_weights)
+        rules.refuse(kinds.quantised, sizes.tiles > ceil_div(c.max_features, c.beat_weights))
+        rules.refuse(kinds.qkv, sizes.tiles > ceil_div(c.query_offset, c.beat_weights))
         rules.refuse_unless_multiple(kinds.linear, rows, ROW_MULTIPLE, (1 << 16) - 1)
         rules.refuse_unless_multiple(kinds.linear, d.linear.block_rows, ROW_MULTIPLE, c.block_rows)
         rules.refuse(kinds.residual, rows != left.hidden)

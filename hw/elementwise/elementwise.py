@@ -103,15 +103,16 @@ class Elementwise(wiring.Component):
 
     @staticmethod
     def expected_epilogue_cycles(
-        config: AcceleratorConfig, *, kind: Kind, rows: int, lanes: int, head_dim: int = 32
+        config: AcceleratorConfig, *, kind: Kind, rows: int, lanes: int, head_dim: int = 32, head_norm: bool = False
     ) -> int:
         """Cycles of epilogue_busy when rows are always ready and the quantiser is idle.
 
-        head_dim counts for QKV only. Followed octet by octet: a head may begin when the last but one is read, and is
-        quantised while the next ones come.
+        head_dim and head_norm (queries and keys are normalised) count for QKV only. Followed octet by octet: a head may
+        begin when the last but one is read, or with head_norm the last, and is quantised while the next ones come.
         """
         tail = Epilogue.delay(kind) + 1  # from the issue of a chunk to where it enters the statistics
-        settle = tail + Statistics.head_settle_delay
+        settle = tail + Statistics.settle_delay
+        ahead = 1 if head_norm else HEADS_AHEAD
         per_head = head_dim // OCTET
         filled = 0  # an octet is collected
         end = [0, 0]  # the two latest octets are issued
@@ -121,8 +122,8 @@ class Elementwise(wiring.Component):
             filled = max(filled, end[-2]) + OCTET
             begin = max(filled, end[-1])
             h = g // per_head
-            if kind == Kind.QKV and g % per_head == 0 and h >= HEADS_AHEAD:
-                begin = max(begin, captured[h - HEADS_AHEAD + 1])
+            if kind == Kind.QKV and g % per_head == 0 and h >= ahead:
+                begin = max(begin, captured[h - ahead + 1])
             end = [end[-1], begin + 2 * lanes]
             if kind == Kind.QKV and g % per_head == per_head - 1:
                 read = max(end[-1] + settle, captured[-1], free[-PLACES])
@@ -144,7 +145,7 @@ class Elementwise(wiring.Component):
         for unit, names in (
             (loader, "gain_beats x_beats rope_beats inputs lanes"),
             (epilogue, "kind rows lanes scale0 scale1 scale2 gain_out head_dim heads kv_heads"),
-            (scales, "lanes norm_in inv_n eps q_scale heads kv_heads"),
+            (scales, "lanes norm_in inv_n eps q_scale head_dim heads kv_heads"),
             (quantiser, "lanes tiles head_dim heads kv_heads"),
         ):
             m.d.comb += [getattr(unit, name).eq(getattr(self.job, name)) for name in names.split()]
@@ -159,6 +160,7 @@ class Elementwise(wiring.Component):
         start_heads = self.start_epilogue & (self.job.kind == Kind.QKV)
         m.d.comb += [
             epilogue.start.eq(self.start_epilogue),
+            scales.head_norm.eq(self.job.gain_out),
             scales.start_inputs.eq(self.start_quantise),
             scales.start_heads.eq(start_heads),
             quantiser.start_inputs.eq(self.start_quantise),
@@ -189,6 +191,7 @@ class Elementwise(wiring.Component):
             depth=config.lanes * pitch, parts=1, part_width=32 * CHUNK, deep=True, output_register=True
         )
         info = Signal(chunk_info(config), reset_less=True)
+        gain_chunk = Signal(chunk_bits(config), reset_less=True)
         v = Signal(CHUNK_LAYOUT, reset_less=True)
         keep = Signal()
         state = Signal(3)
@@ -207,11 +210,17 @@ class Elementwise(wiring.Component):
             m.d.sync += lanes_left.eq(lanes_left - 1)
 
         with m.If(epilogue.valid):
-            m.d.sync += [info.eq(epilogue.info), v.eq(epilogue.v), keep.eq(epilogue.keep)]
+            m.d.sync += [
+                info.eq(epilogue.info),
+                gain_chunk.eq(epilogue.gain_chunk),
+                v.eq(epilogue.v),
+                keep.eq(epilogue.keep),
+            ]
         with m.Elif(loader.x_valid):
             m.d.sync += [
                 info.lane.eq(loader.x_lane),
                 info.chunk.eq(loader.x_chunk),
+                gain_chunk.eq(loader.x_chunk),
                 info.first.eq(loader.x_chunk < 8),
                 v.eq(loader.x),
                 keep.eq(1),
@@ -220,12 +229,13 @@ class Elementwise(wiring.Component):
             m.d.sync += [
                 info.lane.eq(self.chunks.lane),
                 info.chunk.eq(self.chunks.chunk),
+                gain_chunk.eq(self.chunks.chunk),
                 info.first.eq(self.chunks.chunk < 8),
                 v.eq(self.chunks.data),
                 keep.eq(0),
             ]
         with m.If(~epilogue.valid):
-            m.d.sync += [info.parity.eq(0), info.gain.eq(self.job.gain_out)]
+            m.d.sync += [info.parity.eq(0), info.gain.eq(self.job.gain_out), info.turn.eq(0)]
         m.d.sync += state.eq(
             Cat(
                 epilogue.valid | loader.x_valid | self.chunks.valid,
@@ -236,7 +246,10 @@ class Elementwise(wiring.Component):
         m.d.comb += [
             Cat(statistics.valid, statistics.last, statistics.head_last).eq(state),
             statistics.info.eq(info),
+            statistics.gain_chunk.eq(gain_chunk),
             statistics.v.eq(v),
+            epilogue.gained.eq(statistics.gained),
+            statistics.turned.eq(epilogue.turned),
             statistics.gain_write.eq(loader.gain_write),
             statistics.gain_addr.eq(loader.gain_addr),
             statistics.gain_data.eq(loader.beat),

@@ -18,20 +18,22 @@ from tellme.hw.elementwise.common import (
     with_flags,
 )
 from tellme.hw.elementwise.scales import HeadCounter, Target
-from tellme.hw.elementwise.statistics import chunk_info
+from tellme.hw.elementwise.statistics import Statistics, chunk_info
 from tellme.hw.elementwise.transpose import OCTET, Transposer
 from tellme.hw.fp import Adder, Exponential, IntToFloat, Multiplier, Reciprocal
 from tellme.hw.pipeline import delay_line, register
 
 HEADS_AHEAD = 2
-"""Heads whose maxima the statistics can hold."""
+"""Heads whose maxima the statistics can hold; of sums of squares, which normalised heads need, they hold one."""
 
 
 class Epilogue(wiring.Component):
     """Makes features of the rows of a matrix: four accumulators of a lane a cycle.
 
     All kinds share eight multipliers and four adders. A chunk of features comes out `delay(kind)` cycles after its
-    rows left the transposer: for a gate every other cycle, two rows of gate and up making one feature each.
+    rows left the transposer: for a gate every other cycle, two rows of gate and up making one feature each. Of QKV it
+    comes out before RoPE, and back from the statistics, with the gain: the squares of a head are of the one, its maxima
+    of the other.
 
     Parameters
     ----------
@@ -47,14 +49,17 @@ class Epilogue(wiring.Component):
     act_lane, act_scale : activation scale of a lane, in the same cycle.
     x_lane, x_chunk, x : the residual stream, two cycles of latency.
     rope_lane, rope_chunk, rope : (cos, sin, cos, sin), two cycles of latency.
-    valid, last, head_last, keep, info, v : Out. A chunk of features; `last` of the job, `head_last` of a head and all
-        lanes; `keep`: it is the residual stream.
+    gained : In. A chunk of QKV with its gain, from the statistics, which chunks enter a cycle after they come out here.
+    turned : Out. It, rotated, Statistics.turn_delay cycles later.
+    valid, last, head_last, keep, info, gain_chunk, v : Out. A chunk of features; `last` of the job, `head_last` of a head
+        and all lanes; `keep`: it is the residual stream.
     """
 
     # Cycles after the issue of a chunk: scaled, y, and the features of each kind.
     _scaled = Transposer.delay + 1 + Multiplier.delay  # the scale; conversions of accumulators are no slower
     _y = _scaled + Multiplier.delay
-    _qkv = _y + 1 + Multiplier.delay + 1 + Adder.delay
+    _qkv = _y
+    _gained = _y + 1 + 1 + Statistics.gain_delay  # through the registers of this output and of the statistics' sources
     _residual = _y + 1 + Adder.delay
     _sigmoid = _y + Exponential.delay + 1 + Adder.delay + Reciprocal.delay
     _gate = _sigmoid + 1 + Multiplier.delay + 1 + Multiplier.delay
@@ -85,11 +90,14 @@ class Epilogue(wiring.Component):
                 "rope_lane": Out(lane_bits(config)),
                 "rope_chunk": Out(range(head_pitch(config))),
                 "rope": In(CHUNK_LAYOUT),
+                "gained": In(CHUNK_LAYOUT),
+                "turned": Out(CHUNK_LAYOUT),
                 "valid": Out(1),
                 "last": Out(1),
                 "head_last": Out(1),
                 "keep": Out(1),
                 "info": Out(chunk_info(config)),
+                "gain_chunk": Out(chunk_bits(config)),
                 "v": Out(CHUNK_LAYOUT),
             }
         )
@@ -133,7 +141,8 @@ class Epilogue(wiring.Component):
         tag = Signal(layout, reset_less=True)
         state = Signal(3)
         begin = rows.issue & rows.issue_first & (dim == 0) & self._is_qkv
-        m.d.comb += rows.go.eq(self.go & (~self._is_qkv | (dim != 0) | (ahead != HEADS_AHEAD)))
+        full = Mux(self.gain_out, ahead != 0, ahead == HEADS_AHEAD)
+        m.d.comb += rows.go.eq(self.go & (~self._is_qkv | (dim != 0) | ~full))
         m.d.sync += [
             last_octet.eq(self.rows[3:] - 1),
             last_dim.eq(self.head_dim[3:] - 1),
@@ -188,9 +197,9 @@ class Epilogue(wiring.Component):
 
         # ---- operands that are there together with y
         tag = delay_line(m, tag, self._y - Transposer.delay - 2, "tag_read", ring=True)
+        rope = delay_line(m, Cat(tag.half, tag.dim, tag.lane), self._gained - self._y, "rope_read", ring=True)
         m.d.comb += [
-            self.rope_lane.eq(tag.lane),
-            self.rope_chunk.eq(Cat(tag.half, tag.dim)),
+            Cat(self.rope_chunk, self.rope_lane).eq(rope),
             self.x_lane.eq(tag.lane),
             self.x_chunk.eq(Cat(tag.half, tag.octet)),
         ]
@@ -211,11 +220,11 @@ class Epilogue(wiring.Component):
             a, b = Signal(32, name=f"add{i}_a", reset_less=True), Signal(32, name=f"add{i}_b", reset_less=True)
             m.d.comb += [unit.a.eq(a), unit.b.eq(b), unit.subtract.eq(self._is_qkv & (i % 2 == 0))]
             adds.append((a, b, unit.o))
-        y_late = delay_line(m, Cat(*y), self._qkv - self._y, "y_late", ring=True)
 
         gates = []
         for p in range(CHUNK // 2):
             a, b = y[2 * p], y[2 * p + 1]
+            front, back = self.gained[2 * p], self.gained[2 * p + 1]
             cos, sin = self.rope[2 * p], self.rope[2 * p + 1]
             even, odd = adds[2 * p], adds[2 * p + 1]
             m0, m1, m2, m3 = muls[4 * p : 4 * p + 4]
@@ -230,7 +239,7 @@ class Epilogue(wiring.Component):
             gates.append(m1[2])
 
             with m.If(self._is_qkv):
-                m.d.sync += [m0[0].eq(a), m0[1].eq(cos), m1[0].eq(b), m1[1].eq(sin)]
+                m.d.sync += [m0[0].eq(front), m0[1].eq(cos), m1[0].eq(back), m1[1].eq(sin)]
             with m.Else():
                 m.d.sync += [
                     m0[0].eq(Mux(self._is_silu, gate, relu)),
@@ -238,7 +247,7 @@ class Epilogue(wiring.Component):
                     m1[0].eq(m0[2]),
                     m1[1].eq(up),
                 ]
-            m.d.sync += [m2[0].eq(b), m2[1].eq(cos), m3[0].eq(a), m3[1].eq(sin)]
+            m.d.sync += [m2[0].eq(back), m2[1].eq(cos), m3[0].eq(front), m3[1].eq(sin)]
 
             with m.If(self._is_qkv):
                 m.d.sync += [even[0].eq(m0[2]), even[1].eq(m1[2]), odd[0].eq(m2[2]), odd[1].eq(m3[2])]
@@ -250,22 +259,18 @@ class Epilogue(wiring.Component):
 
         # ---- chunks: a gate's comes with the second half of an octet
         first_half = register(m, Cat(*gates), "first_half")
-        state, tag = with_flags(m, state, tag, self._residual - self._y, "residual")
         chosen_state, chosen_tag = Signal(3), Signal(tag.shape())
         v = Signal(CHUNK_LAYOUT)
+        m.d.comb += self.turned.as_value().eq(Cat(*outs))
+        with m.If(self._is_qkv):
+            m.d.comb += [chosen_state.eq(state), chosen_tag.eq(tag), v.as_value().eq(Cat(*y))]
+        # A chunk that has left must not come out again at a later tap, when the next job is of another kind.
+        state = Mux(self._is_qkv, 0, state)
+        state, tag = with_flags(m, state, tag, self._residual - self._qkv, "residual")
         with m.If(self._is_residual):
             m.d.comb += [chosen_state.eq(state), chosen_tag.eq(tag), Cat(*(v[i] for i in range(CHUNK))).eq(Cat(*outs))]
-        # A chunk that has left must not come out again at a later tap, when the next job is of another kind.
         state = Mux(self._is_residual, 0, state)
-        state, tag = with_flags(m, state, tag, self._qkv - self._residual, "qkv")
-        with m.If(self._is_qkv):
-            m.d.comb += [
-                chosen_state.eq(state),
-                chosen_tag.eq(tag),
-                v.as_value().eq(Mux(tag.target == Target.VALUE, y_late, Cat(*outs))),
-            ]
-        state = Mux(self._is_qkv, 0, state)
-        state, tag = with_flags(m, state, tag, self._gate - self._qkv, "gate")
+        state, tag = with_flags(m, state, tag, self._gate - self._residual, "gate")
         with m.If(~self._is_qkv & ~self._is_residual):
             m.d.comb += [
                 chosen_state.eq(Mux(tag.half, state, 0)),
@@ -273,15 +278,25 @@ class Epilogue(wiring.Component):
                 v.as_value().eq(Cat(first_half, *gates)),
             ]
         whole = self._is_qkv | self._is_residual
+        chunk = Signal(len(self.gain_chunk))
+        keys, rotated = Signal(len(self.gain_chunk)), Signal()  # where the gain of keys begins: behind that of queries
+        m.d.sync += keys.eq(self.head_dim[2:])
+        m.d.comb += [
+            chunk.eq(Mux(whole, Cat(chosen_tag.half, chosen_tag.octet), chosen_tag.octet)),
+            rotated.eq(self._is_qkv & (chosen_tag.target != Target.VALUE)),
+        ]
+        in_head = Cat(chosen_tag.half, chosen_tag.dim) + Mux(chosen_tag.target == Target.KEY, keys, 0)
         valid = Signal(3)
         m.d.sync += [
             valid.eq(chosen_state),
             self.v.eq(v),
             self.keep.eq(self._is_residual),
             self.info.lane.eq(chosen_tag.lane),
-            self.info.chunk.eq(Mux(whole, Cat(chosen_tag.half, chosen_tag.octet), chosen_tag.octet)),
+            self.info.chunk.eq(chunk),
+            self.gain_chunk.eq(Mux(self._is_qkv, in_head, chunk)),
             self.info.first.eq(chosen_tag.first),
             self.info.parity.eq(chosen_tag.parity),
-            self.info.gain.eq(self.gain_out & ~self._is_qkv),
+            self.info.gain.eq(self.gain_out & (~self._is_qkv | rotated)),
+            self.info.turn.eq(rotated),
         ]
         m.d.comb += Cat(self.valid, self.last, self.head_last).eq(valid)

@@ -8,9 +8,11 @@ import numpy as np
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
+from tellme.golden.check import HEAD_DIM_MULTIPLE
 from tellme.golden.config import AcceleratorConfig
-from tellme.golden.elementwise import INV_127, SMALLEST_ABSMAX
+from tellme.golden.elementwise import INV_127, SMALLEST_ABSMAX, inverse_count
 from tellme.golden.fp import bits
 from tellme.hw.elementwise.common import ONE, count_bits, lane_bits
 from tellme.hw.elementwise.statistics import Statistics
@@ -86,12 +88,13 @@ class ScaleUnit(wiring.Component):
     Interface attributes
     --------------------
     start_inputs, start_heads : In, pulses. Both may be given together: the inputs come first.
-    lanes, norm_in, inv_n, eps, q_scale, heads, kv_heads : In, the job.
-    head_settled : In, pulse: the maxima of another head are complete in all lanes.
+    lanes, norm_in, inv_n, eps, q_scale, head_norm, head_dim, heads, kv_heads : In, the job; `norm_in`: the inputs are
+        normalised, `head_norm`: queries and keys are.
+    head_settled : In, pulse: the statistics of another head are complete in all lanes.
     head_quantised : In, pulse: the factors of the oldest head are used.
     read, read_half, read_lane, read_parity, ss, amax : the finalising read of Statistics; `read_inputs` when it is not
         of a head.
-    captured : Out, pulse: the maxima of a head may be overwritten.
+    captured : Out, pulse: the statistics of a head may be overwritten.
     done, tag : Out. A result: `inv` (the factor), `scale`, and `query_scale`, the scale times q_scale; `largest`, the maximum that it is
         made of, where the format of weights has groups.
     """
@@ -121,6 +124,8 @@ class ScaleUnit(wiring.Component):
                 "inv_n": In(32),
                 "eps": In(32),
                 "q_scale": In(32),
+                "head_norm": In(1),
+                "head_dim": In(16),
                 "heads": In(8),
                 "kv_heads": In(8),
                 "head_settled": In(1),
@@ -206,15 +211,25 @@ class ScaleUnit(wiring.Component):
         m.submodules.rsqrt = root = ReciprocalSqrt()
         m.d.comb += [
             mean.a.eq(self.ss),
-            mean.b.eq(self.inv_n),
             add.a.eq(mean.o),
             add.b.eq(self.eps),
             root.i.eq(add.o),
         ]
+        # 1/n of what is read: of the inputs, or of a head's dimensions.
+        of_inputs, inv_dim = Signal(), Signal(32)
+        m.d.comb += of_inputs.eq(tag.target == Target.INPUTS)
+        with m.Switch(self.head_dim[exact_log2(HEAD_DIM_MULTIPLE) :]):
+            for n in range(1, self._config.max_head_dim // HEAD_DIM_MULTIPLE + 1):
+                with m.Case(n):
+                    m.d.comb += inv_dim.eq(int(bits(inverse_count(n * HEAD_DIM_MULTIPLE))))
+        of_inputs_then = delay_line(m, of_inputs, Statistics.read_delay, "of_inputs")
+        m.d.comb += mean.b.eq(Mux(of_inputs_then, self.inv_n, inv_dim))
+
         to_root = Statistics.read_delay + mul + Adder.delay + rsqrt
         tag_root = delay_line(m, tag, to_root, "tag_root", ring=True)
+        normalised = Mux(of_inputs, self.norm_in, self.head_norm & (tag.target != Target.VALUE))
         r = Signal(32, reset_less=True)
-        m.d.sync += r.eq(Mux(self.norm_in & (tag_root.target == Target.INPUTS), root.o, ONE))
+        m.d.sync += r.eq(Mux(delay_line(m, normalised, to_root, "normalised"), root.o, ONE))
 
         m.submodules.normal = normal = Multiplier()
         m.submodules.r127 = r127 = Multiplier()

@@ -1,4 +1,4 @@
-"""Statistics of a token's features, and their product with the gain. Golden: `golden.elementwise.statistics`."""
+"""Statistics of a token's features, and their product with the gain. Golden: `golden.elementwise.statistics`, `head_statistics`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def chunk_info(config: AcceleratorConfig) -> data.StructLayout:
     """Layout of what goes with a chunk: lane, chunk number, and how the statistics take it.
 
     first: one of the 8 chunks that start the partials. parity: which of two sets of maxima takes it (heads alternate).
-    gain: multiply with the gain.
+    gain: multiply with the gain. turn: then rotate (RoPE).
     """
     return data.StructLayout(
-        {"lane": lane_bits(config), "chunk": chunk_bits(config), "first": 1, "parity": 1, "gain": 1}
+        {"lane": lane_bits(config), "chunk": chunk_bits(config), "first": 1, "parity": 1, "gain": 1, "turn": 1}
     )
 
 
@@ -32,7 +32,8 @@ class Statistics(wiring.Component):
 
     A chunk of CHUNK features enters every cycle, but the same partial of a lane at most every 8 cycles, which chunks in
     ascending order keep by themselves. A finalising read adds up the partials of a lane on the same adders, so no
-    chunk may be under way whose sum matters; the maxima may be read at any time.
+    chunk may be under way whose sum matters; the maxima may be read at any time. The maxima and the u buffer are of
+    what the gain and RoPE make of a chunk, the squares of the chunk itself.
 
     Parameters
     ----------
@@ -41,7 +42,9 @@ class Statistics(wiring.Component):
     Interface attributes
     --------------------
     valid, last, head_last : In. A chunk; the last of its job; the last of a head, of all lanes.
-    info, v : In. Its place, its features.
+    info, gain_chunk, v : In. Its place, which chunk of the gain is for it, its features.
+    gained : Out. The chunk times the gain, `gain_delay` cycles later.
+    turned : In. `gained`, rotated, `turn_delay` cycles later; taken for chunks that say `turn`.
     gain_write, gain_addr, gain_data : In. Loads a beat of the gain.
     u_write, u_lane, u_chunk, u : Out. A chunk for the u buffer.
     settled, head_settled : Out, pulses: all that `last`, `head_last` chunks and those before them change is stored.
@@ -51,12 +54,16 @@ class Statistics(wiring.Component):
     """
 
     read_delay = 2 + 3 * Adder.delay
-    delay = 3 + Multiplier.delay
+    gain_delay = BeatTable.delay + 1 + Multiplier.delay
+    """From a chunk to `gained`."""
+    turn_delay = 1 + Multiplier.delay + 1 + Adder.delay
+    """From `gained` to `turned`."""
+    delay = gain_delay + turn_delay + 1
     """From a chunk to its write into the u buffer."""
     settle_delay = Multiplier.delay + 3 + 3 * Adder.delay
-    """From a chunk to `settled`."""
-    head_settle_delay = 7 + Multiplier.delay
-    """From a chunk to `head_settled`."""
+    """From a chunk to `settled`, `head_settled`."""
+    maxima_lag = delay + 4 - settle_delay
+    """Cycles by which maxima are stored, and therefore read, later than sums."""
 
     def __init__(self, config: AcceleratorConfig):
         self._config = config
@@ -67,7 +74,10 @@ class Statistics(wiring.Component):
                 "last": In(1),
                 "head_last": In(1),
                 "info": In(chunk_info(config)),
+                "gain_chunk": In(chunk_bits(config)),
                 "v": In(CHUNK_LAYOUT),
+                "gained": Out(CHUNK_LAYOUT),
+                "turned": In(CHUNK_LAYOUT),
                 "gain_write": In(1),
                 "gain_addr": In(range(beats)),
                 "gain_data": In(8 * config.beat_bytes),
@@ -99,14 +109,14 @@ class Statistics(wiring.Component):
         return with_flags(m, Cat(self.valid, self.last, self.head_last), self.info, cycles, name)
 
     def _gain(self, m: Module) -> None:
-        """u = v * gain."""
+        """u = v * gain, rotated or as it is."""
         config = self._config
         m.submodules.gain = table = BeatTable(beats=config.max_features // config.word, word=config.word)
         m.d.comb += [
             table.write.eq(self.gain_write),
             table.write_addr.eq(self.gain_addr),
             table.write_data.eq(self.gain_data),
-            table.read_addr.eq(self.info.chunk),
+            table.read_addr.eq(self.gain_chunk),
         ]
         gained = delay_line(m, self.info.gain, BeatTable.delay, "gained")
         v = delay_line(m, self.v, BeatTable.delay + 1, "v_gain")
@@ -114,7 +124,12 @@ class Statistics(wiring.Component):
             m.submodules[f"gain_mul{i}"] = mul = Multiplier()
             gain = Signal(32, name=f"gain{i}", reset_less=True)
             m.d.sync += gain.eq(Mux(gained, table.read_data.word_select(i, 32), ONE))
-            m.d.comb += [mul.a.eq(v[i]), mul.b.eq(gain), self.u[i].eq(mul.o)]
+            m.d.comb += [mul.a.eq(v[i]), mul.b.eq(gain), self.gained[i].eq(mul.o)]
+        straight = delay_line(m, self.gained, self.turn_delay, "straight", ring=True)
+        turn = delay_line(m, self.info.turn, self.gain_delay + self.turn_delay, "turn")
+        u = Signal(CHUNK_LAYOUT, reset_less=True)
+        m.d.sync += u.eq(Mux(turn, self.turned, straight))
+        m.d.comb += self.u.eq(u)
         state, info = self._tap(m, self.delay, "u")
         m.d.comb += [self.u_write.eq(state[0]), self.u_lane.eq(info.lane), self.u_chunk.eq(info.chunk)]
 
@@ -164,7 +179,7 @@ class Statistics(wiring.Component):
                 write.data.eq(add[3].o),
                 write.en.eq(done[0] & (place[:2] == i)),
             ]
-        m.d.sync += self.settled.eq(done[0] & done[1])
+        m.d.sync += [self.settled.eq(done[0] & done[1]), self.head_settled.eq(done[0] & done[2])]
         assert tree + 1 + Adder.delay + 1 == self.settle_delay
         assert Adder.delay + 2 <= PARTIALS
 
@@ -188,32 +203,34 @@ class Statistics(wiring.Component):
         read_pair = [Signal(width, name=f"read_pair{i}", reset_less=True) for i in range(2)]
         finals = []
         helds = []
+        there = Cat(self.present.bit_select(Cat(Const(i, 2), self.read_half), 1) for i in range(BANKS))
+        final_addr = delay_line(m, Cat(self.read_half, self.read_parity, self.read_lane), self.maxima_lag, "final_addr")
+        there = delay_line(m, there, self.maxima_lag, "there")
         for i in range(BANKS):
             bank = memory.Memory(shape=unsigned(width), depth=4 * self._config.lanes, init=[])
             m.submodules[f"maxima{i}"] = bank
             write, read, final = bank.write_port(), bank.read_port(domain="comb"), bank.read_port(domain="comb")
             m.d.comb += [
                 read.addr.eq(Cat(info.chunk[2], info.parity, info.lane)),
-                final.addr.eq(Cat(self.read_half, self.read_parity, self.read_lane)),
+                final.addr.eq(final_addr),
                 write.addr.eq(place[2:]),
                 write.data.eq(larger(new, held)),
                 write.en.eq(store[0] & (place[:2] == i)),
             ]
             helds.append(read.data)
             stored = Signal(width, name=f"final{i}", reset_less=True)
-            m.d.sync += stored.eq(Mux(self.present.bit_select(Cat(Const(i, 2), self.read_half), 1), final.data, 0))
+            m.d.sync += stored.eq(Mux(there[i], final.data, 0))
             finals.append(stored)
         m.d.sync += [
             new.eq(four),
             held.eq(Mux(info.first, 0, Array(helds)[info.chunk[:2]])),
             place.eq(Cat(info.chunk[:3], info.parity, info.lane)),
-            self.head_settled.eq(store[0] & store[2]),
         ]
-        assert self.delay + 4 == self.head_settle_delay
 
         read_four, best = Signal(width, reset_less=True), Signal(width, reset_less=True)
         m.d.sync += [read_pair[i].eq(larger(finals[2 * i], finals[2 * i + 1])) for i in range(2)]
         m.d.sync += read_four.eq(larger(*read_pair))
-        second = delay_line(m, self.read & self.read_half, 3, "max_second", reset_less=False)
+        lag = self.maxima_lag
+        second = delay_line(m, self.read & self.read_half, lag + 3, "max_second", reset_less=False)
         m.d.sync += best.eq(Mux(second, larger(best, read_four), read_four))
-        m.d.comb += self.amax.eq(delay_line(m, best, self.read_delay - 4, "best", ring=True))
+        m.d.comb += self.amax.eq(delay_line(m, best, self.read_delay - lag - 4, "best", ring=True))

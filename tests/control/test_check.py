@@ -28,6 +28,7 @@ from tests.models import small_spec
 CASES = {
     "tiny": (small_spec(layers=1, vocab=300), TINY),
     "tiny-mha-silu": (small_spec(layers=1, kv_heads=4, head_dim=64, activation="silu", attn_sub_norm=False), TINY),
+    "tiny-qk-norm": (small_spec(layers=1, qk_norm=True, head_dim=64, attn_sub_norm=False, ffn_sub_norm=False), TINY),
     "kv260": (replace(BITNET_2B, layers=1), KV260),
     "ultra96v2": (replace(BITNET_07B, layers=1), ULTRA96V2),
 }

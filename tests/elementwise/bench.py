@@ -259,10 +259,13 @@ class Bench:
         assert not int(self.dut.gain_busy.value)
         return self.golden_linear(kind, acc, scales, gain, heads)
 
-    async def timed(self, kind: Kind, *, rows: int, heads: tuple[int, int, int], n: int) -> tuple[int, int]:
+    async def timed(
+        self, kind: Kind, *, rows: int, heads: tuple[int, int, int], n: int, gain_out: bool = False
+    ) -> tuple[int, int]:
         """Cycles of quantise_busy and of epilogue_busy, one after the other, when rows are always ready."""
         tiles = -(-n // self.config.beat_weights)
-        self.set(kind=kind, norm_in=1, gain_out=0, gain_beats=0, inputs=n, tiles=tiles, rows=rows, lanes=self.lanes)
+        self.set(kind=kind, norm_in=1, gain_out=gain_out, gain_beats=0, inputs=n, tiles=tiles)
+        self.set(rows=rows, lanes=self.lanes)
         self.set(heads=heads[0], kv_heads=heads[1], head_dim=heads[2])
         await self.pulse("quantise")
         quantise = await self.idle("quantise")
@@ -271,13 +274,23 @@ class Bench:
         return quantise, await self.idle("epilogue")
 
     def golden_linear(self, kind: Kind, acc: Any, scales: Any, gain: Any, heads: tuple[int, int, int]) -> Any:
-        """Golden result of a LINEAR; keeps the statistics and the residual stream up to date."""
+        """Golden result of a LINEAR; keeps the statistics and the residual stream up to date.
+
+        Of QKV: the heads before their quantiser, and with a gain (of a query's dimensions, then of a key's) the statistics
+        of queries and keys.
+        """
         if kind == Kind.QKV:
             h, kv, dim = heads
             w = np.repeat(np.array(scales, np.float32), [h * dim, kv * dim, kv * dim])
             y = golden.scale(acc, w, self.act).reshape(self.lanes, h + 2 * kv, dim)
-            turned = golden.rope(y[:, : h + kv], self.cos[:, None], self.sin[:, None])
-            return np.concatenate([turned, y[:, h + kv :]], 1)
+            turn = self.cos[:, None], self.sin[:, None]
+            if gain is None:
+                turned, normed = golden.rope(y[:, : h + kv], *turn), None
+            else:
+                of_heads = np.repeat(np.reshape(gain, (2, dim)), [h, kv], axis=0)
+                normed = golden.head_statistics(y[:, : h + kv], of_heads, *turn)
+                turned = normed.u
+            return np.concatenate([turned, y[:, h + kv :]], 1), normed
         if kind == Kind.RESIDUAL:
             self.x = golden.residual(self.x, golden.scale(acc, np.float32(scales[0]), self.act))
             self.stats = golden.statistics(self.x, gain)
@@ -289,11 +302,14 @@ class Bench:
         self.stats = golden.statistics(h, gain)
         return h
 
-    async def check_heads(self, y: Any, heads: tuple[int, int, int], q_scale: float) -> None:
-        """Compares queries, keys, values and their scales with heads y [lanes, heads, dim]."""
+    async def check_heads(self, made: Any, heads: tuple[int, int, int], q_scale: float, eps: float = 1e-5) -> None:
+        """Compares queries, keys, values and their scales with what `linear` made of heads [lanes, heads, dim]."""
         d, c = self.dut, self.config
         h, kv, dim = heads
+        y, normed = made
         q, scales = golden.quantise_head(y)
+        if normed is not None:
+            q[:, : h + kv], scales[:, : h + kv] = golden.quantise(normed, norm=True, eps=eps)
         same("query scales", await self.query_scales(h), fp.mul(scales[:, :h], np.float32(q_scale)))
         got = np.zeros((self.lanes, h * dim // c.word, c.word), np.int8)
         d.int8__en.value = 1

@@ -36,6 +36,8 @@ async def layer(
     gain: bool,
     values: str = "mixed",
     gate_scale: float = 0.02,
+    qk_norm: bool = False,
+    eps: float = 1e-5,
 ) -> None:
     """LOAD, then a layer and a head: every job, in the order of a program."""
     rng = bench.rng
@@ -58,8 +60,10 @@ async def layer(
     angle = rng.uniform(0, 7, (bench.lanes, dim // 2))
     await bench.load(x, gains(hidden), np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32))
     scales = (0.01, 0.02, 0.03)
-    y = await bench.linear(Kind.QKV, acc((h + 2 * kv) * dim), scales, norm=norm, heads=heads, q_scale=0.3)
-    await bench.check_heads(y, heads, 0.3)
+    of_heads = rng.normal(1, 0.5, 2 * dim).astype(np.float32) if qk_norm else None
+    rows = acc((h + 2 * kv) * dim)
+    made = await bench.linear(Kind.QKV, rows, scales, norm=norm, eps=eps, gain=of_heads, heads=heads, q_scale=0.3)
+    await bench.check_heads(made, heads, 0.3, eps)
     out = rng.normal(0, 1, (bench.lanes, h * dim)).astype(np.float32) * np.float32(values != "zero")
     await bench.attention(out, heads, gains(h * dim))
     await bench.linear(Kind.RESIDUAL, acc(hidden), (0.02, 0, 0), norm=norm, gain=gains(hidden))
@@ -97,6 +101,22 @@ def test_layers_equal_golden_with_any_lanes_gates_gains_and_norms(stall: float, 
 
 
 @pytest.mark.parametrize("config", [TINY, GROUPED], ids=lambda c: c.name)
+@pytest.mark.parametrize("stall", [0.0, 0.4])
+def test_normalised_heads_equal_golden(stall: float, config: AcceleratorConfig) -> None:
+    """QK-norm beside normalised and other inputs, of zeros (epsilon alone), of sums that overflow, and between layers without."""
+    silu = dict(hidden=64, ffn=36, gate=SILU, gain=True, qk_norm=True)
+    cases = [
+        dict(silu, lanes=4, heads=[4, 2, 64], norm=True),
+        dict(silu, lanes=1, heads=[3, 1, 32], norm=False),
+        dict(silu, lanes=3, heads=[2, 1, 96], norm=True, eps=0.3),
+        dict(silu, lanes=2, heads=[2, 2, 128], norm=True, values="zero"),
+        dict(silu, lanes=2, heads=[2, 2, 128], norm=True, qk_norm=False),
+        dict(silu, lanes=2, heads=[4, 2, 32], norm=True, values="largest"),
+    ]
+    run(config, "check_layers", seed=4, stall=stall, cases=cases)
+
+
+@pytest.mark.parametrize("config", [TINY, GROUPED], ids=lambda c: c.name)
 def test_edges_equal_golden(config: AcceleratorConfig) -> None:
     """All zeros (the absolute maximum's lower bound), saturated accumulators, gates at which exp clamps, a tile to the
     end of the buffer, the largest QKV matrix."""
@@ -118,22 +138,25 @@ async def check_cycles(dut: Any) -> None:
     config = CONFIGS[p["config"]]
     bench = Bench(dut, config, np.random.default_rng(1))
     await bench.start()
-    for kind, lanes, n, heads in p["grid"]:
+    for kind, lanes, n, heads, head_norm in p["grid"]:
         rows = (heads[0] + 2 * heads[1]) * heads[2] if kind == Kind.QKV else n
         bench.lanes = lanes
-        quantise, epilogue = await bench.timed(Kind(kind), rows=rows, heads=tuple(heads), n=n)
+        quantise, epilogue = await bench.timed(Kind(kind), rows=rows, heads=tuple(heads), n=n, gain_out=head_norm)
         tiles = -(-n // config.beat_weights)
         want = Elementwise.expected_quantise_cycles(config, tiles=tiles, lanes=lanes)
-        case = f"kind {kind}, lanes {lanes}, n {n}, heads {heads}"
+        case = f"kind {kind}, lanes {lanes}, n {n}, heads {heads}, head_norm {head_norm}"
         assert quantise == want, f"quantise, {case}: {quantise} cycles, expected {want}"
-        want = Elementwise.expected_epilogue_cycles(config, kind=Kind(kind), rows=rows, lanes=lanes, head_dim=heads[2])
+        want = Elementwise.expected_epilogue_cycles(
+            config, kind=Kind(kind), rows=rows, lanes=lanes, head_dim=heads[2], head_norm=head_norm
+        )
         assert epilogue == want, f"epilogue, {case}: {epilogue} cycles, expected {want}"
 
 
 def test_cycles_are_as_expected() -> None:
     grid = [
-        (int(kind), lanes, n, heads)
+        (int(kind), lanes, n, heads, head_norm)
         for kind in Kind
+        for head_norm in ((False, True) if kind == Kind.QKV else (False,))
         for lanes in (1, 2, 3, 4)
         for n, heads in ((64, [1, 1, 32]), (256, [4, 2, 64]), (96, [2, 2, 96]))
     ]
@@ -143,7 +166,7 @@ def test_cycles_are_as_expected() -> None:
 def test_layers_equal_golden_at_full_width() -> None:
     cases = [
         dict(lanes=16, hidden=320, ffn=336, heads=[4, 2, 96], gate=SILU, norm=True, gain=True),
-        dict(lanes=1, hidden=96, ffn=64, heads=[2, 1, 128], gate=RELU2, norm=True, gain=True),
+        dict(lanes=1, hidden=96, ffn=64, heads=[2, 1, 128], gate=RELU2, norm=True, gain=True, qk_norm=True),
         dict(lanes=5, hidden=64, ffn=32, heads=[2, 2, 32], gate=RELU2, norm=False, gain=False),
     ]
     run(KV260, "check_layers", seed=3, stall=0.1, cases=cases)

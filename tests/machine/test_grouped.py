@@ -35,8 +35,12 @@ def checkpoint(weights: ModelWeights) -> Checkpoint:
 
 @pytest.mark.parametrize(
     "changes",
-    [dict(LLAMA, hidden=192, ffn=352, head_dim=64), dict(LLAMA, hidden=96, ffn=160, tied=False), dict(hidden=128)],
-    ids=["LLaMA", "inputs that are no whole groups", "one scale a matrix"],
+    [
+        dict(LLAMA, qk_norm=True, hidden=192, ffn=352, head_dim=64),
+        dict(LLAMA, hidden=96, ffn=160, tied=False),
+        dict(hidden=128),
+    ],
+    ids=["Bonsai", "inputs that are no whole groups", "one scale a matrix"],
 )
 def test_group_scaled_models_are_bit_exact(changes: dict[str, Any], tmp_path: Path) -> None:
     """Passes of all lanes and of one, with features of very different sizes, through the image."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-FAMILIES = ("bitnet-latent", "bitnet-packed", "first-bitnet", "llama-ternary")
+FAMILIES = ("bitnet-latent", "bitnet-packed", "first-bitnet", "llama-ternary", "qwen3-ternary")
 """bitnet-latent: bfloat16, `autobitlinear` online. bitnet-packed: uint8, `autobitlinear` offline. first-bitnet: 1bitLLM's,
-float16, heads of 96. llama-ternary: uint8, `bitlinear`, no sub-norms, GQA, rope_type llama3, untied head, in shards."""
+float16, heads of 96. llama-ternary: uint8, `bitlinear`, no sub-norms, GQA, rope_type llama3, untied head, in shards.
+qwen3-ternary: uint8, `bitlinear`, QK-norm, GQA, heads that together are wider than the residual stream."""
 
 FOLDER = Path(__file__).parent / "vectors"
 SEQUENCES, LENGTH = 4, 128

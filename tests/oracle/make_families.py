@@ -1,6 +1,6 @@
 """Writes a tiny random model of every Hugging Face family with transformers, and what PyTorch (float32) makes of it.
 
-Run by `make oracle`. The recorded vectors of the first tokens, layer by layer: inputs of every norm, int8 codes and outputs
+Run by `make oracle`; names of families as arguments write only those. The recorded vectors of the first tokens, layer by layer: inputs of every norm, int8 codes and outputs
 of every linear layer, rotary tables; for all 512 tokens the negative log-likelihood of the next one and the likeliest.
 
 A random model's logits are nearly equal, so that its NLL says nothing and its likeliest token is a matter of the last
@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.integrations.bitnet import pack_weights
+from transformers.integrations.bitnet import pack_weights, unpack_weights
 
 from tests.oracle.families import FAMILIES, LENGTH, SEQUENCES, TAPPED, checkpoint, fingerprint, vectors
 
@@ -35,6 +36,7 @@ HEADS = {
     "bitnet-packed": (0.4, 2.2),
     "first-bitnet": (0.35, 2.0),
     "llama-ternary": (0.7, 1.8),
+    "qwen3-ternary": (0.4, 2.2),
 }
 """Standard deviations of the logarithm of the lengths of head rows, and of the logits of a row of mean length."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -105,6 +107,13 @@ def config_of(family: str) -> transformers.PreTrainedConfig:
         return transformers.LlamaConfig(
             hidden_size=128, intermediate_size=192, num_attention_heads=4, num_key_value_heads=1, head_dim=32,
             hidden_act="silu", tie_word_embeddings=False, rope_parameters=rope,
+            quantization_config={"quant_method": "bitnet"}, **common,
+        )  # fmt: skip
+    if family == "qwen3-ternary":
+        return transformers.Qwen3Config(
+            hidden_size=96, intermediate_size=160, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
+            hidden_act="silu", tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
             quantization_config={"quant_method": "bitnet"}, **common,
         )  # fmt: skip
     mode = "online" if family == "bitnet-latent" else "offline"
@@ -179,14 +188,14 @@ def write(family: str) -> nn.Module:
     else:
         quantisation = config.quantization_config
         del config.quantization_config
-        kind = transformers.LlamaForCausalLM if family == "llama-ternary" else transformers.BitNetForCausalLM
-        plain = kind(config)
+        kinds = {"llama-ternary": transformers.LlamaForCausalLM, "qwen3-ternary": transformers.Qwen3ForCausalLM}
+        plain = kinds.get(family, transformers.BitNetForCausalLM)(config)
         randomise(plain, family)
         config.quantization_config = quantisation
         if family == "bitnet-latent":
             plain.to(torch.bfloat16).save_pretrained(folder)
         else:
-            state = packed(plain.state_dict(), divides=family == "llama-ternary")
+            state = packed(plain.state_dict(), divides=family in kinds)
             if config.tie_word_embeddings:
                 state.pop("lm_head.weight", None)
             shard = "60KB" if family == "llama-ternary" else "1GB"
@@ -208,6 +217,11 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text('{"bos_token": "w0", "eos_token": "w1"}')
 
 
+def cross_entropy(logits: torch.Tensor, ids: torch.Tensor) -> np.ndarray:
+    """Negative log-likelihood of every next token: [SEQUENCES, LENGTH - 1]."""
+    return nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").numpy()
+
+
 def draw(model: nn.Module) -> torch.Tensor:
     """Random sequences of the model's own: [SEQUENCES, LENGTH]."""
     ids = last = torch.zeros(SEQUENCES, 1, dtype=torch.int64)
@@ -221,7 +235,8 @@ def draw(model: nn.Module) -> torch.Tensor:
 
 def tap(model: nn.Module, ids: torch.Tensor) -> dict[str, np.ndarray]:
     """Layers of a sequence. Per layer i: `i.x`, `i.attention`, `i.middle`, `i.gated`, the inputs of the norm (if any) and
-    quantiser of QKV, of o, of gate and up, of down; `i.<part>.codes` of each; `i.<projection>.y`. And cos, sin."""
+    quantiser of QKV, of o, of gate and up, of down; `i.<part>.codes` of each; `i.<projection>.y`; `i.q_norm`, `i.k_norm`,
+    heads behind their norm. And cos, sin."""
     out: dict[str, np.ndarray] = {}
     hooks = []
 
@@ -255,6 +270,9 @@ def tap(model: nn.Module, ids: torch.Tensor) -> dict[str, np.ndarray]:
         linear |= {name: getattr(layer.mlp, f"{name}_proj") for name in ("gate", "up", "down")}
         for name, module in linear.items():
             keep(module, f"{i}.{name}.y", False)
+        for name in ("q_norm", "k_norm"):
+            if hasattr(layer.self_attn, name):
+                keep(getattr(layer.self_attn, name), f"{i}.{name}", False)
         for name, part in (("q", "x"), ("o", "attention"), ("gate", "middle"), ("down", "gated")):
             codes(getattr(linear[name], "linear", linear[name]), f"{i}.{part}.codes")
     model(ids[None])
@@ -263,20 +281,45 @@ def tap(model: nn.Module, ids: torch.Tensor) -> dict[str, np.ndarray]:
     return out
 
 
-def main() -> int:
-    """Writes every family; prints what the vectors say."""
+def in_float(family: str, model: nn.Module) -> nn.Module:
+    """The same ternary weights in plain linear layers, whose inputs nobody quantises."""
+    config = config_of(family)
+    del config.quantization_config
+    plain = type(model)(config)
+    tensors = {}
+    for path in checkpoint(family).glob("*.safetensors"):
+        tensors |= load_file(path)
+    state = {}
+    for name, tensor in tensors.items():
+        if f"{name}_scale" in tensors:
+            state[name] = unpack_weights(tensor, torch.float32) / tensors[f"{name}_scale"]
+        elif not name.endswith("_scale"):
+            state[name] = tensor
+    missing, unexpected = plain.load_state_dict(state, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}
+    return plain.eval()
+
+
+def main(families: Sequence[str]) -> int:
+    """Writes families; prints what the vectors say."""
     torch._dynamo.config.disable = True
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     total = 0
-    for family in FAMILIES:
+    for family in families:
         with torch.no_grad():
             model = write(family)
             ids = draw(model)
             logits = model(ids).logits[:, :-1]
             taps = tap(model, ids[0, :TAPPED])
-        losses = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").numpy()
+            if family == "qwen3-ternary":
+                plain = in_float(family, model)(ids).logits[:, :-1]
+                taps |= {
+                    "float.nll": cross_entropy(plain, ids),
+                    "float.best": plain.argmax(-1).numpy().astype(np.int16),
+                }
+        losses = cross_entropy(logits, ids)
         top = logits.topk(2).values
         np.savez_compressed(
             vectors(family),
@@ -300,4 +343,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:] or FAMILIES))

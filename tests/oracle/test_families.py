@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tellme.golden import elementwise, ternary
+from tellme.golden import elementwise, layout, ternary
 from tellme.golden.config import KV260, TINY
 from tellme.golden.model import GoldenModel, ModelSpec, ModelWeights, rope_tables
 from tellme.host.checkpoints.checkpoint import read_checkpoint
@@ -83,13 +83,18 @@ def exact_codes(x: F32, gain: F32 | None, eps: float) -> NDArray[np.float64]:
     return u * 127 / np.maximum(np.abs(u).max(-1, keepdims=True), 1e-5)
 
 
+def interleaved(heads: F32) -> F32:
+    """The last axis, a head's dimensions, in rope order."""
+    return np.asarray(heads[..., layout.rope_order(heads.shape[-1])])
+
+
 def test_vectors_belong_to_the_checkpoints_and_are_small() -> None:
     total = 0
     for family in FAMILIES:
         assert str(recorded(family)["fingerprint"]) == fingerprint(family), f"{family} changed: run make oracle"
         assert recorded(family)["ids"].shape == (SEQUENCES, LENGTH)
         total += vectors(family).stat().st_size + sum(p.stat().st_size for p in checkpoint(family).iterdir())
-    assert SEQUENCES * LENGTH >= 512 and total < 2_100_000
+    assert SEQUENCES * LENGTH >= 512 and total < 2_400_000
 
 
 def test_families_are_what_they_claim() -> None:
@@ -97,13 +102,17 @@ def test_families_are_what_they_claim() -> None:
     specs = {f: read_checkpoint(checkpoint(f)).weights.spec for f in FAMILIES}
     assert [(s.activation, s.attn_sub_norm, s.tied) for s in specs.values()] == [
         ("relu2", True, True), ("relu2", True, True), ("silu", True, True), ("silu", False, False),
+        ("silu", False, True),
     ]  # fmt: skip
     assert [(s.heads, s.kv_heads, s.head_dim) for s in specs.values()] == [
         (3, 1, 32),
         (3, 1, 32),
         (2, 2, 96),
         (4, 1, 32),
+        (4, 2, 64),
     ]
+    assert [s.qk_norm for s in specs.values()] == [False] * 4 + [True]
+    assert specs["qwen3-ternary"].q_dim > 2 * specs["qwen3-ternary"].hidden
     scaling = specs["llama-ternary"].rope_scaling
     assert scaling is not None and scaling.kind == "llama3"
     assert len(list(Path(checkpoint("llama-ternary")).glob("model-*.safetensors"))) > 1
@@ -152,6 +161,37 @@ def test_gates_and_rotary_tables_are_equal(family: str) -> None:
         assert table.shape == want.shape and np.abs(table - want).max() < 1e-6
 
 
+def test_normalised_heads_are_those_of_the_reference() -> None:
+    """QK-norm from the recorded outputs of Q and K: codes times scale are the recorded norms, rotated, to half a code."""
+    family = "qwen3-ternary"
+    v, spec = recorded(family), weights(family).spec
+    cos, sin = (np.asarray(v[name], np.float32)[:, None] for name in ("cos", "sin"))
+    worst = 0.0
+    for i, layer in enumerate(weights(family).layers):
+        for part, gain in (("q", layer.q_norm), ("k", layer.k_norm)):
+            assert gain is not None
+            y = interleaved(v[f"{i}.{part}.y"].reshape(TAPPED, -1, spec.head_dim))
+            stats = elementwise.head_statistics(y, interleaved(gain), cos, sin)
+            q, scale = elementwise.quantise(stats, norm=True, eps=spec.norm_eps)
+            normed = interleaved(v[f"{i}.{part}_norm"].reshape(y.shape)).astype(np.float64)
+            a, b = normed[..., 0::2], normed[..., 1::2]
+            want = np.stack([a * cos - b * sin, b * cos + a * sin], -1).reshape(y.shape)
+            error = np.abs(q * scale[..., None].astype(np.float64) - want) / scale[..., None]
+            worst = max(worst, float(error.max()))
+            assert np.abs(np.abs(want).max(-1) / 127 / scale - 1).max() < LINEAR_BOUND
+    assert 0.4 < worst < 0.5 + 1e-3
+
+
+def test_activations_in_float_give_the_same_text() -> None:
+    """Qwen3 of ternary weights against the same weights in plain float32 layers, whose activations nobody quantises."""
+    family = "qwen3-ternary"
+    v = recorded(family)
+    best, losses = best_and_nll(weights(family), family)
+    agreement, change = float((best == v["float.best"]).mean()), float(losses.mean() / v["float.nll"].mean() - 1)
+    print(f"{family} against float32: same next token {agreement:.2%}, NLL {change:+.3%}")
+    assert abs(change) < NLL_BOUND and agreement >= AGREEMENT_BOUND
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_whole_models_agree_and_damaged_ones_do_not(family: str) -> None:
     v, w = recorded(family), weights(family)
@@ -170,6 +210,9 @@ def test_whole_models_agree_and_damaged_ones_do_not(family: str) -> None:
         "scale of one matrix": replace(w, layers=[*w.layers[:-1], replace(layer, down_scale=layer.down_scale * 1.25)]),
         "K and V exchanged": replace(w, layers=[*w.layers[:-1], replace(layer, k=layer.v, v=layer.k)]),
     }
+    if layer.q_norm is not None:
+        wrong = [replace(one, q_norm=np.ones_like(one.q_norm), k_norm=one.k_norm[::-1]) for one in w.layers]
+        damages = {"gains of heads": replace(w, layers=wrong), **damages}
     for name, damaged in damages.items():
         best, losses = best_and_nll(damaged, family, 1)
         bad, worse = float((best == v["best"][:1]).mean()), float(losses.mean() / v["nll"][:1].mean() - 1)

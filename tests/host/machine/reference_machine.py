@@ -185,7 +185,7 @@ class ReferenceMachine:
                 elif opcode is Opcode.ATTENTION:
                     n = f["heads"] * f["head_dim"]
                 else:
-                    n = f["rows"] if f["kind"] == Kind.RESIDUAL else f["rows"] // 2
+                    n = {Kind.QKV: 2 * f["head_dim"], Kind.RESIDUAL: f["rows"]}.get(Kind(f["kind"]), f["rows"] // 2)
                 assert f["gain_beats"] == layout.float_beats(n, c)
                 gain = self._floats(f["address"], 1, n)[0]
             else:
@@ -218,7 +218,7 @@ class ReferenceMachine:
     def _linear(self, f: dict, gain: NDArray[np.float32] | None) -> None:
         c, lanes = self.config, len(self.positions)
         assert np.float32(f["inv_n"]) == elementwise.inverse_count(f["inputs"])
-        assert f["block_rows"] <= c.block_rows and f["tiles"] * c.beat_weights <= c.max_features
+        assert f["block_rows"] <= c.block_rows and f["inputs"] <= c.max_features
         assert self.stats.u.shape[-1] == f["inputs"]
         data = self.beats(f["address"] + f["gain_beats"], f["tiles"] * f["rows"])
         try:
@@ -235,8 +235,16 @@ class ReferenceMachine:
             )
             y = elementwise.scale(acc, scales, scale).reshape(lanes, -1, d)
             rotated = heads + kv_heads
-            y[:, :rotated] = elementwise.rope(y[:, :rotated], self.cos[:, None], self.sin[:, None])
-            codes, head_scales = elementwise.quantise_head(y)
+            turn = self.cos[:, None], self.sin[:, None]
+            codes, head_scales = elementwise.quantise_head(y)  # of V, and without a gain of the others too
+            if gain is None:
+                codes[:, :rotated], head_scales[:, :rotated] = elementwise.quantise_head(
+                    elementwise.rope(y[:, :rotated], *turn)
+                )
+            else:
+                gains = np.repeat(gain.reshape(2, d), [heads, kv_heads], axis=0)
+                normed = elementwise.head_statistics(y[:, :rotated], gains, *turn)
+                codes[:, :rotated], head_scales[:, :rotated] = elementwise.quantise(normed, norm=True, eps=f["eps"])
             self.query, self.key, self.value = codes[:, :heads], codes[:, heads:rotated], codes[:, rotated:]
             self.query_scale = fp.mul(head_scales[:, :heads], np.float32(f["q_scale"]))
             self.key_scale, self.value_scale = head_scales[:, heads:rotated], head_scales[:, rotated:]
