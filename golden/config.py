@@ -263,6 +263,11 @@ class AcceleratorConfig:
         return clog2(self.max_features) + largest.bit_length() + 1
 
     @cached_property
+    def screen_width(self) -> int:
+        """Bits, signed, of a screened head's accumulators: of int8 activations and weights of -1, 0 and 1, whatever the format."""
+        return clog2(self.max_features) + ACTIVATION.bit_length() + 1
+
+    @cached_property
     def max_rows(self) -> int:
         """Rows a matrix may have (descriptor field)."""
         return 65528

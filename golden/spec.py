@@ -419,6 +419,10 @@ class ModelSpec:
             ("max_context", self.max_context, config.context_limit(v_narrow)),
         ):
             _require(value <= limit, f"{name} is {value}, but accelerator {config.name!r} holds at most {limit}")
+        self.check_format(config)
+
+    def check_format(self, config: AcceleratorConfig) -> None:
+        """Raises ModelError unless the accelerator's format of weights can hold this model's."""
         _require(
             not self.group_scales or config.packing.group > 0,
             f"groups of a matrix's inputs have scales of their own, but accelerator {config.name!r} has one scale a matrix; build one "

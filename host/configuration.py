@@ -44,6 +44,9 @@ BUILT_IN = frozenset(PRESETS)
 PARAMETERS = tuple(f.name for f in fields(AcceleratorConfig) if f.name != "name")
 """What may be changed. `name` is the board's: everything finds the board by it, and builds differ by their hash."""
 
+WORDS = ("weight_format",)
+"""Parameters that are words."""
+
 DERIVED = (
     "beat_bytes", "beat_weights", "groups", "word", "tile_words", "cell", "keys_per_beat", "key_block", "scale_beats", "row_width",
     "max_rows",
@@ -69,7 +72,7 @@ class Configuration:
     files: tuple[Path, ...] = ()
 
     @property
-    def changes(self) -> dict[str, int]:
+    def changes(self) -> dict[str, Any]:
         return changes(self.config, self.base)
 
     @property
@@ -181,6 +184,8 @@ def parse(setting: str) -> tuple[str, Any]:
     key, equals, value = setting.partition("=")
     if not equals or not key.strip() or not value.strip():
         raise UserError(f"--set {setting}: must be name=value, for instance --set lanes=8")
+    if key.strip() in WORDS and value.strip().isalpha():
+        return key.strip(), value.strip()  # a shell takes the quotation marks away
     try:
         found = tomllib.loads(f"value = {value}")
     except tomllib.TOMLDecodeError:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellme.golden import ternary
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import ConfigError
 from tellme.golden.layout import LayoutError
 from tellme.golden.model import LayerWeights, ModelWeights, PassError
@@ -127,6 +128,32 @@ class Checkpoint:
     moved: NDArray[np.float32] | None = None
 
 
+def group_scales(where: str, values: NDArray[np.float32], first: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Signs int8[rows, inputs] and scales [rows, groups] of floating-point weights of which each `ternary.GROUP` inputs hold -s, 0 and s.
+
+    Parameters
+    ----------
+    first : row of the matrix at which `values` begin.
+
+    Raises
+    ------
+    UserError : naming the first weight that is none of the three.
+    """
+    n, k = values.shape
+    magnitude = np.zeros((n, ceil_div(k, ternary.GROUP) * ternary.GROUP), np.float32)
+    np.abs(values, out=magnitude[:, :k])
+    groups = magnitude.reshape(n, -1, ternary.GROUP)
+    scales = groups.max(axis=2)
+    bad = (groups != 0) & (groups != scales[:, :, None])
+    if bad.any():
+        row, column = (int(v) for v in np.argwhere(bad.reshape(n, -1))[0])
+        raise UserError(
+            f"{where}: is not ternary in groups of {ternary.GROUP} inputs: magnitudes {magnitude[row, column]:g} and "
+            f"{scales[row, column // ternary.GROUP]:g} (row {row + first}, column {column}); groups of {ternary.GROUP}, or of a multiple, can be run"
+        )
+    return np.sign(values).astype(np.int8), scales
+
+
 def several_scales(
     where: str, group: int, magnitude: NDArray[np.float32], first: int, before: float | np.floating[Any]
 ) -> UserError:
@@ -142,5 +169,5 @@ def several_scales(
     row, column = (int(v) for v in np.argwhere((magnitude != 0) & (magnitude != one))[0])
     return UserError(
         f"{where}: is ternary with several scales, one for every {group:,} inputs of a row ({one:g}, and {magnitude[row, column]:g} "
-        f"at row {row + first}, column {column}); one scale a matrix is supported, several are not yet"
+        f"at row {row + first}, column {column}), but the matrices of the first layer have one each"
     )

@@ -22,7 +22,7 @@ from tellme.golden.spec import MATRICES, ModelSpec
 from tellme.host.checkpoints.checkpoint import golden_errors, is_checkpoint, open_checkpoint
 from tellme.host.commands.common import MODEL_HELP, ConfigFile, Latent, Settings, board
 from tellme.host.errors import UserError
-from tellme.host.image.file import Image, geometry_of
+from tellme.host.image.file import Image, made_for
 from tellme.host.image.model import Model, find_model
 from tellme.host.machine.program import Program, compile_sections, planned_sections
 from tellme.host.machine.screening import CANDIDATES
@@ -173,7 +173,7 @@ def examine(path: Path, config: AcceleratorConfig | None, *, verify: bool, laten
             verified = (
                 f"checksums: {len(image.sections)} sections and {len(image.blobs)} parts are as they were written"
             )
-        configs = [c for c in PRESETS.values() if geometry_of(c) == image.geometry]
+        configs = made_for(image.geometry)
         if config is not None:
             image.require(config)
             configs = [config]

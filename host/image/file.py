@@ -15,7 +15,7 @@ File format (little endian), version 2:
 
 (1) Each port's part is padded to a multiple of 4096, so that it can be mapped and copied to the port's region as it is.
 
-Header: `geometry` {ports, port_bytes, key_tile}; `made_for` {build, version}: name of the build (with its hash, as the
+Header: `geometry` {ports, port_bytes, key_tile, and weight_format if it is not `ternary`}; `made_for` {build, version}: name of the build (with its hash, as the
 bitstream's files have it) and version of the memory formats it was converted for; `beats`, the length of the data; `sections`, a list of {name, address,
 beats, crc32, info}: beats [address, address + beats) of the data, and the CRC-32 of each port's part of them (8
 hexadecimal digits each); `blobs`, a list of {name, offset (from the end of the ports' parts), bytes, crc32}; `model`, a
@@ -39,7 +39,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,7 +48,8 @@ from numpy.typing import NDArray
 
 from tellme.golden.arith import ceil_div
 from tellme.golden.boards import build_name
-from tellme.golden.config import AcceleratorConfig
+from tellme.golden.config import PRESETS, AcceleratorConfig
+from tellme.golden.formats import FORMATS, TERNARY
 from tellme.golden.registers import VERSION
 from tellme.host.errors import UserError
 from tellme.host.files import parse_json, what_it_is
@@ -67,9 +68,16 @@ def _pages(n: int) -> int:
     return ceil_div(n, PAGE) * PAGE
 
 
-def geometry_of(config: AcceleratorConfig) -> dict[str, int]:
+def geometry_of(config: AcceleratorConfig) -> dict[str, Any]:
     """The parameters that the byte layout of an image depends on."""
-    return {"ports": config.ports, "port_bytes": config.port_bytes, "key_tile": config.key_tile}
+    names = ("ports", "port_bytes", "key_tile", "weight_format")
+    return {name: getattr(config, name) for name in names}
+
+
+def made_for(geometry: Mapping[str, Any]) -> list[AcceleratorConfig]:
+    """Presets of that geometry, with its format of weights."""
+    configs = [replace(c, weight_format=geometry["weight_format"]) for c in PRESETS.values()]
+    return [c for c in configs if geometry_of(c) == geometry]
 
 
 @dataclass(frozen=True)
@@ -145,7 +153,8 @@ def write_stream(
     beats = sum(s.beats for s in sections)
     part = _pages(beats * config.port_bytes)
     head: dict[str, Any] = {
-        "geometry": geometry_of(config),
+        # The format of weights came later: images in the first one stay as they were.
+        "geometry": {k: v for k, v in geometry_of(config).items() if v != TERNARY.name},
         "made_for": {"build": build_name(config), "version": VERSION},
         "beats": beats,
         "sections": [],
@@ -310,10 +319,13 @@ class Image:
     def _read_header(self, head: Mapping[str, Any]) -> None:
         geometry = head.get("geometry")
         _check(isinstance(geometry, dict), "geometry must be an object")
-        self.geometry: dict[str, int] = {}
+        self.geometry: dict[str, Any] = {}
         for name, most in (("ports", 64), ("port_bytes", 64), ("key_tile", 1 << 16)):
             self.geometry[name] = _integer(geometry.get(name), name, most)  # type: ignore[union-attr]
             _check(self.geometry[name] > 0, f"{name} must be positive")
+        form = geometry.get("weight_format", TERNARY.name)  # type: ignore[union-attr]
+        _check(isinstance(form, str) and form in FORMATS, f"weight_format must be {' or '.join(FORMATS)}")
+        self.geometry["weight_format"] = form
         made_for = head.get("made_for", {})
         _check(isinstance(made_for, dict), "made_for must be an object")
         # Images from before this key are of version 1 of the formats.
@@ -438,7 +450,12 @@ class Image:
             )
         for name, value in geometry_of(config).items():
             if self.geometry[name] != value:
+                other = (
+                    f"give --set {name}={self.geometry[name]} if that is what was built, or "
+                    if name == "weight_format"
+                    else ""
+                )
                 raise UserError(
                     f"{self.path}: was made for {name} {self.geometry[name]}, but board {config.name!r} has {value}; "
-                    f"convert the checkpoint with --board {config.name}"
+                    f"{other}convert the checkpoint with --board {config.name}"
                 )

@@ -45,7 +45,7 @@ from tellme.golden.spec import LAST_STEP, NORMS, STEPS, ModelSpec, RopeScaling, 
 from tellme.host.checkpoints.checkpoint import Checkpoint, golden_errors, is_checkpoint, open_checkpoint, tell
 from tellme.host.checkpoints.common import LazyLayers, sound_floats, undamaged
 from tellme.host.errors import UserError
-from tellme.host.image.file import Image, Plan, geometry_of, write_image, write_stream
+from tellme.host.image.file import Image, Plan, made_for, write_image, write_stream
 from tellme.host.progress import progress
 from tellme.host.text.streams import readable
 from tellme.host.text.tokenizer import Files, Tokenizer
@@ -106,6 +106,7 @@ _ROWS = 1 << 12
 def plan_sections(weights: ModelWeights, config: AcceleratorConfig) -> list[Plan]:
     """The sections of an image of these weights, made when they are written, each layer read once."""
     s, layers = weights.spec, weights.layers
+    s.check_format(config)
 
     def gain_of(i: int, step: Step) -> NDArray[np.float32] | None:
         if step.name == LAST_STEP:
@@ -677,7 +678,7 @@ def preset_of(path: Path) -> str | None:
         return None
     image = Image(path, verify=False)
     named = image.build.removeprefix("tellme-").rpartition("-")[0]
-    fits = [name for name, c in PRESETS.items() if geometry_of(c) == image.geometry]
+    fits = [c.name for c in made_for(image.geometry)]
     if not fits:
         raise UserError(f"{path}: was made for beats of {image.geometry}, which none of {', '.join(PRESETS)} has")
     return named if named in fits else fits[0]

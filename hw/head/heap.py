@@ -26,7 +26,7 @@ CHOSEN = data.StructLayout({"row": INDEX_BITS, "last": 1})
 
 def score_bits(config: AcceleratorConfig) -> int:
     """Of a score, signed."""
-    return config.row_width + SCALE_BITS + clog2(MAX_PLANES)
+    return config.screen_width + SCALE_BITS + clog2(MAX_PLANES)
 
 
 def key_bits(config: AcceleratorConfig) -> int:

@@ -193,8 +193,8 @@ class Selector(wiring.Component):
         column_bits = exact_log2(width // SCALE_BITS)
         m.submodules.scales = memory = Memory(shape=width, depth=self.scale_words, init=[])
         write, read = memory.write_port(), memory.read_port(domain="comb")
-        accumulator = Signal(signed(config.row_width), reset_less=True)
-        late = Signal(signed(config.row_width), reset_less=True)
+        accumulator = Signal(signed(config.screen_width), reset_less=True)
+        late = Signal(signed(config.screen_width), reset_less=True)
         word, column = Signal(width, reset_less=True), Signal(column_bits, reset_less=True)
         scale = Signal(SCALE_BITS, reset_less=True)
         m.d.comb += [
@@ -204,13 +204,16 @@ class Selector(wiring.Component):
             read.addr.eq(issue.matrix_row[column_bits : exact_log2(config.block_rows) + 1]),
         ]
         m.d.sync += [
-            accumulator.eq(Array(self.rows.payload[i] for i in range(lanes))[issue.actual]),
+            # Scales and exponents of groups are 1 and 0 here: below the sum are zeros.
+            accumulator.eq(
+                Array(self.rows.payload[i][config.packing.activation_bits :] for i in range(lanes))[issue.actual]
+            ),
             late.eq(accumulator),
             word.eq(read.data),
             column.eq(issue.matrix_row[:column_bits]),
             scale.eq(word.word_select(column, SCALE_BITS)),
         ]
-        product, _ = multiply_add(m, platform, "product", late, positive(scale), width=config.row_width + SCALE_BITS)
+        product, _ = multiply_add(m, platform, "product", late, positive(scale), width=config.screen_width + SCALE_BITS)
         m.submodules.partial = partial = Memory(shape=signed(len(product)), depth=max(2, lanes), init=[])
         put, get = partial.write_port(), partial.read_port(domain="comb")
         lane = delay_line(m, issue.lane, self.score_delay - 1, "product_lane")

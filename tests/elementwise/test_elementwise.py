@@ -106,8 +106,9 @@ def test_layers_equal_golden_with_any_lanes_gates_gains_and_norms(stall: float, 
     run(config, "check_layers", seed=1, stall=stall, cases=cases)
 
 
+@pytest.mark.parametrize("config", [TINY, GROUPED], ids=lambda c: c.name)
 @pytest.mark.parametrize("stall", [0.0, 0.4])
-def test_normalised_heads_equal_golden(stall: float) -> None:
+def test_normalised_heads_equal_golden(stall: float, config: AcceleratorConfig) -> None:
     """QK-norm beside normalised and other inputs, of zeros (epsilon alone), of sums that overflow, and between layers without."""
     silu = dict(hidden=64, ffn=36, gate=SILU, gain=True, qk_norm=True)
     cases = [
@@ -118,7 +119,7 @@ def test_normalised_heads_equal_golden(stall: float) -> None:
         dict(silu, lanes=2, heads=[2, 2, 128], norm=True, qk_norm=False),
         dict(silu, lanes=2, heads=[4, 2, 32], norm=True, values="largest"),
     ]
-    run(TINY, "check_layers", seed=4, stall=stall, cases=cases)
+    run(config, "check_layers", seed=4, stall=stall, cases=cases)
 
 
 def test_heads_of_256_equal_golden() -> None:

@@ -48,7 +48,9 @@ def pack(weights: NDArray[np.int8]) -> NDArray[np.uint8]:
 
 
 def config_json(spec: ModelSpec, **changes: Any) -> dict[str, Any]:
-    """config.json of a model: BitNet, or without sub-norms LLaMA, or Qwen3 if it has QK-norm."""
+    """config.json of a model: BitNet, or without sub-norms LLaMA, or Qwen3 if it has QK-norm; nothing says that group scales are ternary."""
+    if spec.group_scales:
+        changes = {"quantization_config": None} | changes
     plain = ("Qwen3ForCausalLM", "qwen3") if spec.qk_norm else ("LlamaForCausalLM", "llama")
     return {
         "architectures": ["BitNetForCausalLM" if spec.attn_sub_norm else plain[0]],
@@ -82,7 +84,9 @@ def tensors_of(weights: ModelWeights, *, latent: bool = False, divide: bool = Fa
         prefix = f"model.layers.{i}."
         for name, part in PARTS.items():
             w, scale = getattr(layer, name), np.float32(getattr(layer, f"{name}_scale"))
-            if latent:
+            if weights.spec.group_scales:  # as published, unpacked
+                out[f"{prefix}{part}.weight"] = (w * scale).astype(np.float16)
+            elif latent:
                 out[f"{prefix}{part}.weight"] = w.astype(np.float32) * scale
             else:
                 out[f"{prefix}{part}.weight"] = pack(w)

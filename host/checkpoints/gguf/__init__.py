@@ -3,8 +3,11 @@
 | tensor type | weights |
 |---|---|
 | I2_S (36, bitnet.cpp's; unknown to the `gguf` package) | blocks of 128 in 32 bytes: byte j holds weights j, j + 32, j + 64, j + 96 at bits 7:6, 5:4, 3:2, 1:0 as weight + 1; behind the last block one float32 scale and 28 bytes of nothing |
-| TQ1_0, TQ2_0 | blocks of 256 with a float16 scale each, which are equal in a ternary matrix |
+| TQ1_0, TQ2_0 | blocks of 256 with a float16 scale each |
+| Q2_0 (42, llama.cpp's since mid-2026), PQ2_0 (142), PTQ1_0 (143; both of Prism's branch) | blocks of 64 (Q2_0 of earlier files: 128, told apart by the tensor's span) and of 128 with a float16 scale each; unknown to the `gguf` package |
 | F32, F16, BF16, Q8_0, ... | every weight -s, 0 or +s; or latent weights, when they are asked for |
+
+Where the scales of a matrix of the first layer differ, the model has `group_scales`: a scale for every 64 inputs.
 
 A scale of its own (`blk.N.attn_q.scale`) multiplies that of the blocks. Norms, embedding and head may be of any type that the `gguf` package decodes.
 
@@ -13,6 +16,7 @@ A scale of its own (`blk.N.attn_q.scale`) multiplies that of the blocks. Norms, 
 | `bitnet` | SiLU | halves | llama.cpp; 1bitLLM's models |
 | `bitnet-b1.58` | squared ReLU; SiLU with the heads and rotary base of the first generation, see `gguf.spec` | halves | bitnet.cpp; microsoft/bitnet-b1.58-2B-4T, since 2026 1bitLLM's models, too |
 | `bitnet-25` | squared ReLU | halves | bitnet.cpp; microsoft/bitnet-b1.58-2B-4T |
+| `qwen3` | SiLU | halves | Ternary Bonsai; every head of Q and K has a norm |
 | `llama` | SiLU | neighbours: rows of Q and K are put back in the order of halves | Falcon3, Llama3-8B |
 
 `hidden_activation` of the metadata says which gate it is; most files do not have it. What is assumed then is in `Checkpoint.notes`, unless the shape is that of a
@@ -25,6 +29,7 @@ read here is the one of the published files (and of `dequantize_row_i2_s`); of t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +41,13 @@ from tellme.golden.spec import MATRICES, NORMS
 from tellme.host.checkpoints.balance import balanced
 from tellme.host.checkpoints.common import Checkpoint, LazyLayers, golden_errors
 from tellme.host.checkpoints.gguf.header import SPLIT
-from tellme.host.checkpoints.gguf.spec import ARCHITECTURES, read_spec, tensor_names
+from tellme.host.checkpoints.gguf.spec import ARCHITECTURES, REFUSED, read_spec, tensor_names
 from tellme.host.checkpoints.gguf.tensors import Gguf
 from tellme.host.checkpoints.gguf.vocabulary import read_tokenizer
 from tellme.host.errors import UserError
 
 
-def _halves(w: NDArray[np.int8], heads: int) -> NDArray[np.int8]:
+def _halves(w: NDArray[np.integer], heads: int) -> NDArray[np.integer]:
     """Rows of Q or K in the order of rotary halves, from llama.cpp's order of neighbours."""
     rows, inputs = w.shape
     return np.ascontiguousarray(w.reshape(heads, rows // heads // 2, 2, inputs).swapaxes(1, 2)).reshape(rows, inputs)
@@ -84,6 +89,10 @@ def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
     g = Gguf(path)
     _refuse_parts(g)
     architecture = g.text("general.architecture")
+    if architecture in REFUSED:
+        raise UserError(
+            f"{path}: its architecture is {architecture!r}, {REFUSED[architecture]}, which is not supported"
+        )
     if architecture not in ARCHITECTURES:
         raise UserError(f"{path}: its architecture is {architecture!r}; supported are {', '.join(ARCHITECTURES)}")
     notes: list[str] = []
@@ -91,6 +100,8 @@ def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
     extra = sorted(set(g) - tensor_names(spec))
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        if extra[0].endswith(".bias"):
+            raise UserError(f"{g.where(extra[0])}{more}: linear layers with a bias are not supported")
         raise UserError(f"{g.where(extra[0])}{more}: no place in this model; it may not be of the supported kind")
     norms = {name: (NORMS[name].gguf, size) for name, size in spec.norms.items()}
     for i in range(spec.layers):
@@ -99,11 +110,16 @@ def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
         for tensor, features in norms.values():
             g.require(f"blk.{i}.{tensor}.weight", (features,))
 
+    if not latent and any(
+        g.several_scales(f"blk.0.{MATRICES[part].gguf}.weight", shape) for part, shape in spec.matrices.items()
+    ):
+        spec = replace(spec, group_scales=True)
+
     def layer(i: int) -> LayerWeights:
         parts: dict[str, Any] = {}
         for part, shape in spec.matrices.items():
             matrix = MATRICES[part]
-            w, scale = g.matrix(f"blk.{i}.{matrix.gguf}.weight", shape, latent=latent)
+            w, scale = g.matrix(f"blk.{i}.{matrix.gguf}.weight", shape, latent=latent, groups=spec.group_scales)
             if architecture == "llama" and matrix.heads is not None:
                 w = _halves(w, getattr(spec, matrix.heads))
             parts[part], parts[f"{part}_scale"] = w, scale

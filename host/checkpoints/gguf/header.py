@@ -10,6 +10,7 @@ import math
 import mmap
 import re
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 
 from tellme.golden.arith import ceil_div
 from tellme.host.checkpoints.common import GGUF_MAGIC
-from tellme.host.checkpoints.gguf.elements import I2_S, NOT_YET, block_of, type_name
+from tellme.host.checkpoints.gguf.elements import I2_S, NOT_YET, Q2_0, Q2_0_LEGACY, block_of, type_name
 from tellme.host.errors import UserError
 from tellme.host.files import PEEK, what_it_is
 from tellme.host.text.vocabulary import MAX_PIECES
@@ -166,7 +167,11 @@ class Header:
             raise UserError(f"{path}: general.alignment is {alignment}; a power of two of at most 1,048,576 is needed")
         data = ceil_div(c.at, alignment) * alignment
         spans = []
+        starts = sorted({offset for *_, offset in infos} | {max(self._size - data, 0)})
         for name, shape, kind, offset in infos:
+            if kind == Q2_0:
+                following = starts[bisect_right(starts, offset)] if offset < starts[-1] else offset
+                kind = self._blocks_of_q2_0(name, shape, following - offset, alignment)
             entry = self._place(name, shape, kind, data, offset, alignment)
             if name in self._entries:
                 raise UserError(f"{self.where(name)}: is there twice")
@@ -209,6 +214,21 @@ class Header:
                 f"{where}: ends at byte {entry.start + self._bytes(entry):,}, but the file has {self._size:,}; it is truncated or damaged"
             )
         return entry
+
+    def _blocks_of_q2_0(self, name: str, shape: tuple[int, ...], span: int, alignment: int) -> int:
+        """Which of its two block sizes a tensor has: that whose bytes fill its span, up to the alignment of what follows."""
+        fit = []
+        for kind in (Q2_0, Q2_0_LEGACY):
+            block, width = block_of(kind)
+            if shape[-1] % block == 0 and 0 <= span - math.prod(shape) // block * width < alignment:
+                fit.append(kind)
+        if len(fit) != 1:
+            what = "blocks of 64 and of 128 both" if fit else "neither blocks of 64 nor of 128"
+            raise UserError(
+                f"{self.where(name)}: is Q2_0, and {what} fill its {span:,} bytes for the shape {list(shape)}; make the file anew, or take it "
+                "in another type"
+            )
+        return fit[0]
 
     @staticmethod
     def _bytes(e: Entry) -> int:

@@ -16,7 +16,18 @@ FREQUENCIES = "rope_freqs.weight"
 _ACTIVATIONS = {name: a.name for a in reversed(ACTIVATIONS.values()) for name in a.gguf}
 _ACTIVATION_KEYS = ("hidden_activation", "hidden_act", "activation_function", "feed_forward_activation")
 """Last parts of the metadata that name the gate: llama.cpp's, then what configurations call it."""
-ARCHITECTURES = {"bitnet": "silu", "bitnet-b1.58": "relu2", "bitnet-25": "relu2", "llama": "silu"}
+ARCHITECTURES = {"bitnet": "silu", "bitnet-b1.58": "relu2", "bitnet-25": "relu2", "llama": "silu", "qwen3": "silu"}
+REFUSED = {
+    "qwen2": "whose linear layers have a bias",
+    "qwen2moe": "a mixture of experts",
+    "qwen3moe": "a mixture of experts",
+    "qwen3next": "with linear attention (gated DeltaNet) in most layers",
+    "qwen35": "with linear attention (gated DeltaNet) in most layers, and in Bonsai's second generation with activations multiplied by a Hadamard matrix",
+    "qwen35moe": "a mixture of experts with linear attention (gated DeltaNet)",
+    "minicpm": "with muP scales of embedding, residual and head",
+    "granite": "with muP scales of embedding, residual, attention and head",
+}
+"""Architectures that are known, and what they have that no accelerator does."""
 _SHAPE_2B_4T = (2560, 30, 6912, 128256)
 _SHAPE_LARGE = (1536, 24, 4096, 32002)
 """hidden, layers, ffn, vocabulary of microsoft/bitnet-b1.58-2B-4T and of 1bitLLM/bitnet_b1_58-large (the others of the first
@@ -49,7 +60,11 @@ def _gate(
     if architecture == "bitnet-b1.58" and heads[0] == heads[1] and theta == 10000:
         gate = "silu"
         why = f"its {heads[0]} KV heads for {heads[0]} heads and rope.freq_base of 10,000 are those of the first generation (1bitLLM)"
-    elif architecture == "llama" and "blk.0.ffn_sub_norm.weight" not in g and "blk.0.attn_sub_norm.weight" not in g:
+    elif (
+        architecture in ("llama", "qwen3")
+        and "blk.0.ffn_sub_norm.weight" not in g
+        and "blk.0.attn_sub_norm.weight" not in g
+    ):
         return gate, []  # every LLaMA has it
     return gate, [
         f"{g.path}: does not say its activation ({architecture}.hidden_activation is missing); {ACTIVATIONS[gate].title} is assumed, {why}. If that is wrong, "
@@ -75,6 +90,9 @@ def read_spec(g: Gguf, architecture: str, notes: list[str]) -> ModelSpec:
             refuse(name, g.fields[key(name)], f"only {head_dim}, the head dimension, is supported")
     if key("expert_count") in g.fields and g.fields[key("expert_count")] != 0:
         refuse("expert_count", g.fields[key("expert_count")], "mixtures of experts are not supported")
+    for name in ("embedding_scale", "residual_scale", "logit_scale", "attention.scale"):  # muP
+        if key(name) in g.fields and g.number(key(name)) != 1:
+            refuse(name, g.fields[key(name)], "a scale of its own (muP) is not supported")
     shape = g.shape("token_embd.weight")
     vocab = shape[0] if len(shape) == 2 else 0
     if g.integer(key("vocab_size"), max(vocab, 1)) != vocab:
@@ -103,6 +121,7 @@ def read_spec(g: Gguf, architecture: str, notes: list[str]) -> ModelSpec:
             max_context=g.integer(key("context_length")),
             tied="output.weight" not in g,
             rope_scaling=_rope_scaling(g, architecture, head_dim),
+            qk_norm=architecture == "qwen3",
             **norms,
         )
 

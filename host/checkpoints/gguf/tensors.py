@@ -13,8 +13,9 @@ from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from tellme.golden import head, ternary
-from tellme.host.checkpoints.common import several_scales, sound, sound_floats
-from tellme.host.checkpoints.gguf.elements import I2_S, INTEGERS, UNPACK, block_of, type_name, unpack_i2_s
+from tellme.golden.arith import ceil_div
+from tellme.host.checkpoints.common import golden_errors, group_scales, several_scales, sound, sound_floats
+from tellme.host.checkpoints.gguf.elements import I2_S, INTEGERS, OWN, UNPACK, block_of, type_name, unpack_i2_s
 from tellme.host.checkpoints.gguf.header import Entry, Header
 from tellme.host.errors import UserError
 
@@ -60,7 +61,10 @@ class Gguf(Header):
         for i, raw in self._pieces(e):
             with np.errstate(all="ignore"):
                 try:
-                    if e.type == GGMLQuantizationType.F64:
+                    if e.type in OWN:
+                        codes, scales = UNPACK[e.type](np.ascontiguousarray(raw).reshape(-1, block_of(e.type)[1]))
+                        out = ((codes.astype(np.float32) - 1) * scales[:, None]).reshape(len(raw), -1)
+                    elif e.type == GGMLQuantizationType.F64:
                         out = raw.view("<f8").astype(np.float32)
                     else:
                         out = np.asarray(
@@ -110,8 +114,29 @@ class Gguf(Header):
         sound_floats(self.where(name), codes)
         return codes, scales
 
-    def matrix(self, name: str, shape: tuple[int, int], *, latent: bool = False) -> tuple[NDArray[np.int8], float]:
-        """A ternary matrix int8[rows, inputs] and the scale that multiplies its outputs.
+    def several_scales(self, name: str, shape: tuple[int, int]) -> bool:
+        """Whether a matrix is ternary with scales that differ, for groups of its inputs."""
+        e = self.require(name, shape)
+        if e.type == I2_S:
+            return False
+        if e.type not in UNPACK:
+            return any(
+                not (p[p != 0] == p.max(initial=0)).all() and ternary.scale_group(x) is not None
+                for x in (x for _, x in self.float_pieces(name, shape))
+                for p in (np.abs(x),)
+            )
+        low, high = math.inf, 0.0
+        for i, raw in self._pieces(e):
+            scales = self._blocks(name, e, i, raw)[1]
+            if scales.any():
+                low, high = min(low, float(scales[scales > 0].min())), max(high, float(scales.max()))
+        return high > low * _HALF_STEP
+
+    def matrix(
+        self, name: str, shape: tuple[int, int], *, latent: bool = False, groups: bool = False
+    ) -> tuple[NDArray[np.integer], float]:
+        """A ternary matrix int8[rows, inputs] and the scale that multiplies its outputs; with `groups` int16, each group of inputs with a
+        scale of its own (`golden.ternary.group_integers`).
 
         Raises
         ------
@@ -119,10 +144,14 @@ class Gguf(Header):
         """
         e = self.require(name, shape)
         out = np.empty(shape, np.int8)
-        if e.type == I2_S:
+        scales: NDArray[np.float32] | None = None
+        scale = 1.0
+        if groups:
+            scales = self._grouped(name, e, shape, out)
+        elif e.type == I2_S:
             scale = self._i2_s(name, e, out)
         elif e.type in UNPACK:
-            scale = self._tq(name, e, out)
+            scale = self._one_scale(name, e, out)
         elif latent:
             total = sum(float(np.abs(x).sum(dtype=np.float64)) for _, x in self.float_pieces(name, shape))
             s = ternary.latent_scale(total, out.size)
@@ -131,15 +160,22 @@ class Gguf(Header):
             scale = float(s)
         else:
             scale = self._exact(name, shape, out)
+        weights: NDArray[np.integer] = out
+        if scales is not None:
+            sound(self.where(name), out)
+            with golden_errors(self.where(name)):
+                weights, unit = ternary.group_integers(out, scales, ternary.GROUP)
+            scale = float(unit)
         extra = name.removesuffix(".weight") + ".scale"
         if extra in self:
             scale *= float(self.floats(extra, (1,))[0])
-        sound(self.where(name), out)
+        if scales is None:
+            sound(self.where(name), out)
         with np.errstate(over="ignore"):
             scale = float(np.float32(scale))
         if not 0 < scale < math.inf:
             raise UserError(f"{self.where(name)}: its scale is {scale}; a scale must be positive and finite")
-        return out, scale
+        return weights, scale
 
     def _codes(self, name: str, codes: NDArray[np.uint8], row: int, out: NDArray[np.int8]) -> None:
         """Writes the weights of codes uint8[rows * blocks, weights of a block] to `out` from a row on."""
@@ -147,7 +183,8 @@ class Gguf(Header):
         if (codes == 3).any():
             i, column = (int(v) for v in np.argwhere(codes == 3)[0])
             raise UserError(
-                f"{self.where(name)}: code 3 at row {i + row}, column {column} is no ternary weight; the file is damaged"
+                f"{self.where(name)}: code 3 at row {i + row}, column {column} is no ternary weight; the file is damaged, or its model is not "
+                "ternary (in Q2_0 it is +2)"
             )
         np.subtract(codes.view(np.int8), 1, out=out[row : row + len(codes)])
 
@@ -156,27 +193,52 @@ class Gguf(Header):
             self._codes(name, unpack_i2_s(np.ascontiguousarray(raw).reshape(-1, block_of(I2_S)[1])), i, out)
         return float(self._map(e.start + len(out) * e.row_bytes, (4,)).view("<f4")[0])
 
-    def _tq(self, name: str, e: Entry, out: NDArray[np.int8]) -> float:
-        kind = GGMLQuantizationType(e.type)
+    def _blocks(
+        self, name: str, e: Entry, row: int, raw: NDArray[np.uint8]
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Codes uint8[blocks, weights] and scales [blocks] of rows from `row` on; those of a block of scale 0 are zeros."""
+        block, width = block_of(e.type)
+        codes, scales = UNPACK[e.type](np.ascontiguousarray(raw).reshape(-1, width))
+        if not np.isfinite(scales).all() or (scales < 0).any():
+            bad = int(np.argwhere(~(np.isfinite(scales) & (scales >= 0)))[0, 0])
+            raise UserError(
+                f"{self.where(name)}: the scale of block {row * (e.shape[1] // block) + bad} is {scales[bad]}; the file is damaged"
+            )
+        codes[scales == 0] = 1
+        return codes, scales
+
+    def _one_scale(self, name: str, e: Entry, out: NDArray[np.int8]) -> float:
         low, high, several = math.inf, 0.0, set[float]()
         for i, raw in self._pieces(e):
-            codes, scales = UNPACK[kind](np.ascontiguousarray(raw).reshape(-1, block_of(kind)[1]))
-            if not np.isfinite(scales).all() or (scales < 0).any():
-                block = int(np.argwhere(~(np.isfinite(scales) & (scales >= 0)))[0, 0])
-                raise UserError(
-                    f"{self.where(name)}: the scale of block {i * (e.shape[1] // block_of(kind)[0]) + block} is {scales[block]}; the file is damaged"
-                )
-            codes[scales == 0] = 1  # a block of zeros
+            codes, scales = self._blocks(name, e, i, raw)
             self._codes(name, codes, i, out)
             if scales.any():
                 low, high = min(low, float(scales[scales > 0].min())), max(high, float(scales.max()))
                 several.update(float(s) for s in np.unique(scales[scales > 0]))
         if high > low * _HALF_STEP:
             raise UserError(
-                f"{self.where(name)}: its blocks have scales from {low:g} to {high:g}, {len(several):,} different ones: one scale a matrix is "
-                "supported, several are not yet. If the model was not trained with ternary weights, take one that was"
+                f"{self.where(name)}: its blocks have scales from {low:g} to {high:g}, {len(several):,} different ones, but the matrices of the "
+                "first layer have one each. If the model was not trained with ternary weights, take one that was"
             )
         return high
+
+    def _grouped(self, name: str, e: Entry, shape: tuple[int, int], out: NDArray[np.int8]) -> NDArray[np.float32]:
+        """Weights to `out`; the scale of every `ternary.GROUP` inputs, float32[rows, groups]."""
+        groups = ceil_div(shape[1], ternary.GROUP)
+        each = np.empty((shape[0], groups), np.float32)
+        if e.type == I2_S:
+            each[:] = self._i2_s(name, e, out)
+        elif e.type in UNPACK:
+            times = block_of(e.type)[0] // ternary.GROUP
+            for i, raw in self._pieces(e):
+                codes, scales = self._blocks(name, e, i, raw)
+                self._codes(name, codes, i, out)
+                each[i : i + len(raw)] = np.repeat(scales.reshape(len(raw), -1), times, axis=1)
+        else:
+            for i, x in self.float_pieces(name, shape):
+                part = slice(i, i + len(x))
+                out[part], each[part] = group_scales(self.where(name), x, i)
+        return each
 
     def _exact(self, name: str, shape: tuple[int, int], out: NDArray[np.int8]) -> float:
         """Floats of which each is -s, 0 or s."""

@@ -13,8 +13,9 @@ weight + 1, with a `weight_scale` that multiplies the outputs (linear class `aut
 (`bitlinear`). *Latent*: trained floating-point weights, quantised here by their mean magnitude as the model itself does
 at every use; that is right only for models trained so, which is what their config.json declares. *Ternary in
 floating-point*: -s, 0 and s, where nothing is declared, or beside a `weight_scale` (what transformers writes of a packed
-model that it has read). Anything else is no ternary model. Embedding and head become int8 rows with a scale each; the
-embedding's own rows stay mapped, for the inputs.
+model that it has read); with scales that differ in the first layer's matrices, such in every 64 inputs
+of a row. Anything else is no ternary model. Embedding and head become int8 rows
+with a scale each; the embedding's own rows stay mapped, for the inputs.
 
 What the headers of a checkpoint say (names, shapes, types) and the scales are checked when it is opened; weights when
 they are read.
@@ -22,6 +23,7 @@ they are read.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,8 @@ def read_checkpoint(folder: Path, *, latent: bool = False) -> Checkpoint:
             f"{folder}: holds an adapter (LoRA) beside the model, which is not applied; merge the two (peft: merge_and_unload)"
         )
     source = Source(tensors, spec, family, latent=latent)
+    if source.several_scales():
+        source.spec = spec = replace(spec, group_scales=True)
     files, eos = Files.read(folder), _eos(folder, config)
     embedding, embedding_scales = source.rows(EMBEDDING)
     head_rows, head_scales = (None, None) if spec.tied else source.rows(HEAD)

@@ -15,6 +15,29 @@ _FLOATING = ("lm_head", "embed_tokens")
 _LINEAR_CLASSES = ("bitlinear", "autobitlinear")
 
 
+_REFUSED = {
+    "qwen2": "whose linear layers have a bias",
+    "qwen2_moe": "a mixture of experts",
+    "qwen3_moe": "a mixture of experts",
+    "qwen3_next": "with linear attention (gated DeltaNet) in most layers",
+    "qwen3_5": "with linear attention (gated DeltaNet) in most layers",
+    "qwen3_5_moe": "a mixture of experts with linear attention (gated DeltaNet)",
+    "minicpm": "with muP scales of embedding, residual and head",
+    "granite": "with muP scales of embedding, residual, attention and head",
+    "mixtral": "a mixture of experts",
+}
+"""Kinds of models that are known, and what they have that no accelerator does."""
+_MUP = (
+    "scale_emb",
+    "scale_depth",
+    "dim_model_base",
+    "embedding_multiplier",
+    "residual_multiplier",
+    "logits_scaling",
+    "attention_multiplier",
+)
+
+
 def _integer(config: dict[str, Any], name: str, path: Path, default: int | None = None) -> int:
     value = config.get(name, default)
     if type(value) is not int or not 0 < value < 1 << 31:
@@ -69,6 +92,8 @@ def read_family(path: Path, config: dict[str, Any]) -> Family:
     kind = config.get("model_type")
     bitnet = kind == "bitnet" or any("bitnet" in str(a).lower() for a in names)
     qwen3 = not bitnet and (kind == "qwen3" or "Qwen3ForCausalLM" in names)
+    if kind in _REFUSED:
+        raise UserError(f"{path}: model_type is {kind!r}, {_REFUSED[kind]}, which is not supported")
     if not bitnet and not qwen3 and kind != "llama" and "LlamaForCausalLM" not in names:
         raise UserError(
             f"{path}: model_type is {kind!r}, architectures {names!r}; supported are 'bitnet', BitnetForCausalLM (1bitLLM) "
@@ -187,6 +212,12 @@ def read_spec(path: Path, config: dict[str, Any], family: Family, notes: list[st
     for name in ("attention_bias", "mlp_bias"):
         if config.get(name):
             raise UserError(f"{path}: {name} is set; linear layers with a bias are not supported")
+    for name in _MUP:
+        if config.get(name) not in (None, 1):
+            raise UserError(f"{path}: {name} is {config[name]!r}; a scale of its own (muP) is not supported")
+    for name in ("num_experts", "num_local_experts", "n_routed_experts"):
+        if config.get(name) not in (None, 0):
+            raise UserError(f"{path}: {name} is {config[name]!r}; mixtures of experts are not supported")
     if config.get("use_sliding_window"):
         raise UserError(f"{path}: use_sliding_window is set; attention to a part of the context is not supported")
     if family.qwen3 and config.get("head_dim") is None:

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellme.golden import head, ternary
+from tellme.golden.arith import ceil_div
 from tellme.golden.model import LayerWeights
 from tellme.golden.spec import MATRICES, NORMS, ModelSpec
-from tellme.host.checkpoints.common import several_scales, sound, sound_floats
+from tellme.host.checkpoints.common import golden_errors, group_scales, several_scales, sound, sound_floats
 from tellme.host.checkpoints.huggingface.config import Family
 from tellme.host.checkpoints.tensors import FLOATS, Tensors
 from tellme.host.errors import UserError
@@ -46,6 +47,8 @@ class Source:
                 self._floats(name, (size,))
         self._head()
         extra = sorted(n for n in tensors if n not in self.used and not n.endswith(_IGNORED))
+        if biases := [n for n in extra if n.endswith(".bias")]:
+            raise UserError(f"{tensors.where(biases[0])}: linear layers with a bias are not supported")
         if extra:
             more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
             raise UserError(
@@ -149,6 +152,24 @@ class Source:
         self.used.add(scale)
         self.scales[name] = float(s)
 
+    def several_scales(self) -> bool:
+        """Whether a matrix of the first layer is ternary with scales that differ, for groups of its inputs."""
+        if self.latent:
+            return False
+        for part in self.spec.matrices:
+            name = self._name(0, part)
+            if self.tensors.dtype(name) not in FLOATS or name in self.scales:
+                continue
+            scale = np.float32(0)
+            for _, piece in self.tensors.float_pieces(name):
+                magnitude = np.abs(piece)
+                scale = scale or magnitude.max()
+                if not ((magnitude == 0) | (magnitude == scale)).all():
+                    if ternary.scale_group(piece) is not None:
+                        return True
+                    break
+        return False
+
     # ---- reading -----------------------------------------------------------------------------------------------------
 
     def layer(self, i: int) -> LayerWeights:
@@ -164,9 +185,12 @@ class Source:
         """The gain of a norm."""
         return sound_floats(self.tensors.where(name), self.tensors.float32(name, (size,)))
 
-    def matrix(self, name: str, shape: tuple[int, int]) -> tuple[NDArray[np.int8], float]:
-        """A ternary matrix [rows, inputs] and the scale that multiplies its outputs."""
+    def matrix(self, name: str, shape: tuple[int, int]) -> tuple[NDArray[np.integer], float]:
+        """A ternary matrix [rows, inputs] and the scale that multiplies its outputs; with `group_scales` each group of inputs has one of its
+        own (`golden.ternary.group_integers`)."""
         where = self.tensors.where(name)
+        if self.spec.group_scales and self.tensors.dtype(name) in FLOATS and name not in self.scales:
+            return self._grouped(name, shape)
         if self.tensors.dtype(name) == "U8":
             weights, scale = self._packed(name, shape), self.scales[name]
         elif name in self.scales:
@@ -180,6 +204,18 @@ class Source:
         else:
             weights, scale = self._latent(name, shape) if self.latent else self._exact(name, shape)
         return sound(where, weights), scale
+
+    def _grouped(self, name: str, shape: tuple[int, int]) -> tuple[NDArray[np.integer], float]:
+        where = self.tensors.where(name)
+        out = np.empty(shape, np.int8)
+        scales = np.empty((shape[0], ceil_div(shape[1], ternary.GROUP)), np.float32)
+        for i, piece in self.tensors.float_pieces(name):
+            part = slice(i, i + len(piece))
+            out[part], scales[part] = group_scales(where, piece, i)
+        sound(where, out)
+        with golden_errors(where):
+            weights, unit = ternary.group_integers(out, scales, ternary.GROUP)
+        return weights, float(unit)
 
     def _packed(self, name: str, shape: tuple[int, int]) -> NDArray[np.int8]:
         out = np.empty(shape, np.int8)

@@ -24,6 +24,7 @@ NAMES = {
 }  # fmt: skip
 NORMS = {
     "input_norm": "attn_norm", "post_norm": "ffn_norm", "attn_norm": "attn_sub_norm", "ffn_norm": "ffn_sub_norm",
+    "q_norm": "attn_q_norm", "k_norm": "attn_k_norm",
 }  # fmt: skip
 
 
@@ -35,6 +36,34 @@ def pack_i2_s(weights: NDArray[np.int8], scale: float) -> NDArray[np.int8]:
     np.add.at(out, 32 * block + column, ((weights.reshape(-1) + 1) * 4 ** (3 - group)).astype(np.uint8))
     out[weights.size // 4 :][:4] = np.float32([scale]).view(np.uint8)
     return out.view(np.int8)
+
+
+Q2_0, Q2_0_LEGACY, PQ2_0, PTQ1_0 = 42, -42, 142, 143
+GROUP_OF = {Q2_0: 64, Q2_0_LEGACY: 128, PQ2_0: 128, PTQ1_0: 128}
+"""Weights of a block of the types that the package does not know."""
+PTQ1_0_PLACES = [
+    *([b + 16 * t for t in range(5)] for b in range(16)),
+    *([80 + b + 8 * t for t in range(5)] for b in range(8)),
+    *([120 + b + 2 * t for t in range(4)] for b in range(2)),
+]
+"""Weights of each of its bytes, the highest digit first."""
+
+
+def pack_groups(x: NDArray[np.float32], kind: int) -> NDArray[np.uint8]:
+    """Rows of weights -d, 0, d in blocks as the formats are described, byte by byte."""
+    blocks = x.reshape(-1, GROUP_OF[kind])
+    d = np.abs(blocks).max(axis=1).astype(np.float16).view(np.uint8).reshape(-1, 2)
+    codes = np.sign(blocks).astype(np.int64) + 1
+    packed = []
+    if kind == PTQ1_0:
+        for places in PTQ1_0_PLACES:
+            value = sum(codes[:, p] * 3 ** (4 - i) for i, p in enumerate(places))
+            packed.append(-(-value * 256 // 243))
+    else:
+        for first in range(0, GROUP_OF[kind], 4):
+            packed.append(sum(codes[:, first + j] << 2 * j for j in range(4)))
+    weights = np.stack(packed, axis=1).astype(np.uint8)
+    return np.concatenate([weights, d] if kind == PTQ1_0 else [d, weights], axis=1).reshape(len(x), -1)
 
 
 def permute(w: NDArray[Any], heads: int) -> NDArray[Any]:
@@ -137,6 +166,8 @@ def write_gguf(
             w.add_tensor(name, pack_i2_s(x, 1.0), raw_shape=x.shape, raw_dtype=I2_S)  # type: ignore[arg-type]
         elif t == AS_IS:
             w.add_tensor(name, x)
+        elif t in GROUP_OF:
+            w.add_tensor(name, pack_groups(x, t).view(np.int8), raw_shape=x.shape, raw_dtype=abs(t))  # type: ignore[arg-type]
         elif x.dtype == np.uint8:
             w.add_tensor(name, x, raw_dtype=T(t))
         elif t == T.F32:
