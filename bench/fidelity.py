@@ -69,15 +69,29 @@ def _residual(model: nn.Module) -> None:
     A head that is the embedding has that column, too; its norm's gain makes little of it.
     """
     rows = model.get_input_embeddings().weight
-    size = float(rows.pow(2).mean().sqrt())
     rows[:, FEATURE] = 1e4 * (1 + 0.1 * torch.randn(len(rows)))
-    smaller = 1e4 / rows.shape[1] ** 0.5 / size  # what the root mean square grows by, and the others lose
-    norms = [n for layer in model.model.layers for n in (layer.input_layernorm, layer.post_attention_layernorm)]
-    for norm in [*norms, model.model.norm]:
-        norm.weight *= smaller
+
+    def bring_back(norm: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        x = args[0].flatten(0, -2)
+        size = float(torch.cat([x[:, :FEATURE], x[:, FEATURE + 1 :]], 1).pow(2).mean().sqrt())
+        norm.weight *= float(x.pow(2).mean().sqrt()) / size
         norm.weight[FEATURE] *= size / 1e4
-    if model.config.tie_word_embeddings:
-        model.model.norm.weight[FEATURE] *= size / 1e4
+        if norm is model.model.norm and model.config.tie_word_embeddings:
+            norm.weight[FEATURE] *= 1e-4
+
+    norms = [n for layer in model.model.layers for n in (layer.input_layernorm, layer.post_attention_layernorm)]
+    hooks = [norm.register_forward_pre_hook(bring_back) for norm in [*norms, model.model.norm]]
+    # With weights as they will be: ternary ones give less than latent ones.
+    linears = [m for m in model.modules() if type(m) is nn.Linear and m is not model.get_output_embeddings()]
+    latent = [m.weight.clone() for m in linears]
+    for m in linears:
+        mean = m.weight.abs().mean()
+        m.weight.copy_((m.weight / mean).round().clamp(-1, 1) * mean)
+    model(torch.randint(len(rows), (1, 64)))
+    for m, weight in zip(linears, latent, strict=True):
+        m.weight.copy_(weight)
+    for hook in hooks:
+        hook.remove()
 
 
 def _sharp(model: nn.Module) -> None:
