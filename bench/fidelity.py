@@ -243,7 +243,7 @@ class Closeness:
         out = []
         if self.kl.mean() > bfloat16.kl.mean():
             out.append("KL")
-        behind = bfloat16.same.astype(float) - self.same
+        behind: F64 = bfloat16.same.astype(np.float64) - self.same
         if behind.mean() > 0:
             out.append(f"agreement ({behind.mean() / (behind.std() / len(behind) ** 0.5):.1f} s.e.)")
         if abs(bfloat16.nll) <= NLL_BOUND < abs(self.nll):

@@ -91,8 +91,10 @@ def balanced(weights: ModelWeights, rows: NDArray[Any]) -> tuple[ModelWeights, F
     if (moved == 1).all():
         return weights, None
     codes, scales = _quantised(rows, moved)
-    names = ("embedding", "embedding_scales") if weights.spec.tied else ("head", "head_scales")
-    return replace(weights, norm=weights.norm * moved, **dict(zip(names, (codes, scales), strict=True))), moved
+    norm = weights.norm * moved
+    if weights.spec.tied:
+        return replace(weights, norm=norm, embedding=codes, embedding_scales=scales), moved
+    return replace(weights, norm=norm, head=codes, head_scales=scales), moved
 
 
 def unbalanced(weights: ModelWeights, moved: F32) -> ModelWeights:

@@ -17,6 +17,7 @@ from tellme.host.commands.common import (
     ConfigFile,
     HeadMode,
     Latent,
+    OwnEmbedding,
     PromptCache,
     RepetitionPenalty,
     Settings,
@@ -27,7 +28,7 @@ from tellme.host.commands.common import (
     preparation,
     preset,
 )
-from tellme.host.image.model import Model, find_model
+from tellme.host.image.model import Model, check_rows, find_model
 from tellme.host.machine.program import compile_program
 from tellme.host.machine.screening import choose
 from tellme.host.machine.simulation import check_simulator, memory_timing
@@ -62,6 +63,7 @@ def command(
     context: Annotated[int | None, typer.Option("--context", help="Positions of the cache; default: all.")] = None,
     head: HeadMode = None,
     candidates: Candidates = None,
+    embedding: OwnEmbedding = None,
     speculate: Speculate = False,
     prompt_cache: PromptCache = None,
     latent: Latent = False,
@@ -87,7 +89,8 @@ def command(
     memory = memory_timing(None, None) if backend == "sim" else None
     if backend == "sim":
         check_simulator(config)
-    with Model.open(path, config, latent=latent, prepare=preparation(head, config)) as opened:
+    with Model.open(path, config, latent=latent, prepare=preparation(head, config, embedding)) as opened:
+        check_rows(opened, embedding)
         choice = choose(opened.name, opened.screen_facts, head, candidates, opened.spec.vocab)
         tokenizer = opened.tokenizer
         program = compile_program(opened, config, context=context)

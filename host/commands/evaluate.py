@@ -24,9 +24,9 @@ from tellme.host.commands.common import (
     AnyBoard,
     Candidates,
     ConfigFile,
-    Embedding,
     HeadMode,
     Latent,
+    OwnEmbedding,
     Settings,
     check_embedding,
     preset,
@@ -203,7 +203,7 @@ def evaluate(
     latent: bool = False,
     head: str | None = None,
     candidates: int | None = None,
-    embedding: str = "exact",
+    embedding: str | None = None,
     show: bool = True,
 ) -> dict[str, Any]:
     """Scores a text and returns what `tellme eval --json` prints (`show`: a progress bar on a terminal).
@@ -267,7 +267,7 @@ def evaluate(
         "model": model.name,
         "backend": backend,
         "board": config.name,
-        "embedding": embedding,
+        "embedding": model.embedding if isinstance(model, BackendScorer) else None,
         "text": str(text_path),
         "tokens": tokens,
         "scored_tokens": len(mine.nll),
@@ -357,7 +357,7 @@ def command(
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Take so many tokens of the text.")] = None,
     head: HeadMode = None,
     candidates: Candidates = None,
-    embedding: Embedding = "exact",
+    embedding: OwnEmbedding = None,
     latent: Latent = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
