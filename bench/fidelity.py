@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,17 @@ import transformers
 from numpy.typing import NDArray
 from torch import nn
 
+from tellme.demo.stories import stories
 from tellme.golden.config import KV260
 from tellme.golden.model import GoldenModel, ModelWeights
-from tellme.host.checkpoints.checkpoint import Checkpoint, read_checkpoint, with_int8_inputs
+from tellme.host.checkpoints.checkpoint import Checkpoint, open_checkpoint, with_int8_inputs
+from tellme.host.image.model import demo_folder
+from tellme.host.image.screening import TEXT, with_screen
+from tellme.host.machine.screening import CANDIDATES, choose
 from tellme.host.talk.scoring import log_softmax
+from tellme.host.talk.screening import ScreenFigures
+from tellme.host.text.tokenizer import Tokenizer
+from tests.oracle import heldout
 from tests.oracle.families import FAMILIES
 from tests.oracle.make_families import draw, write
 
@@ -45,6 +52,11 @@ SHAPES: dict[str, dict[str, Any]] = {
 LAYERS = 4
 HEAD = (0.3, 1.9)
 """As in tests/oracle/make_families.py."""
+NLL_BOUND = 0.005
+"""Change of NLL that is allowed where bfloat16 stays below it, too."""
+DEMO_SEED, DEMO_STORIES = 7, 200
+"""New stories for the demo's screened head, of another seed than those it was trained on."""
+PAGE = Path(__file__).parent.parent / "docs" / "measurements" / "fidelity.md"
 FEATURE = 3
 """The one that is made an outlier."""
 
@@ -69,15 +81,29 @@ def _residual(model: nn.Module) -> None:
     A head that is the embedding has that column, too; its norm's gain makes little of it.
     """
     rows = model.get_input_embeddings().weight
-    size = float(rows.pow(2).mean().sqrt())
     rows[:, FEATURE] = 1e4 * (1 + 0.1 * torch.randn(len(rows)))
-    smaller = 1e4 / rows.shape[1] ** 0.5 / size  # what the root mean square grows by, and the others lose
-    norms = [n for layer in model.model.layers for n in (layer.input_layernorm, layer.post_attention_layernorm)]
-    for norm in [*norms, model.model.norm]:
-        norm.weight *= smaller
+
+    def bring_back(norm: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        x = args[0].flatten(0, -2)
+        size = float(torch.cat([x[:, :FEATURE], x[:, FEATURE + 1 :]], 1).pow(2).mean().sqrt())
+        norm.weight *= float(x.pow(2).mean().sqrt()) / size
         norm.weight[FEATURE] *= size / 1e4
-    if model.config.tie_word_embeddings:
-        model.model.norm.weight[FEATURE] *= size / 1e4
+        if norm is model.model.norm and model.config.tie_word_embeddings:
+            norm.weight[FEATURE] *= 1e-4
+
+    norms = [n for layer in model.model.layers for n in (layer.input_layernorm, layer.post_attention_layernorm)]
+    hooks = [norm.register_forward_pre_hook(bring_back) for norm in [*norms, model.model.norm]]
+    # With weights as they will be: ternary ones give less than latent ones.
+    linears = [m for m in model.modules() if type(m) is nn.Linear and m is not model.get_output_embeddings()]
+    latent = [m.weight.clone() for m in linears]
+    for m in linears:
+        mean = m.weight.abs().mean()
+        m.weight.copy_((m.weight / mean).round().clamp(-1, 1) * mean)
+    model(torch.randint(len(rows), (1, 64)))
+    for m, weight in zip(linears, latent, strict=True):
+        m.weight.copy_(weight)
+    for hook in hooks:
+        hook.remove()
 
 
 def _sharp(model: nn.Module) -> None:
@@ -99,12 +125,14 @@ def _key(model: nn.Module) -> None:
 
 CHANGES: dict[str, Callable[[nn.Module], None]] = {
     "plain": lambda model: None,
-    "gain x10": _gain(10),
     "gain x50": _gain(50),
     "residual 1e4": _residual,
     "sharp attention": _sharp,
+    "gain x10": _gain(10),
     "K channel x30": _key,
 }
+EXTRA = "gain x10"
+"""From here on: outliers besides the 16 models of the bar."""
 
 
 def _made(change: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
@@ -119,13 +147,15 @@ def _made(change: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, its sequences [SEQUENCES, LENGTH], and logarithms of the probabilities that PyTorch gives: [SEQUENCES, LENGTH, vocab]."""
+    """A model, its sequences [SEQUENCES, LENGTH], and logarithms of the probabilities that PyTorch gives:
+    [SEQUENCES, LENGTH, vocab]. `text`: another sequence, for the calibration of the screened head."""
 
     name: str
     checkpoint: Checkpoint
     ids: I64
     float32: F64
     bfloat16: F64
+    text: str
 
 
 def _torch(model: nn.Module, ids: torch.Tensor) -> F64:
@@ -135,54 +165,127 @@ def _torch(model: nn.Module, ids: torch.Tensor) -> F64:
 
 def subject(family: str, variant: str) -> Subject:
     """One of the models."""
-    seed = 100 + 10 * FAMILIES.index(family) + list(CHANGES).index(variant)
+    seed = 200 + 10 * FAMILIES.index(family) + list(CHANGES).index(variant)
     shape = SHAPES[family] | {"num_hidden_layers": LAYERS, "vocab_size": VOCAB, "max_position_embeddings": LENGTH}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "m"
         model = write(family, folder, seed, shape=shape, head=HEAD, change=_made(CHANGES[variant]))
         with torch.no_grad():
-            ids = draw(model, SEQUENCES, LENGTH)
+            ids = draw(model, SEQUENCES + 1, LENGTH)
+        text = " ".join(f"w{i}" for i in ids[-1].tolist())
+        ids = ids[:-1]
         exact = _torch(model, ids)
         if family == "first-bitnet":
             low = model.bfloat16()
         else:
             low = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).bfloat16().eval()
-        read = read_checkpoint(folder)
+        read = open_checkpoint(folder)
         held = replace(read, weights=replace(read.weights, layers=list(read.weights.layers)))
-        return Subject(f"{family}, {variant}", held, ids.numpy(), exact, _torch(low, ids))
+        return Subject(f"{family}, {variant}", held, ids.numpy(), exact, _torch(low, ids), text)
 
 
-def golden(weights: ModelWeights, ids: I64) -> F64:
-    """What golden makes of sequences: log probabilities [sequences, length, vocab]."""
+def golden(weights: ModelWeights, ids: Iterable[I64], figures: ScreenFigures | None = None) -> list[F64]:
+    """What golden makes of sequences: log probabilities [length, vocab] of each; figures of its screened head are counted in."""
     model = GoldenModel(weights, KV260)
     out = []
     for s in ids:
         model.reset()
-        out.append(log_softmax(model.prefill(s, all_logits=True).logits))
-    return np.stack(out)
+        found = model.prefill(s, all_logits=True)
+        if figures is not None:
+            assert found.head_inputs is not None and found.head_scale is not None
+            figures.add(found.head_inputs, found.head_scale, found.logits)
+        out.append(log_softmax(found.logits))
+    return out
+
+
+def figures_of(checkpoint: Checkpoint, text: str = TEXT) -> ScreenFigures:
+    """Of a checkpoint's screened head with 256 candidates, as `tellme convert --head screened` makes and calibrates it."""
+    made = with_screen(checkpoint, KV260, text=text)[0].weights
+    assert made.screen is not None
+    choice = choose(checkpoint.name, made.screen, "auto", CANDIDATES, made.spec.vocab)
+    return ScreenFigures(choice, made.screen.count, made.screen)
+
+
+def screen_row(name: str, figures: ScreenFigures) -> str:
+    """A row of the table of screened heads."""
+    r = figures.report()
+    cells = [
+        name, str(r["planes"]), f"{r['positions']:,}", f"{r['worst_rank']:,}", str(r["missed"]), str(r["wrong"]),
+        f"{r['fallbacks'] / r['positions']:.2%}", f"{r['outside_mean']:.1e}", f"{r['outside_max']:.1e}", str(r["nucleus_cut"]),
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
 
 
 @dataclass(frozen=True)
 class Closeness:
-    """Of a run to float32's: change of NLL, share of same likeliest tokens, KL(float32 || run) of each position."""
+    """Of a run to float32's: change of NLL; whether the likeliest token and KL(float32 || run) of each position are the same."""
 
     nll: float
-    same: float
+    same: NDArray[np.bool_]
     kl: F64
 
     @classmethod
-    def of(cls, got: F64, want: F64, ids: I64) -> Closeness:
-        def nll(x: F64) -> float:
-            return -float(np.take_along_axis(x[:, :-1], ids[:, 1:, None], -1).mean())
+    def of(cls, got: Sequence[F64], want: Sequence[F64], ids: Sequence[I64]) -> Closeness:
+        def nll(logs: Sequence[F64]) -> float:
+            return -float(
+                np.concatenate([x[np.arange(len(i) - 1), i[1:]] for x, i in zip(logs, ids, strict=True)]).mean()
+            )
 
-        kl = (np.exp(want) * (want - got)).sum(-1)
-        return cls(nll(got) / nll(want) - 1, float((got.argmax(-1) == want.argmax(-1)).mean()), kl)
+        a, b = np.concatenate(want), np.concatenate(got)
+        return cls(nll(got) / nll(want) - 1, a.argmax(-1) == b.argmax(-1), (np.exp(a) * (a - b)).sum(-1))
 
     def cells(self) -> list[str]:
-        return [f"{self.nll:+.2%}", f"{self.same:.2%}", f"{self.kl.mean():.2e}", f"{self.kl.max():.1e}"]
+        """NLL, agreement, KL."""
+        return [f"{self.nll:+.2%}", f"{self.same.mean():.2%}", f"{self.kl.mean():.1e}", f"{self.kl.max():.1e}"]
+
+    def verdict(self, bfloat16: Closeness) -> str:
+        """What is not as close as bfloat16; agreement with how many standard errors of the difference it is behind."""
+        out = []
+        if self.kl.mean() > bfloat16.kl.mean():
+            out.append("KL")
+        behind: F64 = bfloat16.same.astype(np.float64) - self.same
+        if behind.mean() > 0:
+            out.append(f"agreement ({behind.mean() / (behind.std() / len(behind) ** 0.5):.1f} s.e.)")
+        if abs(bfloat16.nll) <= NLL_BOUND < abs(self.nll):
+            out.append("NLL")
+        return ", ".join(out) or "none"
+
+
+def demo() -> tuple[list[str], str]:
+    """Rows of the demo: closeness on its held-out stories, screened head on new ones."""
+    checkpoint = open_checkpoint(demo_folder())
+    tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.weights.spec.vocab)
+    held_out = [np.asarray(s)[:-1] for s in heldout.stories()]
+    runs = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = transformers.AutoModelForCausalLM.from_pretrained(demo_folder(), dtype=dtype).to(dtype).eval()
+        runs.append([_torch(model, torch.tensor(s)[None])[0] for s in held_out])
+    rows = closeness_rows("demo", runs[0], runs[1], held_out, checkpoint)
+    new = (tokenizer.encode_document(s) for s in stories(DEMO_STORIES, DEMO_SEED))
+    figures = figures_of(checkpoint)
+    golden(checkpoint.weights, (np.asarray(s[: checkpoint.weights.spec.max_context]) for s in new), figures)
+    return rows, screen_row("demo", figures)
+
+
+def closeness_rows(
+    name: str,
+    float32: Sequence[F64],
+    bfloat16: Sequence[F64],
+    ids: Sequence[I64],
+    checkpoint: Checkpoint,
+    figures: ScreenFigures | None = None,
+) -> list[str]:
+    """Rows of the table: bfloat16, golden, golden with int8 rows of the embedding."""
+    low = Closeness.of(bfloat16, float32, ids)
+    rows = [["bfloat16", *low.cells(), ""]]
+    for kind, weights in (("golden", checkpoint.weights), ("golden, int8 rows", with_int8_inputs(checkpoint).weights)):
+        got = Closeness.of(golden(weights, ids, figures if kind == "golden" else None), float32, ids)
+        rows.append([kind, *got.cells(), got.verdict(low)])
+    return ["| " + " | ".join([name, *row]) + " |" for row in rows]
 
 
 def main() -> None:
+    """Writes the page's tables, or prints rows."""
     torch._dynamo.config.disable = True
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -190,27 +293,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="models whose name has this word in it; print only")
     only = parser.parse_args().only
+    closeness: list[str] = []
+    screened: list[str] = []
+
+    def add(rows: list[str], row: str) -> None:
+        closeness.extend(rows)
+        screened.append(row)
+        print("\n".join([*rows, row]), flush=True)
+        if not only:
+            _write(closeness=closeness, screened=screened)
+
     for variant in CHANGES:
+        if variant == EXTRA and only in "demo":
+            add(*demo())
         for family in FAMILIES:
-            if only not in f"{family}, {variant}":
-                continue
-            s = subject(family, variant)
-            runs = {
-                "bfloat16": s.bfloat16,
-                "exact": golden(s.checkpoint.weights, s.ids),
-                "int8": golden(with_int8_inputs(s.checkpoint).weights, s.ids),
-            }
-            print(
-                s.name,
-                "NLL",
-                -float(np.take_along_axis(s.float32[:, :-1], s.ids[:, 1:, None], -1).mean()),
-                len(np.unique(s.ids)),
-                len(np.unique(s.float32.argmax(-1))),
-            )
-            for name, got in runs.items():
-                print(
-                    "| " + " | ".join([s.name, name, *Closeness.of(got, s.float32, s.ids).cells()]) + " |", flush=True
-                )
+            name = f"{family}, {variant}"
+            if only in name:
+                s = subject(family, variant)
+                figures = figures_of(s.checkpoint, s.text)
+                rows = closeness_rows(name, list(s.float32), list(s.bfloat16), list(s.ids), s.checkpoint, figures)
+                add(rows, screen_row(name, figures))
+
+
+def _write(**tables: list[str]) -> None:
+    """Puts rows into the tables of the page."""
+    page = PAGE.read_text()
+    for name, rows in tables.items():
+        head, begin, rest = page.partition(f"<!-- measured: {name} -->\n")
+        title, rule, behind = rest.split("\n", 2)
+        page = head + begin + "\n".join([title, rule, *rows, ""]) + behind[behind.index("<!-- end -->") :]
+    PAGE.write_text(page)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -182,6 +183,11 @@ def quantise_head(y: ArrayLike, largest: ArrayLike = 127) -> tuple[I8, F32]:
 
 ROW_TYPES = {"float32": "<f4", "float16": "<f2", "bfloat16": "<u2"}
 """Element types of embedding rows that are kept as a checkpoint has them, and how NumPy holds them: bfloat16 as its bits."""
+
+
+def row_type(rows: NDArray[Any] | None) -> str:
+    """Name of the type of embedding rows; None: int8."""
+    return "int8" if rows is None else next(n for n, kind in ROW_TYPES.items() if rows.dtype == np.dtype(kind))
 
 
 def widen(rows: ArrayLike) -> F32:

@@ -28,21 +28,23 @@ _ROWS = 1 << 13
 """Taken at a time."""
 
 
-def factors(columns: F32, gain: F32) -> F32:
+def factors(columns: F32, gain: F32, stream: F32) -> F32:
     """Powers of two [features] that gains are multiplied by and columns divided by.
 
-    The square root of column over gain makes the two equally large, so that neither is an outlier if their product is none.
+    The square root of column over gained feature makes the two equally large, so that neither is an outlier if their product is none.
 
     Parameters
     ----------
     columns : root mean squares of the head's columns [features].
     gain : of the last norm [features].
+    stream : root mean squares of the embedding's columns [features]: what is large there is taken to be so in the residual
+        stream that the norm gets; what is small may have grown, and counts as usual.
     """
-    exponents = []
-    for size in (columns, np.abs(gain)):
+    sizes = []
+    for size in (columns, np.abs(gain), stream):
         usual = np.median(size[size > 0]) if size.any() else np.float32(1)
-        exponents.append(np.log2(np.maximum(size / usual, np.float32(2.0**-MOST))))
-    exponent = np.rint((exponents[0] - exponents[1]) / 2)
+        sizes.append(np.log2(np.maximum(size / usual, np.float32(2.0**-MOST))))
+    exponent = np.rint((sizes[0] - sizes[1] - np.maximum(sizes[2], 0)) / 2)
     # A column or gain of zeros gives nothing away, whatever the other is.
     moved = (np.abs(exponent) >= LEAST) & (columns > 0) & (gain != 0)
     return np.exp2(np.where(moved, np.clip(exponent, -MOST, MOST), 0)).astype(np.float32)
@@ -52,6 +54,17 @@ def _pieces(rows: NDArray[Any], make: Callable[[slice, F32], None]) -> None:
     for i in range(0, len(rows), _ROWS):
         part = slice(i, min(i + _ROWS, len(rows)))
         make(part, elementwise.widen(rows[part]))
+
+
+def _columns(rows: NDArray[Any]) -> F32:
+    """Root mean squares [features] of the columns of rows as a checkpoint has them."""
+    squares = np.zeros(rows.shape[1])
+
+    def count(part: slice, x: F32) -> None:
+        squares[:] += np.square(x, dtype=np.float64).sum(axis=0)
+
+    _pieces(rows, count)
+    return np.sqrt(squares / len(rows)).astype(np.float32)
 
 
 def _quantised(rows: NDArray[Any], divisors: F32) -> tuple[I8, F32]:
@@ -72,18 +85,16 @@ def balanced(weights: ModelWeights, rows: NDArray[Any]) -> tuple[ModelWeights, F
     ----------
     rows : the head's as the checkpoint has them [vocab, hidden], of a type of `golden.elementwise.ROW_TYPES`.
     """
-    squares = np.zeros(weights.spec.hidden)
-
-    def count(part: slice, x: F32) -> None:
-        squares[:] += np.square(x, dtype=np.float64).sum(axis=0)
-
-    _pieces(rows, count)
-    moved = factors(np.sqrt(squares / len(rows)).astype(np.float32), weights.norm)
+    columns = _columns(rows)
+    stream = columns if weights.spec.tied or weights.inputs is None else _columns(weights.inputs)
+    moved = factors(columns, weights.norm, stream)
     if (moved == 1).all():
         return weights, None
     codes, scales = _quantised(rows, moved)
-    names = ("embedding", "embedding_scales") if weights.spec.tied else ("head", "head_scales")
-    return replace(weights, norm=weights.norm * moved, **dict(zip(names, (codes, scales), strict=True))), moved
+    norm = weights.norm * moved
+    if weights.spec.tied:
+        return replace(weights, norm=norm, embedding=codes, embedding_scales=scales), moved
+    return replace(weights, norm=norm, head=codes, head_scales=scales), moved
 
 
 def unbalanced(weights: ModelWeights, moved: F32) -> ModelWeights:

@@ -18,6 +18,7 @@ from tellme.host.commands.common import (
     HeadMode,
     Kv,
     Latent,
+    OwnEmbedding,
     PromptCache,
     RepetitionPenalty,
     Settings,
@@ -29,7 +30,7 @@ from tellme.host.commands.common import (
     preparation,
     preset,
 )
-from tellme.host.image.model import Model, find_model
+from tellme.host.image.model import Model, check_rows, find_model
 from tellme.host.machine.program import compile_program
 from tellme.host.machine.screening import choose
 from tellme.host.machine.simulation import check_simulator, memory_timing
@@ -65,6 +66,7 @@ def command(
     head: HeadMode = None,
     candidates: Candidates = None,
     kv: Kv = "8",
+    embedding: OwnEmbedding = None,
     speculate: Speculate = False,
     prompt_cache: PromptCache = None,
     latent: Latent = False,
@@ -91,7 +93,8 @@ def command(
     memory = memory_timing(None, None) if backend == "sim" else None
     if backend == "sim":
         check_simulator(config)
-    with Model.open(path, config, latent=latent, prepare=preparation(head, config)) as opened:
+    with Model.open(path, config, latent=latent, prepare=preparation(head, config, embedding)) as opened:
+        check_rows(opened, embedding)
         choice = choose(opened.name, opened.screen_facts, head, candidates, opened.spec.vocab)
         tokenizer = opened.tokenizer
         program = compile_program(opened, config, context=context, kv=cache)

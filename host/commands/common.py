@@ -16,7 +16,7 @@ from tellme.golden.config import PRESETS, AcceleratorConfig
 from tellme.golden.kv import CACHE_FORMATS, CacheFormat
 from tellme.golden.screen import MAX_PLANES, MULTIPLE, Screen
 from tellme.golden.shapes import SHAPES
-from tellme.host.checkpoints.checkpoint import Checkpoint
+from tellme.host.checkpoints.checkpoint import Checkpoint, with_int8_inputs
 from tellme.host.configuration import resolve
 from tellme.host.errors import UserError
 from tellme.host.image.model import Model, preset_of
@@ -63,9 +63,17 @@ Embedding = Annotated[
 ]
 
 
-def check_embedding(name: str) -> None:
-    """Raises UserError unless it is one of `EMBEDDINGS`."""
-    if name not in EMBEDDINGS:
+OwnEmbedding = Annotated[
+    str | None,
+    typer.Option(
+        "--embedding", help="Rows that tokens begin with: exact or int8; default: exact, or what an image has."
+    ),
+]
+
+
+def check_embedding(name: str | None) -> None:
+    """Raises UserError unless it is one of `EMBEDDINGS`, or nothing."""
+    if name is not None and name not in EMBEDDINGS:
         raise UserError(f"--embedding must be {' or '.join(EMBEDDINGS)}, not {name!r}")
 
 
@@ -170,10 +178,19 @@ def bench_candidates(head: str, candidates: int | None, planes: int, vocab: int)
     return choice.candidates if head == "screened" else 0
 
 
-def preparation(mode: str | None, config: AcceleratorConfig) -> Callable[[Checkpoint], Checkpoint] | None:
-    """What `--head` asks to be done to a checkpoint before it is converted."""
+def preparation(
+    mode: str | None, config: AcceleratorConfig, embedding: str | None = None
+) -> Callable[[Checkpoint], Checkpoint]:
+    """What `--head` and `--embedding` ask to be done to a checkpoint before it is converted."""
     check_mode(mode)
-    return None if mode in (None, "full") else lambda checkpoint: with_screen(checkpoint, config)[0]
+    check_embedding(embedding)
+
+    def prepare(checkpoint: Checkpoint) -> Checkpoint:
+        if embedding == "int8":
+            checkpoint = with_int8_inputs(checkpoint)
+        return checkpoint if mode in (None, "full") else with_screen(checkpoint, config)[0]
+
+    return prepare
 
 
 def board(
@@ -276,8 +293,12 @@ def _opened_machine(
     config = program.config
 
     def golden() -> GoldenBackend:
-        # A ternary head is in the image alone.
-        weights = opened.weights() if opened.planes else load_weights(path, config, latent=latent)
+        # A ternary head, and int8 rows of the embedding, are in the image alone.
+        weights = (
+            opened.weights()
+            if opened.planes or opened.embedding_type == "int8"
+            else load_weights(path, config, latent=latent)
+        )
         return GoldenBackend(weights, config, context=program.context, slots=program.slots, kv=program.kv.cache)
 
     if backend == "board":

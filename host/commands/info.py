@@ -117,7 +117,7 @@ def _parts(
         size = s.vocab * layout.row_beats(s.hidden, config) * width
         part("rows of the head, each by itself", f"{s.vocab} x {s.hidden}", "int8", size)
     if own is not None:
-        kind = next(name for name, dtype in elementwise.ROW_TYPES.items() if own.dtype == np.dtype(dtype))
+        kind = elementwise.row_type(own)
         part("embedding (host)", f"{s.vocab} x {s.hidden}", kind, own.nbytes)
     elif not s.tied:
         part("embedding (host)", f"{s.vocab} x {s.hidden}", "int8", s.vocab * (s.hidden + 4))

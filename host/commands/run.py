@@ -21,6 +21,7 @@ from tellme.host.commands.common import (
     HeadMode,
     Kv,
     Latent,
+    OwnEmbedding,
     PromptCache,
     RepetitionPenalty,
     Settings,
@@ -33,7 +34,7 @@ from tellme.host.commands.common import (
     preset,
 )
 from tellme.host.errors import CheckError, UserError
-from tellme.host.image.model import Model, find_model
+from tellme.host.image.model import Model, check_rows, find_model
 from tellme.host.machine.backends import CheckedBackend
 from tellme.host.machine.passes import Backend
 from tellme.host.machine.program import Program, compile_program
@@ -258,6 +259,7 @@ def command(
     head: HeadMode = None,
     candidates: Candidates = None,
     kv: Kv = "8",
+    embedding: OwnEmbedding = None,
     speculate: Speculate = False,
     prompt_cache: PromptCache = None,
     logprobs: Logprobs = False,
@@ -295,7 +297,8 @@ def command(
     errors = Console(stderr=True)
     if backend == "sim":
         check_simulator(config, waves=waves is not None)
-    with Model.open(path, config, latent=latent, show=True, prepare=preparation(head, config)) as opened:
+    with Model.open(path, config, latent=latent, show=True, prepare=preparation(head, config, embedding)) as opened:
+        check_rows(opened, embedding)
         choice = choose(opened.name, opened.screen_facts, head, candidates, opened.spec.vocab)
         tokenizer = None if prompt is None else opened.tokenizer
         prompt_ids = _prompt(prompt, prompt_tokens, tokenizer, opened.spec.vocab, as_chat=as_chat)

@@ -20,6 +20,7 @@ from tellme.host.commands.common import (
     HeadMode,
     Kv,
     Latent,
+    OwnEmbedding,
     Settings,
     cache_format,
     check_backend,
@@ -28,7 +29,7 @@ from tellme.host.commands.common import (
     preset,
 )
 from tellme.host.errors import TellmeError, UserError
-from tellme.host.image.model import Model, find_model
+from tellme.host.image.model import Model, check_rows, find_model
 from tellme.host.machine.program import compile_program
 from tellme.host.machine.screening import choose
 from tellme.host.machine.simulation import check_simulator, memory_timing
@@ -72,6 +73,7 @@ def command(
     head: HeadMode = None,
     candidates: Candidates = None,
     kv: Kv = "8",
+    embedding: OwnEmbedding = None,
     latent: Latent = False,
 ) -> None:
     """Serve a model: OpenAI's interface at /v1, a page at /. The variable TELLME_API_KEY sets a key that clients must send."""
@@ -108,7 +110,8 @@ def command(
     memory = memory_timing(None, None) if backend == "sim" else None
     if backend == "sim":
         check_simulator(config)
-    with Model.open(path, config, latent=latent, prepare=preparation(head, config)) as opened:
+    with Model.open(path, config, latent=latent, prepare=preparation(head, config, embedding)) as opened:
+        check_rows(opened, embedding)
         choice = choose(opened.name, opened.screen_facts, head, candidates, opened.spec.vocab)
         tokenizer = opened.tokenizer
         program = compile_program(opened, config, context=context, slots=slots, kv=cache)

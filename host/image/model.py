@@ -186,8 +186,7 @@ def _image_parts(checkpoint: Checkpoint, config: AcceleratorConfig) -> dict[str,
     }
     inputs: dict[str, str] = {}
     if weights.inputs is not None:
-        dtype = weights.inputs.dtype
-        inputs["embedding"] = next(name for name, kind in elementwise.ROW_TYPES.items() if np.dtype(kind) == dtype)
+        inputs["embedding"] = elementwise.row_type(weights.inputs)
         blobs["embedding"] = weights.inputs
     elif not weights.spec.tied:
         blobs |= {"embedding": weights.embedding, "embedding_scales": weights.embedding_scales.astype("<f4")}
@@ -620,6 +619,15 @@ class Model:
                 scales = self.image.sections[f"{i}.{step.name}"].info["scales"]
                 parts |= {f"{name}_scale": scale for name, scale in zip(step.matrices, scales, strict=True)}
         return LayerWeights(**parts)
+
+
+def check_rows(model: Model, embedding: str | None) -> None:
+    """Refuses, with UserError, a model whose embedding is not what `--embedding` asks for: exact or int8; None: anything."""
+    if embedding is not None and (embedding == "int8") != (model.embedding_type == "int8"):
+        raise UserError(
+            f"{model.image.path}: its embedding is {model.embedding_type}, --embedding asks for {embedding}; convert the checkpoint "
+            f"with --embedding {embedding}"
+        )
 
 
 DEMO = "demo"

@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tellme.golden import elementwise
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.golden.model import PREFILL_LANES, ModelWeights
@@ -25,7 +26,7 @@ from tellme.host.checkpoints.checkpoint import Checkpoint, is_checkpoint, open_c
 from tellme.host.errors import CheckError, UserError
 from tellme.host.files import read_json
 from tellme.host.image.file import Image
-from tellme.host.image.model import Model, find_model
+from tellme.host.image.model import Model, check_rows, find_model
 from tellme.host.image.screening import with_screen
 from tellme.host.machine.backends import GoldenBackend
 from tellme.host.machine.passes import Backend, Pass, PassResult
@@ -102,9 +103,11 @@ class BackendScorer(Scorer):
     Attributes
     ----------
     figures : what a screened head would have done, if it is asked for.
+    embedding : type of the rows that tokens begin with: int8, or of `golden.elementwise.ROW_TYPES`.
     """
 
     figures: ScreenFigures | None = None
+    embedding: str = "float32"
 
     def __init__(self, name: str, tokenizer: Tokenizer, machine: Backend):
         self.name, self.tokenizer, self.machine = name, tokenizer, machine
@@ -214,13 +217,13 @@ def open_scorer(
     latent: bool = False,
     head: str | None = None,
     candidates: int | None = None,
-    embedding: str = "exact",
+    embedding: str | None = None,
     kv: CacheFormat = EIGHT,
 ) -> Scorer:
     """A model by name ('demo', a checkpoint, a `.tlm` image) on a back end: 'golden', 'sim' or 'torch'.
 
-    `latent`: as in `host.checkpoints.checkpoint.read_checkpoint`. `head`, `candidates`: the screened head whose figures are wanted. `embedding`: exact, as the checkpoint has it, or int8.
-    `kv`: elements of the cache.
+    `latent`: as in `host.checkpoints.checkpoint.read_checkpoint`. `head`, `candidates`: the screened head whose figures are wanted. `embedding`: exact, as the checkpoint has it, or int8; None:
+    exact, or what an image has. `kv`: elements of the cache.
 
     Raises
     ------
@@ -239,18 +242,17 @@ def open_scorer(
         tokenizer = Tokenizer(checkpoint.tokenizer, weights.spec.vocab)
         scorer = BackendScorer(checkpoint.name, tokenizer, GoldenBackend(weights, config, kv=kv))
         scorer.figures = _figures(checkpoint.name, weights, head, candidates)
+        scorer.embedding = elementwise.row_type(weights.inputs)
         tell(checkpoint.notes)
         return scorer
     if backend == "golden":
         model = Model(Image(path), config)
+        check_rows(model, embedding)
         weights = model.weights()
-        if embedding == "int8":
-            weights = replace(weights, inputs=None)
         scorer = BackendScorer(model.name, model.tokenizer, GoldenBackend(weights, config, kv=kv))
         scorer.figures = _figures(model.name, weights, head, candidates)
+        scorer.embedding = model.embedding_type
         return scorer
-    if embedding == "int8" and not is_checkpoint(path):
-        raise UserError(f"{path}: --embedding int8 on --backend sim needs a checkpoint, or an image converted so")
 
     def prepare(checkpoint: Checkpoint) -> Checkpoint:
         if embedding == "int8":
@@ -260,9 +262,11 @@ def open_scorer(
     with Model.open(
         path, config, latent=latent, prepare=prepare
     ) as opened:  # its mapping stays while the driver needs it
+        check_rows(opened, embedding)
         choice = choose(opened.name, opened.screen_facts, head, candidates, opened.spec.vocab)
         machine = SimulatedAccelerator(opened, compile_program(opened, config, kv=kv), timing=memory_timing(None, None))
         scorer = BackendScorer(opened.name, opened.tokenizer, machine)
+        scorer.embedding = opened.embedding_type
         if choice.mode != "full":
             if choice.candidates > config.screen_entries:
                 raise UserError(

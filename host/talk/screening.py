@@ -72,9 +72,8 @@ class ScreenFigures:
         outside_mean, outside_max : probability, at temperature 1, of all tokens that are no candidates, which sampling therefore cuts off;
         outside_much : positions at which it is more than 1 %. nucleus_cut : positions at which a token of top-p 0.95 is no candidate.
         """
-        missed, margins, outside, nucleus = (
-            np.concatenate(x) for x in (self._missed, self._margins, self._outside, self._nucleus)
-        )
+        missed, nucleus = np.concatenate(self._missed), np.concatenate(self._nucleus)
+        margins, outside = np.concatenate(self._margins), np.concatenate(self._outside)
         doubt = ~(margins >= self.choice.margin) if self.choice.mode == "auto" else np.zeros(len(missed), bool)
         return {
             "head": self.choice.mode,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from dataclasses import replace
 from pathlib import Path
@@ -158,3 +159,62 @@ def test_convert_and_info_say_which_rows_there_are(tmp_path: Path):
     r = run(tellme.host.cli.app, ["convert", "demo", str(tmp_path / "x.tlm"), "--board", "tiny", "--embedding", "int4"])
     assert r.exit_code == 2 and "--embedding must be exact or int8, not 'int4'" in r.stderr
     assert not (tmp_path / "x.tlm").exists()
+
+
+def test_run_and_eval_take_the_rows_that_are_asked_for(tmp_path: Path):
+    """The checkpoint's rows lie on no grid, so that int8 ones give other likelihoods."""
+    invoke = CliRunner().invoke
+    spec = small_spec(vocab=1024)
+    tensors = tensors_of(random_weights(spec, 1))
+    tensors[EMBEDDING] = tensors[EMBEDDING] * (1 + 0.3 * np.random.default_rng(1).random(tensors[EMBEDDING].shape))
+    tensors[EMBEDDING] = tensors[EMBEDDING].astype(np.float32)
+    folder = write_folder(tmp_path / "n", config_json(spec), tensors)
+    text = tmp_path / "t.txt"
+    text.write_text("Once upon a time there was a kind girl.")
+    images = {}
+    for rows in ("exact", "int8"):
+        images[rows] = tmp_path / f"{rows}.tlm"
+        r = invoke(
+            tellme.host.cli.app, ["convert", str(folder), str(images[rows]), "--board", "tiny", "--embedding", rows]
+        )
+        assert r.exit_code == 0, r.stderr
+    found: dict[str, set[float]] = {"exact": set(), "int8": set()}
+    for rows, kind in (("exact", "float32"), ("int8", "int8")):
+        for model, options in (
+            (folder, ["--embedding", rows]),
+            (images[rows], []),
+            (images[rows], ["--embedding", rows]),
+        ):
+            r = invoke(
+                tellme.host.cli.app, ["eval", str(model), "--text", str(text), "--board", "tiny", "--json", *options]
+            )
+            assert r.exit_code == 0, r.stderr
+            assert json.loads(r.stdout)["embedding"] == kind
+            found[rows].add(json.loads(r.stdout)["nll"])
+        command = [
+            "run",
+            "--backend",
+            "golden",
+            "--board",
+            "tiny",
+            "--model",
+            str(folder),
+            "--prompt-ids",
+            "1,2,3",
+            "--max-new-tokens",
+            "2",
+        ]
+        r = invoke(tellme.host.cli.app, [*command, "--embedding", rows])
+        assert r.exit_code == 0, r.stderr
+    assert all(len(values) == 1 for values in found.values()) and found["exact"] != found["int8"]
+    for rows, other in (("exact", "int8"), ("int8", "exact")):
+        for command in (
+            ["eval", str(images[rows]), "--text", str(text)],
+            ["run", "--prompt", "a", "--backend", "golden", "--model", str(images[rows])],
+        ):
+            r = invoke(tellme.host.cli.app, [*command, "--board", "tiny", "--embedding", other])
+            assert r.exit_code == 2 and f"--embedding asks for {other}; convert the checkpoint with" in r.stderr, (
+                r.output
+            )
+    r = invoke(tellme.host.cli.app, ["run", "--prompt", "a", "--embedding", "half"])
+    assert r.exit_code == 2 and "--embedding must be exact or int8, not 'half'" in r.stderr
