@@ -27,8 +27,8 @@ import numpy as np
 
 from tellme.golden.arith import ceil_div
 from tellme.golden.config import TINY
-from tellme.host.checkpoints.checkpoint import read_checkpoint
 from tellme.golden.spec import ModelSpec
+from tellme.host.checkpoints.checkpoint import read_checkpoint
 from tellme.host.checkpoints.synthetic import random_weights
 from tellme.host.image.model import Model, convert, demo_folder
 from tellme.host.image.screening import with_screen
@@ -40,7 +40,6 @@ from tellme.host.machine.simulation import SimulatedAccelerator
 from tellme.host.talk.engine import Engine, Ticket
 from tellme.host.talk.generate import TextStream
 from tellme.host.text.sampling import Sampling
-
 from tellme.host.text.tokenizer import Tokenizer
 from tellme.sim.timing import timing
 

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from tellme.host.errors import UserError
 
-
 LIKELY = 512
 """Tokens that are sorted for top-p at first; mostly they reach it."""
 BLOCK = 64
