@@ -11,6 +11,8 @@ from tellme.host.errors import UserError
 
 LIKELY = 512
 """Tokens that are sorted for top-p at first; mostly they reach it."""
+EXACTLY = 8192
+"""Tokens whose probabilities are all computed in double precision for top-p."""
 BLOCK = 64
 """Tokens whose largest logit is looked at for all of them."""
 
@@ -84,6 +86,27 @@ def _weights(values: NDArray[np.float32], largest: np.float32, temperature: floa
         return np.asarray(np.exp(out, out=out))
 
 
+def _likeliest(
+    values: NDArray[np.float32], largest: np.float32, s: Sampling
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The fewest likeliest tokens that reach top-p."""
+    if len(values) <= EXACTLY:
+        every = _weights(values, largest, s.temperature).sum()
+    else:  # in single precision: seven digits of what p is a share of are enough, and it is many times as fast
+        with np.errstate(over="ignore"):
+            every = np.exp((values - largest) / np.float32(max(s.temperature, 1e-30))).sum(dtype=np.float64)
+    count = LIKELY
+    while True:  # more of them until they reach it
+        order = _first(values, count)
+        p = _weights(values[order], largest, s.temperature) / every
+        total = np.cumsum(p)
+        if total[-1] >= s.top_p or count >= len(values):
+            # The token that crosses p is kept, so at least one is.
+            keep = int(np.searchsorted(total, s.top_p)) + 1
+            return order[:keep], p[:keep]
+        count *= 4
+
+
 def _kept(values: NDArray[np.float32], s: Sampling) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Places that may be drawn, ascending, and the probability of each."""
     largest = values.max()
@@ -95,18 +118,10 @@ def _kept(values: NDArray[np.float32], s: Sampling) -> tuple[NDArray[np.int64], 
             # The token that crosses p is kept, so at least one is.
             keep = int(np.searchsorted(np.cumsum(p), s.top_p)) + 1
             order, p = order[:keep], p[:keep]
+    elif s.top_p < 1.0:
+        order, p = _likeliest(values, largest, s)
     else:
         order, p = np.arange(len(values)), _weights(values, largest, s.temperature)
-        p /= p.sum()
-        count = LIKELY
-        while s.top_p < 1.0:  # the likeliest, and more of them until they reach it
-            first = _first(values, count)
-            total = np.cumsum(p[first])
-            if total[-1] >= s.top_p or count >= len(values):
-                order = first[: int(np.searchsorted(total, s.top_p)) + 1]
-                p = p[order]
-                break
-            count *= 8
     if s.min_p > 0.0:
         inside = p >= s.min_p * p.max()
         order, p = order[inside], p[inside]

@@ -94,6 +94,19 @@ def test_what_is_not_sorted_changes_nothing(n: int, steps: int):
         assert token == np.searchsorted(cumulative, u, side="right") and got[token] > 0
 
 
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("temperature", [1e-300, 0.05, 0.8, 20.0])
+def test_top_p_of_a_large_vocabulary_is_that_of_doubles_but_for_a_millionth(top_p: float, temperature: float):
+    x = (3 * logits(128_256)).astype(np.float32)
+    got = distribution(x, Sampling(temperature=temperature, top_p=top_p))
+    with np.errstate(over="ignore"):
+        full = softmax(x.astype(np.float64) - float(x.max()), temperature)
+    kept = np.flatnonzero(got)
+    assert top_p - 1e-6 <= full[kept].sum() and full[kept].sum() - full[kept].min() < top_p + 1e-6
+    assert full[kept].min() >= np.delete(full, kept).max()
+    np.testing.assert_allclose(got[kept], full[kept] / full[kept].sum(), rtol=1e-9)
+
+
 @pytest.mark.parametrize(("top_p", "kept"), [(0.25, 1), (0.5, 2), (0.75, 3), (0.75 + 1e-9, 4), (1.0, 4)])
 def test_a_sum_that_is_p_reaches_it(top_p: float, kept: int):
     """Equal logits of a power of two of tokens: every sum of their probabilities is exact."""
