@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -101,9 +102,9 @@ def main() -> None:
             plain, guessed = (scheduling(name, count, s) for s in (False, True))
             rows = {"scheduling": plain, "scheduling and guesses": guessed}
             for way, sampling in WAYS.items():
-                rows[f"drawing, {way}"] = count * took(lambda s=Sampler(sampling): s(logits))  # type: ignore[misc]
-            few = Sampler(WAYS["top-k 40, top-p 0.95"])
-            rows[f"drawing from {CANDIDATES} candidates"] = count * took(lambda: few(logits[:CANDIDATES]))  # noqa: B023
+                rows[f"drawing, {way}"] = count * took(partial(Sampler(sampling), logits))
+            few = partial(Sampler(WAYS["top-k 40, top-p 0.95"]), logits[:CANDIDATES])
+            rows[f"drawing from {CANDIDATES} candidates"] = count * took(few)
             for what, t in rows.items():
                 print(f"| {name} | {count} | {what} | {1e3 * t:.3f} | {t * slower / seconds:.1%} |", flush=True)
 
