@@ -13,6 +13,8 @@ LIKELY = 512
 """Tokens that are sorted for top-p at first; mostly they reach it."""
 EXACTLY = 8192
 """Tokens whose probabilities are all computed in double precision for top-p."""
+TINY = 1e-200
+"""Temperature below which a quotient may overflow."""
 BLOCK = 64
 """Tokens whose largest logit is looked at for all of them."""
 
@@ -67,7 +69,7 @@ def _first(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
         blocks = n // BLOCK
         at_least = values.min()
         if count <= blocks:  # so many blocks have a value that is no less than this one, which few others reach
-            best = values[: blocks * BLOCK].reshape(blocks, BLOCK).max(axis=1)
+            best = values[: blocks * BLOCK].reshape(BLOCK, blocks).max(axis=0)
             at_least = np.partition(best, blocks - count)[blocks - count]
         some = np.flatnonzero(values >= at_least)
         least = np.partition(values[some], len(some) - count)[len(some) - count]
@@ -79,11 +81,14 @@ def _first(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
 
 def _weights(values: NDArray[np.float32], largest: np.float32, temperature: float) -> NDArray[np.float64]:
     """Probabilities but for a factor; 1 for the largest."""
-    with np.errstate(over="ignore"):  # a tiny temperature makes -inf of every logit below the largest, as it should
-        out = values.astype(np.float64)
-        out -= np.float64(largest)
+    out = values.astype(np.float64)
+    out -= np.float64(largest)
+    if temperature < TINY:  # makes -inf of every logit below the largest, as it should
+        with np.errstate(over="ignore"):
+            out /= temperature
+    else:
         out /= temperature
-        return np.asarray(np.exp(out, out=out))
+    return np.asarray(np.exp(out, out=out))
 
 
 def _likeliest(
@@ -150,10 +155,7 @@ def distribution(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.
 
 def _checked(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     values = np.asarray(logits)
-    # A sum of finite numbers may overflow, one with another kind of number never is finite.
-    with np.errstate(all="ignore"):
-        broken = not np.isfinite(values.sum()) and not np.all(np.isfinite(values))
-    if broken:
+    if not np.isfinite(values).all():
         bad = int(np.flatnonzero(~np.isfinite(values))[0])
         raise UserError(f"the logit of token {bad} is {values[bad]}; the model's weights or scales are broken")
     return values
