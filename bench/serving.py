@@ -232,8 +232,8 @@ def main() -> None:
         print(f"{name}, {keys} keys, estimated, timing {options.timing}")
         print("  conversations: tokens/s in all", {n: round(v, 1) for n, v in speeds.items()})
         print("  lanes of one conversation, all with logits: passes", {n: round(v, 3) for n, v in guesses.items()})
-        for n, found in new.items():
-            print(f"  a new request of {n} tokens while 7 decode", {k: round(v, 3) for k, v in found.items()})
+        for n, times in new.items():
+            print(f"  a new request of {n} tokens while 7 decode", {k: round(v, 3) for k, v in times.items()})
             first, rise = bounds[n]
             print(
                 f"    between {RISE} times: first token {first:.2f} at least; first token {FIRST}: between {rise:.2f} at least",
