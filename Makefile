@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TELLME := $(BIN)/python -m tellme
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint bench memory formal faults soak mutants unisims oracle verilog wheels docs clean
+.PHONY: help setup demo test lint bench memory formal faults soak serving requests mutants unisims oracle verilog wheels docs clean
 
 help:
 	@echo "make demo     stream a story from the simulated accelerator, checked against the golden model"
@@ -17,6 +17,8 @@ help:
 	@echo "make formal   proofs of queues, register bus, supervisor and memory ports; docs/measurements/formal.md"
 	@echo "make faults   10,000 faults in passes of the simulated machine; docs/measurements/faults.md"
 	@echo "make soak     10,000 tokens under stress, every logit compared; docs/measurements/soak.md"
+	@echo "make serving  conversations side by side and guesses by the plan, the host's share; docs/measurements/serving.md"
+	@echo "make requests 2,000 random requests on golden and 200 on RTL, each against itself alone; docs/measurements/requests.jsonl"
 	@echo "make mutants  mistakes put into the sources one at a time: which does no test see; docs/measurements/mutants.md"
 	@echo "make unisims  tests of vendor primitives on AMD's models; UNISIMS=Vivado's data/verilog/src or a XilinxUnisimLibrary"
 	@echo "make oracle   reference vectors from PyTorch (installs torch)"
@@ -91,6 +93,15 @@ faults: setup
 
 soak: setup
 	$(BIN)/python -m bench.faults --soak
+
+serving: setup
+	$(BIN)/python -m bench.serving --requests 200
+	$(BIN)/python -m bench.guesses
+	$(BIN)/python -m bench.host
+
+requests: setup
+	$(BIN)/python -m bench.requests --count 2000
+	$(BIN)/python -m bench.requests --backend sim --count 200
 
 mutants: setup
 	$(BIN)/python -m bench.mutants --holes

@@ -30,6 +30,8 @@ from tellme.sim.stream import SustainedMemory
 
 KEYS = {"bitnet-0.7b": 128, "bitnet-2b": 250}
 PROMPTS = (16, 64, 128, 512)
+FIRST = 1.6
+"""What the time to a first token is to stay within, of that alone."""
 SEED = 11
 
 
@@ -138,7 +140,8 @@ def newcomer(plan: Plan, keys: int, prompt: int, others: int = 7) -> dict[str, f
     trace = [Request(0, keys - 12, 400) for _ in range(others)]
     before = plan.serve([Request(r.at, r.prompt, 24) for r in trace], others + 1)
     start = max(s.times[6] for s in before)
-    new, *_ = (served := plan.serve([*trace, Request(start, prompt, 1)], others + 1))[-1:]
+    served = plan.serve([*trace, Request(start, prompt, 1)], others + 1)
+    new = served[-1]
     first = new.times[0]
     spans = [(a, b) for s in served[:-1] for a, b in zip(s.times, s.times[1:], strict=False)]
     usual = np.mean([b - a for a, b in sorted(spans) if a >= first][: 10 * others])
@@ -151,6 +154,30 @@ def newcomer(plan: Plan, keys: int, prompt: int, others: int = 7) -> dict[str, f
         "between_longest": float(np.max(meanwhile) / usual),
         "second": float(np.mean(second) / usual),
     }
+
+
+def bound(plan: Plan, keys: int, prompt: int, others: int = 7) -> tuple[float, float]:
+    """What no rule can pass, from what passes cost: the least first token (against alone) while the others' time between tokens rises to `RISE` times, and the least
+    rise while the first token comes within `FIRST` times its time alone.
+
+    Between two tokens of the others there is one pass with a lane of each, its other lanes full of prompt, and some with nothing but prompt: more lanes a cycle
+    there are not. Parts of passes count as parts, so that short prompts are better off here than they can be.
+    """
+    lanes = plan.config.lanes
+    starts = range(0, prompt, lanes)
+    chunk = [(at, min(lanes, prompt - at)) for at in starts]
+    alone = sum(plan.exact(range(at, at + n), [0] * n, int(at + n == prompt)) for at, n in chunk)
+    only = sum(plan.exact(range(at, at + n), [0] * n, 0) for at, n in chunk) / prompt  # a token
+    slots = list(range(others))
+    usual = plan.exact([keys] * others, slots, others)
+    room, at = lanes - others, max(0, prompt // 2 - 8)
+    mixed = plan.exact([*range(at, at + room), *[keys] * others], [others] * room + slots, others)
+    # A pass with the others, and x tokens in passes of their own: mixed + x only cycles for room + x tokens.
+    x = max(0.0, (RISE * usual - mixed) / only)
+    first = prompt / (room + x) * (mixed + x * only) / alone
+    pace = FIRST * alone / prompt
+    x = max(0.0, (mixed - room * pace) / (pace - only)) if pace > only else float("inf")
+    return first, (mixed + x * only) / usual
 
 
 def trace(plan: Plan, requests: int, per_s: float, slots: int = 8) -> dict[str, float]:
@@ -179,13 +206,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--requests", type=int, default=0, help="requests of the random trace; 0: none")
     parser.add_argument("--timing", default="kv260")
+    parser.add_argument("--rise", type=float, default=RISE, help="of the scheduler")
     options = parser.parse_args()
     for name, keys in KEYS.items():
-        plan = Plan(SHAPES[name], KV260, options.timing)
+        plan = Plan(SHAPES[name], KV260, options.timing, options.rise)
         speeds = {n: side_by_side(plan, keys, n) for n in (1, 2, 4, 8, 16)}
         one = plan.exact([keys], [0], 1)
         guesses = {n: plan.exact(range(keys, keys + n), [0] * n, n) / one for n in (1, 2, 4, 8, 16)}
         new = {n: newcomer(plan, keys, n) for n in PROMPTS}
+        bounds = {n: bound(plan, keys, n) for n in PROMPTS}
         rates = (0.5, 1.0, 2.0) if name == "bitnet-0.7b" else (0.1, 0.25, 0.5)
         traces = [trace(plan, options.requests, r) for r in rates] if options.requests else []
         if options.json:
@@ -195,6 +224,7 @@ def main() -> None:
                 "tokens_per_s": speeds,
                 "guesses": guesses,
                 "newcomer": new,
+                "bounds": bounds,
                 "trace": traces,
             }
             print(json.dumps(found), flush=True)
@@ -202,7 +232,13 @@ def main() -> None:
         print(f"{name}, {keys} keys, estimated, timing {options.timing}")
         print("  conversations: tokens/s in all", {n: round(v, 1) for n, v in speeds.items()})
         print("  lanes of one conversation, all with logits: passes", {n: round(v, 3) for n, v in guesses.items()})
-        print("  a new request while 7 decode", {k: round(v, 3) for k, v in new.items()}, flush=True)
+        for n, times in new.items():
+            print(f"  a new request of {n} tokens while 7 decode", {k: round(v, 3) for k, v in times.items()})
+            first, rise = bounds[n]
+            print(
+                f"    between {RISE} times: first token {first:.2f} at least; first token {FIRST}: between {rise:.2f} at least",
+                flush=True,
+            )
         for t in traces:
             print("  trace", {k: round(v, 3) for k, v in t.items()}, flush=True)
 

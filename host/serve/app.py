@@ -409,6 +409,26 @@ async def _events(choices: Sequence[Answer]) -> AsyncIterator[tuple[Answer, Piec
             task.cancel()
 
 
+def _function(text: str) -> dict[str, str] | None:
+    """Name and arguments (JSON, as text) of a call that a model wrote; None where it is none, and stays text."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(data, dict) or not isinstance(data.get("name"), str):
+        return None
+    arguments = data.get("arguments", data.get("parameters", {}))
+    if not isinstance(arguments, (dict, str)):
+        return None
+    try:
+        written = (
+            arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False, allow_nan=False)
+        )
+    except ValueError:  # NaN and infinities, which JSON has not
+        return None
+    return {"name": data["name"], "arguments": written}
+
+
 class _Shape(ABC):
     """How a response is written."""
 
@@ -497,19 +517,10 @@ class _Chat(_Shape):
         calls: list[dict[str, Any]] = []
 
         def take(match: re.Match[str]) -> str:
-            try:
-                data = json.loads(match[1])
-                name, arguments = data["name"], data.get("arguments", data.get("parameters", {}))
-            except (ValueError, TypeError, KeyError, AttributeError):
+            found = _function(match[1])
+            if found is None:
                 return match[0]
-            text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-            calls.append(
-                {
-                    "id": f"call_{uuid.uuid4().hex[:24]}",
-                    "type": "function",
-                    "function": {"name": name, "arguments": text},
-                }
-            )
+            calls.append({"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": found})
             return ""
 
         rest = _CALL.sub(take, choice.text) if self.asked.tools else choice.text

@@ -7,7 +7,7 @@ place wins, so that what the model last said after the same tokens is tried firs
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 LONGEST = 5
@@ -49,6 +49,11 @@ class History:
         """Where the token behind the latest run like this is."""
         return self._ends.get(run)
 
+    @property
+    def runs(self) -> Mapping[tuple[int, ...], int]:
+        """Every run, and where the token behind its latest place is."""
+        return self._ends
+
 
 class Drafts:
     """Guesses for any number of conversations, and what became of them.
@@ -61,6 +66,8 @@ class Drafts:
     def __init__(self) -> None:
         self._open: dict[int, History] = {}
         self._ended: OrderedDict[int, History] = OrderedDict()
+        self._latest: dict[tuple[int, ...], int] = {}
+        """The ended conversation that said a run last."""
         self._size = 0
         self._right = dict.fromkeys(range(SHORTEST, LONGEST + 1), START[0])
         self._tried = dict.fromkeys(range(SHORTEST, LONGEST + 1), START[1])
@@ -79,9 +86,13 @@ class Drafts:
             return
         self._ended[key] = history
         self._size += len(history.tokens)
+        self._latest.update(dict.fromkeys(history.runs, key))
         while self._size > MEMORY:
-            _, oldest = self._ended.popitem(last=False)
+            gone, oldest = self._ended.popitem(last=False)
             self._size -= len(oldest.tokens)
+            for run in oldest.runs:
+                if self._latest.get(run) == gone:
+                    del self._latest[run]
 
     def chance(self, length: int) -> float:
         """How often the next token behind a run of so many tokens was right, lately."""
@@ -96,11 +107,9 @@ class Drafts:
             run = tuple(own.tokens[-n:])
             at = own.find(run)
             where = own
-            if at is None:
-                for history in reversed(self._ended.values()):
-                    if (at := history.find(run)) is not None:
-                        where = history
-                        break
+            if at is None and (key_of := self._latest.get(run)) is not None:
+                where = self._ended[key_of]
+                at = where.find(run)
             if at is not None:
                 found = where.tokens[at : at + most]
                 if where is own and len(found) < most:

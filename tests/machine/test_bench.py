@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from tellme.golden.config import TINY
 from tellme.golden.model import ModelSpec
 from tellme.golden.registers import BUSY, STALLS
 from tellme.golden.shapes import SHAPES
+from tellme.host.cli import app
 from tellme.host.errors import CheckError
 from tellme.host.machine import measurement
 from tellme.host.machine.measurement import Machine, Measurement, measure
@@ -110,6 +112,46 @@ def test_the_plan_of_a_screened_head_is_near_the_simulation(lanes: int, candidat
     predicted = predict(todo, TINY, SustainedMemory(memory))
     assert predicted.beats == cost.beats
     assert predicted.cycles == pytest.approx(cost.cycles, rel=0.06)
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--head", "screened", "--candidates", "64"), ("--speculate", "--work", "list")]
+)
+def test_several_conversations_are_measured_and_the_plan_is_within_three_percent(
+    options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SHAPES, "small", SMALL)
+    words = ["bench", "--model", "small", "--board", "tiny", "--context", "40", "--sequences", "3", "--json", *options]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    r = json.loads(done.stdout.splitlines()[-1])
+    cycles = sum(p["times"] * (p["cycles"] or p["planned_cycles"]) for p in r["passes"])
+    times = sum(p["times"] for p in r["passes"])
+    assert r["tokens_per_s"] == pytest.approx(r["tokens_per_pass"] * times * TINY.clock_hz / cycles)
+    assert abs(r["plan_error"]) < (0.06 if "screened" in options else 0.03) and r["on_rtl"] > 0.9
+    assert r["head"] == ("screened" if "screened" in options else "full")
+    if "--speculate" in options:
+        assert r["tokens_per_pass"] > 3 and r["accepted"] > 0 and r["faster"] > 1
+    else:
+        assert r["tokens_per_pass"] == 3 and r["passes"][0]["lanes"] == [1, 1, 1]
+        # Three tokens cost less than three passes.
+        one = predict(steps(SMALL, TINY, [40], [0], 1), TINY, SustainedMemory(timing("kv260"))).cycles
+        assert one < cycles < 3 * one
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--sequences", "0"), "--sequences must be from 1 to 4, the lanes of 'tiny', not 0"),
+        (("--sequences", "5"), "--sequences must be from 1 to 4, the lanes of 'tiny', not 5"),
+        (("--sequences", "2", "--prompt", "8"), "go without --prompt, --complete, --trace and --pictures"),
+        (("--speculate", "--work", "poem"), "--work must be one of story, another story, summary, edit, list, not 'poem'"),
+        (("--sequences", "2", "--context", "4000"), "context must be from 0 to"),
+    ],
+)  # fmt: skip
+def test_conversations_that_cannot_be_measured_are_refused(options: tuple[str, ...], words: str) -> None:
+    done = CliRunner().invoke(app, ["bench", "--model", "demo", "--board", "tiny", *options])
+    assert done.exit_code == 2 and words in " ".join(done.output.split()), done.output
 
 
 def test_pictures_of_a_measurement(measured: Measurement, tmp_path: Path) -> None:

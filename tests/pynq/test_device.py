@@ -26,12 +26,15 @@ from tellme.host.checkpoints.checkpoint import read_checkpoint
 from tellme.host.cli import app
 from tellme.host.errors import DeviceError
 from tellme.host.image.model import Model, convert
+from tellme.host.machine.backends import GoldenBackend
 from tellme.host.machine.board import BoardAccelerator
 from tellme.host.machine.device import Device
 from tellme.host.machine.driver import Driver
 from tellme.host.machine.passes import PassResult
 from tellme.host.machine.program import compile_program
 from tellme.host.machine.pynq.device import PynqDevice
+from tellme.host.talk.engine import Engine
+from tellme.host.text.sampling import Sampling
 from tests.host.support import WORD, write_checkpoint
 from tests.models import small_spec
 from tests.pynq.board import Board, reference, simulation
@@ -110,6 +113,45 @@ def test_the_same_passes_give_the_same_bits_and_counters_on_every_device(
 
 
 _COUNTED: dict[str, Any] = {}
+
+
+def test_conversations_side_by_side_say_what_each_says_alone(
+    board: Callable[..., Board], demo: Model, bitstream: Path
+) -> None:
+    """Chunks of prompts, guesses, a copied prefix, a cancelled answer and drawn tokens, on the board's device."""
+    board()
+    start = [int(t) for t in demo.tokenizer.encode("Once upon a time there was a little fox.")]
+    asked: list[tuple[list[int], Sampling]] = [
+        (start, Sampling()),
+        (start[:-2], Sampling(temperature=0.8, top_k=20, seed=5)),
+        ([*start, 7, 300], Sampling(temperature=1.0, top_p=0.9, seed=6)),
+        (start, Sampling(repetition_penalty=1.3)),
+        (start, Sampling()),
+    ]
+    golden = GoldenBackend(demo.weights(), TINY, context=64)
+
+    def alone(prompt: list[int], sampling: Sampling) -> list[int]:
+        engine = Engine(golden)
+        ticket = engine.submit(prompt, max_new_tokens=6, sampling=sampling)
+        while engine.busy:
+            engine.step()
+        return [c.token for c in ticket.new]
+
+    with BoardAccelerator(demo, compile_program(demo, TINY, slots=3, context=64), bitstream=bitstream) as accelerator:
+        engine = Engine(accelerator)
+        tickets = [engine.submit(p, max_new_tokens=6, sampling=s, speculate=i != 1) for i, (p, s) in enumerate(asked)]
+        gone = engine.submit(start, max_new_tokens=50)
+        widest = 0
+        while engine.busy:
+            engine.step()
+            if engine.last is not None:
+                widest = max(widest, len(engine.last.parts))
+            if len(gone.new) == 2:
+                engine.cancel(gone)
+    for ticket, (prompt, sampling) in zip(tickets, asked, strict=True):
+        assert [c.token for c in ticket.new] == alone(prompt, sampling)
+    assert widest == 3 and gone.stop == "cancelled" and tickets[4].accepted > 0
+    assert any(t.conversation.cached for t in tickets)
 
 
 @pytest.mark.parametrize("phases", [(61440, 0), (4096, 20480), (0, 0)])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tellme.golden import screen
 from tellme.golden.config import KV260, TINY
 from tellme.golden.shapes import BITNET_07B, BITNET_2B
 from tellme.golden.spec import ModelSpec
@@ -19,6 +20,7 @@ from tellme.host.machine.backends import GoldenBackend
 from tellme.host.machine.costs import Costs
 from tellme.host.machine.passes import Backend
 from tellme.host.machine.placement import in_use
+from tellme.host.machine.screening import HeadChoice
 from tellme.host.machine.simulation import memory_timing
 from tellme.host.talk.drafts import LONGEST, MEMORY, Draft, Drafts
 from tellme.host.talk.engine import Choice, Engine, Ticket, log_softmax
@@ -155,6 +157,50 @@ def test_random_requests_say_what_each_says_alone(seed: int, config: Any) -> Non
 def test_the_same_on_a_machine(tmp_path: Any) -> None:
     accelerator, _, model = start(write_checkpoint(tmp_path / "m", small_spec(layers=1, vocab=64)), slots=3)
     compare(accelerator, GoldenBackend(model.weights(), TINY), 5, 6)
+
+
+@pytest.mark.parametrize("mode", ["screened", "auto"])
+def test_with_a_screened_head_nobody_draws_from_what_others_need(mode: str) -> None:
+    """One lane in doubt or with log probabilities has every row; its neighbours keep their candidates."""
+    spec = small_spec(layers=1, vocab=300)
+    weights = random_weights(spec, 3)
+    weights = replace(weights, screen=screen.quantise(*weights.head_rows, 1))
+    calls: list[int] = []
+
+    class Counting(GoldenBackend):
+        def _pass(self, given: Any) -> Any:
+            calls.append(given.candidates)
+            return super()._pass(given)
+
+    def backend(slots: int, margin: float) -> GoldenBackend:
+        made = Counting(weights, TINY, slots=slots)
+        made.head = HeadChoice(mode=mode, candidates=32, margin=margin)
+        return made
+
+    options = [
+        {"sampling": Sampling(temperature=1.5, seed=3)},
+        {"sampling": Sampling(temperature=1.0, top_k=20, seed=4)},
+        {"sampling": Sampling(temperature=1.2, seed=5), "logprobs": True},
+        {"sampling": Sampling()},
+    ]
+    prompts = [[1, 2, 3], [9, 8], [5, 6, 7, 5, 6, 7], [4]]
+    margins = [0.0] if mode == "screened" else [1.0, 2.0]
+    mixed = 0
+    for margin in margins:
+        want = []
+        for prompt, option in zip(prompts, options, strict=True):
+            engine = Engine(backend(1, margin))
+            ticket = engine.submit(prompt, max_new_tokens=12, **option)
+            drain(engine)
+            want.append(tokens(ticket))
+        for who in ([0, 1], [0, 1, 3], [0, 1, 2, 3], [2, 3], [3, 2, 1]):
+            engine = Engine(backend(4, margin))
+            tickets = [engine.submit(prompts[i], max_new_tokens=12, speculate=True, **options[i]) for i in who]
+            drain(engine)
+            assert [tokens(t) for t in tickets] == [want[i] for i in who], (margin, who)
+            results = [r for t in tickets for r in (*t.prefill, *t.decode)]
+            mixed += sum(r.before is not None and len(set(r.certain)) == 2 for r in results)
+    assert 32 in calls and 0 in calls and mixed > 5
 
 
 def test_every_logit_of_a_confirmed_guess_is_that_of_the_run_without() -> None:

@@ -55,6 +55,58 @@ def test_top_p_exactly_reached_takes_no_more():
     assert list(np.flatnonzero(distribution(x, Sampling(temperature=1, top_p=0.5 + 1e-6)))) == [0, 1]
 
 
+def plainly(x: np.ndarray, s: Sampling) -> np.ndarray:
+    """The distribution by sorting everything."""
+    order = np.argsort(-x.astype(np.float64), kind="stable")
+    order = order[: s.top_k] if s.top_k else order
+    p = np.exp((x[order].astype(np.float64) - float(x[order[0]])) / s.temperature)
+    p /= p.sum()
+    if s.top_p < 1:
+        keep = int(np.searchsorted(np.cumsum(p), s.top_p)) + 1
+        order, p = order[:keep], p[:keep] / p[:keep].sum()
+    keep = int(np.count_nonzero(p >= s.min_p * p[0]))
+    out = np.zeros(len(x))
+    out[order[:keep]] = p[:keep] / p[:keep].sum()
+    return out
+
+
+@pytest.mark.parametrize("n", [1, 2, 511, 512, 513, 5000])
+@pytest.mark.parametrize("steps", [2, 30, 100_000])
+def test_what_is_not_sorted_changes_nothing(n: int, steps: int):
+    """Few different logits: many are equal, at the cut too. Flat ones: top-p takes most of them."""
+    rng = np.random.default_rng([SEED, n, steps])
+    for trial in range(30):
+        x = (rng.integers(0, steps, n) * (8 / steps)).astype(np.float32)
+        s = Sampling(
+            temperature=float(rng.choice([0.3, 1.0, 4.0])),
+            top_k=int(rng.choice([0, 0, 1, 40, n, n + 1])),
+            top_p=float(rng.choice([1.0, 0.97, 0.5, 0.013])),
+            min_p=float(rng.choice([0.0, 0.0, 0.3])),
+            seed=trial,
+        )
+        want = plainly(x, s)
+        got = distribution(x, s)
+        assert (np.flatnonzero(got) == np.flatnonzero(want)).all(), s
+        np.testing.assert_allclose(got, want, rtol=1e-11)
+        token = Sampler(s)(x)
+        cumulative = np.cumsum(got)
+        u = np.random.Generator(np.random.PCG64(trial)).random() * cumulative[-1]
+        assert token == np.searchsorted(cumulative, u, side="right") and got[token] > 0
+
+
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 0.999])
+@pytest.mark.parametrize("temperature", [1e-300, 0.05, 0.8, 20.0])
+def test_top_p_of_a_large_vocabulary_is_that_of_doubles_but_for_a_millionth(top_p: float, temperature: float):
+    x = (3 * logits(128_256)).astype(np.float32)
+    got = distribution(x, Sampling(temperature=temperature, top_p=top_p))
+    with np.errstate(over="ignore"):
+        full = softmax(x.astype(np.float64) - float(x.max()), temperature)
+    kept = np.flatnonzero(got)
+    assert top_p - 1e-6 <= full[kept].sum() and full[kept].sum() - full[kept].min() < top_p + 1e-6
+    assert full[kept].min() >= np.delete(full, kept).max()
+    np.testing.assert_allclose(got[kept], full[kept] / full[kept].sum(), rtol=1e-9)
+
+
 @pytest.mark.parametrize(("top_p", "kept"), [(0.25, 1), (0.5, 2), (0.75, 3), (0.75 + 1e-9, 4), (1.0, 4)])
 def test_a_sum_that_is_p_reaches_it(top_p: float, kept: int):
     """Equal logits of a power of two of tokens: every sum of their probabilities is exact."""
