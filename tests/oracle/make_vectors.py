@@ -1,6 +1,6 @@
 """Runs the demo model in PyTorch (transformers' BitNet, float32) and writes the reference vectors that tests read.
 
-`make oracle` installs PyTorch and runs this, and then `make_families`. The vectors: for every position of every held-out story, the negative
+`make oracle` installs PyTorch and runs this, and then `make_families` and `make_sink`. The vectors: for every position of every held-out story, the negative
 log-likelihood of the next token, the most likely token and its lead over the second; for the first tokens of the first
 story, the residual stream, attention output and gated features of every layer, and the logits.
 """
@@ -93,6 +93,6 @@ def tap(model: torch.nn.Module, ids: np.ndarray) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    from tests.oracle import make_families
+    from tests.oracle import make_families, make_sink
 
-    sys.exit(main() or make_families.main())
+    sys.exit(main() or make_families.main() or make_sink.main())
