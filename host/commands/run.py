@@ -304,12 +304,9 @@ def command(
         prompt_ids = _prompt(prompt, prompt_tokens, tokenizer, opened.spec.vocab, as_chat=as_chat)
         program = compile_program(opened, config, context=positions, kv=cache)
         _check_lengths(opened.name, program, len(prompt_ids), max_new_tokens)
+        where = (backend, opened, path, program, errors)
         machine = open_machine(
-            backend,
-            opened,
-            path,
-            program,
-            errors,
+            *where,
             memory=memory,
             waves=waves,
             check=check,
