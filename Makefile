@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TELLME := $(BIN)/python -m tellme
 WORKERS ?= 2
 
-.PHONY: help setup demo test lint bench memory formal faults soak serving requests mutants unisims oracle verilog wheels docs clean
+.PHONY: help setup demo test lint bench memory formal faults fuzz soak serving requests mutants unisims oracle verilog wheels docs clean
 
 help:
 	@echo "make demo     stream a story from the simulated accelerator, checked against the golden model"
@@ -16,6 +16,7 @@ help:
 	@echo "make memory   the memory model against rates of boards; docs/measurements/memory.md"
 	@echo "make formal   proofs of queues, register bus, supervisor and memory ports; docs/measurements/formal.md"
 	@echo "make faults   10,000 faults in passes of the simulated machine; docs/measurements/faults.md"
+	@echo "make fuzz     every reader fuzzed, guided by coverage; FUZZ_PYTHON=a Python with atheris; docs/measurements/fuzz.md"
 	@echo "make soak     10,000 tokens under stress, every logit compared; docs/measurements/soak.md"
 	@echo "make serving  conversations side by side and guesses by the plan, the host's share; docs/measurements/serving.md"
 	@echo "make requests 2,000 random requests on golden and 200 on RTL, each against itself alone; docs/measurements/requests.jsonl"
@@ -90,6 +91,9 @@ formal: setup
 
 faults: setup
 	$(BIN)/python -m bench.faults --workers $(WORKERS)
+
+fuzz: setup
+	$(or $(FUZZ_PYTHON),$(BIN)/python) -m bench.fuzzing
 
 soak: setup
 	$(BIN)/python -m bench.faults --soak

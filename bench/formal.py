@@ -73,7 +73,7 @@ def attempts(bench: Bench, whole: bool, seconds: float) -> list[tuple[str, Resul
     out = []
     for name in names:
         r = prove(bench, seconds=seconds, only=[name])
-        if not r.proved and not r.cycle:
+        if r.undecided:
             r = prove(bench, seconds=seconds, depth=DEPTH, only=[name])
         out.append((name, r))
         print(f"  {name}: {said(r)}, {r.seconds:.0f} s", flush=True)
@@ -84,11 +84,9 @@ def said(r: Result) -> str:
     """A result in words."""
     if r.proved:
         return f"{r.depth} cycles" if r.bounded else "without bound"
-    return (
-        f"**broken in cycle {r.cycle}: {r.broken}**"
-        if r.cycle or not r.broken.startswith("undecided")
-        else f"{r.depth} cycles (given up)"
-    )
+    if r.undecided:
+        return f"{r.depth} cycles (given up)"
+    return f"**broken in cycle {r.cycle}: {r.broken}**"
 
 
 def main() -> None:
@@ -107,7 +105,7 @@ def main() -> None:
                 f"| {bench.name}{' (reset)' if bench.arbitrary else ''} | {claim} | {said(r)} | {r.registers} | {r.seconds:.0f} |"
             )
             print(rows[-1], flush=True)
-            broken += [f"{bench.name}: {r.broken}"] if r.cycle else []
+            broken += [] if r.proved or r.undecided else [f"{bench.name}: {r.broken}"]
     table = "\n".join(["| design | claim | proved | registers | s |", "|---|---|---|---|---|", *rows])
     if not a.only:
         OUT.write_text(

@@ -68,12 +68,9 @@ HOLES = (
     # ---- text ends where it should -----------------------------------------------------------------------------------
     Hole("last of two stop strings", "host/talk/generate.py", "self._take(min(hits))", "self._take(max(hits))", (GENERATE,)),
     Hole("first named of two stop strings", "host/talk/generate.py", "self._take(min(hits))", "self._take(hits[0])", (GENERATE,)),
-    Hole(
-        "stop string in the last tail", "host/talk/generate.py",
-        "        if not self._stops.found:\n            yield self._stops.push(self._detokenizer.finish())\n", "        yield self._detokenizer.finish()\n", (GENERATE,),
-    ),
-    Hole("stop in the tail not told", "host/talk/generate.py", '        if self._stops.found:\n            report.stop = "stop"\n        yield', "        yield", (GENERATE,)),
-    Hole("what was kept back is lost", "host/talk/generate.py", "        yield self._stops.finish()\n", "", (GENERATE,)),
+    Hole("stop string in the last tail", "host/talk/generate.py", "out = self._stops.push(self._detokenizer.finish())\n", "out = self._detokenizer.finish()\n", (GENERATE,)),
+    Hole("stop in the tail not told", "host/talk/generate.py", '            yield text.finish()\n            if text.found:\n                report.stop = "stop"\n', "            yield text.finish()\n", (GENERATE,)),
+    Hole("what was kept back is lost", "host/talk/generate.py", "return out + self._stops.finish()", "return out", (GENERATE,)),
     Hole(
         "second document start", "host/talk/session.py",
         "self.tokenizer.encode_more(text) if self._ids else self.tokenizer.encode(text)", "self.tokenizer.encode(text)", (SESSION,),

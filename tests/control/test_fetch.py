@@ -87,12 +87,23 @@ class Bench(wiring.Component):
 
 
 def _cases(config: AcceleratorConfig) -> list[tuple[list[int], list[int]]]:
-    """(positions, slots): one lane, all lanes, block edges, several slots, full context."""
+    """(positions, slots): one lane, all lanes, block edges, several slots, full context; random ones."""
     n, kb = config.lanes, config.key_block
     full = config.most_context
     cases: list[tuple[list[int], list[int]]] = [([p], [3]) for p in (0, 1, kb - 1, kb, kb + 1, full - 1)]
     cases += [([p + i for i in range(n)], [0] * n) for p in (0, 1, kb - 1, full - n)]
     cases += [([5, 6, 0, kb * 2], [0, 0, 2, 7]), ([0] * n, list(range(n)))]
+    # Groups of any length that begin at any lane, also in the middle of a word of scores, at any positions.
+    rng = random.Random(config.name)
+    for _ in range(12):
+        positions: list[int] = []
+        of: list[int] = []
+        for slot in rng.sample(range(16), 16):
+            count = min(rng.choice((1, 1, 2, 3, rng.randint(1, n))), n - len(of))
+            first = rng.choice((0, rng.randrange(2 * kb), rng.randrange(full - n)))
+            positions += range(first, first + count)
+            of += [slot] * count
+        cases.append((positions, of))
     return cases
 
 

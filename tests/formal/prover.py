@@ -106,6 +106,11 @@ class Result:
     registers: int = 0
     inputs: int = 0
 
+    @property
+    def undecided(self) -> bool:
+        """Whether time ran out before a claim was proved or broken; `depth` cycles have been looked at."""
+        return not self.proved and (not self.broken or self.broken.startswith("undecided"))
+
 
 def abc() -> Path:
     """The model checker.

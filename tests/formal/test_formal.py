@@ -7,7 +7,7 @@ from amaranth import Module, Signal
 
 from tests.formal.control import RegisterBench, SupervisorBench
 from tests.formal.memory import ReaderBench, WriterBench
-from tests.formal.prover import Bench, Monitor, prove
+from tests.formal.prover import Bench, Monitor, Result, prove
 from tests.formal.queues import QueueBench
 
 QUICK = [
@@ -94,12 +94,15 @@ def test_a_bounded_proof_says_how_far_it_looked_and_no_further() -> None:
     r = prove(Counter(9), depth=9, seconds=60)
     assert r.proved and r.bounded and r.depth == 9, r
     assert not prove(Counter(9), depth=10, seconds=60).proved
+    looked_at = Result(False, True, 17, 1.0)
+    assert looked_at.undecided and not prove(Counter(9), seconds=60).undecided
 
 
 def test_what_is_assumed_holds_and_what_is_never_reached_is_proved() -> None:
     assert prove(Counter(13), seconds=60).proved
     assert prove(Counter(9, allowed=False), seconds=60).proved
-    assert not prove(Counter(0), seconds=60).proved
+    r = prove(Counter(0), seconds=60)
+    assert (r.proved, r.undecided, r.broken, r.cycle) == (False, False, "it never is that", 0), r
 
 
 def test_registers_may_begin_with_anything_before_the_reset() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 import tempfile
@@ -12,15 +13,27 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 from gguf import GGMLQuantizationType as T
 
+from tellme.golden import schedule
+from tellme.golden.check import problem
 from tellme.golden.config import TINY
+from tellme.golden.program import DESCRIPTOR_BYTES
 from tellme.host.checkpoints.checkpoint import read_checkpoint
 from tellme.host.checkpoints.gguf import read_gguf
+from tellme.host.configuration import resolve
 from tellme.host.errors import UserError
 from tellme.host.image.file import PAGE, Image
 from tellme.host.image.model import Model, convert
+from tellme.host.machine.backends import GoldenBackend
+from tellme.host.machine.passes import Pass
 from tellme.host.machine.program import compile_program
+from tellme.host.serve.request import read as read_body
+from tellme.host.talk import prompt_cache
+from tellme.host.talk.engine import Engine
+from tellme.host.text.sampling import Sampling
+from tellme.host.text.template import ChatTemplate
 from tellme.host.text.tokenizer import Files, Tokenizer
 from tests.fuzz.driver import Target, whole
 from tests.host.checkpoints.gguf_support import model, write_gguf
@@ -152,12 +165,108 @@ def read_gguf_file(folder: Path) -> None:
         tokenizer.encode_chat([{"role": "user", "content": "the"}])
 
 
+def read_program(folder: Path) -> None:
+    """What golden, and with it the RTL, thinks of a program; where it finds nothing wrong, what the program reads."""
+    code = (folder / "program").read_bytes()
+    code = code[: len(code) // DESCRIPTOR_BYTES * DESCRIPTOR_BYTES]
+    wrong = problem(code, TINY, context=64, slots=2)
+    if wrong is not None:
+        assert 0 <= wrong[0] <= len(code) // DESCRIPTOR_BYTES
+        raise UserError(f"descriptor {wrong[0]}: {wrong[1]}")
+    for segment in schedule.segments(TINY, code, 0, [3, 4], [1, 1], 1):
+        assert segment.beats >= 0
+
+
+def read_template(folder: Path) -> None:
+    """Renders a chat with a template from a file that anybody may have written."""
+    template = ChatTemplate(
+        (folder / "template").read_text(errors="replace"), {"bos_token": "<s>", "eos_token": "</s>"}
+    )
+    template.render([{"role": "user", "content": "hello"}, {"role": "assistant", "content": "well"}])
+
+
+def read_request(folder: Path) -> None:
+    """A request's body, as the server takes it, for a chat and for a text."""
+    try:
+        data = json.loads((folder / "body").read_bytes())
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"no JSON: {type(e).__name__}") from e
+    chat = isinstance(data, dict) and "messages" in data
+    read_body(data, chat=chat, default=Sampling(), model="m")
+
+
+def read_configuration(folder: Path) -> None:
+    """A configuration file, and what it means."""
+    resolve(None, folder / "board.toml", ())
+
+
+_TEMPLATE = b"""{{ bos_token }}{%- if messages[0].role == 'system' %}{% set system = messages[0]['content']|trim %}{% set messages = messages[1:] %}
+{%- else %}{% set system = '' %}{% endif %}{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}
+{{ raise_exception('roles must alternate') }}{% endif %}{{ '<|' + m.role + '|>' ~ system + m.content | trim }}{{ eos_token if not loop.last }}
+{%- endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+_BODY = {
+    "model": "m", "max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "top_k": 4, "min_p": 0.1, "repetition_penalty": 1.1, "seed": 3, "stop": ["a", "b"], "n": 2,
+    "stream": True, "stream_options": {"include_usage": True}, "logprobs": True, "top_logprobs": 2, "messages": [
+        {"role": "system", "content": "be brief"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]},
+        {"role": "tool", "tool_call_id": "1", "content": "4"},
+    ],
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}}],
+    "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}},
+}  # fmt: skip
+_BOARD = b"""# a machine between two others
+board = "tiny"
+lanes = 8
+attention_lanes = 4
+max_context = 512
+score_words = 4096
+block_rows = 64
+clock_mhz = 125
+"""
+
+
+def _program(image: bytes) -> bytes:
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "m.tlm").write_bytes(image)
+        with Model.open(Path(name) / "m.tlm", TINY) as opened:
+            return compile_program(opened, TINY, slots=2, context=64).code
+
+
+def _prompt_cache(image: bytes) -> Target:
+    """A prompt cache of the image, read by an engine with the golden model."""
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "m.tlm").write_bytes(image)
+        opened = Model.open(Path(name) / "m.tlm", TINY)
+        engine = Engine(GoldenBackend(opened.weights(), TINY, slots=1, context=16))
+        engine.backend.run_pass(Pass.of([1, 2, 3], range(3)))
+        engine.scheduler.slots[0].tokens = [1, 2, 3]
+        prompt_cache.save(Path(name) / "prompt.npz", opened, engine)
+        data = (Path(name) / "prompt.npz").read_bytes()
+
+    def read(folder: Path) -> None:
+        prompt_cache.load(folder / "prompt.npz", opened, engine)
+
+    def head(data: bytes) -> tuple[bytes, Callable[[bytes], bytes]]:
+        with np.load(io.BytesIO(data), allow_pickle=False) as found:
+            parts = {n: found[n] for n in found.files}
+
+        def join(text: bytes) -> bytes:
+            out = io.BytesIO()
+            np.savez(out, **(parts | {"head": np.frombuffer(text, np.uint8)}))
+            return out.getvalue()
+
+        return bytes(parts["head"]), join
+
+    return Target("prompt cache", {"prompt.npz": data}, read, {"prompt.npz": head})
+
+
 def targets() -> list[Target]:
     """Every target."""
     single, shards, latent = _checkpoint(1), _checkpoint(2, tied=False), _checkpoint(1, latent=True)
     configs = ("config.json", "generation_config.json")
     headers = {n: safetensors_header for n in (*single, *shards) if n.endswith(".safetensors")}
     parts = headers | {n: whole for n in (*single, *shards) if n.endswith(".json")}
+    image = _image()
     index = tuple(n for n in shards if n.endswith((".index.json", ".safetensors")))
     return [
         Target("config", single, read_folder, parts, configs),
@@ -165,7 +274,12 @@ def targets() -> list[Target]:
         Target("latent", latent, read_folder, parts, ("model.safetensors", "config.json")),
         Target("shards", shards, read_folder, parts, index),
         Target("tokenizer", single, read_tokenizer, parts, ("tokenizer.json", "tokenizer_config.json")),
-        Target("image", {"m.tlm": _image()}, read_image, {"m.tlm": image_header}),
+        Target("image", {"m.tlm": image}, read_image, {"m.tlm": image_header}),
+        Target("program", {"program": _program(image)}, read_program, header=1 << 12),
+        Target("template", {"template": _TEMPLATE}, read_template, header=1 << 12),
+        Target("request", {"body": json.dumps(_BODY).encode()}, read_request, {"body": whole}),
+        Target("configuration", {"board.toml": _BOARD}, read_configuration, header=1 << 12),
+        _prompt_cache(image),
         *(
             Target(f"gguf {kind}", {"m.gguf": data}, read_gguf_file, header=data.rindex(b"weight") + 64)
             for kind, data in _gguf().items()
