@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tellme.golden.spec import ModelSpec
 
 BITNET_07B = ModelSpec(
@@ -34,6 +36,34 @@ BITNET_2B = ModelSpec(
 )
 """BitNet b1.58 2B-4T, `microsoft/bitnet-b1.58-2B-4T`."""
 
+_BONSAI = ModelSpec(
+    hidden=2048,
+    layers=28,
+    heads=16,
+    kv_heads=8,
+    head_dim=128,
+    ffn=6144,
+    vocab=151936,
+    activation="silu",
+    attn_sub_norm=False,
+    ffn_sub_norm=False,
+    qk_norm=True,
+    group_scales=True,
+    rope_theta=1e6,
+    norm_eps=1e-6,
+    max_context=32768,
+    tied=True,
+)
+
+BONSAI_17B = _BONSAI
+"""Ternary Bonsai 1.7B (Qwen3). Embedding and head count as int8, as the accelerator holds them."""
+
+BONSAI_4B = replace(_BONSAI, hidden=2560, layers=36, heads=32, ffn=9728)
+"""Ternary Bonsai 4B."""
+
+BONSAI_8B = replace(_BONSAI, hidden=4096, layers=36, heads=32, ffn=12288, tied=False)
+"""Ternary Bonsai 8B."""
+
 FALCON_E_1B = ModelSpec(
     hidden=2048,
     layers=24,
@@ -53,4 +83,11 @@ FALCON_E_1B = ModelSpec(
 """Falcon-E 1B, `tiiuae/Falcon-E-1B-Base`: its matrices' sizes are published, FFN and heads follow from them; the rotary base is a guess, which
 no cost depends on."""
 
-SHAPES: dict[str, ModelSpec] = {"bitnet-0.7b": BITNET_07B, "bitnet-2b": BITNET_2B, "falcon-e-1b": FALCON_E_1B}
+SHAPES: dict[str, ModelSpec] = {
+    "bitnet-0.7b": BITNET_07B,
+    "bitnet-2b": BITNET_2B,
+    "bonsai-1.7b": BONSAI_17B,
+    "bonsai-4b": BONSAI_4B,
+    "bonsai-8b": BONSAI_8B,
+    "falcon-e-1b": FALCON_E_1B,
+}

@@ -376,6 +376,7 @@ def broken(**spoil: Any) -> tuple[NDArray[np.uint8], int]:
 SUB_NORMS = ("blk.0.attn_sub_norm.weight", "blk.0.ffn_sub_norm.weight")
 HALF = np.float16([0.5, 0.25, np.nan, -1, np.inf]).view(np.uint8).reshape(-1, 2)
 Q = "blk.0.attn_q.weight"
+LATER = "blk.1.attn_q.weight"
 
 
 @pytest.mark.parametrize(
@@ -411,7 +412,7 @@ Q = "blk.0.attn_q.weight"
         # tensors
         ({"skip": (Q,)}, "tensor blk.0.attn_q.weight is missing"),
         ({"skip": ("token_embd.weight",)}, "tensor token_embd.weight is missing"),
-        ({"tensors": {"blk.0.attn_q.bias": (np.ones(128, np.float32), T.F32)}}, "tensor blk.0.attn_q.bias: no place in this model"),
+        ({"tensors": {"blk.0.attn_q.bias": (np.ones(128, np.float32), T.F32)}}, "tensor blk.0.attn_q.bias: linear layers with a bias are not supported"),
         ({"tensors": {"blk.9.x": (np.ones(3, np.float32), T.F32), "z": (np.ones(1, np.float32), T.F32)}}, "blk.9.x and 1 more: no place"),
         ({"tensors": {"rope_freqs.weight": (np.float32([1] * 15 + [8]), T.F32)}}, "rope_freqs.weight: scales the rotary frequencies, but not as Llama 3.1"),
         ({"tensors": {"output_norm.weight": (np.float32([1] * 127 + [np.nan]), T.F32)}}, r"output_norm.weight: holds NaN or infinity at \[0, 127\]"),
@@ -431,10 +432,10 @@ Q = "blk.0.attn_q.weight"
         ({"tensors": {"blk.0.attn_q.scale": (np.float32([np.inf]), T.F32)}}, "attn_q.scale: holds NaN or infinity"),
         ({"tensors": {"blk.0.attn_q.scale": (np.ones(2, np.float32), T.F32)}}, r"attn_q.scale: has the shape \[2\]"),
         ({"tensors": {Q: (np.float32([[1, -1] * 64] * 127 + [[1, 0.5] * 64]), T.F32)}}, r"not ternary: magnitudes 1 and 0.5 \(row 127, column 1\)"),
-        ({"tensors": {Q: (np.float32([[1, 0, -1, 0] * 32] * 64 + [[0, 3] * 64] * 64), T.F16)}}, "attn_q.weight: is ternary with several scales, one for "
-         "every 128 inputs of a row .1, and 3 at row 64, column 1.; one scale a matrix is supported, several are not yet"),
-        ({"hidden": 256, "tensors": {Q: broken(row=3, at=slice(64, 66), to=HALF[1])}}, "attn_q.weight: its blocks have scales from 0.25 to 0.5, 2 "
-         "different ones: one scale a matrix is supported, several are not yet"),
+        ({"layers": 2, "tensors": {LATER: (np.float32([[1, 0, -1, 0] * 32] * 64 + [[0, 3] * 64] * 64), T.F16)}}, "attn_q.weight: is ternary with several scales, one for "
+         "every 128 inputs of a row .1, and 3 at row 64, column 1., but the matrices of the first layer have one each"),
+        ({"layers": 2, "hidden": 256, "tensors": {LATER: broken(row=3, at=slice(64, 66), to=HALF[1])}}, "attn_q.weight: its blocks have scales from 0.25 to 0.5, 2 "
+         "different ones, but the matrices of the first layer have one each"),
         ({"hidden": 256, "tensors": {Q: broken(row=3, at=slice(64, 66), to=HALF[2])}}, "attn_q.weight: the scale of block 3 is nan"),
         ({"hidden": 256, "tensors": {Q: broken(row=4, at=slice(64, 66), to=HALF[3])}}, "attn_q.weight: the scale of block 4 is -1.0"),
         ({"hidden": 256, "tensors": {Q: broken(row=5, at=slice(64, 66), to=HALF[4])}}, "attn_q.weight: the scale of block 5 is inf"),
@@ -461,7 +462,7 @@ Q = "blk.0.attn_q.weight"
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_file_is_one_line(tmp_path: Path, options: dict[str, Any], message: str | None):
-    shape = {k: options[k] for k in ("hidden", "heads", "kv_heads") if k in options}
+    shape = {k: options[k] for k in ("hidden", "heads", "kv_heads", "layers") if k in options}
     options = {k: v for k, v in options.items() if k not in shape}
     file = write_gguf(tmp_path / "m.gguf", small(**shape), **options)
     if message is None:
@@ -564,9 +565,9 @@ def test_every_type_of_metadata_is_read(tmp_path: Path):
         (raw([], [info("t\x1b\n", kind=38)]), r"tensor 't\\x1b\\n': is TL1"),
         (raw([], [info("t", kind=38)]), "tensor t: is TL1, which cannot be read; make the file with I2_S, TQ1_0 or TQ2_0"),
         (raw([], [info("t", kind=41)]), "tensor t: is Q1_0: binary sign weights, -1 and .1 in one bit each, no ternary ones"),
-        (raw([], [info("t", kind=42)]), "tensor t: is Q2_0: ternary with a scale for every 64 .or 128. inputs; one scale a matrix is supported"),
-        (raw([], [info("t", kind=142)]), "tensor t: is PQ2_0: ternary with a scale for every 128 inputs; .* several are not yet"),
-        (raw([], [info("t", kind=143)]), "tensor t: is PTQ1_0: ternary with a scale for every 128 inputs; .* several are not yet"),
+        (raw([], [info("t", kind=42)]), "tensor t: is Q2_0, and neither blocks of 64 nor of 128 fill its 64 bytes"),
+        (raw([], [info("t", kind=142)]), r"tensor t: has rows of 4 weights, which are no whole blocks of 128 \(PQ2_0\)"),
+        (raw([], [info("t", kind=143)]), r"tensor t: has rows of 4 weights, which are no whole blocks of 128 \(PTQ1_0\)"),
         (raw([], [info("t", kind=4)]), "tensor t: is of unknown type 4, which cannot be read"),
         (raw([], [info("t", kind=999999)]), "tensor t: is of unknown type 999999"),
         (raw([], [info("t", (130,), 36)]), r"tensor t: has rows of 130 weights, which are no whole blocks of 128 \(I2_S\)"),
