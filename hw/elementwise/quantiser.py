@@ -121,7 +121,11 @@ class Quantiser(wiring.Component):
         lane_words = Mux(inputs, config.tile_words, head_words)  # two or more
         settle = Signal()  # words follows the job by a cycle
         # What the counters stand at is known before the cycle that asks: a lane takes two cycles or more.
-        w_first, w_last, w_before_last = Signal(init=1), Signal(), Signal(bits_for(most))  # w == 0, w == words - 1; words - 2
+        w_first, w_last, w_before_last = (
+            Signal(init=1),
+            Signal(),
+            Signal(bits_for(most)),
+        )  # w == 0, w == words - 1; words - 2
         lane_last, outer_first, outer_last = Signal(), Signal(init=1), Signal()
         last_outer = Signal(16)
         m.d.sync += [
