@@ -2,7 +2,7 @@
 
     python -m bench.host [--slower N]
 
-A Cortex-A53 at 1.3 GHz is taken to be SLOWER times as slow as a core here (no board is at hand; published single-core figures of both kinds of cores are that far apart, and
+A Cortex-A53 at 1.3 GHz is taken to be SLOWER times as slow as a core here (an assumption: no board is at hand, and
 `--slower` takes another number). One of the four cores is counted, as the engine's thread is one; the others are the server's. Passes are as long as the plan says.
 Histories hold as many ended tokens as are remembered at most.
 """
