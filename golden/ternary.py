@@ -232,11 +232,11 @@ def product(a: NDArray[np.integer], b: NDArray[np.generic], bound: int) -> NDArr
         # Blocks of rows, for the same reason as below.
         rows = max(1, _BLOCK // k)
         wide = a.astype(np.float64)
-        parts = [
+        blocks = [
             np.matmul(wide, np.swapaxes(b[..., i : i + rows, :].astype(np.float64), -1, -2))
             for i in range(0, b.shape[-2], rows)
         ]
-        return np.concatenate(parts, axis=-1)
+        return np.concatenate(blocks, axis=-1)
     if k > width:
         parts = (product(a[..., i : i + width], b[..., i : i + width], bound) for i in range(0, k, width))
         total = next(parts).astype(np.float64)

