@@ -13,8 +13,9 @@ from tellme.golden.fields import Field
 
 IDENTITY = 0x546C_4D65
 """'TlMe'."""
-VERSION = 3
-"""Of the register map, the descriptors and the memory formats together."""
+VERSION = 4
+"""Of the register map, the descriptors, the memory formats and the arithmetic together: what makes bitstreams and programs of one version unfit for
+others."""
 
 MAX_SLOTS = 256
 """Cache slots that the hardware can tell apart: it keeps 8 bits of a slot's number."""
@@ -251,14 +252,8 @@ def geometry(config: AcceleratorConfig) -> int:
     return pack("geometry", **{f.name: getattr(config, f.name) for f in register("geometry").fields})
 
 
-LATER = {"weight_format": "ternary", "narrow_cache": False}
-"""Parameters that came later, and what builds without them have."""
-
-
 def build_hash(config: AcceleratorConfig) -> int:
     """Value of the build register: 32 bits of a SHA-256 of the configuration and VERSION. The clock is not in it: a build runs
-    at what it routed at, and that is the hand-off's to say. Neither is what came later and a build does not have: its name is
-    what it was before."""
-    values = {k: v for k, v in asdict(config).items() if k != "clock_hz" and (k, v) not in LATER.items()}
-    text = json.dumps([VERSION, values], sort_keys=True)
+    at what it routed at, and that is the hand-off's to say."""
+    text = json.dumps([VERSION, {k: v for k, v in asdict(config).items() if k != "clock_hz"}], sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
