@@ -28,7 +28,7 @@ class GroupScaler(wiring.Component):
 
     Interface attributes
     --------------------
-    sums : [unit][lane], signed. scale : [unit]. exponent : [unit][lane], in steps of EXPONENT_STEP. All of one beat together.
+    sums, scale, exponent : of one beat together: [unit][lane], signed; [unit]; [unit][lane], in steps of EXPONENT_STEP.
     out : [lane], signed, `delay` cycles later.
 
     Attributes

@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from amaranth.hdl import Fragment
@@ -45,6 +46,8 @@ def components() -> dict[type[wiring.Component], wiring.Component]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wiring.Component, "__init__", noted)
+        # First, so that components are those with the ports of every format of weights.
+        Fragment.get(Accelerator(replace(TINY, weight_format="grouped")), None)
         for component in WHOLE:
             Fragment.get(component(TINY), None)
         ULX3SSelfTest(TINY)
