@@ -268,7 +268,6 @@ def command(
     prompt = None if prompt is None else checked(prompt, "--prompt")
     stop = [checked(s, "--stop") for s in stop or ()]
     check_backend(backend, bitstream)
-    cache = cache_format(kv)
     _check_options(
         prompt,
         prompt_tokens,
@@ -299,7 +298,7 @@ def command(
         choice = choose(opened.name, opened.screen_facts, head, candidates, opened.spec.vocab)
         tokenizer = None if prompt is None else opened.tokenizer
         prompt_ids = _prompt(prompt, prompt_tokens, tokenizer, opened.spec.vocab, as_chat=as_chat)
-        program = compile_program(opened, config, context=positions, kv=cache)
+        program = compile_program(opened, config, context=positions, kv=cache_format(kv))
         _check_lengths(opened.name, program, len(prompt_ids), max_new_tokens)
         machine = open_machine(
             backend,
