@@ -52,11 +52,9 @@ class PhaseSequencer(wiring.Component):
 
         cached, block, base = Signal(16), Signal(16), Signal(16)
         # Lanes and score words of the unit, less one; then with it. A sum a state: there is time.
-        lane_span = Signal(lane_bits)
+        lane_span, word_span = Signal(lane_bits), Signal(lane_bits)
         own_last = Signal(lane_bits)
-        word_span = Signal(lane_bits)
-        own_keys = Signal(lane_bits + 1)
-        own_words = Signal(lane_bits + 1)
+        own_keys, own_words = Signal(lane_bits + 1), Signal(lane_bits + 1)
         keys = Signal(16)  # of the cache block, and the score words of them
         words = Signal(16)
         last_lane = Signal(lane_bits)
