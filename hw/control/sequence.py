@@ -52,24 +52,15 @@ class PhaseSequencer(wiring.Component):
 
         cached, block, base = Signal(16), Signal(16), Signal(16)
         # Lanes and score words of the unit, less one; then with it. A sum a state: there is time.
-        lane_span = Signal(lane_bits)
+        lane_span, word_span = Signal(lane_bits), Signal(lane_bits)
         own_last = Signal(lane_bits)
-        word_span = Signal(lane_bits)
-        own_keys = Signal(lane_bits + 1)
-        own_words = Signal(lane_bits + 1)
+        own_keys, own_words = Signal(lane_bits + 1), Signal(lane_bits + 1)
         keys = Signal(16)  # of the cache block, and the score words of them
         words = Signal(16)
         last_lane = Signal(lane_bits)
         m.d.sync += last_lane.eq(self.parameters.lanes - 1)
         m.d.comb += own_last.eq(word_span >> self.split)
         unit_words = Signal(16)
-
-        def words_of(keys: Value, more: int = 0) -> Value:
-            """Score words of so many cached keys, and `more`."""
-            bits = [beat_key_bits + split for split in range(2 if c.narrow_cache else 1)]
-            counts = [(keys + (((1 + more) << b) - 1)) >> b for b in bits]
-            return Mux(self.split, counts[-1], counts[0])
-
         newest, newest_keys = Signal(16), Signal(16)
 
         phase = self.phases.payload
@@ -105,7 +96,7 @@ class PhaseSequencer(wiring.Component):
                 m.d.sync += [
                     own_keys.eq(lane_span + 1),
                     own_words.eq(own_last + 1),
-                    unit_words.eq(own_last + words_of(cached, 1)),
+                    unit_words.eq(own_last + self._words(cached, 1)),
                     newest.eq((cached - 1) >> key_bits),
                     newest_keys.eq(((cached - 1) & (c.key_block - 1)) + 1),
                 ]
@@ -122,7 +113,7 @@ class PhaseSequencer(wiring.Component):
                     block.eq(newest),
                     base.eq(own_words),
                     keys.eq(newest_keys),
-                    words.eq(words_of(newest_keys)),
+                    words.eq(self._words(newest_keys)),
                 ]
                 with m.If(self.phases.ready):
                     m.next = "Next"
@@ -165,3 +156,10 @@ class PhaseSequencer(wiring.Component):
                         m.d.sync += [scoring.lo.eq(scoring.hi + 1), scoring.hi.eq(scoring.hi + 1)]
         m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))
         return m
+
+    def _words(self, keys: Value, more: int = 0) -> Value:
+        """Score words of so many cached keys, and `more`."""
+        beat_key_bits = exact_log2(self.config.keys_per_beat)
+        bits = [beat_key_bits + split for split in range(2 if self.config.narrow_cache else 1)]
+        counts = [(keys + (((1 + more) << b) - 1)) >> b for b in bits]
+        return Mux(self.split, counts[-1], counts[0])
