@@ -82,23 +82,25 @@ class _Sizes:
         m.d.sync += self.grouped.eq(_times(few_kv_heads, d.attention.group[: clog2(MAX_GROUP + 1)]))
         self.q_dims = Signal(len(few_heads) + len(head_units))
         self.kv_dims = Signal(len(few_kv_heads) + len(head_units))
-        self.x_need, self.inputs_end = Signal(17), Signal(17)
-        word_bits = exact_log2(c.word)
+        word_bits, beat_bits = exact_log2(c.word), exact_log2(c.beat_bytes)
+        self.x_need, self.least_inputs, self.most_inputs = Signal(17), Signal(17 - beat_bits), Signal(17 - beat_bits)
         m.d.sync += [
             self.q_dims.eq(_times(few_heads, head_units)),
             self.kv_dims.eq(_times(few_kv_heads, head_units)),
             self.x_need.eq((inputs + (c.word - 1)) >> word_bits),
-            self.inputs_end.eq(inputs + c.beat_weights),
+            self.least_inputs.eq((inputs + (c.beat_bytes - 1)) >> beat_bits),
+            self.most_inputs.eq((inputs + (c.beat_weights - 1)) >> beat_bits),
         ]
 
         chosen = Signal(17)  # features that the gain is for
         self.outputs, self.gain_need, self.nothing = Signal(17), Signal(17), Signal()
         self.qkv_dims = Signal(17 - self.unit_bits)
         per_byte = c.packing.weights_per_byte
-        self.tile_inputs = Signal(14 + per_byte.bit_length())
+        few_tiles = self.tiles[: clog2(ceil_div(c.max_features, c.beat_weights) + 1)]
+        self.tile_inputs = Signal(len(few_tiles) + per_byte.bit_length())
         m.d.sync += [
             self.qkv_dims.eq(self.q_dims + (self.kv_dims << 1)),
-            self.tile_inputs.eq(_times(self.tiles[:14], Const(per_byte))),
+            self.tile_inputs.eq(_times(few_tiles, Const(per_byte))),
             self.outputs.eq(Mux(kinds.qkv, 0, chosen)),
             self.gain_need.eq((chosen + (c.word - 1)) >> word_bits),
             self.nothing.eq(chosen == 0),
@@ -261,10 +263,10 @@ class ProgramCheck(wiring.Component):
     def _check_linear(self, rules: _Rules, d: Any, kinds: _Kinds, sizes: _Sizes, left: _Left) -> None:
         """LINEAR, and the inputs of HEAD."""
         c = self.config
-        inputs, rows, tile_inputs = d.shared.inputs, d.linear.rows, sizes.tile_inputs << exact_log2(c.beat_bytes)
+        inputs, rows = d.shared.inputs, d.linear.rows
         rules.refuse(kinds.quantised, (inputs == 0) | (inputs != left.features))
-        rules.refuse(kinds.quantised, tile_inputs < inputs)
-        rules.refuse(kinds.quantised, tile_inputs >= sizes.inputs_end)
+        rules.refuse(kinds.quantised, sizes.tile_inputs < sizes.least_inputs)
+        rules.refuse(kinds.quantised, sizes.tile_inputs > sizes.most_inputs)
         rules.refuse(kinds.quantised, sizes.tiles > ceil_div(c.max_features, c.beat_weights))
         rules.refuse(kinds.qkv, sizes.tiles > ceil_div(c.query_offset, c.beat_weights))
         rules.refuse_unless_multiple(kinds.linear, rows, ROW_MULTIPLE, (1 << 16) - 1)
@@ -341,8 +343,8 @@ class ProgramCheck(wiring.Component):
         product = _Product(m, 32 + longest + 1, max(longest, len(slot_blocks)), self.bad)
         total = product.total
 
-        any_rule, last = Signal(), Signal()
-        m.d.sync += last.eq(self.index + 1 == self.length)
+        any_rule, last, last_index = Signal(), Signal(), Signal(16)
+        m.d.sync += [last_index.eq(self.length - 1), last.eq(self.index == last_index)]
         with m.FSM() as fsm:
             with m.State("Idle"):
                 with m.If(self.start):

@@ -294,12 +294,12 @@ class Fetcher(wiring.Component):
         narrow = Signal()
         m.d.comb += [
             sequencer.split.eq(v_narrow),
-            narrow.eq(Mux(phase.v, v_narrow, k_narrow)),
             cells.eq(kv.cells(d.attention.head_dim)),
-            tile_beats.eq(kv.cell_reads(phase.keys, narrow)),
             scale_beats.eq(kv.scale_reads(phase.keys)),
         ]
-        m.d.sync += [
+        m.d.sync += [  # the phase's, while its block's address is made
+            narrow.eq(Mux(phase.v, v_narrow, k_narrow)),
+            tile_beats.eq(Mux(narrow, kv.cell_reads(phase.keys, 1), kv.cell_reads(phase.keys, 0))),
             k_beats.eq(kv.v_data(cells, k_narrow)),
             block_beats.eq(kv.block_stride(cells, k_narrow, v_narrow)),
         ]
