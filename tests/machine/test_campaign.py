@@ -49,6 +49,20 @@ def test_what_axi_does_not_allow_ends_and_writes_nothing_stray(demo: Model) -> N
     assert done["twice"].detail.endswith("load the bitstream again")
 
 
+def test_registers_and_memories_that_begin_as_random_bits_change_nothing(demo: Model) -> None:
+    """The reset gives every register that matters its value; a reset in the middle of a pass, too."""
+    kinds = [kind for kind in KINDS if kind != "bus error"]
+    first = kinds.index("hardware reset")
+    with Campaign(demo, seed=3, random_start=True) as campaign:
+        for name, given in campaign.passes.items():
+            assert campaign.same(name, campaign.machine.run_pass(given)), name
+        for number in (first, first + len(kinds)):
+            injection, exact = campaign.inject(number)
+            assert injection.kind == "hardware reset" and injection.outcome in ("detected", "harmless") and exact, (
+                injection
+            )
+
+
 def test_a_screened_head_meets_faults_as_the_full_one(demo_screened: Model) -> None:
     with Campaign(demo_screened, seed=4, screened=True) as campaign:
         for number in range(12):
