@@ -12,11 +12,12 @@ from rich.console import Console
 from tellme.golden.arith import ceil_div
 from tellme.golden.boards import BOARDS, MIB, Board, buffer_bytes, build_name
 from tellme.golden.config import CLOCK_HZ, AcceleratorConfig
+from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.golden.layout import KvLayout
 from tellme.golden.model import ModelSpec
 from tellme.golden.selftest import SELFTEST
 from tellme.golden.shapes import BITNET_07B, BITNET_2B
-from tellme.host.commands.common import Clock
+from tellme.host.commands.common import Clock, Kv, cache_format
 from tellme.host.errors import UserError
 from tellme.host.image.model import section_shapes
 from tellme.host.machine.program import check_fits, usable_context
@@ -45,7 +46,9 @@ def at_most(board: Board, mhz: float | None) -> AcceleratorConfig:
     return replace(c, clock_hz=c.clock_hz if abs(clocks[0] - c.clock_hz) <= 1 else clocks[0])
 
 
-def fit(board: Board, spec: ModelSpec, name: str, config: AcceleratorConfig | None = None) -> dict[str, Any]:
+def fit(
+    board: Board, spec: ModelSpec, name: str, config: AcceleratorConfig | None = None, kv: CacheFormat = EIGHT
+) -> dict[str, Any]:
     """Whether a model fits a board, its memory, and the tokens/s that the beats allow (estimated, not run).
 
     Returns
@@ -54,8 +57,8 @@ def fit(board: Board, spec: ModelSpec, name: str, config: AcceleratorConfig | No
     """
     c = config or board.config
     try:
-        check_fits(spec, c, name)
-        context = usable_context(spec, c)
+        check_fits(spec, c, name, kv)
+        context = usable_context(spec, c, kv)
     except UserError as e:
         return {"fits": False, "reason": str(e)}
     weights = sum(section.beats for section in section_shapes(spec, c))
@@ -63,7 +66,7 @@ def fit(board: Board, spec: ModelSpec, name: str, config: AcceleratorConfig | No
     room = int(board.ddr_bytes * 0.9) // c.beat_bytes - weights
 
     def cache(positions: int) -> int:
-        return spec.layers * KvLayout(c, spec.head_dim, spec.kv_heads, positions).slot_stride
+        return spec.layers * KvLayout(c, spec.head_dim, spec.kv_heads, positions, kv).slot_stride
 
     while context > c.key_block and cache(context) > room:
         context -= c.key_block
@@ -86,8 +89,10 @@ def fit(board: Board, spec: ModelSpec, name: str, config: AcceleratorConfig | No
     }
 
 
-def described(boards: Sequence[Board] = tuple(BOARDS.values()), clock: float | None = None) -> dict[str, Any]:
-    """Everything that `tellme boards --json` says; `clock` as in `at_most`."""
+def described(
+    boards: Sequence[Board] = tuple(BOARDS.values()), clock: float | None = None, kv: CacheFormat = EIGHT
+) -> dict[str, Any]:
+    """Everything that `tellme boards --json` says; `clock` as in `at_most`; `kv`: elements of the cache."""
     out: dict[str, Any] = {}
     for b in boards:
         c = at_most(b, clock)
@@ -113,7 +118,7 @@ def described(boards: Sequence[Board] = tuple(BOARDS.values()), clock: float | N
                 "clock_hz": c.clock_hz,
                 "beat_rate": c.clock_hz * c.beat_bytes,
             },
-            "models": {name: fit(b, spec, name, c) for name, spec in REFERENCE_MODELS.items()},
+            "models": {name: fit(b, spec, name, c, kv) for name, spec in REFERENCE_MODELS.items()},
         }
     out["ulx3s"] = {
         "title": "Radiona ULX3S-85F",
@@ -124,9 +129,9 @@ def described(boards: Sequence[Board] = tuple(BOARDS.values()), clock: float | N
     return out
 
 
-def show_boards(*, as_json: bool, console: Console, clock: float | None = None) -> None:
-    """Prints the boards, at clocks of at most so many MHz."""
-    facts = described(clock=clock)
+def show_boards(*, as_json: bool, console: Console, clock: float | None = None, kv: CacheFormat = EIGHT) -> None:
+    """Prints the boards, at clocks of at most so many MHz, with caches of such elements."""
+    facts = described(clock=clock, kv=kv)
     if as_json:
         print(json_line(facts))
         return
@@ -164,7 +169,8 @@ def show_boards(*, as_json: bool, console: Console, clock: float | None = None) 
 
 def command(
     clock: Clock = None,
+    kv: Kv = "8",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the tables.")] = False,
 ) -> None:
     """List the boards: what is on them, what is built for them, and which models fit."""
-    show_boards(as_json=as_json, clock=clock, console=Console())
+    show_boards(as_json=as_json, clock=clock, kv=cache_format(kv), console=Console())

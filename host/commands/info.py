@@ -15,12 +15,13 @@ from tellme.golden import elementwise, layout
 from tellme.golden.arith import ceil_div
 from tellme.golden.boards import buffer_bytes, phases
 from tellme.golden.config import PRESETS, AcceleratorConfig
+from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.golden.model import ModelWeights
 from tellme.golden.schedule import segments
 from tellme.golden.screen import MULTIPLE, Screen
 from tellme.golden.spec import MATRICES, ModelSpec
 from tellme.host.checkpoints.checkpoint import golden_errors, is_checkpoint, open_checkpoint
-from tellme.host.commands.common import MODEL_HELP, ConfigFile, Latent, Settings, board
+from tellme.host.commands.common import MODEL_HELP, ConfigFile, Kv, Latent, Settings, board, cache_format
 from tellme.host.errors import UserError
 from tellme.host.image.file import Image, made_for
 from tellme.host.image.model import Model, find_model
@@ -74,11 +75,14 @@ def decode_beats(program: Program, position: int, candidates: int = 0) -> int:
     return sum(s.beats for s in parts)
 
 
-def try_program(name: str, spec: ModelSpec, config: AcceleratorConfig, planes: int = 0) -> Program | UserError:
-    """The program of such a model on an accelerator, or why there is none. `planes`: of the ternary copy of its head, 0: none."""
+def try_program(
+    name: str, spec: ModelSpec, config: AcceleratorConfig, planes: int = 0, kv: CacheFormat = EIGHT
+) -> Program | UserError:
+    """The program of such a model on an accelerator, or why there is none. `planes`: of the ternary copy of its head, 0: none.
+    `kv`: elements of the cache."""
     try:
         with golden_errors(name):
-            return compile_sections(name, spec, planned_sections(spec, config, planes), config)
+            return compile_sections(name, spec, planned_sections(spec, config, planes), config, kv=kv)
     except UserError as e:
         return e
 
@@ -144,13 +148,16 @@ def _board(program: Program) -> dict[str, Any]:
     }
 
 
-def examine(path: Path, config: AcceleratorConfig | None, *, verify: bool, latent: bool) -> dict[str, Any]:
+def examine(
+    path: Path, config: AcceleratorConfig | None, *, verify: bool, latent: bool, kv: CacheFormat = EIGHT
+) -> dict[str, Any]:
     """What a checkpoint or an image holds, and what the presets (or the one given) make of it, as `tellme info --json` says it.
 
     Parameters
     ----------
     verify : check an image against its checksums, too.
     latent : as in `host.checkpoints.checkpoint.read_checkpoint`.
+    kv : elements of the presets' caches.
 
     Raises
     ------
@@ -186,7 +193,7 @@ def examine(path: Path, config: AcceleratorConfig | None, *, verify: bool, laten
     spec = weights.spec
     ternary = weights.screen
     planes = 0 if ternary is None else ternary.count
-    programs = {c.name: try_program(name, spec, c, planes) for c in configs}
+    programs = {c.name: try_program(name, spec, c, planes, kv) for c in configs}
     return {
         "model": name,
         "kind": kind,
@@ -244,6 +251,7 @@ def command(
     settings: Settings = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check an image against its checksums.")] = False,
     latent: Latent = False,
+    kv: Kv = "8",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Show a board's parameters, or a model's shape, parts and statistics and which presets run it."""
@@ -257,7 +265,7 @@ def command(
             show(pairs(f"board {config.name}", list(fields.items())), console)
         return
     only = board(board_name, config_file, settings) if board_name or config_file or settings else None
-    facts = examine(find_model(model), only, verify=verify, latent=latent)
+    facts = examine(find_model(model), only, verify=verify, latent=latent, kv=cache_format(kv))
     if as_json:
         print(json_line(facts))
     else:

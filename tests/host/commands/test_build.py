@@ -20,6 +20,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tellme.golden.boards import BOARDS, PHASE_PERIOD, build_name
+from tellme.golden.kv import CACHE_FORMATS
 from tellme.host.cli import app
 from tellme.host.commands import build as building
 from tellme.host.commands.boards import REFERENCE_MODELS, described, fit
@@ -259,6 +260,17 @@ def test_buffers_count_what_placement_takes() -> None:
         placed, plain = fit(kv260, spec, name), fit(replace(kv260, phases=()), spec, name)
         more = placed["buffer_bytes"] - plain["buffer_bytes"]
         assert 0 < more <= 4 * PHASE_PERIOD, more
+
+
+def test_a_cache_of_4_bits_holds_what_the_model_has() -> None:
+    """2B-4T has 4,096 positions; scores of 8-bit keys have room for 3,968. Boards without such a cache are told to be."""
+    eight, four = (described(kv=CACHE_FORMATS[name]) for name in ("8", "4"))
+    of = "BitNet 2B-4T"
+    assert eight["kv260"]["models"][of]["context"] == 3968 and four["kv260"]["models"][of]["context"] == 4096
+    assert four["kv260"]["models"][of]["tokens_per_second"] > eight["kv260"]["models"][of]["tokens_per_second"]
+    assert "without a cache below 8 bits" in four["pynq_z2"]["models"][of]["reason"]
+    r = tellme("boards", "--kv", "5")
+    assert r.exit_code == 2 and r.stderr == "tellme: --kv must be 8, 8-4 or 4, not '5'\n"
 
 
 def test_the_memory_limits_the_rate_where_it_is_slower_than_the_ports() -> None:
