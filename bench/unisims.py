@@ -40,6 +40,7 @@ TESTS = {
     "TLMM engine, tables of groups of 3": "tests/tlmm/test_engine.py::test_tables_of_primitives_are_exact[tiny]",
     "TLMM engine, tables of groups of 2": "tests/tlmm/test_engine.py::test_tables_of_primitives_are_exact[g2]",
     "attention unit: multiplier array, cascades": "tests/attention/test_unit.py::test_two_keys_a_beat[0.4]",
+    "attention unit, cache of 4 bits": "tests/attention/test_unit.py::test_caches_below_8_bits[wide-4-0.4]",
     "TLMM engine, netlist of Yosys": "bench/test_netlist.py::test_tlmm",
     "attention unit, netlist of Yosys": "bench/test_netlist.py::test_dot_engine",
     "epilogue and statistics, netlist of Yosys": "bench/test_netlist.py::test_epilogue_and_statistics",

@@ -158,6 +158,7 @@ class ScorePass(wiring.Component):
         # When attention is split, whole score words: keys of their second half that there are not are not valid.
         last_beat = Signal(self.sizes.beat_bits)
         m.d.comb += last_beat.eq(Mux(phase.narrow, Cat(Const(1, 1), phase.last_beat), phase.last_beat | self.split))
+        least_beats = self.sizes.pipes - 1  # a batch is tracked in no less
         with m.If(batches.idle):
             m.d.sync += [
                 issue.column.eq(0),
@@ -165,7 +166,7 @@ class ScorePass(wiring.Component):
                 issue.batch.eq(0),
                 issue.word.eq(Cat(phase.base, phase.parity)),
                 issue.last_real.eq(last_beat),
-                issue.final_beat.eq(Mux(last_beat < self.sizes.pipes - 1, self.sizes.pipes - 1, last_beat)),
+                issue.final_beat.eq(Mux(last_beat < least_beats, least_beats, last_beat) if least_beats else last_beat),
                 issue.first_batch.eq(1),
             ]
         free = delay_line(m, issue.end, self.free_delay, "free", reset_less=False)

@@ -237,7 +237,7 @@ async def check_lock(dut: Any) -> None:
         await RisingEdge(dut.clk)
     dut.rst.value = 0
     await RisingEdge(dut.clk)
-    assert int(dut.context.value) == TINY.max_context and int(dut.slots.value) == registers.MAX_SLOTS
+    assert int(dut.context.value) == TINY.most_context and int(dut.slots.value) == registers.MAX_SLOTS
     live = {r.name for r in REGISTERS if r.live}
     assert live == {"control", "timeout", "irq_enable"}
     writable = [(r, i) for r in REGISTERS if r.access == "rw" and r.name != "control" for i in range(count(r, TINY))]

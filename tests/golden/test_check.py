@@ -94,9 +94,11 @@ def test_what_is_beyond_a_limit_is_refused_where_it_is(at: int, fields: dict[str
         ({ATTENTION: {"kv_address": TOP - SLOTS * 576}}, None),
         ({ATTENTION: {"gain_out": 0, "gain_beats": 0}}, None),
         ({OUTPUT: {"block_rows": 128}}, None),
-        # 960 features are 12 tiles of 80, as many as a thousand places hold.
+        # 1,024 features are 13 tiles of 80, the last of which reaches beyond the buffer.
         ({GATE: {"rows": 1920, "gain_beats": 240}, DOWN: {"inputs": 960, "tiles": 12}}, None),
-        ({GATE: {"rows": 1936, "gain_beats": 242}, DOWN: {"inputs": 968, "tiles": 13}}, DOWN),
+        ({GATE: {"rows": 1936, "gain_beats": 242}, DOWN: {"inputs": 968, "tiles": 13}}, None),
+        ({GATE: {"rows": 2048, "gain_beats": 256}, DOWN: {"inputs": 1024, "tiles": 13}}, None),
+        ({GATE: {"rows": 2048, "gain_beats": 256}, DOWN: {"inputs": 1024, "tiles": 14}}, DOWN),
         ({GATE: {"rows": 2048, "gain_beats": 256}}, DOWN),
         ({HEAD: {"blocks": 11, "logits_stride": 88}}, None),
         ({HEAD: {"rows": 320}}, None),
@@ -171,7 +173,8 @@ def test_a_screening_descriptor(fields: dict[str, int], taken: bool) -> None:
         ({"context": 0}, True),
         ({"context": 256, "positions": [255]}, False),
         ({"context": 255, "positions": [255]}, True),
-        ({"context": 257}, True),
+        ({"context": 512, "positions": [511]}, False),
+        ({"context": 513}, True),
         ({"slots": 0}, True),
         ({"slots": MAX_SLOTS, "slot": [MAX_SLOTS - 1]}, False),
         ({"slots": MAX_SLOTS + 1}, True),

@@ -282,7 +282,7 @@ def test_the_registers_of_a_pass_are_cut_and_compared(length: int, bad: int) -> 
         assert context.get(p.lanes) == 4 and context.get(p.same_slot) == 0b101
         assert [context.get(p.position[i]) for i in range(4)] == [20, 21, 22, 23]
         assert [context.get(p.slot[i]) for i in range(4)] == slots
-        assert context.get(registers.max_context) == TINY.max_context and context.get(registers.max_slots) == 256
+        assert context.get(registers.max_context) == TINY.most_context and context.get(registers.max_slots) == 256
 
     simulator = Simulator(registers)
     simulator.add_clock(1e-6)

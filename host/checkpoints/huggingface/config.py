@@ -92,7 +92,7 @@ def read_family(path: Path, config: dict[str, Any]) -> Family:
     kind = config.get("model_type")
     bitnet = kind == "bitnet" or any("bitnet" in str(a).lower() for a in names)
     qwen3 = not bitnet and (kind == "qwen3" or "Qwen3ForCausalLM" in names)
-    if kind in _REFUSED:
+    if isinstance(kind, str) and kind in _REFUSED:
         raise UserError(f"{path}: model_type is {kind!r}, {_REFUSED[kind]}, which is not supported")
     if not bitnet and not qwen3 and kind != "llama" and "LlamaForCausalLM" not in names:
         raise UserError(

@@ -225,8 +225,13 @@ def test_embeddings_of_k_types_which_the_package_only_decodes(tmp_path: Path, ki
     rng = np.random.default_rng(2)
     raw = rng.integers(0, 48, (1024, gguf.GGML_QUANT_SIZES[kind][1]), np.uint8)  # every float16 of such bytes is finite
     tensors = {"token_embd.weight": (raw, kind)}
-    got = read_gguf(write_gguf(tmp_path / "m.gguf", model(layers=1), tensors=tensors)).weights
-    np.testing.assert_array_equal(got.embedding, head.quantise_rows(gguf.quants.dequantize(raw, kind))[0])
+    weights = model(layers=1)
+    got = read_gguf(write_gguf(tmp_path / "m.gguf", weights, tensors=tensors)).weights
+    rows = gguf.quants.dequantize(raw, kind)
+    np.testing.assert_array_equal(got.inputs, rows)
+    moved = got.norm / weights.norm  # outliers of such columns are in the gain
+    np.testing.assert_array_equal(np.exp2(np.rint(np.log2(moved))), moved)
+    np.testing.assert_array_equal(got.embedding, head.quantise_rows(rows / moved)[0])
 
 
 def test_latent_matrices_are_quantised_when_asked_for(tmp_path: Path):

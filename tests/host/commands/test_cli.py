@@ -31,7 +31,7 @@ from tests.models import random_weights, small_spec
 KEYS = [
     "prompt_ids", "new_ids", "text", "lanes", "beat_bytes", "cycles_prefill", "cycles_decode", "stalls", "bit_exact",
     "model", "backend", "board", "clock_hz", "seconds", "head", "candidates", "screened_passes", "fallbacks",
-    "cached_tokens", "logprobs", "drafted", "accepted", "tokens_per_pass", "version", "commit",
+    "kv", "cached_tokens", "logprobs", "drafted", "accepted", "tokens_per_pass", "version", "commit",
 ]  # fmt: skip
 
 
@@ -436,8 +436,8 @@ def test_weights_that_are_not_ternary_need_to_be_asked_for(tmp_path: Path):
 
 
 def test_context_beyond_the_board_is_refused():
-    refused("context must be from 1 to 256 positions on board 'tiny', not 257", *RUN, "--context", "257")
-    refused("context must be from 1 to 256 positions on board 'tiny', not 0", *RUN, "--context", "0")
+    refused("context must be from 1 to 256 positions on board 'tiny' with --kv 8, not 257", *RUN, "--context", "257")
+    refused("context must be from 1 to 256 positions on board 'tiny' with --kv 8, not 0", *RUN, "--context", "0")
     refused("the prompt has", *RUN, "--context", "2", "--backend", "golden")
 
 

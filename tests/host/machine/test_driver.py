@@ -565,8 +565,8 @@ def test_a_base_that_the_ports_would_take_for_another_is_refused(base: int, mess
         ({"slots": 300}, "slots must be from 1 to 256, .*, not 300"),
         ({"slots": 257}, "slots must be from 1 to 256, .*, not 257"),
         ({"slots": 0}, "slots must be from 1 to 256, .*, not 0"),
-        ({"context": 0}, "context must be from 1 to .* positions on board 'tiny', not 0"),
-        ({"context": 1 << 17}, "context must be from 1 to .* positions on board 'tiny', not 131072"),
+        ({"context": 0}, "context must be from 1 to .* positions on board 'tiny' with --kv 8, not 0"),
+        ({"context": 1 << 17}, "context must be from 1 to .* positions on board 'tiny' with --kv 8, not 131072"),
     ],
 )
 def test_the_golden_back_end_refuses_a_cache_that_the_accelerator_has_not(limits: dict[str, int], message: str):

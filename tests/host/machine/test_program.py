@@ -209,7 +209,7 @@ def big(**changes: Any) -> Callable[[], Any]:
         (big(layers=102), r"needs 513 descriptors \(102 layers\), accelerator 'kv260' holds at most 512"),
         (
             lambda: compile_program(hollow(BITNET_2B, KV260), KV260, context=3969),
-            "context must be from 1 to 3968 positions on board 'kv260', not 3969",
+            "context must be from 1 to 3968 positions on board 'kv260' with --kv 8, not 3969",
         ),
         (lambda: compile_program(hollow(BITNET_2B, KV260), KV260, context=0), "not 0"),
         (lambda: compile_program(hollow(BITNET_2B, KV260), KV260, slots=0), "slots must be from 1 to 256, .*, not 0"),

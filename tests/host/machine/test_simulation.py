@@ -35,6 +35,7 @@ class FakeSimulation(ReferenceMachine):
         phases: Any,
         waves: Path | None,
         trace: Any = None,
+        random_start: int | None = None,
         started: Any = None,
     ):
         super().__init__(config, beats)
