@@ -296,7 +296,7 @@ def test_a_build_is_found_again_until_anything_it_is_made_from_changes(
     monkeypatch.setenv("TELLME_BUILD", str(tmp_path))
     built: list[bool] = []
 
-    def build(component: object, *, waves: bool = False) -> Path:
+    def build(component: object, *, waves: bool = False, random_start: bool = False) -> Path:
         built.append(waves)
         folder = tmp_path / f"build{len(built)}"
         folder.mkdir()
