@@ -306,7 +306,7 @@ def main() -> None:
     for variant in CHANGES:
         if variant == EXTRA and only in "demo":
             add(*demo())
-        for family in FAMILIES:
+        for family in SHAPES:
             name = f"{family}, {variant}"
             if only in name:
                 s = subject(family, variant)

@@ -24,7 +24,7 @@ from tellme.host.machine.passes import Pass, PassResult
 from tellme.host.machine.simulation import memory_timing
 from tellme.host.talk.engine import Engine
 from tellme.host.talk.generate import Generation, Report
-from tellme.host.talk.replay import replay
+from tellme.host.talk.replay import Replay, replay
 from tellme.host.talk.work import WORK
 from tellme.hw.plan import predict, steps
 from tellme.sim.stream import SustainedMemory
@@ -71,6 +71,20 @@ def run(model: Model, requests: list[str], *, speculate: bool) -> tuple[Report, 
     return made.report, backend.passes
 
 
+def replayed_by(name: str, keys: int, text: tuple[Sequence[int], Sequence[int]]) -> tuple[Replay, float]:
+    """The passes of an answer to a prompt, and how many times as fast it is as without guesses, each pass at `keys` keys."""
+    plan, costs = Plan(SHAPES[name], KV260, "kv260"), Costs(SHAPES[name], KV260)
+
+    def cost(positions: Sequence[int], slots: Sequence[int], heads: int) -> float:
+        return costs.cycles([keys + p - positions[0] for p in positions], slots, heads)
+
+    def cycles(lanes: int) -> int:
+        return plan.exact(range(keys, keys + lanes), [0] * lanes, lanes)
+
+    found = replay([text], KV260, plan.spec.heads // plan.spec.kv_heads, cost)
+    return found, found.tokens * cycles(1) / sum(cycles(n) * times for (n,), times in found.passes.items())
+
+
 def replayed() -> None:
     """Prints the second table."""
     print(
@@ -81,16 +95,7 @@ def replayed() -> None:
         for w in WORK:
             text = encode.encode(w.prompt), encode.encode_more(w.answer)
             for name, keys in SERVED.items():
-                plan, costs = Plan(SHAPES[name], KV260, "kv260"), Costs(SHAPES[name], KV260)
-
-                def cost(positions: Sequence[int], slots: Sequence[int], heads: int) -> float:
-                    return costs.cycles([keys + p - positions[0] for p in positions], slots, heads)  # noqa: B023 - used at once
-
-                def cycles(lanes: int) -> int:
-                    return plan.exact(range(keys, keys + lanes), [0] * lanes, lanes)  # noqa: B023
-
-                found = replay([text], KV260, plan.spec.heads // plan.spec.kv_heads, cost)
-                faster = found.tokens * cycles(1) / sum(cycles(n) * times for (n,), times in found.passes.items())
+                found, faster = replayed_by(name, keys, text)
                 assert faster >= (1.8 if w.copies else 0.98), (w.name, name, faster)
                 print(
                     f"| {w.name} | {found.tokens} | {name} | {found.drafted} | {found.accepted} | {found.tokens_per_pass:.2f} | {faster:.2f} |",

@@ -21,7 +21,7 @@ from tellme.golden.config import KV260
 from tellme.golden.shapes import SHAPES
 from tellme.host.machine.costs import Costs
 from tellme.host.talk.drafts import MEMORY, Drafts
-from tellme.host.talk.scheduler import Scheduler
+from tellme.host.talk.scheduler import Conversation, Scheduler
 from tellme.host.text.sampling import Sampler, Sampling
 
 SLOWER = 10.0
@@ -70,14 +70,14 @@ def scheduling(name: str, count: int, speculate: bool) -> float:
     def step() -> None:
         planned = scheduler.plan((lambda c, most: drafts.guess(c.key, most)) if speculate else None)
         assert planned is not None
-        new: dict[object, Sequence[int]] = {}
+        new: dict[Conversation, Sequence[int]] = {}
         for part in planned.parts:
             new[part.conversation] = text(1)
             if part.drafted:
                 drafts.learn(part.draft, part.drafted, 1, 0)
             if speculate:
                 drafts.extend(part.conversation.key, new[part.conversation])
-        scheduler.complete(planned, new)  # type: ignore[arg-type]
+        scheduler.complete(planned, new)
 
     return took(step)
 

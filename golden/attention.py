@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +24,11 @@ SCORE_FRAC = 14
 SCORE_WIDTH = 24
 """Scores are log2 values, signed Q10.14."""
 
-UNIT = 1 << 24
-"""P of the largest score."""
-
 LEVEL_FRAC = 4
 """Levels are log2 values, Q12.4."""
+
+_ABOVE = 19
+"""Sixteenths by which the largest level is raised before its fraction is cut: what levels and scores are cut by at most, and a little."""
 
 VALUE_FRAC = 16
 """Of the 23 fraction bits of a V scale, those that a weight sees."""
@@ -99,13 +100,14 @@ def level(scores: I64, value_scale: F32) -> I64:
     return (scores >> (SCORE_FRAC - LEVEL_FRAC)) + (pattern >> (fp.MANTISSA_BITS - LEVEL_FRAC)) + (infinite << 14)
 
 
-def exponent(largest: I64, maximum: I64) -> I64:
-    """e of a query, from the largest level and the largest score of its keys: 1..256, or more behind an infinite V scale.
+def exponent(largest: Any, maximum: Any) -> Any:
+    """e of a query, from the largest level and the largest score of its keys: 1..256, or more behind an infinite V scale. Of integers,
+    or of values of the hardware.
 
     2^(e - 127) is just above the largest P x V scale: by a factor of 2^0.038 at least (so that its weight is at most
     `WEIGHT_MAX` and never saturates) and 2^1.25 at most (and at least `WEIGHT_MIN`).
     """
-    return (largest - (maximum >> (SCORE_FRAC - LEVEL_FRAC)) + 19) >> LEVEL_FRAC
+    return (largest - (maximum >> (SCORE_FRAC - LEVEL_FRAC)) + _ABOVE) >> LEVEL_FRAC
 
 
 def softmax(

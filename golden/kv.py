@@ -30,7 +30,7 @@ class CacheFormat:
     @property
     def element_bits(self) -> tuple[int, int]:
         """Of K and of V."""
-        return tuple(4 if narrow else 8 for narrow in (self.k_narrow, self.v_narrow))  # type: ignore[return-value]
+        return 4 if self.k_narrow else 8, 4 if self.v_narrow else 8
 
     def problem(self, config: AcceleratorConfig) -> str | None:
         """Why an accelerator cannot keep its cache so; None if it can."""

@@ -128,6 +128,24 @@ class Checkpoint:
     moved: NDArray[np.float32] | None = None
 
 
+_UNSUPPORTED = {
+    "qwen2": "whose linear layers have a bias",
+    "qwen2moe": "a mixture of experts",
+    "qwen3moe": "a mixture of experts",
+    "qwen3next": "with linear attention (gated DeltaNet) in most layers",
+    "qwen35": "with linear attention (gated DeltaNet) in most layers, and in Bonsai's second generation with activations multiplied by a Hadamard matrix",
+    "qwen35moe": "a mixture of experts with linear attention (gated DeltaNet)",
+    "minicpm": "with muP scales of embedding, residual and head",
+    "granite": "with muP scales of embedding, residual, attention and head",
+    "mixtral": "a mixture of experts",
+}
+
+
+def unsupported(kind: object) -> str | None:
+    """What a kind of model, as GGUF's architecture or Hugging Face's model_type names it, has that no accelerator does; None of any other."""
+    return _UNSUPPORTED.get(str(kind).replace("_", ""))
+
+
 def group_scales(where: str, values: NDArray[np.float32], first: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Signs int8[rows, inputs] and scales [rows, groups] of floating-point weights of which each `ternary.GROUP` inputs hold -s, 0 and s.
 

@@ -106,7 +106,9 @@ def command(
         if prompt or complete or trace is not None or pictures is not None:
             raise UserError("--sequences and --speculate go without --prompt, --complete, --trace and --pictures")
         together(
-            Together(model, config, memory, context, sequences, wanted, planes), work if speculate else None, as_json
+            Together(model, config, memory, context, sequences, wanted, planes, cache),
+            work if speculate else None,
+            as_json,
         )
         return
     if trace is not None:

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import CacheFormat
 from tellme.host.errors import UserError
 from tellme.host.image.model import demo_folder
 from tellme.host.machine.costs import Costs
@@ -28,7 +29,8 @@ SIMULATED = 4
 
 @dataclass(frozen=True)
 class Together:
-    """What is measured: `sequences` conversations with `context` cached keys each. candidates, planes : of the screened head, 0: the full head."""
+    """What is measured: `sequences` conversations with `context` cached keys each. candidates, planes : of the screened head, 0: the full head.
+    kv : elements of the cache."""
 
     model: str
     config: AcceleratorConfig
@@ -37,6 +39,7 @@ class Together:
     sequences: int
     candidates: int
     planes: int
+    kv: CacheFormat
 
 
 def _guessed(t: Together, work: str) -> Replay:
@@ -47,7 +50,7 @@ def _guessed(t: Together, work: str) -> Replay:
         raise UserError(f"--work must be one of {', '.join(w.name for w in WORK)}, not {work!r}") from None
     tokenizer = Tokenizer(Files.read(demo_folder()), shape("demo").vocab)
     spec = shape(t.model)
-    costs = Costs(spec, t.config)
+    costs = Costs(spec, t.config, t.kv)
 
     def cost(positions: Any, slots: Any, heads: int) -> float:
         # As if each conversation had `context` keys before every pass.
@@ -57,7 +60,7 @@ def _guessed(t: Together, work: str) -> Replay:
 
     w = find(work)
     text = tokenizer.encode(w.prompt), tokenizer.encode_more(w.answer)
-    return replay([text] * t.sequences, t.config, spec.heads // spec.kv_heads, cost)
+    return replay([text] * t.sequences, t.config, spec.heads // spec.kv_heads, cost, kv=t.kv)
 
 
 def _planned(t: Together, lanes: Shape) -> int:
@@ -65,7 +68,8 @@ def _planned(t: Together, lanes: Shape) -> int:
     from tellme.sim.stream import SustainedMemory
 
     given = side_by_side(lanes, t.context)
-    todo = steps(shape(t.model), t.config, given.positions, given.slots, given.head[1], t.candidates, t.planes or 1)
+    asked = given.positions, given.slots, given.head[1]
+    todo = steps(shape(t.model), t.config, *asked, t.candidates, t.planes or 1, t.kv)
     return predict(todo, t.config, SustainedMemory(t.memory, in_use(t.config, "sim").phases or None)).cycles
 
 
@@ -88,6 +92,7 @@ def _report(t: Together, work: str | None, kinds: Counter[Shape], tokens: int, c
         "head": "screened" if t.candidates else "full",
         "candidates": t.candidates or None,
         "planes": t.planes if t.candidates else None,
+        "kv": t.kv.name,
         "sequences": t.sequences,
         "work": work,
         "tokens_per_s": tokens * t.config.clock_hz / total,
@@ -138,6 +143,7 @@ def together(t: Together, work: str | None, as_json: bool) -> None:
             context=t.context,
             candidates=t.candidates,
             planes=t.planes,
+            kv=t.kv,
             say=status,
             status=status,
         )

@@ -524,6 +524,7 @@ def measure_together(
     context: int,
     candidates: int = 0,
     planes: int = 1,
+    kv: CacheFormat = EIGHT,
     say: Say = lambda _: None,
     status: Status | None = None,
 ) -> dict[Shape, Cost]:
@@ -540,8 +541,8 @@ def measure_together(
     CheckError : a result differs from golden's.
     """
     spec = shape(name)
-    check_fits(spec, config, name)
-    usable = usable_context(replace(spec, max_context=min(spec.max_context, config.max_context)), config)
+    check_fits(spec, config, name, kv)
+    usable = usable_context(spec, config, kv)
     longest = max(n for lanes in shapes for n in lanes)
     if not 0 <= context <= usable - longest:
         raise UserError(f"context must be from 0 to {usable - longest} for {name} on {config.name!r}, not {context}")
@@ -552,7 +553,7 @@ def measure_together(
         say(f"{name}: preparing {layers} layer{'s' * (layers > 1)}")
         with Machine(
             spec, layers, config, timing, cached=context, context=room, slots=len(shapes[0]), candidates=candidates,
-            planes=planes, status=status,
+            planes=planes, kv=kv, status=status,
         ) as m:  # fmt: skip
             for lanes in shapes:
                 say(f"{name}: simulating {'+'.join(map(str, lanes))} lanes at position {context}, {layers} layers")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.host.talk.drafts import Draft, Drafts
 from tellme.host.talk.scheduler import Conversation, Cost, Planned, Scheduler
 
@@ -55,6 +56,7 @@ def replay(
     cost: Cost,
     *,
     speculate: bool = True,
+    kv: CacheFormat = EIGHT,
 ) -> Replay:
     """Conversations side by side, until the first has said its answer.
 
@@ -63,9 +65,10 @@ def replay(
     texts : tokens of prompt and answer of each conversation; no more than lanes.
     group : query heads of a KV head.
     cost : what a pass costs.
+    kv : elements of the cache.
     """
     context = max(len(prompt) + len(answer) for prompt, answer in texts)
-    scheduler = Scheduler(config, group, context, len(texts), cost=cost)
+    scheduler = Scheduler(config, group, context, len(texts), cost=cost, kv=kv)
     drafts = Drafts()
     answers: dict[Conversation, Sequence[int]] = {}
     for prompt, answer in texts:

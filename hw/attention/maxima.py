@@ -89,9 +89,8 @@ class Maxima(wiring.Component):
             with m.If(compared):
                 m.d.sync += statistics[i].m.eq(Mux(score > before_score, score, before_score))
                 # Every two of them at once: a comparison behind another would be too long for a cycle.
-                largest: Value = Const(1)
                 for k, level in enumerate(levels):
-                    largest = level > before_level
+                    largest: Value = level > before_level
                     for other in levels[:k]:
                         largest &= level > other
                     for other in levels[k + 1 :]:

@@ -7,7 +7,8 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from tellme.golden.attention import LEVEL_FRAC, SCORE_FRAC, VALUE_FRAC
+from tellme.golden import attention
+from tellme.golden.attention import SCORE_FRAC, VALUE_FRAC
 from tellme.hw.attention.block import (
     EXPONENT_BITS,
     LEVEL_BITS,
@@ -119,7 +120,7 @@ class WeightPass(wiring.Component):
             m.d.sync += [
                 maximum.eq(self.statistics.maxima[i].m),
                 level.eq(self.statistics.maxima[i].level),
-                exponent.eq((level - (maximum >> (SCORE_FRAC - LEVEL_FRAC)) + 19) >> LEVEL_FRAC),
+                exponent.eq(attention.exponent(level, maximum)),
             ]
             exponents.append(exponent)
             powers.append([])

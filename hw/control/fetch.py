@@ -297,7 +297,8 @@ class Fetcher(wiring.Component):
             cells.eq(kv.cells(d.attention.head_dim)),
             scale_beats.eq(kv.scale_reads(phase.keys)),
         ]
-        m.d.sync += [  # the phase's, while its block's address is made
+        m.d.sync += [
+            # Of the phase: it stands while the address of its block is made.
             narrow.eq(Mux(phase.v, v_narrow, k_narrow)),
             tile_beats.eq(Mux(narrow, kv.cell_reads(phase.keys, 1), kv.cell_reads(phase.keys, 0))),
             k_beats.eq(kv.v_data(cells, k_narrow)),

@@ -115,7 +115,7 @@ def test_the_plan_of_a_screened_head_is_near_the_simulation(lanes: int, candidat
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("--head", "screened", "--candidates", "64"), ("--speculate", "--work", "list")]
+    "options", [(), ("--kv", "4"), ("--head", "screened", "--candidates", "64"), ("--speculate", "--work", "list")]
 )
 def test_several_conversations_are_measured_and_the_plan_is_within_three_percent(
     options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
@@ -129,7 +129,9 @@ def test_several_conversations_are_measured_and_the_plan_is_within_three_percent
     times = sum(p["times"] for p in r["passes"])
     assert r["tokens_per_s"] == pytest.approx(r["tokens_per_pass"] * times * TINY.clock_hz / cycles)
     assert abs(r["plan_error"]) < (0.06 if "screened" in options else 0.03) and r["on_rtl"] > 0.9
-    assert r["head"] == ("screened" if "screened" in options else "full")
+    assert r["head"] == ("screened" if "screened" in options else "full") and r["kv"] == (
+        "4" if "4" in options else "8"
+    )
     if "--speculate" in options:
         assert r["tokens_per_pass"] > 3 and r["accepted"] > 0 and r["faster"] > 1
     else:

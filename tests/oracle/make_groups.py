@@ -31,6 +31,7 @@ from tests.oracle.groups import (
     tensors,
     vectors,
 )
+from tests.oracle.make_families import draw
 
 HEAD = {"bonsai": (0.35, 1.8), "bonsai-outliers": (0.35, 1.8), "bonsai-64": (0.35, 1.8)}
 """Standard deviation of the logarithm of the lengths of head rows, and of the logits of a row of mean length."""
@@ -79,17 +80,6 @@ def weights(name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
     return out
 
 
-def draw(model: nn.Module) -> torch.Tensor:
-    """Random sequences of the model's own: [SEQUENCES, LENGTH]."""
-    ids = last = torch.zeros(SEQUENCES, 1, dtype=torch.int64)
-    cache = None
-    while ids.shape[1] < LENGTH:
-        out = model(last, past_key_values=cache, use_cache=True)
-        cache, last = out.past_key_values, torch.multinomial(out.logits[:, -1].softmax(-1), 1)
-        ids = torch.cat([ids, last], -1)
-    return ids
-
-
 def tap(model: nn.Module, ids: torch.Tensor) -> dict[str, np.ndarray]:
     """`i.<projection>.x` and `.y`, inputs and outputs of every linear layer."""
     out: dict[str, np.ndarray] = {}
@@ -128,7 +118,7 @@ def main() -> int:
         missing, unexpected = model.load_state_dict(state, strict=False)
         assert not unexpected and set(missing) <= {"lm_head.weight"}
         with torch.no_grad():
-            ids = draw(model)
+            ids = draw(model, SEQUENCES, LENGTH)
             logits = model(ids).logits[:, :-1]
             taps = tap(model, ids[0, :TAPPED])
         losses = nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").numpy()

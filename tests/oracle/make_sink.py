@@ -76,7 +76,7 @@ def write() -> torch.nn.Module:
     model.save_pretrained(CHECKPOINT, state_dict=state)
     for path in CHECKPOINT.iterdir():
         path.chmod(0o644)
-    write_tokenizer(CHECKPOINT)
+    write_tokenizer(CHECKPOINT, VOCAB)
     return transformers.AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
 
 

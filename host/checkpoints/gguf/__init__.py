@@ -39,9 +39,9 @@ from numpy.typing import NDArray
 from tellme.golden.model import LayerWeights, ModelWeights
 from tellme.golden.spec import MATRICES, NORMS
 from tellme.host.checkpoints.balance import balanced
-from tellme.host.checkpoints.common import Checkpoint, LazyLayers, golden_errors
+from tellme.host.checkpoints.common import Checkpoint, LazyLayers, golden_errors, unsupported
 from tellme.host.checkpoints.gguf.header import SPLIT
-from tellme.host.checkpoints.gguf.spec import ARCHITECTURES, REFUSED, read_spec, tensor_names
+from tellme.host.checkpoints.gguf.spec import ARCHITECTURES, read_spec, tensor_names
 from tellme.host.checkpoints.gguf.tensors import Gguf
 from tellme.host.checkpoints.gguf.vocabulary import read_tokenizer
 from tellme.host.errors import UserError
@@ -89,10 +89,8 @@ def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
     g = Gguf(path)
     _refuse_parts(g)
     architecture = g.text("general.architecture")
-    if architecture in REFUSED:
-        raise UserError(
-            f"{path}: its architecture is {architecture!r}, {REFUSED[architecture]}, which is not supported"
-        )
+    if why := unsupported(architecture):
+        raise UserError(f"{path}: its architecture is {architecture!r}, {why}, which is not supported")
     if architecture not in ARCHITECTURES:
         raise UserError(f"{path}: its architecture is {architecture!r}; supported are {', '.join(ARCHITECTURES)}")
     notes: list[str] = []

@@ -17,17 +17,6 @@ _ACTIVATIONS = {name: a.name for a in reversed(ACTIVATIONS.values()) for name in
 _ACTIVATION_KEYS = ("hidden_activation", "hidden_act", "activation_function", "feed_forward_activation")
 """Last parts of the metadata that name the gate: llama.cpp's, then what configurations call it."""
 ARCHITECTURES = {"bitnet": "silu", "bitnet-b1.58": "relu2", "bitnet-25": "relu2", "llama": "silu", "qwen3": "silu"}
-REFUSED = {
-    "qwen2": "whose linear layers have a bias",
-    "qwen2moe": "a mixture of experts",
-    "qwen3moe": "a mixture of experts",
-    "qwen3next": "with linear attention (gated DeltaNet) in most layers",
-    "qwen35": "with linear attention (gated DeltaNet) in most layers, and in Bonsai's second generation with activations multiplied by a Hadamard matrix",
-    "qwen35moe": "a mixture of experts with linear attention (gated DeltaNet)",
-    "minicpm": "with muP scales of embedding, residual and head",
-    "granite": "with muP scales of embedding, residual, attention and head",
-}
-"""Architectures that are known, and what they have that no accelerator does."""
 _SHAPE_2B_4T = (2560, 30, 6912, 128256)
 _SHAPE_LARGE = (1536, 24, 4096, 32002)
 """hidden, layers, ffn, vocabulary of microsoft/bitnet-b1.58-2B-4T and of 1bitLLM/bitnet_b1_58-large (the others of the first

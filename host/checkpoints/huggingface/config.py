@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tellme.golden.spec import ACTIVATIONS, ModelSpec, RopeScaling
-from tellme.host.checkpoints.common import activation, golden_errors
+from tellme.host.checkpoints.common import activation, golden_errors, unsupported
 from tellme.host.errors import UserError
 
 _ACTIVATIONS = {name: a.name for a in ACTIVATIONS.values() for name in a.transformers}
@@ -15,18 +15,6 @@ _FLOATING = ("lm_head", "embed_tokens")
 _LINEAR_CLASSES = ("bitlinear", "autobitlinear")
 
 
-_REFUSED = {
-    "qwen2": "whose linear layers have a bias",
-    "qwen2_moe": "a mixture of experts",
-    "qwen3_moe": "a mixture of experts",
-    "qwen3_next": "with linear attention (gated DeltaNet) in most layers",
-    "qwen3_5": "with linear attention (gated DeltaNet) in most layers",
-    "qwen3_5_moe": "a mixture of experts with linear attention (gated DeltaNet)",
-    "minicpm": "with muP scales of embedding, residual and head",
-    "granite": "with muP scales of embedding, residual, attention and head",
-    "mixtral": "a mixture of experts",
-}
-"""Kinds of models that are known, and what they have that no accelerator does."""
 _MUP = (
     "scale_emb",
     "scale_depth",
@@ -92,8 +80,8 @@ def read_family(path: Path, config: dict[str, Any]) -> Family:
     kind = config.get("model_type")
     bitnet = kind == "bitnet" or any("bitnet" in str(a).lower() for a in names)
     qwen3 = not bitnet and (kind == "qwen3" or "Qwen3ForCausalLM" in names)
-    if isinstance(kind, str) and kind in _REFUSED:
-        raise UserError(f"{path}: model_type is {kind!r}, {_REFUSED[kind]}, which is not supported")
+    if why := unsupported(kind):
+        raise UserError(f"{path}: model_type is {kind!r}, {why}, which is not supported")
     if not bitnet and not qwen3 and kind != "llama" and "LlamaForCausalLM" not in names:
         raise UserError(
             f"{path}: model_type is {kind!r}, architectures {names!r}; supported are 'bitnet', BitnetForCausalLM (1bitLLM) "
