@@ -539,6 +539,7 @@ def plugged(board: Board) -> Iterator[LocalDevice]:
     before = [(where, name, getattr(where, name, missing)) for where, name, _ in places]
     for where, name, value in places:
         setattr(where, name, value)
+    network.ensure_event_loop()
     device = LocalDevice(board)
     active = pynq.Device.__dict__.get("_active_device")
     pynq.Device.active_device = device

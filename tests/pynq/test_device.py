@@ -6,9 +6,11 @@ All devices hold the RTL of the tiny preset; they differ in the device class alo
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -33,11 +35,12 @@ from tellme.host.machine.driver import Driver
 from tellme.host.machine.passes import PassResult
 from tellme.host.machine.program import compile_program
 from tellme.host.machine.pynq.device import PynqDevice
+from tellme.host.machine.pynq.network import find_device
 from tellme.host.talk.engine import Engine
 from tellme.host.text.sampling import Sampling
 from tests.host.support import WORD, write_checkpoint
 from tests.models import small_spec
-from tests.pynq.board import Board, reference, simulation
+from tests.pynq.board import Board, LocalDevice, reference, simulation
 from tests.pynq.files import write_build
 
 pytestmark = pytest.mark.xdist_group("machine")
@@ -333,3 +336,24 @@ def test_the_host_is_written_for_the_python_of_the_boards() -> None:
     """Ubuntu 22.04 on the boards has Python 3.10; what runs there must be 3.10's language."""
     for path in (*Path("golden").glob("*.py"), *Path("host").glob("*.py")):
         ast.parse(path.read_text(), str(path), feature_version=(3, 10))
+
+
+def test_a_board_is_found_in_threads_and_after_asyncio_run(
+    board: Callable[..., Board], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PYNQ's devices take an event loop when they are made; neither place has one."""
+    made = board()
+
+    class Probed:
+        _probe_ = staticmethod(lambda: [LocalDevice(made)])
+
+    monkeypatch.setattr(type(pynq.Device), "_subclasses", {0: Probed})
+    monkeypatch.delattr(pynq.Device, "_active_device")
+    monkeypatch.delattr(pynq.Device, "_devices", raising=False)
+
+    def find() -> Any:
+        asyncio.run(asyncio.sleep(0))
+        return find_device()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert isinstance(pool.submit(find).result(), LocalDevice)

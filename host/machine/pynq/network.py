@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import platform
@@ -16,6 +17,16 @@ from tellme.host.errors import DeviceError, UserError
 from tellme.host.machine.pynq.ip import line, pynq
 
 
+def ensure_event_loop() -> None:
+    """Gives this thread an event loop where it has none, as after `asyncio.run`: PYNQ's devices take one when made."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python 3.12 warns where it makes one itself
+        try:
+            asyncio.get_event_loop()
+        except RuntimeError:
+            asyncio.set_event_loop(asyncio.new_event_loop())
+
+
 def find_device(device: Any = None) -> Any:
     """The PYNQ device to use.
 
@@ -25,6 +36,7 @@ def find_device(device: Any = None) -> Any:
     UserError : this user may not use it, or this PYNQ knows no boards over the network.
     """
     if device is None:
+        ensure_event_loop()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
