@@ -42,7 +42,7 @@ def factors(columns: F32, gain: F32, stream: F32) -> F32:
     """
     sizes = []
     for size in (columns, np.abs(gain), stream):
-        usual = np.median(size[size > 0]) if size.any() else np.float32(1)
+        usual = np.float32(np.median(size[size > 0].astype(np.float64))) if size.any() else np.float32(1)
         sizes.append(np.log2(np.maximum(size / usual, np.float32(2.0**-MOST))))
     exponent = np.rint((sizes[0] - sizes[1] - np.maximum(sizes[2], 0)) / 2)
     # A column or gain of zeros gives nothing away, whatever the other is.
@@ -90,8 +90,11 @@ def balanced(weights: ModelWeights, rows: NDArray[Any]) -> tuple[ModelWeights, F
     moved = factors(columns, weights.norm, stream)
     if (moved == 1).all():
         return weights, None
+    with np.errstate(over="ignore"):
+        norm = weights.norm * moved
+    if not np.isfinite(norm).all():
+        return weights, None
     codes, scales = _quantised(rows, moved)
-    norm = weights.norm * moved
     if weights.spec.tied:
         return replace(weights, norm=norm, embedding=codes, embedding_scales=scales), moved
     return replace(weights, norm=norm, head=codes, head_scales=scales), moved

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +71,7 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _roofline(ax: Axes, measured: Measurement) -> None:
+def _roofline(ax: Axes, measured: Measurement, beside: Sequence[Measurement] = ()) -> None:
     c: AcceleratorConfig = measured.config
     spec = SHAPES[measured.model]
     compute = 2.0 * c.lanes * c.beat_weights * c.clock_hz
@@ -88,13 +90,13 @@ def _roofline(ax: Axes, measured: Measurement) -> None:
             markersize=6,
             label=f"{name}, {rate:.0f} tok/s (board)",
         )
-    d = measured.decode
-    ax.plot(
-        operations(spec) / (d.beats * c.beat_bytes),
-        measured.tokens_per_s * operations(spec),
-        "o",
-        label=f"this, decode, {measured.tokens_per_s:.0f} tok/s (simulated)",
-    )
+    for m in (measured, *beside):
+        ax.plot(
+            operations(spec) / (m.decode.beats * c.beat_bytes),
+            m.tokens_per_s * operations(spec),
+            "o",
+            label=f"this, decode, {m.context:,} keys{_choice(m)}, {m.tokens_per_s:.0f} tok/s (simulated)",
+        )
     if measured.prefill:
         tokens = sum(p.lanes for p in measured.prefill)
         linear = 2 * spec.layers * spec.layer_weights * tokens + 2 * spec.vocab * spec.hidden
@@ -104,6 +106,11 @@ def _roofline(ax: Axes, measured: Measurement) -> None:
     ax.set(xscale="log", yscale="log", xlabel="operations a byte read", ylabel="operations a second")
     ax.set_title(f"Roofline: {measured.model} on {c.name}")
     ax.legend(fontsize=7, frameon=False, loc="lower right")
+
+
+def _choice(m: Measurement) -> str:
+    """Head and cache, where they are not the usual ones."""
+    return ", screened head" * bool(m.candidates) + f", KV {m.kv.name}" * (m.kv.name != "8")
 
 
 def _breakdown(ax: Axes, measured: Measurement) -> None:
@@ -160,8 +167,12 @@ def prepare(folder: Path) -> None:
     check_new_folder(folder)
 
 
-def draw(measured: Measurement, folder: Path) -> list[Path]:
+def draw(measured: Measurement, folder: Path, beside: Sequence[Measurement] = ()) -> list[Path]:
     """Writes `<model>-roofline.svg`, `<model>-breakdown.svg`, `<model>-fifo.svg`; the measurement must hold a trace.
+
+    Parameters
+    ----------
+    beside : decode passes of the same model on the same accelerator, for the roofline.
 
     Raises
     ------
@@ -172,7 +183,8 @@ def draw(measured: Measurement, folder: Path) -> list[Path]:
     out = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, paint in (("roofline", _roofline), ("breakdown", _breakdown), ("fifo", _level)):
+        roofline = partial(_roofline, beside=beside)
+        for name, paint in (("roofline", roofline), ("breakdown", _breakdown), ("fifo", _level)):
             figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
             paint(ax, measured)
             path = folder / f"{measured.model}-{name}.svg"
