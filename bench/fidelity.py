@@ -147,8 +147,8 @@ def _made(change: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, its sequences [SEQUENCES, LENGTH], and logarithms of the probabilities that PyTorch gives:
-    [SEQUENCES, LENGTH, vocab]. `text`: another sequence, for the calibration of the screened head."""
+    """A model, its sequences [sequences, LENGTH], and logarithms of the probabilities that PyTorch gives:
+    [sequences, LENGTH, vocab]. `text`: another sequence, for the calibration of the screened head."""
 
     name: str
     checkpoint: Checkpoint
@@ -163,15 +163,15 @@ def _torch(model: nn.Module, ids: torch.Tensor) -> F64:
         return np.stack([log_softmax(model(s[None]).logits[0].float().numpy()) for s in ids])
 
 
-def subject(family: str, variant: str) -> Subject:
-    """One of the models."""
+def subject(family: str, variant: str, sequences: int = SEQUENCES) -> Subject:
+    """One of the models, and so many sequences of 256 tokens."""
     seed = 200 + 10 * FAMILIES.index(family) + list(CHANGES).index(variant)
     shape = SHAPES[family] | {"num_hidden_layers": LAYERS, "vocab_size": VOCAB, "max_position_embeddings": LENGTH}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "m"
         model = write(family, folder, seed, shape=shape, head=HEAD, change=_made(CHANGES[variant]))
         with torch.no_grad():
-            ids = draw(model, SEQUENCES + 1, LENGTH)
+            ids = draw(model, sequences + 1, LENGTH)
         text = " ".join(f"w{i}" for i in ids[-1].tolist())
         ids = ids[:-1]
         exact = _torch(model, ids)
@@ -292,7 +292,9 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="models whose name has this word in it; print only")
-    only = parser.parse_args().only
+    parser.add_argument("--sequences", type=int, default=SEQUENCES, help="of 256 tokens; with other than 4, print only")
+    options = parser.parse_args()
+    only, kept = options.only, not options.only and options.sequences == SEQUENCES
     closeness: list[str] = []
     screened: list[str] = []
 
@@ -300,7 +302,7 @@ def main() -> None:
         closeness.extend(rows)
         screened.append(row)
         print("\n".join([*rows, row]), flush=True)
-        if not only:
+        if kept:
             _write(closeness=closeness, screened=screened)
 
     for variant in CHANGES:
@@ -309,7 +311,7 @@ def main() -> None:
         for family in SHAPES:
             name = f"{family}, {variant}"
             if only in name:
-                s = subject(family, variant)
+                s = subject(family, variant, options.sequences)
                 figures = figures_of(s.checkpoint, s.text)
                 rows = closeness_rows(name, list(s.float32), list(s.bfloat16), list(s.ids), s.checkpoint, figures)
                 add(rows, screen_row(name, figures))
