@@ -161,7 +161,7 @@ WAYS: dict[str, Kept] = {
 
 def golden(weights: ModelWeights, kv: CacheFormat, ids: I64) -> NDArray[np.floating]:
     """Golden's logits [positions, vocab] of a sequence."""
-    logits = GoldenModel(weights, KV260, cache=kv).prefill(ids, all_logits=True).logits
+    logits = GoldenModel(weights, replace(KV260, hadamard=True), cache=kv).prefill(ids, all_logits=True).logits
     assert logits is not None
     return logits
 
@@ -178,6 +178,8 @@ def main() -> None:
     for m in found:
         for kv in CACHE_FORMATS.values():
             print(m.row(kv.name, partial(golden, m.weights, kv)), flush=True)
+            turned = replace(kv, hadamard=True)
+            print(m.row(f"{kv.name}, Hadamard", partial(golden, m.weights, turned)), flush=True)
     if options.ways:
         print("\n" + HEADER, flush=True)
         m = found[0]
