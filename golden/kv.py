@@ -33,8 +33,8 @@ class CacheFormat:
 
     @property
     def options(self) -> str:
-        """As commands are given it."""
-        return f"--kv {self.name}{' --hadamard' if self.hadamard else ''}"
+        """As commands are given it, behind `--kv`."""
+        return f"{self.name}{' --hadamard' if self.hadamard else ''}"
 
     @property
     def element_bits(self) -> tuple[int, int]:
@@ -49,7 +49,7 @@ class CacheFormat:
                 f"cannot be kept as {self.name!r}"
             )
         if self.hadamard and not config.hadamard:
-            return f"accelerator {config.name!r} is built without the Hadamard transform of queries and keys (hadamard)"
+            return f"accelerator {config.name!r} is built without the Hadamard transform of queries and keys"
         return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -122,6 +123,15 @@ Kv = Annotated[
     ),
 ]
 
+Hadamard = Annotated[
+    bool,
+    typer.Option(
+        "--hadamard/--no-hadamard",
+        help="Turn queries and keys by a Hadamard matrix, which makes keys of 4 bits less often far off; only on accelerators built with "
+        "hadamard=true.",
+    ),
+]
+
 NARROW_WARNINGS = {
     "8-4": "values of the cache are of 4 bits, which changes one likeliest token in a hundred of the demo's and more of some models; "
     "tellme eval --kv 8-4 --reference tells it of yours",
@@ -152,8 +162,8 @@ RepetitionPenalty = Annotated[
 ]
 
 
-def cache_format(name: str) -> CacheFormat:
-    """The elements that `--kv` names.
+def cache_format(name: str, hadamard: bool = False) -> CacheFormat:
+    """The elements that `--kv` and `--hadamard` choose.
 
     Raises
     ------
@@ -163,7 +173,7 @@ def cache_format(name: str) -> CacheFormat:
         raise UserError(
             f"--kv must be {', '.join(list(CACHE_FORMATS)[:-1])} or {list(CACHE_FORMATS)[-1]}, not {name!r}"
         )
-    return CACHE_FORMATS[name]
+    return replace(CACHE_FORMATS[name], hadamard=hadamard)
 
 
 def bench_candidates(head: str, candidates: int | None, planes: int, vocab: int) -> int:
