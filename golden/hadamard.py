@@ -10,8 +10,6 @@ integer, scale to 127 or 7.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 

@@ -56,7 +56,11 @@ _NARROW = (
     _field("v_narrow", 0, 13, 1, "values of the cache are of 4 bits"),
 )
 _HADAMARD = _field(
-    "hadamard", 0, 14, 1, "QKV: queries and keys are turned by a Hadamard matrix before they are quantised; q_scale is over 32"
+    "hadamard",
+    0,
+    14,
+    1,
+    "QKV: queries and keys are turned by a Hadamard matrix before they are quantised; q_scale is over 32",
 )
 _HEADS = (
     _field("head_dim", 11, 0, 16, "dimensions of a head"),

@@ -34,7 +34,11 @@ def features(rng: np.random.Generator, values: str, dim: int) -> Any:
         return np.full(dim, rng.choice([-top - 1, top]))
     if values == "spike":
         return np.where(np.arange(dim) == rng.integers(dim), rng.choice([-top, top]), 0)
-    return rng.integers(-1, 2, dim) * {"zero": 0, "few": 3}.get(values, 1) if values != "mixed" else rng.integers(-top, top + 1, dim)
+    return (
+        rng.integers(-1, 2, dim) * {"zero": 0, "few": 3}.get(values, 1)
+        if values != "mixed"
+        else rng.integers(-top, top + 1, dim)
+    )
 
 
 def heads(rng: np.random.Generator, config: AcceleratorConfig, count: int) -> Iterator[dict[str, Any]]:
@@ -108,4 +112,6 @@ async def check_heads(dut: Any) -> None:
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=lambda c: c.name)
 def test_heads_equal_golden(config: AcceleratorConfig) -> None:
-    simulate(Hadamard(config), __name__, testcase="check_heads", parameters={"config": config.name, "seed": 3, "count": 200})
+    simulate(
+        Hadamard(config), __name__, testcase="check_heads", parameters={"config": config.name, "seed": 3, "count": 200}
+    )

@@ -8,7 +8,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tellme.golden import attention, check, elementwise, fp, hadamard, head, layout, registers, schedule, screen, ternary
+from tellme.golden import (
+    attention,
+    check,
+    elementwise,
+    fp,
+    hadamard,
+    head,
+    layout,
+    registers,
+    schedule,
+    screen,
+    ternary,
+)
 from tellme.golden.boards import phases, place
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.kv import CACHE_FORMATS

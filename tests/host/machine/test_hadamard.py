@@ -23,9 +23,7 @@ from tests.host.machine.test_narrow import checked, cli, compiled, descriptors, 
 from tests.host.support import WORD, write_checkpoint
 from tests.models import small_spec
 
-EVERY = pytest.mark.parametrize(
-    "kv", [replace(c, hadamard=True) for c in CACHE_FORMATS.values()], ids=lambda c: c.name
-)
+EVERY = pytest.mark.parametrize("kv", [replace(c, hadamard=True) for c in CACHE_FORMATS.values()], ids=lambda c: c.name)
 LITTLE = replace(TINY, hadamard=True)
 SHAPES: list[Any] = [
     pytest.param(small_spec(), LITTLE, id="gqa-tiny"),
