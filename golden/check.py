@@ -103,6 +103,8 @@ def _linear(f: dict[str, int], config: AcceleratorConfig, state: _State) -> Iter
         yield f"block_rows is {block}, no multiple of {ROW_MULTIPLE} from {ROW_MULTIPLE} to {config.block_rows}"
     if kind is Kind.QKV:
         yield from _heads(f, config)
+        if f["hadamard"] and not config.hadamard:
+            yield "hadamard is 1, the accelerator turns no queries and keys (hadamard)"
         if rows != (f["heads"] + 2 * f["kv_heads"]) * f["head_dim"]:
             yield f"rows is {rows}, not those of {f['heads']} query and {f['kv_heads']} key-value heads of {f['head_dim']}"
         if rows > config.max_features:

@@ -74,6 +74,7 @@ class AcceleratorConfig:
     weight_format : how matrices are packed, a name of `golden.formats`: 'ternary' (one scale a matrix) or 'grouped' (a scale for every
         64 weights, and an exponent for every 64 activations).
     narrow_cache : K and V of the cache may be of 4 bits; attention then takes half the queries and twice the keys at once.
+    hadamard : queries and keys may be turned by a Hadamard matrix before they are quantised.
 
     Raises
     ------
@@ -103,6 +104,7 @@ class AcceleratorConfig:
     clock_hz: int = 250_000_000
     weight_format: str = "ternary"
     narrow_cache: bool = False
+    hadamard: bool = False
 
     def __post_init__(self) -> None:
         _require(
@@ -155,6 +157,7 @@ class AcceleratorConfig:
         integer("max_context", 1, MAX_POSITIONS)
         integer("clock_hz", *CLOCK_HZ)
         _require(type(self.narrow_cache) is bool, f"narrow_cache must be true or false, not {self.narrow_cache!r}")
+        _require(type(self.hadamard) is bool, f"hadamard must be true or false, not {self.hadamard!r}")
         _require(
             not self.narrow_cache or self.attention_lanes >= 2,
             "narrow_cache needs attention_lanes of at least 2: half of them take the even beats' keys, half the odd ones'",

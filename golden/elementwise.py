@@ -122,7 +122,7 @@ def inverse_count(n: int) -> np.float32:
     return np.float32(1 / n)
 
 
-def _factors(stats: Statistics, norm: bool, eps: float, largest: ArrayLike = 127) -> tuple[F32, F32]:
+def factors(stats: Statistics, norm: bool, eps: float, largest: ArrayLike = 127) -> tuple[F32, F32]:
     """What features are multiplied with, and the scale of the result."""
     most = np.asarray(largest, np.float64)
     if norm:
@@ -141,7 +141,7 @@ def quantise(stats: Statistics, *, norm: bool, eps: float = 0.0, largest: ArrayL
 
     The normalising factor r enters only the absolute maximum and the scale: q never sees r * u rounded.
     """
-    inv, scale = _factors(stats, norm, eps, largest)
+    inv, scale = factors(stats, norm, eps, largest)
     return fp.to_int8(fp.mul(stats.u, inv[..., None])), scale
 
 
@@ -163,7 +163,7 @@ def exponents(stats: Statistics) -> NDArray[np.int8]:
 def quantise_groups(stats: Statistics, *, norm: bool, eps: float = 0.0) -> tuple[I8, NDArray[np.int8], F32]:
     """Block floating point: int8 activations [..., n], an exponent e of each group [..., groups], and scales [...]; an activation is
     q * 2^-e * scale."""
-    inv, scale = _factors(stats, norm, eps)
+    inv, scale = factors(stats, norm, eps)
     e = exponents(stats)
     each = np.repeat(e.astype(np.int32), ternary.GROUP, axis=-1)[..., : stats.u.shape[-1]]
     # The product is at most about 127 in magnitude, or infinite: a power of two is exact.

@@ -16,16 +16,25 @@ from tellme.golden.config import AcceleratorConfig
 
 @dataclass(frozen=True)
 class CacheFormat:
-    """Elements of K and V in the cache: 8 bits, or with `k_narrow`, `v_narrow` 4 bits. Keys are narrow only where values are."""
+    """Elements of K and V in the cache: 8 bits, or with `k_narrow`, `v_narrow` 4 bits. Keys are narrow only where values are.
+
+    hadamard : keys, and the queries that meet them, are turned (`golden.hadamard`).
+    """
 
     name: str
     k_narrow: bool = False
     v_narrow: bool = False
+    hadamard: bool = False
 
     @property
     def fields(self) -> dict[str, bool]:
         """As the descriptors hold it."""
         return {"k_narrow": self.k_narrow, "v_narrow": self.v_narrow}
+
+    @property
+    def options(self) -> str:
+        """As commands are given it, behind `--kv`."""
+        return f"{self.name}{' --hadamard' if self.hadamard else ''}"
 
     @property
     def element_bits(self) -> tuple[int, int]:
@@ -39,6 +48,8 @@ class CacheFormat:
                 f"accelerator {config.name!r} is built without a cache below 8 bits (narrow_cache), so K and V "
                 f"cannot be kept as {self.name!r}"
             )
+        if self.hadamard and not config.hadamard:
+            return f"accelerator {config.name!r} is built without the Hadamard transform of queries and keys"
         return None
 
 

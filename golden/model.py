@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tellme.golden import attention, elementwise, fp, head, layout, schedule, screen, ternary
+from tellme.golden import attention, elementwise, fp, hadamard, head, layout, schedule, screen, ternary
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.kv import EIGHT, LARGEST, CacheFormat, largest
 from tellme.golden.spec import ACTIVATIONS, NORMS, STEPS, ModelError, ModelSpec, RopeScaling, Step, rope_tables
@@ -226,7 +226,9 @@ class GoldenModel:
         self.spec = weights.spec
         self.config = config
         self.cos, self.sin = rope_tables(self.spec)
-        self.query_factor = attention.query_factor(self.spec.head_dim)
+        self._hadamard = cache.hadamard
+        query_factor = hadamard.query_scale_factor(self.spec.head_dim, cache.hadamard)
+        self._scale_factors = np.repeat(np.array([query_factor, 1, 1], np.float32), rows)
         self._layers = [self._layer_of(weights.layers[i]) for i in range(self.spec.layers)]
         self._norm = weights.norm
         self._embedding, self._embedding_scales = weights.embedding, weights.embedding_scales
@@ -433,6 +435,32 @@ class GoldenModel:
             }
         return elementwise.scale(acc, m.scales, scale)
 
+    def _quantised_heads(self, y: F32, qk_norm: F32 | None, cos: F32, sin: F32) -> tuple[I8, F32]:
+        """Queries, keys and values of heads y [lanes, heads, head_dim], and their scales, the queries' times the query factor.
+
+        y becomes what is quantised: queries and keys are rotated.
+        """
+        s = self.spec
+        rotated = s.heads + s.kv_heads
+        if qk_norm is None:
+            u = elementwise.rope(y[:, :rotated], cos, sin)
+            stats = elementwise.Statistics(np.zeros(u.shape[:-1], np.float32), fp.max_abs(u), u)
+        else:
+            stats = elementwise.head_statistics(y[:, :rotated], qk_norm, cos, sin)
+        y[:, :rotated] = stats.u
+        codes, scales = elementwise.quantise_head(y, self._largest)
+        scales = fp.mul(scales, self._scale_factors)
+        if not self._hadamard and qk_norm is None:
+            return codes, scales
+        norm, largest, factor = qk_norm is not None, self._largest[:rotated], self._scale_factors[:rotated]
+        if self._hadamard:
+            turned = hadamard.quantise(stats, norm=norm, eps=s.norm_eps, largest=largest, factor=factor)
+        else:
+            q, scale = elementwise.quantise(stats, norm=norm, eps=s.norm_eps, largest=largest)
+            turned = q, fp.mul(scale, factor)
+        codes[:, :rotated], scales[:, :rotated] = turned
+        return codes, scales
+
     def _layer(
         self,
         i: int,
@@ -446,18 +474,8 @@ class GoldenModel:
         lanes = len(x)
         y = self._linear(i, "qkv", stats, keep).reshape(lanes, -1, s.head_dim)
         rotated = s.heads + s.kv_heads
-        turn = self.cos[positions, None], self.sin[positions, None]
-        if w.qk_norm is None:
-            y[:, :rotated] = elementwise.rope(y[:, :rotated], *turn)
-            codes, scales = elementwise.quantise_head(y, self._largest)
-        else:
-            normed = elementwise.head_statistics(y[:, :rotated], w.qk_norm, *turn)
-            y[:, :rotated] = normed.u
-            codes, scales = elementwise.quantise_head(y, self._largest)
-            codes[:, :rotated], scales[:, :rotated] = elementwise.quantise(
-                normed, norm=True, eps=s.norm_eps, largest=self._largest[:rotated]
-            )
-        query, query_scale = codes[:, : s.heads], fp.mul(scales[:, : s.heads], self.query_factor)
+        codes, scales = self._quantised_heads(y, w.qk_norm, self.cos[positions, None], self.sin[positions, None])
+        query, query_scale = codes[:, : s.heads], scales[:, : s.heads]
         key, value = codes[:, s.heads : rotated], codes[:, rotated:]
         key_scale, value_scale = scales[:, s.heads : rotated], scales[:, rotated:]
         out = np.empty((lanes, s.q_dim), np.float32)

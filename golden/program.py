@@ -55,6 +55,13 @@ _NARROW = (
     _field("k_narrow", 0, 12, 1, "keys of the cache are of 4 bits; only with v_narrow"),
     _field("v_narrow", 0, 13, 1, "values of the cache are of 4 bits"),
 )
+_HADAMARD = _field(
+    "hadamard",
+    0,
+    14,
+    1,
+    "QKV: queries and keys are turned by a Hadamard matrix before they are quantised; q_scale is over 32",
+)
 _HEADS = (
     _field("head_dim", 11, 0, 16, "dimensions of a head"),
     _field("heads", 11, 16, 8, "query heads"),
@@ -91,6 +98,7 @@ FIELDS: dict[Opcode, tuple[Field, ...]] = {
         _field("q_scale", 12, 0, 32, "QKV: log2(e)/sqrt(head_dim), multiplied into the scale of the queries", True),
     )
     + _NARROW
+    + (_HADAMARD,)
     + _HEADS,
     Opcode.ATTENTION: _COMMON
     + _NARROW

@@ -173,13 +173,15 @@ class ElementwiseJob(Signature):
     kind, rows, scale0, scale1, scale2, q_scale : of the epilogue. norm_in, inputs, inv_n, eps : of the statistics.
     tiles : K tiles that are quantised. gain_out : outputs have a gain. gain_beats, x_beats, rope_beats : what is loaded.
     head_dim, heads, kv_heads : queries, keys and values. k_narrow, v_narrow : keys, values become integers of 4 bits.
-    lanes : of the pass. grouped : inputs have an exponent for every group, where the format of weights has groups.
+    lanes : of the pass. grouped : inputs have an exponent for every group, where the format of weights has groups. hadamard : queries and
+        keys are turned, where the accelerator has it.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
         super().__init__(
             {
                 **({"grouped": Out(1)} if config.packing.group else {}),
+                **({"hadamard": Out(1)} if config.hadamard else {}),
                 "kind": Out(range(len(Kind))),
                 "norm_in": Out(1),
                 "gain_out": Out(1),

@@ -191,6 +191,8 @@ class Accelerator(wiring.Component):
         take(m, d.load, elementwise, "x_beats rope_beats")
         if c.packing.group:  # the head's multipliers know no exponents
             m.d.comb += elementwise.grouped.eq(d.shared.opcode == Opcode.LINEAR)
+        if c.hadamard:
+            take(m, d.linear, elementwise, "hadamard")
         screen = b.screened_head
         screened = d.shared.opcode == Opcode.SCREEN
         take(m, d.linear, tlmm, "tiles")

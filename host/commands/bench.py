@@ -16,6 +16,7 @@ from tellme.host.commands.common import (
     Candidates,
     Clock,
     ConfigFile,
+    Hadamard,
     Kv,
     Planes,
     Settings,
@@ -55,6 +56,8 @@ def _tables(measured: Measurement, console: Console) -> None:
         rows.append(("head", f"{measured.candidates} candidates, chosen by {measured.planes} ternary plane(s)"))
     if measured.kv.v_narrow:
         rows.append(("cache", "keys in {} bits, values in {}".format(*measured.kv.element_bits)))
+    if measured.kv.hadamard:
+        rows.append(("queries and keys", "turned (Hadamard)"))
     title = f"{measured.model} on {r['board']}, simulated, timing {r['timing']}"
     show(pairs(f"{title}: decode with {r['context']} keys", rows), console)
     if r["ttft_s"] is not None:
@@ -93,6 +96,7 @@ def command(
     candidates: Candidates = None,
     planes: Planes = 1,
     kv: Kv = "8",
+    hadamard: Hadamard = False,
     trace: Annotated[Path | None, typer.Option("--trace", help="Write a trace for Perfetto or Chrome (JSON).")] = None,
     pictures: Annotated[Path | None, typer.Option("--pictures", help="Folder for pictures (SVG).")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
@@ -101,7 +105,7 @@ def command(
     config = at_clock(board(board_name, config_file, settings), clock)
     memory = memory_timing(timing, None)
     wanted = bench_candidates(head, candidates, planes, shape(model).vocab)
-    cache = cache_format(kv)
+    cache = cache_format(kv, hadamard)
     if sequences != 1 or speculate:
         if prompt or complete or trace is not None or pictures is not None:
             raise UserError("--sequences and --speculate go without --prompt, --complete, --trace and --pictures")

@@ -17,7 +17,7 @@ from tellme.golden.layout import KvLayout
 from tellme.golden.model import ModelSpec
 from tellme.golden.selftest import SELFTEST
 from tellme.golden.shapes import BITNET_07B, BITNET_2B
-from tellme.host.commands.common import Clock, Kv, cache_format
+from tellme.host.commands.common import Clock, Hadamard, Kv, cache_format
 from tellme.host.errors import UserError
 from tellme.host.image.model import section_shapes
 from tellme.host.machine.program import check_fits, usable_context
@@ -170,7 +170,8 @@ def show_boards(*, as_json: bool, console: Console, clock: float | None = None, 
 def command(
     clock: Clock = None,
     kv: Kv = "8",
+    hadamard: Hadamard = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the tables.")] = False,
 ) -> None:
     """List the boards: what is on them, what is built for them, and which models fit."""
-    show_boards(as_json=as_json, clock=clock, kv=cache_format(kv), console=Console())
+    show_boards(as_json=as_json, clock=clock, kv=cache_format(kv, hadamard), console=Console())

@@ -15,6 +15,7 @@ from tellme.host.commands.common import (
     Bitstream,
     Candidates,
     ConfigFile,
+    Hadamard,
     HeadMode,
     Kv,
     Latent,
@@ -66,6 +67,7 @@ def command(
     head: HeadMode = None,
     candidates: Candidates = None,
     kv: Kv = "8",
+    hadamard: Hadamard = False,
     embedding: OwnEmbedding = None,
     speculate: Speculate = False,
     prompt_cache: PromptCache = None,
@@ -78,7 +80,7 @@ def command(
     system = None if system is None else checked(system, "--system")
     stop = [checked(s, "--stop") for s in stop or ()]
     check_backend(backend, bitstream)
-    cache = cache_format(kv)
+    cache = cache_format(kv, hadamard)
     path = find_model(model)
     given = {
         "temperature": temperature,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -118,17 +119,28 @@ Kv = Annotated[
     typer.Option(
         "--kv",
         help="Bits of keys and values in the cache: 8; 8-4, keys in 8 and values in 4; or 4, which may be far off at rare "
-        "positions.",
+        "positions without --hadamard.",
     ),
 ]
 
+Hadamard = Annotated[
+    bool,
+    typer.Option(
+        "--hadamard/--no-hadamard",
+        help="Turn queries and keys by a Hadamard matrix, so that keys of 4 bits are not far off at rare positions; only on accelerators "
+        "built with hadamard=true.",
+    ),
+]
+
+_ONE_IN_A_HUNDRED = "of 4 bits, which changes one or two likeliest tokens in a hundred of the demo's and more of some models; tellme eval"
 NARROW_WARNINGS = {
-    "8-4": "values of the cache are of 4 bits, which changes one likeliest token in a hundred of the demo's and more of some models; "
-    "tellme eval --kv 8-4 --reference tells it of yours",
+    "8-4": f"values of the cache are {_ONE_IN_A_HUNDRED} --kv 8-4 --reference tells it of yours",
+    "8-4 --hadamard": f"values of the cache are {_ONE_IN_A_HUNDRED} --kv 8-4 --hadamard --reference tells it of yours",
+    "4 --hadamard": f"keys and values of the cache are {_ONE_IN_A_HUNDRED} --kv 4 --hadamard --reference tells it of yours",
     "4": "keys and values of the cache are of 4 bits: text may go another way, and rare positions may be far off; "
     "tellme eval --kv 4 --reference tells it of your model",
 }
-"""What is said before a model runs so, by the names of the formats (docs/measurements/kv.md)."""
+"""What is said before a model runs so, by what `--kv` is given (docs/measurements/kv.md)."""
 
 BenchHead = Annotated[
     str, typer.Option("--head", help="full: every row of the head; screened: candidates that its ternary copy chooses.")
@@ -152,8 +164,8 @@ RepetitionPenalty = Annotated[
 ]
 
 
-def cache_format(name: str) -> CacheFormat:
-    """The elements that `--kv` names.
+def cache_format(name: str, hadamard: bool = False) -> CacheFormat:
+    """The elements that `--kv` and `--hadamard` choose.
 
     Raises
     ------
@@ -163,7 +175,7 @@ def cache_format(name: str) -> CacheFormat:
         raise UserError(
             f"--kv must be {', '.join(list(CACHE_FORMATS)[:-1])} or {list(CACHE_FORMATS)[-1]}, not {name!r}"
         )
-    return CACHE_FORMATS[name]
+    return replace(CACHE_FORMATS[name], hadamard=hadamard)
 
 
 def bench_candidates(head: str, candidates: int | None, planes: int, vocab: int) -> int:
@@ -259,7 +271,7 @@ def open_machine(
     head: HeadChoice = FULL,
 ) -> Backend:
     """Opens a back end with a model loaded, which runs `head`; says what a cache of 4 bits may cost."""
-    if warning := NARROW_WARNINGS.get(program.kv.cache.name):
+    if warning := NARROW_WARNINGS.get(program.kv.cache.options):
         console.print(f"tellme: {warning}", highlight=False, soft_wrap=True)
     machine = _opened_machine(
         backend,

@@ -25,6 +25,7 @@ from tellme.host.commands.common import (
     AnyBoard,
     Candidates,
     ConfigFile,
+    Hadamard,
     HeadMode,
     Kv,
     Latent,
@@ -281,6 +282,7 @@ def evaluate(
         "context": size,
         "stride": step,
         "kv": kv.name,
+        "hadamard": kv.hadamard,
         "windows": sum(map(len, parts)),
         "nll": nll,
         "perplexity": _finite(float(np.exp(nll))),
@@ -316,6 +318,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
     row("windows", f"{result['windows']:,} of {result['context']}, stride {result['stride']}")
     if result["kv"] != "8":
         row("keys and values of the cache, bits", result["kv"])
+    if result["hadamard"]:
+        row("queries and keys", "turned (Hadamard)")
     row("negative log-likelihood, nats/token", number(result["nll"]), number(r["nll"]) if r else "")
     row("perplexity", number(result["perplexity"]), number(r["perplexity"]) if r else "")
     bits = result["bits_per_byte"]
@@ -367,11 +371,12 @@ def command(
     candidates: Candidates = None,
     embedding: OwnEmbedding = None,
     kv: Kv = "8",
+    hadamard: Hadamard = False,
     latent: Latent = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Score a text: negative log-likelihood, perplexity, and where a model parts from a reference."""
-    cache = cache_format(kv)
+    cache = cache_format(kv, hadamard)
     config = preset(board_name, backend, None, find_model(model), config_file, settings)
     if backend == "sim":
         check_simulator(config)

@@ -21,7 +21,7 @@ from tellme.golden.schedule import segments
 from tellme.golden.screen import MULTIPLE, Screen
 from tellme.golden.spec import MATRICES, ModelSpec
 from tellme.host.checkpoints.checkpoint import golden_errors, is_checkpoint, open_checkpoint
-from tellme.host.commands.common import MODEL_HELP, ConfigFile, Kv, Latent, Settings, board, cache_format
+from tellme.host.commands.common import MODEL_HELP, ConfigFile, Hadamard, Kv, Latent, Settings, board, cache_format
 from tellme.host.errors import UserError
 from tellme.host.image.file import Image, made_for
 from tellme.host.image.model import Model, find_model
@@ -252,6 +252,7 @@ def command(
     verify: Annotated[bool, typer.Option("--verify", help="Check an image against its checksums.")] = False,
     latent: Latent = False,
     kv: Kv = "8",
+    hadamard: Hadamard = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Show a board's parameters, or a model's shape, parts and statistics and which presets run it."""
@@ -265,7 +266,7 @@ def command(
             show(pairs(f"board {config.name}", list(fields.items())), console)
         return
     only = board(board_name, config_file, settings) if board_name or config_file or settings else None
-    facts = examine(find_model(model), only, verify=verify, latent=latent, kv=cache_format(kv))
+    facts = examine(find_model(model), only, verify=verify, latent=latent, kv=cache_format(kv, hadamard))
     if as_json:
         print(json_line(facts))
     else:

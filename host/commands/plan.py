@@ -15,6 +15,7 @@ from tellme.host.commands.common import (
     Candidates,
     Clock,
     ConfigFile,
+    Hadamard,
     Kv,
     Planes,
     Settings,
@@ -45,12 +46,13 @@ def command(
     candidates: Candidates = None,
     planes: Planes = 1,
     kv: Kv = "8",
+    hadamard: Hadamard = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Analyse the weight buffer: FIFO depth, its memory, predicted stalls and tokens/s. Estimated, nothing is simulated."""
     config = at_clock(board(board_name, config_file, settings), clock)
     spec = shape(model)
-    cache = cache_format(kv)
+    cache = cache_format(kv, hadamard)
     check_fits(spec, config, model, cache)
     memory = memory_timing(timing, None)
     wanted = bench_candidates(head, candidates, planes, spec.vocab)
@@ -92,6 +94,7 @@ def command(
                     "candidates": wanted or None,
                     "planes": planes if wanted else None,
                     "kv": cache.name,
+                    "hadamard": cache.hadamard,
                     "tokens_per_s": result.tokens_per_s,
                     "ttft_s": result.ttft_s,
                     "cycles_per_pass": result.decode.cycles,

@@ -18,6 +18,7 @@ from tellme.host.commands.common import (
     Bitstream,
     Candidates,
     ConfigFile,
+    Hadamard,
     HeadMode,
     Kv,
     Latent,
@@ -80,6 +81,7 @@ def _json(
             "screened_passes": machine.screened,
             "fallbacks": machine.fallbacks,
             "kv": machine.kv.name,
+            "hadamard": machine.kv.hadamard,
             "cached_tokens": report.cached,
             "logprobs": [float(c.logprobs[c.token]) for c in report.chosen if c.logprobs is not None] or None,
             "drafted": report.drafted,
@@ -259,6 +261,7 @@ def command(
     head: HeadMode = None,
     candidates: Candidates = None,
     kv: Kv = "8",
+    hadamard: Hadamard = False,
     embedding: OwnEmbedding = None,
     speculate: Speculate = False,
     prompt_cache: PromptCache = None,
@@ -301,7 +304,7 @@ def command(
         choice = choose(opened.name, opened.screen_facts, head, candidates, opened.spec.vocab)
         tokenizer = None if prompt is None else opened.tokenizer
         prompt_ids = _prompt(prompt, prompt_tokens, tokenizer, opened.spec.vocab, as_chat=as_chat)
-        program = compile_program(opened, config, context=positions, kv=cache_format(kv))
+        program = compile_program(opened, config, context=positions, kv=cache_format(kv, hadamard))
         _check_lengths(opened.name, program, len(prompt_ids), max_new_tokens)
         where = (backend, opened, path, program, errors)
         machine = open_machine(

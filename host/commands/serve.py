@@ -17,6 +17,7 @@ from tellme.host.commands.common import (
     Bitstream,
     Candidates,
     ConfigFile,
+    Hadamard,
     HeadMode,
     Kv,
     Latent,
@@ -73,6 +74,7 @@ def command(
     head: HeadMode = None,
     candidates: Candidates = None,
     kv: Kv = "8",
+    hadamard: Hadamard = False,
     embedding: OwnEmbedding = None,
     latent: Latent = False,
 ) -> None:
@@ -104,7 +106,7 @@ def command(
     if key is None and not _loopback(host):
         console.print(f"tellme: everybody who reaches {host} can use the model; {KEY} sets a key", highlight=False)
     check_backend(backend, bitstream)
-    cache = cache_format(kv)
+    cache = cache_format(kv, hadamard)
     path = find_model(model)
     config = preset(board_name, backend, bitstream, path, config_file, settings)
     memory = memory_timing(None, None) if backend == "sim" else None

@@ -93,6 +93,7 @@ def _report(t: Together, work: str | None, kinds: Counter[Shape], tokens: int, c
         "candidates": t.candidates or None,
         "planes": t.planes if t.candidates else None,
         "kv": t.kv.name,
+        "hadamard": t.kv.hadamard,
         "sequences": t.sequences,
         "work": work,
         "tokens_per_s": tokens * t.config.clock_hz / total,

@@ -347,6 +347,7 @@ class Measurement:
             "candidates": self.candidates or None,
             "planes": self.planes or None,
             "kv": self.kv.name,
+            "hadamard": self.kv.hadamard,
             "tokens_per_s": self.tokens_per_s,
             "cycles_per_pass": d.cycles,
             "bytes_per_pass": d.beats * c.beat_bytes,

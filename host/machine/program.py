@@ -14,6 +14,7 @@ from tellme.golden import layout
 from tellme.golden.arith import ceil_div
 from tellme.golden.check import problem
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.hadamard import query_scale_factor
 from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.golden.layout import KvLayout
 from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, encode
@@ -79,7 +80,9 @@ def check_fits(spec: ModelSpec, config: AcceleratorConfig, name: str, kv: CacheF
     UserError : naming the quantity, its value and the limit.
     """
     if why := kv.problem(config):
-        raise UserError(f"{name}: {why}; take --kv 8, or build an accelerator with --set narrow_cache=true")
+        narrow = kv.v_narrow and not config.narrow_cache
+        leave, setting = ("take --kv 8", "narrow_cache") if narrow else ("leave --hadamard out", "hadamard")
+        raise UserError(f"{name}: {why}; {leave}, or build an accelerator with --set {setting}=true")
     with golden_errors(name):
         replace(spec, max_context=min(spec.max_context, config.max_context)).check_fits(config)
     for what, rows in (("qkv", spec.qkv_rows), ("gate and up", 2 * spec.ffn)):
@@ -273,7 +276,10 @@ def _descriptors(program: Program, sections: Mapping[str, Section]) -> bytes:
             cache = kv_address + i * layer_stride
             strides = {"slot_stride": kv.slot_stride, "head_stride": kv.head_stride}
             return encode(Opcode.ATTENTION, kv_address=cache, **strides, **kv.cache.fields, **common)
-        narrow = kv.cache.fields if step.kind(spec) is Kind.QKV else {}
+        heads: dict[str, Any] = {}
+        if step.kind(spec) is Kind.QKV:
+            turned = kv.cache.hadamard
+            heads = {**kv.cache.fields, "hadamard": turned, "q_scale": float(query_scale_factor(spec.head_dim, turned))}
         return encode(
             Opcode.LINEAR,
             tiles=layout.tiles(info["inputs"], config),
@@ -282,8 +288,7 @@ def _descriptors(program: Program, sections: Mapping[str, Section]) -> bytes:
             block_rows=info["block_rows"],
             inv_n=1 / info["inputs"],
             **{f"scale{n}": config.packing.scale(scale) for n, scale in enumerate(info["scales"])},
-            **narrow,
-            **common,
+            **(common | heads),
         )
 
     code = encode(

@@ -1,7 +1,8 @@
 """A cache slot in a file: the tokens of a prompt with their keys and values, so that they need not be computed again.
 
 The file is NumPy's .npz: `head`, JSON {kind, version, model, kv}; `tokens`, int64; `k`, `v`, `k_scales`, `v_scales` as `Cache` has them. The archive has a checksum of
-every part. `model` is the fingerprint of the image that the keys were computed with, `kv` the name of the cache's elements.
+every part. `model` is the fingerprint of the image that the keys were computed with, `kv` the cache's elements, as
+`--kv` is given them, with ` --hadamard` behind where keys are turned.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def save(path: Path, model: Model, engine: Engine) -> int:
     if not tokens:
         return 0
     cache = engine.backend.read_cache(most, len(tokens))
-    kv = engine.backend.kv.name
+    kv = engine.backend.kv.options
     head = json.dumps({"kind": KIND, "version": VERSION, "model": fingerprint(model), "kv": kv}).encode()
     with replacing(path) as whole, whole.open("wb") as file:
         np.savez(
@@ -83,7 +84,7 @@ def load(path: Path, model: Model, engine: Engine) -> int:
                 )
             if head.get("model") != fingerprint(model):
                 raise UserError(f"{path}: was made with another model or for another board; give another file")
-            if head.get("kv") != (kv := engine.backend.kv.name):
+            if head.get("kv") != (kv := engine.backend.kv.options):
                 raise UserError(
                     f"{path}: was made with --kv {head.get('kv')}, not {kv}; take that, or give another file"
                 )

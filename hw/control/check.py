@@ -287,6 +287,8 @@ class ProgramCheck(wiring.Component):
         if c.max_features < 1 << 16:
             rules.refuse(kinds.qkv, rows > c.max_features)
         rules.refuse(kinds.qkv, d.linear.head_dim != left.rope)
+        if not c.hadamard:
+            rules.refuse(kinds.qkv, d.linear.hadamard)
         rules.refuse(kinds.attend, (group == 0) | (group > MAX_GROUP))
         rules.refuse(kinds.attend, sizes.grouped != heads)
         rules.refuse(kinds.attend, self._heads_word(d) != left.heads)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
@@ -23,7 +25,7 @@ from tellme.hw.elementwise.epilogue import HEADS_AHEAD, Epilogue
 from tellme.hw.elementwise.groups import GroupMaxima
 from tellme.hw.elementwise.load import Loader
 from tellme.hw.elementwise.quantiser import Quantiser
-from tellme.hw.elementwise.scales import PLACES, ScaleUnit, Target
+from tellme.hw.elementwise.scales import PLACES, ScaleUnit, Target, scale_tag
 from tellme.hw.elementwise.statistics import Statistics, chunk_info
 from tellme.hw.elementwise.transpose import OCTET
 from tellme.hw.interfaces import (
@@ -130,7 +132,7 @@ class Elementwise(wiring.Component):
                 captured.append(read + 2 * lanes)
                 done = max(read + 3 + ScaleUnit.delay, done) + lanes * head_dim // config.word
                 free.append(done)
-        return done + Quantiser.delay if kind == Kind.QKV else end[-1] + tail + Statistics.settle_delay
+        return done + Quantiser.head_delay(config) if kind == Kind.QKV else end[-1] + tail + Statistics.settle_delay
 
     # ---- structure
 
@@ -173,13 +175,14 @@ class Elementwise(wiring.Component):
             quantiser.done.eq(scales.done),
             quantiser.tag.eq(scales.tag),
             quantiser.inv.eq(scales.inv),
+            *self._turning(scales, quantiser),
             *([quantiser.largest.eq(scales.largest)] if config.packing.group else []),
             self.quantised.eq(quantiser.quantised),
         ]
         self._sources(m, loader, epilogue, statistics)
         self._finalise(m, statistics, scales)
         self._buffers(m, loader, epilogue, statistics, quantiser)
-        self._scale_rams(m, epilogue, scales)
+        self._scale_rams(m, epilogue, scales, quantiser)
         self._busy(m, loader, statistics, quantiser, start_heads)
         return m
 
@@ -340,9 +343,30 @@ class Elementwise(wiring.Component):
                 self.int8.exponent.eq(int8.read_data[8 * config.word :]),
             ]
 
-    def _scale_rams(self, m: Module, epilogue: Epilogue, scales: ScaleUnit) -> None:
+    def _turning(self, scales: ScaleUnit, quantiser: Quantiser) -> list[Any]:
+        """What only accelerators with the Hadamard unit have."""
+        if not self.config.hadamard:
+            return []
+        is_query = scales.tag.target == Target.QUERY
+        return [
+            scales.hadamard.eq(self.job.hadamard),
+            quantiser.hadamard.eq(self.job.hadamard),
+            quantiser.k_narrow.eq(self.job.k_narrow),
+            quantiser.scale.eq(Mux(is_query, scales.query_scale, scales.scale)),
+        ]
+
+    def _scale_rams(self, m: Module, epilogue: Epilogue, scales: ScaleUnit, quantiser: Quantiser) -> None:
         config = self.config
-        tag = scales.tag
+        tag, done, scale, query_scale = scales.tag, scales.done, scales.scale, scales.query_scale
+        if config.hadamard:  # heads' scales come from the quantiser, when the inputs' are long there
+            tag = Signal(scale_tag(config))
+            done, scale = Signal(), Signal(32)
+            m.d.comb += [
+                tag.eq(Mux(quantiser.scaled, quantiser.scale_tag.as_value(), scales.tag.as_value())),
+                done.eq(quantiser.scaled | (scales.done & (scales.tag.target == Target.INPUTS))),
+                scale.eq(Mux(quantiser.scaled, quantiser.new_scale, scales.scale)),
+            ]
+            query_scale = scale
         m.submodules.act_scales = act = memory.Memory(shape=unsigned(32), depth=max(2, config.lanes), init=[])
         m.submodules.query_scales = query = ScaleRam(depth=config.lanes * config.max_heads)
         m.submodules.own_scales = own = ScaleRam(depth=2 * self._kv_heads * config.lanes)
@@ -353,18 +377,18 @@ class Elementwise(wiring.Component):
         m.d.comb += [
             inputs.eq(tag.target == Target.INPUTS),
             write.addr.eq(tag.lane),
-            write.data.eq(scales.scale),
-            write.en.eq(scales.done & inputs),
+            write.data.eq(scale),
+            write.en.eq(done & inputs),
             read.addr.eq(epilogue.act_lane),
             epilogue.act_scale.eq(read.data),
-            query.write.eq(scales.done & (inputs | (tag.target == Target.QUERY))),
+            query.write.eq(done & (inputs | (tag.target == Target.QUERY))),
             query.write_addr.eq(Cat(tag.head[: clog2(config.max_heads)], tag.lane)),
-            query.write_data.eq(Mux(inputs, scales.scale, scales.query_scale)),
+            query.write_data.eq(Mux(inputs, scale, query_scale)),
             query.read_addr.eq(Cat(self.query_scales.head[: clog2(config.max_heads)], self.query_scales.lane)),
             self.query_scales.data.eq(query.read_data),
-            own.write.eq(scales.done & ((tag.target == Target.KEY) | (tag.target == Target.VALUE))),
+            own.write.eq(done & ((tag.target == Target.KEY) | (tag.target == Target.VALUE))),
             own.write_addr.eq(Cat(tag.lane[: self._own_lane_bits], tag.target == Target.VALUE, tag.head[:head_bits])),
-            own.write_data.eq(scales.scale),
+            own.write_data.eq(scale),
             own.read_addr.eq(
                 Cat(port.lane[: self._own_lane_bits], port.v, port.head[:head_bits]),
             ),

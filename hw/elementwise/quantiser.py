@@ -1,21 +1,23 @@
-"""From float32 features to int8 words. Golden: `golden.elementwise.quantise`, `quantise_head`."""
+"""From float32 features to int8 words. Golden: `golden.elementwise.quantise`, `quantise_head`, `golden.hadamard.quantise`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from amaranth.hdl import C, Cat, Module, Mux, Signal, Value, unsigned
+from amaranth.hdl import C, Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
 from tellme.golden.config import AcceleratorConfig, clog2
+from tellme.golden.hadamard import WIDE_BITS
 from tellme.golden.kv import KvGeometry
 from tellme.golden.ternary import EXPONENT_STEP
 from tellme.hw.elementwise.common import count_bits, lane_bits, with_flags, word_bits
 from tellme.hw.elementwise.groups import GroupExponent
+from tellme.hw.elementwise.hadamard import Hadamard, head_layout
 from tellme.hw.elementwise.scales import PLACES, HeadCounter, ScaleUnit, Target, scale_tag
-from tellme.hw.fp import FloatToInt8, Multiplier
+from tellme.hw.fp import FloatToFixed, FloatToInt8, Multiplier
 from tellme.hw.interfaces import EXPONENT_BITS
 from tellme.hw.pipeline import delay_line
 
@@ -30,9 +32,12 @@ class _Word:
     outer: Signal  # tile or head
     lane: Signal
     w: Signal  # within the tile or head
+    first: Signal  # of the tile or head and lane
+    w_last: Signal  # the last of them
     word: Signal  # within the lane's part of the buffer
     kv_cell: Signal  # first cell of the K or V head
     target: Signal
+    head: Signal  # of its target
 
 
 def _times_power(x: Value, code: Value) -> Value:
@@ -47,7 +52,8 @@ class Quantiser(wiring.Component):
     """Reads words of the u buffer, multiplies them with their factor, rounds, and writes int8 words.
 
     Two jobs: the inputs of a matrix (tile, lane, 20 words), and the heads of a QKV matrix (head, lane, words of a
-    head). A word a cycle, as soon as its factor is there.
+    head). A word a cycle, as soon as its factor is there. With `hadamard` in the configuration all heads go through the
+    Hadamard unit, and their scales with them.
 
     Parameters
     ----------
@@ -61,6 +67,8 @@ class Quantiser(wiring.Component):
     u_read, u_lane, u_word, u_data : read port of the u buffer, two cycles of latency.
     grouped, largest, group_largest, write_exponent : where the format of weights has groups: In, whether inputs have exponents; the token's
         maximum, with `inv`; the group's, with `u_data`; Out, with `write_data`.
+    hadamard, k_narrow, scale; scaled, scale_tag, new_scale : where the accelerator has it: In, the job, and the scale with `inv`; Out, a
+        head's scale and where it belongs.
     write, write_lane, write_word, write_data : Out, to the int8 buffer.
     own_write, own_addr, own_part : Out, to the own-K/V RAM; the data are `write_data`.
     quantised : Out, words of the inputs written since the start.
@@ -69,14 +77,22 @@ class Quantiser(wiring.Component):
     """
 
     delay = 2 + Multiplier.delay + FloatToInt8.delay
-    """From the read of a word to its write."""
+    """From the read of a word of inputs to its write."""
+
+    @classmethod
+    def head_delay(cls, config: AcceleratorConfig) -> int:
+        """From the read of a word of a head to its write."""
+        return 2 + Multiplier.delay + FloatToFixed.delay + Hadamard.delay(config) if config.hadamard else cls.delay
 
     def __init__(self, config: AcceleratorConfig):
         self._config = config
         groups = {"grouped": In(1), "largest": In(31), "group_largest": In(31), "write_exponent": Out(EXPONENT_BITS)}
+        turning = {"hadamard": In(1), "k_narrow": In(1), "scale": In(32)}
+        turning |= {"scaled": Out(1), "scale_tag": Out(scale_tag(config)), "new_scale": Out(32)}
         super().__init__(
             {
                 **(groups if config.packing.group else {}),
+                **(turning if config.hadamard else {}),
                 "start_inputs": In(1),
                 "start_heads": In(1),
                 "lanes": In(count_bits(config)),
@@ -112,10 +128,11 @@ class Quantiser(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m, config = Module(), self._config
+        self._turned = Signal()  # the word that is written comes from the Hadamard unit
         at = self._walk(m)
         self._write(m, at)
         factor = self._factor(m, at)
-        self._multiply(m, factor[:32], self._exponent(m, at, factor[32:]) if config.packing.group else None)
+        self._multiply(m, at, factor, self._exponent(m, at, factor.largest) if config.packing.group else None)
         return m
 
     def _walk(self, m: Module) -> _Word:
@@ -189,23 +206,24 @@ class Quantiser(wiring.Component):
             m.d.sync += [heads.eq(1), kv_cell.eq(0), *counter.reset()]
 
         m.d.comb += [self.u_read.eq(issue), self.u_lane.eq(lane), self.u_word.eq(word)]
-        return _Word(issue, last, inputs, outer, lane, w, word, kv_cell, counter.target)
+        return _Word(issue, last, inputs, outer, lane, w, w_first, w_last, word, kv_cell, counter.target, counter.head)
 
-    def _factor(self, m: Module, at: _Word) -> Value:
-        """The factor of the word, when the word comes from the u buffer; behind it the token's maximum, where there are groups."""
+    def _factor(self, m: Module, at: _Word) -> data.View:
+        """The factor of the word, when the word comes from the u buffer; with it the token's maximum, where there are groups, and the
+        scale, which the Hadamard unit changes."""
         config = self._config
-        stored = Cat(self.inv, self.largest) if config.packing.group else self.inv
-        m.submodules.factors = factors = memory.Memory(
-            shape=unsigned(len(stored)), depth=PLACES * config.lanes, init=[]
-        )
+        names = ["inv", *(["largest"] if config.packing.group else []), *(["scale"] if config.hadamard else [])]
+        layout = data.StructLayout({name: getattr(self, name).shape() for name in names})
+        m.submodules.factors = factors = memory.Memory(shape=layout, depth=PLACES * config.lanes, init=[])
         store, look = factors.write_port(), factors.read_port(domain="comb")
         m.d.comb += [
             store.addr.eq(Cat(self.tag.place, self.tag.lane)),
-            store.data.eq(stored),
+            *(store.data[name].eq(getattr(self, name)) for name in names),
             store.en.eq(self.done),
             look.addr.eq(Cat(Mux(at.inputs, 0, at.outer[:2]), at.lane)),
         ]
-        return delay_line(m, look.data, 2, "factor")
+        factor: data.View = delay_line(m, look.data, 2, "factor")
+        return factor
 
     def _write(self, m: Module, at: _Word) -> None:
         """Where the word goes: a lane's part of the int8 buffer, or the own-K/V RAM."""
@@ -233,7 +251,10 @@ class Quantiser(wiring.Component):
         starting = Cat(
             at.issue & at.inputs, at.issue & inside, at.issue & own, at.last & at.inputs, at.last & ~at.inputs
         )
-        state, there = with_flags(m, starting, here, self.delay, "place")
+        if config.hadamard:
+            state, there = self._two_ways(m, at, starting, here)
+        else:
+            state, there = with_flags(m, starting, here, self.delay, "place")
         m.d.comb += [
             self.write.eq(state[1]),
             self.own_write.eq(state[2]),
@@ -248,6 +269,47 @@ class Quantiser(wiring.Component):
         with m.If(self.start_inputs):
             m.d.sync += self.quantised.eq(0)
 
+    def _two_ways(self, m: Module, at: _Word, starting: Value, here: data.View) -> tuple[Value, data.View]:
+        """As `with_flags`: of inputs after `delay`, of heads, which go through the Hadamard unit, after `head_delay`."""
+        inputs = at.inputs.replicate(len(starting))
+        soon = with_flags(m, starting & inputs, here, self.delay, "place")
+        late = with_flags(m, starting & ~inputs, here, self.head_delay(self._config), "head_place")
+        m.d.comb += self._turned.eq(late[0].any())
+        place = Signal(here.shape())
+        m.d.comb += place.eq(Mux(self._turned, late[1].as_value(), soon[1].as_value()))
+        return soon[0] | late[0], place
+
+    def _turn(self, m: Module, at: _Word, scale: Value, products: list[Value]) -> Value:
+        """The words of heads, behind the Hadamard unit."""
+        config = self._config
+        m.submodules.hadamard = turner = Hadamard(config)
+        for i, product in enumerate(products):
+            m.submodules[f"wide{i}"] = wide = FloatToFixed(0, WIDE_BITS)
+            m.d.comb += [wide.i.eq(product), turner.x[i].eq(wide.o)]
+        to_x = 2 + Multiplier.delay + FloatToFixed.delay
+        head = head_layout(config)
+        now = Signal(head)
+        m.d.comb += [
+            now.turn.eq(self.hadamard & (at.target != Target.VALUE)),
+            now.narrow.eq(self.k_narrow & (at.target == Target.KEY)),
+            Cat(now.target, now.head, now.lane).eq(Cat(at.target, at.head, at.lane)),
+        ]
+        flags = Cat(at.issue & ~at.inputs, at.first, at.w_last)
+        (valid, first, last), there = with_flags(
+            m, flags, Cat(now.as_value()[:-32], at.w[: len(turner.place)]), to_x, "head"
+        )
+        m.d.comb += [
+            turner.valid.eq(valid),
+            turner.first.eq(first),
+            turner.last.eq(last),
+            Cat(turner.head.as_value()[:-32], turner.place).eq(there),
+            turner.head.scale.eq(delay_line(m, scale, to_x - 2, "head_scale", ring=True)),
+            self.scaled.eq(turner.scaled),
+            self.scale_tag.eq(turner.tag),
+            self.new_scale.eq(turner.scale),
+        ]
+        return turner.o
+
     def _exponent(self, m: Module, at: _Word, largest: Value) -> Value:
         """Of the word's group, in steps, as its products come."""
         m.submodules.exponent = exponent = GroupExponent()
@@ -260,13 +322,20 @@ class Quantiser(wiring.Component):
         m.d.comb += self.write_exponent.eq(delay_line(m, code, FloatToInt8.delay, "write_exponent"))
         return code
 
-    def _multiply(self, m: Module, factor: Value, code: Value | None) -> None:
+    def _multiply(self, m: Module, at: _Word, factor: data.View, code: Value | None) -> None:
+        products, words = [], Signal(len(self.write_data))
         for i in range(self._config.word):
             m.submodules[f"mul{i}"] = mul = Multiplier()
             m.submodules[f"round{i}"] = rounded = FloatToInt8()
             m.d.comb += [
                 mul.a.eq(self.u_data.word_select(i, 32)),
-                mul.b.eq(factor),
+                mul.b.eq(factor.inv),
                 rounded.i.eq(mul.o if code is None else _times_power(mul.o, code)),
-                self.write_data.word_select(i, 8).eq(rounded.o),
+                words.word_select(i, 8).eq(rounded.o),
             ]
+            products.append(mul.o)
+        if self._config.hadamard:
+            turned = self._turn(m, at, factor.scale, products)
+            m.d.comb += self.write_data.eq(Mux(self._turned, turned, words))
+        else:
+            m.d.comb += self.write_data.eq(words)

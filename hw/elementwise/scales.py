@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from amaranth.hdl import Module, Mux, Signal
+from amaranth.hdl import Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -13,12 +13,13 @@ from tellme.golden.check import HEAD_DIM_MULTIPLE
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.elementwise import SMALLEST_ABSMAX, inverse_count
 from tellme.golden.fp import bits
+from tellme.golden.hadamard import WIDE
 from tellme.golden.kv import LARGEST, NARROW_LARGEST
 from tellme.hw.elementwise.common import ONE, count_bits, lane_bits
 from tellme.hw.elementwise.statistics import Statistics
 from tellme.hw.fp import Adder, Multiplier, Reciprocal, ReciprocalSqrt
 from tellme.hw.fp.format import float_const
-from tellme.hw.pipeline import counted, delay_line
+from tellme.hw.pipeline import counted, delay_line, register
 
 PLACES = 4
 """Heads whose scales may wait for the quantiser."""
@@ -92,6 +93,7 @@ class ScaleUnit(wiring.Component):
     lanes, norm_in, inv_n, eps, q_scale, head_norm, head_dim, heads, kv_heads : In, the job; `norm_in`: the inputs are
         normalised, `head_norm`: queries and keys are.
     k_narrow, v_narrow : In, keys, values become integers of 4 bits.
+    hadamard : In, where the accelerator has it: queries and keys become integers of up to WIDE, for the Hadamard unit.
     head_settled : In, pulse: the statistics of another head are complete in all lanes.
     head_quantised : In, pulse: the factors of the oldest head are used.
     read, read_half, read_lane, read_parity, ss, amax : the finalising read of Statistics; `read_inputs` when it is not
@@ -119,6 +121,7 @@ class ScaleUnit(wiring.Component):
         super().__init__(
             {
                 **({"largest": Out(31)} if config.packing.group else {}),
+                **({"hadamard": In(1)} if config.hadamard else {}),
                 "start_inputs": In(1),
                 "start_heads": In(1),
                 "lanes": In(count_bits(config)),
@@ -237,6 +240,14 @@ class ScaleUnit(wiring.Component):
             key, value = (tag_root.target == t for t in (Target.KEY, Target.VALUE))
             m.d.comb += narrow.eq((key & self.k_narrow) | (value & self.v_narrow))
         m.d.sync += narrow_r.eq(narrow)
+        most: Value = Mux(narrow_r, float_const(NARROW_LARGEST), float_const(LARGEST))
+        narrow_late = delay_line(m, narrow_r, mul + 1, "narrow")
+        part: Value = Mux(narrow_late, float_const(1 / NARROW_LARGEST), float_const(1 / LARGEST))
+        if self._config.hadamard:
+            turned = (tag_root.target == Target.QUERY) | (tag_root.target == Target.KEY)
+            wide = register(m, turned & self.hadamard, "wide")
+            most = Mux(wide, float_const(WIDE), most)
+            part = Mux(delay_line(m, wide, mul + 1, "wide"), float_const(1 / WIDE), part)
         r = Signal(32, reset_less=True)
         m.d.sync += r.eq(Mux(delay_line(m, normalised, to_root, "normalised"), root.o, ONE))
 
@@ -248,7 +259,7 @@ class ScaleUnit(wiring.Component):
             normal.a.eq(delay_line(m, self.amax, mul + Adder.delay + rsqrt + 1, "amax", ring=True)),
             normal.b.eq(r),
             r127.a.eq(r),
-            r127.b.eq(Mux(narrow_r, float_const(NARROW_LARGEST), float_const(LARGEST))),
+            r127.b.eq(most),
         ]
         # Not negative: patterns compare as integers, and NaN wins.
         m.d.sync += a.eq(Mux(normal.o[:31] > smallest, normal.o[:31], smallest))
@@ -264,13 +275,7 @@ class ScaleUnit(wiring.Component):
             inv.b.eq(delay_line(m, inverse.o, late - recip, "inverse", ring=True)),
             self.inv.eq(inv.o),
             scale.a.eq(a),
-            scale.b.eq(
-                Mux(
-                    delay_line(m, narrow_r, mul + 1, "narrow"),
-                    float_const(1 / NARROW_LARGEST),
-                    float_const(1 / LARGEST),
-                )
-            ),
+            scale.b.eq(part),
             query.a.eq(scale.o),
             query.b.eq(self.q_scale),
             self.scale.eq(delay_line(m, scale.o, late, "scale", ring=True)),

@@ -12,7 +12,7 @@ from cocotb.clock import Clock
 from cocotb.triggers import RisingEdge
 
 from tellme.golden import elementwise as golden
-from tellme.golden import fp
+from tellme.golden import fp, hadamard
 from tellme.golden.config import CHUNK, AcceleratorConfig
 from tellme.golden.program import Kind
 from tellme.golden.ternary import EXPONENT_STEP, GROUP
@@ -236,6 +236,7 @@ class Bench:
         q_scale: float = 0.2,
         head: bool = False,
         narrow: tuple[int, int] = (0, 0),
+        turn: bool = False,
     ) -> Any:
         """A LINEAR: quantises what is there, then runs the epilogue of the accumulators acc [lanes, rows]; `head`: quantises as for a HEAD."""
         c = self.config
@@ -248,6 +249,8 @@ class Bench:
         self.set(tiles=-(-n // c.beat_weights), rows=rows, inv_n=golden.inverse_count(n), eps=float(eps))
         self.set(scale0=float(scales[0]), scale1=float(scales[1]), scale2=float(scales[2]), q_scale=float(q_scale))
         self.set(heads=heads[0], kv_heads=heads[1], head_dim=heads[2], k_narrow=narrow[0], v_narrow=narrow[1])
+        if c.hadamard:
+            self.set(hadamard=turn)
         cocotb.start_soon(self.send("load", g))
         # Rows of lanes that the pass does not carry are arbitrary.
         wide = self.rng.integers(-999, 999, (rows, c.lanes))
@@ -310,9 +313,10 @@ class Bench:
         q_scale: float,
         eps: float = 1e-5,
         narrow: tuple[int, int] = (0, 0),
+        turn: bool = False,
     ) -> None:
         """Compares queries, keys, values and their scales with what `linear` made of heads [lanes, heads, dim]. narrow: keys, values are
-        of 4 bits."""
+        of 4 bits. turn: queries and keys pass the Hadamard transform."""
         d, c = self.dut, self.config
         h, kv, dim = heads
         y, normed = made
@@ -320,7 +324,14 @@ class Bench:
         q, scales = golden.quantise_head(y, most)
         if normed is not None:
             q[:, : h + kv], scales[:, : h + kv] = golden.quantise(normed, norm=True, eps=eps, largest=most[: h + kv])
-        same("query scales", await self.query_scales(h), fp.mul(scales[:, :h], np.float32(q_scale)))
+        scales[:, :h] = fp.mul(scales[:, :h], np.float32(q_scale))
+        if turn:
+            u = y[:, : h + kv]
+            stats = normed or golden.Statistics(np.zeros(u.shape[:2], np.float32), fp.max_abs(u), u)
+            factor = np.repeat(np.array([q_scale, 1], np.float32), [h, kv])
+            turned = hadamard.quantise(stats, norm=normed is not None, eps=eps, largest=most[: h + kv], factor=factor)
+            q[:, : h + kv], scales[:, : h + kv] = turned
+        same("query scales", await self.query_scales(h), scales[:, :h])
         got = np.zeros((self.lanes, h * dim // c.word, c.word), np.int8)
         d.int8__en.value = 1
         for lane in range(self.lanes):

@@ -17,7 +17,9 @@ from tests.elementwise.bench import Bench
 
 GROUPED = replace(TINY, name="grouped", weight_format="grouped")
 LARGE = replace(TINY, name="large-heads", max_hidden=1024, max_features=2048, max_kv_dim=512, max_head_dim=256)
-CONFIGS = {c.name: c for c in (KV260, TINY, GROUPED, LARGE)}
+HADAMARD = replace(TINY, name="hadamard", hadamard=True)
+TURNED = [HADAMARD, replace(GROUPED, name="grouped-hadamard", hadamard=True)]
+CONFIGS = {c.name: c for c in (KV260, TINY, GROUPED, LARGE, *TURNED)}
 
 
 def run(config: Any, testcase: str, **params: Any) -> None:
@@ -40,6 +42,7 @@ async def layer(
     qk_norm: bool = False,
     eps: float = 1e-5,
     narrow: tuple[int, int] = (0, 0),
+    turn: bool = False,
 ) -> None:
     """LOAD, then a layer and a head: every job, in the order of a program."""
     rng = bench.rng
@@ -65,9 +68,9 @@ async def layer(
     of_heads = rng.normal(1, 0.5, 2 * dim).astype(np.float32) if qk_norm else None
     rows = acc((h + 2 * kv) * dim)
     made = await bench.linear(
-        Kind.QKV, rows, scales, norm=norm, eps=eps, gain=of_heads, heads=heads, q_scale=0.3, narrow=narrow
+        Kind.QKV, rows, scales, norm=norm, eps=eps, gain=of_heads, heads=heads, q_scale=0.3, narrow=narrow, turn=turn
     )
-    await bench.check_heads(made, heads, 0.3, eps, narrow)
+    await bench.check_heads(made, heads, 0.3, eps, narrow, turn)
     out = rng.normal(0, 1, (bench.lanes, h * dim)).astype(np.float32) * np.float32(values != "zero")
     await bench.attention(out, heads, gains(h * dim))
     await bench.linear(Kind.RESIDUAL, acc(hidden), (0.02, 0, 0), norm=norm, gain=gains(hidden))
@@ -120,6 +123,24 @@ def test_normalised_heads_equal_golden(stall: float, config: AcceleratorConfig) 
         dict(silu, lanes=2, heads=[4, 2, 32], norm=True, values="largest"),
     ]
     run(config, "check_layers", seed=4, stall=stall, cases=cases)
+
+
+@pytest.mark.parametrize("config", TURNED, ids=lambda c: c.name)
+@pytest.mark.parametrize("stall", [0.0, 0.4])
+def test_turned_heads_equal_golden(stall: float, config: AcceleratorConfig) -> None:
+    """Heads that pass the Hadamard transform, of every cache, with and without QK-norm, of the edges; and heads that do not, between."""
+    silu = dict(hidden=64, ffn=36, gate=SILU, gain=True, norm=True)
+    cases = [
+        dict(silu, lanes=4, heads=[4, 2, 64], turn=True),
+        dict(silu, lanes=1, heads=[1, 1, 32], turn=True, narrow=[1, 1]),
+        dict(silu, lanes=4, heads=[3, 1, 32]),
+        dict(silu, lanes=3, heads=[2, 1, 96], turn=True, narrow=[0, 1], qk_norm=True, eps=0.3),
+        dict(silu, lanes=2, heads=[2, 2, 128], narrow=[1, 1], qk_norm=True),
+        dict(silu, lanes=2, heads=[2, 2, 128], turn=True, values="zero"),
+        dict(silu, lanes=4, heads=[4, 2, 32], turn=True, values="largest", narrow=[1, 1], qk_norm=True),
+        dict(silu, lanes=2, heads=[4, 2, 64], turn=True, values="largest"),
+    ]
+    run(config, "check_layers", seed=6, stall=stall, cases=cases)
 
 
 def test_heads_of_256_equal_golden() -> None:

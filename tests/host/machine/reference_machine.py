@@ -8,7 +8,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tellme.golden import attention, check, elementwise, fp, head, layout, registers, schedule, screen, ternary
+from tellme.golden import (
+    attention,
+    check,
+    elementwise,
+    fp,
+    hadamard,
+    head,
+    layout,
+    registers,
+    schedule,
+    screen,
+    ternary,
+)
 from tellme.golden.boards import phases, place
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.kv import CACHE_FORMATS
@@ -251,7 +263,16 @@ class ReferenceMachine:
                     normed, norm=True, eps=f["eps"], largest=largest[:rotated]
                 )
             self.query, self.key, self.value = codes[:, :heads], codes[:, heads:rotated], codes[:, rotated:]
-            self.query_scale = fp.mul(head_scales[:, :heads], np.float32(f["q_scale"]))
+            head_scales[:, :heads] = fp.mul(head_scales[:, :heads], np.float32(f["q_scale"]))
+            if f["hadamard"]:
+                assert c.hadamard
+                u = elementwise.rope(y[:, :rotated], *turn) if gain is None else normed.u
+                ss = np.zeros(u.shape[:2], np.float32) if gain is None else normed.ss
+                codes[:, :rotated], head_scales[:, :rotated] = hadamard.quantise(
+                    elementwise.Statistics(ss, fp.max_abs(u), u), norm=gain is not None, eps=f["eps"], largest=largest[:rotated],
+                    factor=np.repeat(np.float32([f["q_scale"], 1]), [heads, kv_heads]),
+                )  # fmt: skip
+            self.query_scale = head_scales[:, :heads]
             self.key_scale, self.value_scale = head_scales[:, heads:rotated], head_scales[:, rotated:]
         elif kind is Kind.RESIDUAL:
             self.x = elementwise.residual(self.x, elementwise.scale(acc, np.float32(f["scale0"]), scale))

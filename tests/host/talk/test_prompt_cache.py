@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tellme.golden.config import TINY
+from tellme.golden.kv import EIGHT
 from tellme.host.cli import app
 from tellme.host.errors import UserError
 from tellme.host.image.model import Model
@@ -60,6 +62,27 @@ def test_what_is_read_back_need_not_be_computed(model: Model, tmp_path: Path) ->
     assert say(machine, PROMPT) == (said, 29)
 
 
+def test_turned_keys_are_read_as_such_alone(model: Model, tmp_path: Path) -> None:
+    """Their numbers would fit: only the file can tell."""
+    file, turned = tmp_path / "cache", replace(EIGHT, hadamard=True)
+
+    def turning() -> Engine:
+        return Engine(GoldenBackend(model.weights(), replace(TINY, hadamard=True), kv=turned))
+
+    first = turning()
+    said, _ = say(first, PROMPT)
+    prompt_cache.save(file, model, first)
+    with pytest.raises(UserError, match="was made with --kv 8 --hadamard, not 8; take that"):
+        prompt_cache.load(file, model, engine(model))
+    other = turning()
+    assert prompt_cache.load(file, model, other) == 33 and say(other, PROMPT) == (said, 29)
+    plain = engine(model)
+    say(plain, PROMPT)
+    prompt_cache.save(file, model, plain)
+    with pytest.raises(UserError, match="was made with --kv 8, not 8 --hadamard; take that"):
+        prompt_cache.load(file, model, turning())
+
+
 def rewritten(source: Path, target: Path, **changes: Any) -> Path:
     with np.load(source) as found:
         parts = {name: found[name] for name in found.files}
@@ -89,6 +112,7 @@ def test_what_is_no_cache_is_refused(model: Model, tmp_path: Path) -> None:
         ({"head": head(kind="x")}, "is no prompt cache"),
         ({"head": head(version=1)}, "has version 1, this tellme reads 2; delete it"),
         ({"head": head(kv="4")}, "was made with --kv 4, not 8; take that, or give another file"),
+        ({"head": head(kv="8 --hadamard")}, "was made with --kv 8 --hadamard, not 8; take that, or give another file"),
         ({"head": head(model="0")}, "was made with another model or for another board"),
         ({"head": None}, "is no prompt cache"),
         ({"tokens": np.zeros(33, np.int32)}, "wrong types"),
