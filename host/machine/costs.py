@@ -7,6 +7,7 @@ count their cycles, what they took corrects the estimate.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from tellme.golden import layout
 from tellme.golden.arith import ceil_div
@@ -43,20 +44,25 @@ class Costs:
         self._cells = int(KvGeometry(config).cells(spec.head_dim))
         self._lane = spec.layers * (4 * LEAD + ceil_div(spec.hidden + spec.ffn, config.word))
         self._measured: dict[tuple[int, int], float] = {}
+        # Asked for several times a pass, of the same conversations.
+        self._attention = lru_cache(4096)(self._attention_of)
 
     def _sweeps(self, heads: int) -> int:
         return ceil_div(heads, self._config.attention_lanes)
 
-    def _formula(self, positions: Sequence[int], slots: Sequence[int], heads: int) -> float:
+    def _attention_of(self, first: int, lanes: int) -> int:
+        """Of neighbouring lanes of one slot, the first at position `first`."""
         s, c = self._spec, self._config
-        attention = 0
+        sets = ceil_div(lanes * (s.heads // s.kv_heads), c.attention_lanes >> self._kv.v_narrow)
+        keys = first + lanes
+        beats = sum(ceil_div(keys, c.keys_per_beat << n) for n in (self._kv.k_narrow, self._kv.v_narrow))
+        return s.layers * s.kv_heads * sets * (beats * self._cells + ROUND)
+
+    def _formula(self, positions: Sequence[int], slots: Sequence[int], heads: int) -> float:
+        total = self._matrices + self._head * self._sweeps(heads) + self._lane * len(slots)
         for first, last in groups(slots):
-            lanes = last - first + 1
-            sets = ceil_div(lanes * (s.heads // s.kv_heads), c.attention_lanes >> self._kv.v_narrow)
-            keys = positions[first] + lanes
-            beats = sum(ceil_div(keys, c.keys_per_beat << n) for n in (self._kv.k_narrow, self._kv.v_narrow))
-            attention += s.kv_heads * sets * (beats * self._cells + ROUND)
-        return self._matrices + self._head * self._sweeps(heads) + self._lane * len(slots) + attention * s.layers
+            total += self._attention(positions[first], last - first + 1)
+        return total
 
     def cycles(self, positions: Sequence[int], slots: Sequence[int], heads: int) -> float:
         """Of a pass with these lanes, `heads` of which have logits. What counts is how passes compare."""

@@ -13,7 +13,7 @@ import re
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tellme.host.errors import TellmeError, UserError
 from tellme.host.serve.grammar import Grammars
-from tellme.host.serve.request import Asked, Invalid, read
+from tellme.host.serve.request import MOST_SHOWN, Asked, Invalid, Unknown, read, shown
 from tellme.host.serve.service import Ended, Job, Logprob, Piece, Service
 from tellme.host.talk.scheduler import Refused
 from tellme.host.text.sampling import Sampling
@@ -57,6 +57,33 @@ class Limits:
     key: str | None = None
 
 
+class Json(JSONResponse):
+    """JSON, whatever is in its texts: half a surrogate pair, which a client or a model may write as an escape, goes back as one."""
+
+    def render(self, content: Any) -> bytes:
+        return encoded(content)
+
+
+def encoded(data: Any) -> bytes:
+    """JSON of it, in UTF-8."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")
+
+
+class Streamed(StreamingResponse):
+    """A stream that says when it has ended, though nothing of it was ever asked for: a client may have gone before."""
+
+    def __init__(self, content: AsyncIterator[bytes], ended: Callable[[], None], headers: dict[str, str]):
+        super().__init__(content, media_type="text/event-stream", headers=headers)
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._ended()
+
+
 class Failure(Exception):
     """An answer that is an error, as OpenAI writes it."""
 
@@ -69,7 +96,7 @@ class Failure(Exception):
         headers = {"Retry-After": "1"} if self.status == 429 else {}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse(self.body, self.status, headers=headers)
+        return Json(self.body, self.status, headers=headers)
 
 
 def failure_of(error: Exception) -> Failure:
@@ -78,6 +105,8 @@ def failure_of(error: Exception) -> Failure:
         return error
     if isinstance(error, Refused):
         return Failure(429, str(error), "rate_limit_error", code="queue_full")
+    if isinstance(error, Unknown):
+        return Failure(404, str(error), param=error.param, code="model_not_found")
     if isinstance(error, Invalid):
         return Failure(400, str(error), param=error.param)
     if isinstance(error, UserError):
@@ -161,6 +190,7 @@ class Server:
                 TellmeError: self._failed,
                 404: self._missing,
                 405: self._missing,
+                Exception: self._broken,
             },
             lifespan=self._lifespan,
         )
@@ -178,9 +208,15 @@ class Server:
 
     async def _missing(self, request: Request, error: Exception) -> Response:
         status = getattr(error, "status_code", 404)
-        return Failure(
+        response = Failure(
             status, f"there is no {request.method} {request.url.path[:200]} here", code="not_found"
         ).response()
+        response.headers.update(getattr(error, "headers", None) or {})  # Allow
+        return response
+
+    async def _broken(self, request: Request, error: Exception) -> Response:
+        """What should not be: the client gets what errors look like, the log the rest."""
+        return Failure(500, f"the server failed: {type(error).__name__}", "server_error").response()
 
     async def _json(self, request: Request) -> Any:
         """The body, within its limit."""
@@ -214,9 +250,7 @@ class Server:
     async def health(self, request: Request) -> Response:
         """200 while passes succeed, 503 when the last one failed."""
         failure = self.service.failure
-        return JSONResponse(
-            {"status": "ok" if failure is None else "error", "error": failure}, 200 if failure is None else 503
-        )
+        return Json({"status": "ok" if failure is None else "error", "error": failure}, 200 if failure is None else 503)
 
     async def metrics(self, request: Request) -> Response:
         """Figures for Prometheus."""
@@ -225,11 +259,11 @@ class Server:
 
     async def slots(self, request: Request) -> Response:
         """Every cache slot."""
-        return JSONResponse(self.service.slots())
+        return Json(self.service.slots())
 
     async def live(self, request: Request) -> Response:
         """What the page shows."""
-        return JSONResponse(self.service.live())
+        return Json(self.service.live())
 
     def _model(self) -> dict[str, Any]:
         backend = self.service.engine.backend
@@ -240,7 +274,7 @@ class Server:
 
     async def models(self, request: Request) -> Response:
         """The one model."""
-        return JSONResponse({"object": "list", "data": [self._model()]})
+        return Json({"object": "list", "data": [self._model()]})
 
     async def model(self, request: Request) -> Response:
         """A model by name."""
@@ -250,7 +284,7 @@ class Server:
                 f"model {request.path_params['name'][:60]!r} is not served here; {self.name!r} is",
                 code="model_not_found",
             )
-        return JSONResponse(self._model())
+        return Json(self._model())
 
     async def tokenize(self, request: Request) -> Response:
         """Tokens of `content` (or `prompt`); `add_special` (default true) puts before it what a prompt begins with."""
@@ -258,11 +292,14 @@ class Server:
         text = data.get("content", data.get("prompt")) if isinstance(data, dict) else None
         if not isinstance(text, str):
             raise Failure(400, "content must be text", param="content")
-        if data.get("add_special", True):
+        special = data.get("add_special", True)
+        if not isinstance(special, bool):
+            raise Failure(400, f"add_special must be true or false, not {shown(special)}", param="add_special")
+        if special:
             ids = self.tokenizer.encode(text)
         else:
             ids = self.tokenizer.encode_more(text) if text else []
-        return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": self.service.engine.backend.context})
+        return Json({"tokens": ids, "count": len(ids), "max_model_len": self.service.engine.backend.context})
 
     async def detokenize(self, request: Request) -> Response:
         """Text of `tokens`."""
@@ -271,7 +308,7 @@ class Server:
         vocab = self.service.engine.backend.vocab
         if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < vocab for i in ids):
             raise Failure(400, f"tokens must be a list of numbers from 0 to {vocab - 1}", param="tokens")
-        return JSONResponse({"content": self.tokenizer.decode(ids)})
+        return Json({"content": self.tokenizer.decode(ids)})
 
     # ---- answers -----------------------------------------------------------------------------------------------------
 
@@ -288,6 +325,10 @@ class Server:
     async def completions(self, request: Request) -> Response:
         """The continuation of a text."""
         asked = read(await self._json(request), chat=False, default=self.sampling, model=self.name)
+        vocab = self.service.engine.backend.vocab
+        for token in (t for p in asked.prompts if not isinstance(p, str) for t in p):
+            if not 0 <= token < vocab:
+                raise Invalid(f"token {str(token)[:MOST_SHOWN]} is outside the vocabulary of {vocab}", "prompt")
         prompts = [self.tokenizer.encode(p) if isinstance(p, str) else p for p in asked.prompts]
         return await self._serve(request, asked, prompts)
 
@@ -321,10 +362,10 @@ class Server:
         choices = await self._begin(asked, prompts)
         shape = _Chat(self, asked, choices) if asked.chat else _Text(self, asked, choices)
         if asked.stream:
-            return StreamingResponse(
+            return Streamed(
                 self._stream(shape),
-                media_type="text/event-stream",
-                headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+                lambda: self._cancel(choices),
+                {"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
             )
         try:
             done = asyncio.ensure_future(_collect(choices))
@@ -339,33 +380,30 @@ class Server:
                 done.cancel()
         finally:
             self._cancel(choices)
-        return JSONResponse(shape.whole())
+        return Json(shape.whole())
 
     async def _stream(self, shape: _Shape) -> AsyncIterator[bytes]:
-        """Server-sent events. Whoever stops reading ends the answers."""
-        try:
-            for first in shape.begin():
-                yield _event(first)
-            async for choice, event in _events(shape.choices):
-                if event is None:
-                    yield b": ping\n\n"
-                elif isinstance(event, Ended):
-                    if event.error is not None:
-                        yield _event(failure_of(event.error).body)
-                        return
-                    yield _event(shape.last(choice))
-                elif event.text or event.logprobs:
-                    for chunk in shape.piece(choice, event):
-                        yield _event(chunk)
-            if shape.asked.usage:
-                yield _event(shape.frame([], usage=shape.usage()))
-            yield b"data: [DONE]\n\n"
-        finally:
-            self._cancel(shape.choices)
+        """Server-sent events."""
+        for first in shape.begin():
+            yield _event(first)
+        async for choice, event in _events(shape.choices):
+            if event is None:
+                yield b": ping\n\n"
+            elif isinstance(event, Ended):
+                if event.error is not None:
+                    yield _event(failure_of(event.error).body)
+                    return
+                yield _event(shape.last(choice))
+            elif event.text or event.logprobs:
+                for chunk in shape.piece(choice, event):
+                    yield _event(chunk)
+        if shape.asked.usage:
+            yield _event(shape.frame([], usage=shape.usage()))
+        yield b"data: [DONE]\n\n"
 
 
 def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
+    return b"data: " + encoded(data) + b"\n\n"
 
 
 async def _gone(request: Request) -> None:
@@ -523,6 +561,8 @@ class _Chat(_Shape):
             calls.append({"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": found})
             return ""
 
+        if self.asked.calls and choice.reason == "stop" and (found := _function(choice.text)) is not None:
+            return "", [{"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": found}]
         rest = _CALL.sub(take, choice.text) if self.asked.tools else choice.text
         return (rest.strip() if calls else rest), calls
 

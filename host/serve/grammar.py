@@ -53,7 +53,10 @@ class Grammars:
         vocabulary = self._vocabulary
         import llguidance
 
-        options = {"x-guidance": {"whitespace_flexible": False, **(schema.get("x-guidance") or {})}}
+        own = schema.get("x-guidance") or {}
+        if not isinstance(own, dict):
+            raise UserError("the JSON schema cannot be used: x-guidance must be an object")
+        options = {"x-guidance": {"whitespace_flexible": False, **own}}
         grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps({**schema, **options}))
         if found := llguidance.LLMatcher.validate_grammar(grammar, vocabulary):
             raise UserError(f"the JSON schema cannot be used: {' '.join(str(found).split())}")

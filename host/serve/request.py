@@ -15,6 +15,9 @@ MOST_CHOICES = 16
 MOST_STOPS = 16
 MOST_LOGPROBS = 20
 MOST_MESSAGES = 1000
+MOST_SHOWN = 60
+"""Characters of a value in an error."""
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 _SHARED = {
     "model", "max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "stop", "n", "stream",
@@ -45,6 +48,10 @@ class Invalid(UserError):
         self.param = param
 
 
+class Unknown(Invalid):
+    """A request for a model that is not served."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """A request.
@@ -57,6 +64,7 @@ class Asked:
     most : most new tokens of a choice; None: what the context has room for.
     top_logprobs : likeliest tokens to tell of every place; None: no logprobs at all.
     schema : JSON schema that an answer must follow; {} for any JSON object, None for any text.
+    calls : the answer must be the call of a tool; then `schema` is the call's.
     """
 
     chat: bool
@@ -71,6 +79,13 @@ class Asked:
     usage: bool = False
     top_logprobs: int | None = None
     schema: dict[str, Any] | None = None
+    calls: bool = False
+
+
+def shown(value: Any) -> str:
+    """What a client sent, as an error tells it."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else text[: MOST_SHOWN - 3] + "..."
 
 
 class _Fields:
@@ -84,7 +99,7 @@ class _Fields:
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise Invalid(f"{name} must be a number from {low:g} to {high:g}, not {value!r}", name)
+            raise Invalid(f"{name} must be a number from {low:g} to {high:g}, not {shown(value)}", name)
         return float(value)
 
     def whole(self, name: str, default: int | None, low: int, high: int) -> int | None:
@@ -92,13 +107,13 @@ class _Fields:
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise Invalid(f"{name} must be a whole number from {low} to {high}, not {value!r}", name)
+            raise Invalid(f"{name} must be a whole number from {low} to {high}, not {shown(value)}", name)
         return value
 
     def flag(self, name: str) -> bool:
         value = self.data.get(name)
         if value not in (None, True, False) or isinstance(value, (int, float)) and not isinstance(value, bool):
-            raise Invalid(f"{name} must be true or false, not {value!r}", name)
+            raise Invalid(f"{name} must be true or false, not {shown(value)}", name)
         return bool(value)
 
 
@@ -130,9 +145,10 @@ def _content(value: Any, param: str) -> str | None:
     if isinstance(value, list):
         parts = []
         for part in value:
-            if not isinstance(part, dict) or part.get("type") != "text":
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind not in ("text", "refusal"):  # what an assistant refused is what it said
                 raise Invalid("content has a part that is no text; this model reads text alone", param)
-            parts.append(_text(part.get("text"), "a part's text", param))
+            parts.append(_text(part.get(kind), "a part's text", param))
         return "".join(parts)
     raise Invalid("a message's content must be text or a list of text parts", param)
 
@@ -148,26 +164,84 @@ def _messages(value: Any) -> list[dict[str, Any]]:
         if not isinstance(message, dict):
             raise Invalid(f"{where} must be an object with role and content", where)
         role = _text(message.get("role"), f"{where}.role", where)
+        if role not in ROLES:
+            raise Invalid(f"{where}.role must be one of {', '.join(ROLES)}, not {shown(role)}", where)
         content = _content(message.get("content"), where)
         if content is None and not message.get("tool_calls"):
             raise Invalid(f"{where} has no content", where)
+        _said_calls(message.get("tool_calls"), where)
         kept = {k: message[k] for k in ("tool_calls", "tool_call_id", "name") if message.get(k) is not None}
-        out.append({"role": role, "content": content if content is not None else "", **kept})
+        # Templates know the name that it had before.
+        known = "system" if role == "developer" else role
+        out.append({"role": known, "content": content if content is not None else "", **kept})
     return out
 
 
+def _said_calls(value: Any, where: str) -> None:
+    """Calls that an earlier answer made."""
+    if value is None:
+        return
+    functions = (
+        [c.get("function") if isinstance(c, dict) else None for c in value] if isinstance(value, list) else [None]
+    )
+    for f in functions:
+        if not isinstance(f, dict) or not isinstance(f.get("name"), str) or not isinstance(f.get("arguments"), str):
+            raise Invalid(
+                f"{where}.tool_calls must be a list of {{id, type: 'function', function: {{name, arguments (text)}}}}",
+                where,
+            )
+
+
 def _tools(data: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    tools, choice = data.get("tools"), data.get("tool_choice")
-    if choice not in (None, "none", "auto"):
-        raise Invalid("tool_choice may be 'none' or 'auto' here", "tool_choice")
-    if not tools or choice == "none":
+    tools = data.get("tools")
+    if not tools:
         return None
     if not isinstance(tools, list) or not all(
         isinstance(t, dict) and t.get("type") == "function" and isinstance(t.get("function"), dict) and isinstance(t["function"].get("name"), str)
         for t in tools
     ):  # fmt: skip
         raise Invalid("tools must be a list of {type: 'function', function: {name, ...}}", "tools")
+    if not all(isinstance(t["function"].get("parameters") or {}, dict) for t in tools):
+        raise Invalid("a tool's parameters must be a JSON schema (an object)", "tools")
     return tools
+
+
+def _called(choice: Any, tools: list[dict[str, Any]] | None) -> list[dict[str, Any]]:
+    """Functions one of which must be called, as tool_choice says; none: the model may."""
+    if choice in (None, "none", "auto"):
+        return []
+    functions = [t["function"] for t in tools or []]
+    if choice == "required":
+        if not functions:
+            raise Invalid("tool_choice 'required' needs tools", "tool_choice")
+        return functions
+    named = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
+    name = named.get("name") if isinstance(named, dict) else None
+    if not isinstance(name, str):
+        raise Invalid(
+            "tool_choice must be 'none', 'auto', 'required' or {type: 'function', function: {name}}", "tool_choice"
+        )
+    found = [f for f in functions if f["name"] == name]
+    if not found:
+        raise Invalid(f"tool_choice names {shown(name)}, which is none of tools", "tool_choice")
+    return found
+
+
+def _call_schema(functions: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of a call of one of these: its name, and arguments that follow its parameters."""
+
+    def call(number: int, f: dict[str, Any]) -> dict[str, Any]:
+        # An id of its own, so that what it refers to (#/$defs/...) is looked for in it.
+        arguments = {"$id": f"urn:tool:{number}", "type": "object", **(f.get("parameters") or {})}
+        return {
+            "type": "object",
+            "properties": {"name": {"const": f["name"]}, "arguments": arguments},
+            "required": ["name", "arguments"],
+            "additionalProperties": False,
+        }
+
+    calls = [call(number, f) for number, f in enumerate(functions)]
+    return calls[0] if len(calls) == 1 else {"anyOf": calls}
 
 
 def _schema(value: Any) -> dict[str, Any] | None:
@@ -226,7 +300,7 @@ def read(data: Any, *, chat: bool, default: Sampling, model: str) -> Asked:
     known = _SHARED | (_CHAT if chat else _TEXT) | _IGNORED | _NEUTRAL.keys()
     for name in data:
         if name not in known:
-            raise Invalid(f"{name[:60]!r} is not known here; leave it out", name[:60])
+            raise Invalid(f"{shown(name)} is not known here; leave it out", name[:MOST_SHOWN])
     for name, neutral in _NEUTRAL.items():
         if (
             name in data
@@ -235,12 +309,12 @@ def read(data: Any, *, chat: bool, default: Sampling, model: str) -> Asked:
         ):
             raise Invalid(f"{name} is not supported; leave it out", name)
     if data.get("model") not in (None, model):
-        raise Invalid(f"model {str(data['model'])[:60]!r} is not served here; {model!r} is", "model")
+        raise Unknown(f"model {shown(data['model'])} is not served here; {model!r} is", "model")
     fields = _Fields(data)
     sampling = replace(
         default,
         temperature=fields.number("temperature", default.temperature, 0.0, 100.0),
-        top_p=fields.number("top_p", default.top_p, 1e-9, 1.0),
+        top_p=max(fields.number("top_p", default.top_p, 0.0, 1.0), 1e-9),  # 0: the likeliest token
         top_k=max(0, fields.whole("top_k", default.top_k, -1, 1 << 31) or 0),
         min_p=fields.number("min_p", default.min_p, 0.0, 1.0),
         repetition_penalty=fields.number("repetition_penalty", default.repetition_penalty, 0.01, 100.0),
@@ -254,6 +328,8 @@ def read(data: Any, *, chat: bool, default: Sampling, model: str) -> Asked:
     options = data.get("stream_options")
     if options is not None and (not isinstance(options, dict) or not data.get("stream")):
         raise Invalid("stream_options must be an object, and needs stream: true", "stream_options")
+    if (options or {}).get("include_usage") not in (None, True, False):
+        raise Invalid("stream_options.include_usage must be true or false", "stream_options")
     shared: dict[str, Any] = {
         "chat": chat,
         "sampling": sampling,
@@ -265,10 +341,15 @@ def read(data: Any, *, chat: bool, default: Sampling, model: str) -> Asked:
         "top_logprobs": _logprobs(data, fields, chat),
     }
     if chat:
+        tools, schema, choice = _tools(data), _schema(data.get("response_format")), data.get("tool_choice")
+        called = _called(choice, tools)
+        if called and schema is not None:
+            raise Invalid("an answer that must be a call can have no response_format of its own", "response_format")
         return Asked(
             **shared,
             messages=_messages(data.get("messages")),
-            tools=_tools(data),
-            schema=_schema(data.get("response_format")),
+            tools=None if choice == "none" else tools,
+            schema=_call_schema(called) if called else schema,
+            calls=bool(called),
         )
     return Asked(**shared, prompts=_prompts(data.get("prompt")))

@@ -103,8 +103,12 @@ class Drafts:
         own = self._open.get(key)
         if own is None or most < 1:
             return Draft()
-        for n in range(min(LONGEST, len(own.tokens)), SHORTEST - 1, -1):
-            run = tuple(own.tokens[-n:])
+        ending = tuple(own.tokens[-LONGEST:])
+        shortest = ending[-SHORTEST:]
+        if own.find(shortest) is None and shortest not in self._latest:
+            return Draft()  # nor has a longer one come before
+        for n in range(len(ending), SHORTEST - 1, -1):
+            run = ending[-n:]
             at = own.find(run)
             where = own
             if at is None and (key_of := self._latest.get(run)) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -14,7 +15,7 @@ from tellme.host.machine.costs import Costs
 from tellme.host.machine.passes import Backend, Pass, PassResult
 from tellme.host.talk.drafts import Draft, Drafts
 from tellme.host.talk.scheduler import Conversation, Part, Planned, Scheduler, common
-from tellme.host.text.sampling import Sampler, Sampling
+from tellme.host.text.sampling import Sampler, Sampling, draw
 
 
 class Constraint(Protocol):
@@ -44,19 +45,18 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(v - np.log(np.exp(v).sum()))
 
 
-def _finite(result: PassResult, lane: int, tokens: int) -> PassResult:
-    """The result, whose logits of head lane `lane`, behind so many tokens, are finite.
+def _check(result: PassResult, lane: int, tokens: int, first: bool) -> None:
+    """Whether the logits of head lane `lane`, behind so many tokens, are finite: the largest, and of the first token of an answer all.
 
     Raises
     ------
     CheckError : they are not.
     """
     best = result.best_value[lane]
-    if not np.isfinite(best) or (result.logits is not None and not np.isfinite(result.logits[lane]).all()):
+    if not math.isfinite(best) or (first and result.logits is not None and not np.isfinite(result.logits[lane]).all()):
         raise CheckError(
             f"a logit behind token {tokens} is not finite (the largest is {best}); the model or its conversion is broken"
         )
-    return result
 
 
 class Choice:
@@ -95,6 +95,11 @@ class Choice:
         )
 
     @property
+    def draws(self) -> bool:
+        """Whether it draws from the logits as they are, and that is all."""
+        return not (self.sampling.greedy or self.needs_all)
+
+    @property
     def needs_all(self) -> bool:
         """Whether the candidates of a screened head do not do."""
         return self._logprobs or self._constraint is not None or self.sampling.repetition_penalty != 1.0
@@ -116,6 +121,28 @@ class Choice:
         else:
             token = self._sampler(values, ids)
         return self._take(Chosen(token, log_softmax(logits) if self._logprobs else None))
+
+    @staticmethod
+    def together(choices: Sequence[Choice], result: PassResult, lanes: Sequence[int]) -> list[Chosen]:
+        """The next token of each, from its head lane: what each would choose alone. Those that only draw do so at once, which is much cheaper."""
+        out: list[Chosen | None] = [None] * len(choices)
+        alike: dict[int, list[int]] = {}
+        rows = {i: result.of_lane(lanes[i]) for i, c in enumerate(choices) if c.draws and result.logits is not None}
+        for i, (logits, _) in rows.items():
+            alike.setdefault(len(logits), []).append(i)
+        for group in alike.values():
+            first = lanes[group[0]]
+            if result.before is None and [lanes[i] for i in group] == list(range(first, first + len(group))):
+                assert result.logits is not None
+                logits = result.logits[first : first + len(group)]
+            else:
+                logits = np.stack([rows[i][0] for i in group])
+            samplers = [choices[i]._sampler for i in group]
+            places = draw(logits, samplers, [float(result.best_value[lanes[i]]) for i in group])
+            for i, place in zip(group, places, strict=True):
+                ids = rows[i][1]
+                out[i] = choices[i]._take(Chosen(place if ids is None else int(ids[place])))
+        return [c(result, lane) if o is None else o for c, lane, o in zip(choices, lanes, out, strict=True)]
 
     def _take(self, chosen: Chosen) -> Chosen:
         self._said.add(chosen.token)
@@ -342,14 +369,14 @@ class Engine:
         return head.wanted(lanes, b.vocab, b.config.screen_entries)
 
     def _finish(self, planned: Planned, results: list[PassResult]) -> list[tuple[Ticket, list[Chosen]]]:
-        chosen: dict[Conversation, list[Chosen]] = {}
         for part in planned.parts:
-            conversation = part.conversation
-            ticket = self._tickets[conversation]
-            (ticket.decode if conversation.decoding else ticket.prefill).extend(results)
-            if part.chooses:
-                first = part.first + part.count - 1 - results[-1].head_first if len(results) == 1 else -1
-                chosen[conversation] = self._choose(ticket, part, results[-1], first)
+            ticket = self._tickets[part.conversation]
+            (ticket.decode if part.conversation.decoding else ticket.prefill).extend(results)
+        choosing = [p for p in planned.parts if p.chooses]
+        # Behind a prompt that went through in several passes is the last lane.
+        first, whole = results[-1].head_first, len(results) > 1
+        lanes = [results[-1].head_count - 1 if whole else p.first + p.count - 1 - first for p in choosing]
+        chosen = self._choose(choosing, results[-1], lanes)
         self.scheduler.complete(planned, {c: [x.token for x in new] for c, new in chosen.items()})
         counts = self.counts
         counts.passes += len(results)
@@ -372,22 +399,30 @@ class Engine:
                 self._end(ticket, "length" if len(ticket.new) == ticket.most else "context")
         return out
 
-    def _choose(self, ticket: Ticket, part: Part, result: PassResult, lane: int) -> list[Chosen]:
-        """The token behind the known ones, and one more for each guess that it confirms."""
-        known = len(part.conversation.tokens)
-        new = [ticket.choice(_finite(result, lane, known), lane)]
-        right = 0
-        tried = 0
-        for guessed in part.draft.tokens[: part.drafted]:
-            if new[-1].token in ticket.ends:
-                break
-            tried += 1
-            if new[-1].token != guessed:
-                break
-            right += 1
-            new.append(ticket.choice(_finite(result, lane + right, known + right), lane + right))
-        if part.drafted:
-            self.drafts.learn(part.draft, part.drafted, tried, right)
-            ticket.drafted += part.drafted
-            ticket.accepted += right
-        return new
+    def _choose(
+        self, parts: Sequence[Part], result: PassResult, lanes: Sequence[int]
+    ) -> dict[Conversation, list[Chosen]]:
+        """The token behind the known ones of each, from its lane, and one more for each guess that it confirms."""
+        out: dict[Conversation, list[Chosen]] = {p.conversation: [] for p in parts}
+        tried = dict.fromkeys(out, 0)
+        left, depth = list(zip(parts, lanes, strict=True)), 0
+        while left:
+            tickets = [self._tickets[p.conversation] for p, _ in left]
+            for ticket, (part, lane) in zip(tickets, left, strict=True):
+                _check(result, lane + depth, len(part.conversation.tokens) + depth, not ticket.new and not depth)
+            found = Choice.together([t.choice for t in tickets], result, [lane + depth for _, lane in left])
+            following = []
+            for ticket, (part, lane), new in zip(tickets, left, found, strict=True):
+                out[part.conversation].append(new)
+                if depth < part.drafted and new.token not in ticket.ends:
+                    tried[part.conversation] += 1
+                    if new.token == part.draft.tokens[depth]:
+                        following.append((part, lane))
+            left, depth = following, depth + 1
+        for part in parts:
+            if part.drafted:
+                ticket, right = self._tickets[part.conversation], len(out[part.conversation]) - 1
+                self.drafts.learn(part.draft, part.drafted, tried[part.conversation], right)
+                ticket.drafted += part.drafted
+                ticket.accepted += right
+        return out

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
 
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.kv import EIGHT, CacheFormat
@@ -287,8 +288,9 @@ class Scheduler:
                 lanes -= n
         return counts
 
-    def _cost_of(self, counts: Mapping[Conversation, int]) -> float:
-        """Of a pass with so many lanes of each."""
+    @staticmethod
+    def _lanes_of(counts: Mapping[Conversation, int]) -> tuple[list[int], list[int], int]:
+        """Positions, slots and head lanes of a pass with so many lanes of each."""
         positions: list[int] = []
         slots: list[int] = []
         heads = 0
@@ -297,18 +299,24 @@ class Scheduler:
             positions += range(c.computed, c.computed + n)
             slots += [c.slot] * n
             heads += n if c.decoding else int(c.computed + n == len(c.tokens))
-        return self.cost(positions, slots, heads)
+        return positions, slots, heads
+
+    def _cost_of(self, counts: Mapping[Conversation, int]) -> float:
+        """Of a pass with so many lanes of each."""
+        return self.cost(*self._lanes_of(counts))
 
     def _prompts_alone(self, prompts: Sequence[Conversation], decoding: Sequence[Conversation]) -> bool:
         """Whether those who decode are left out of the next pass, and what that leaves for the ones behind it."""
         if not decoding:
             return False
+        if not prompts and self._spare >= 0.0:
+            self._spare = 0.0  # what was not used is not kept for the next prompt
+            return False
         lanes = self.config.lanes
         waiting = sum(len(c.tokens) - c.computed for c in prompts)
         room = max(1, lanes - len(decoding))
         usual = self._cost_of(dict.fromkeys(decoding, 1))
-        if not prompts:
-            # What was not used is not kept for the next prompt; what was too much is made up for.
+        if not prompts:  # what was too much is made up for
             self._spare = min(0.0, self._spare + (self.rise - 1.0) * usual)
             return False
         mixed = {**self._chunks(prompts, room), **dict.fromkeys(decoding[: lanes - min(1, waiting)], 1)}
@@ -333,26 +341,31 @@ class Scheduler:
         """How many guesses go along: one more is taken as long as tokens a cycle rise."""
         found = {c: guess(c, min(left, c.limit - len(c.tokens) - 1)) for c in decoding} if left else {}
         taken = {c: 0 for c, d in found.items() if d.tokens}
-        gain = {c: found[c].chance for c in taken}
-
-        def cost() -> float:
-            return self._cost_of({c: counts[c] + taken.get(c, 0) for c in order})
-
-        tokens, now = float(len(decoding)), cost()
-        best, best_rate = dict(taken), tokens / now
-        while left and gain:
-            c = max(gain, key=lambda c: (gain[c], -c.key))
-            if gain[c] <= 0.0:
-                break
+        if not taken:
+            return {}
+        # Gain of the next guess of each, the largest first, then who came first.
+        gains = [(-found[c].chance, c.key, c) for c in taken]
+        heapify(gains)
+        positions, slots, heads = self._lanes_of({c: counts[c] for c in order})
+        tokens = float(len(decoding))
+        best, best_rate = dict(taken), tokens / self.cost(positions, slots, heads)
+        while left and gains and gains[0][0] < 0.0:
+            negative, _, c = gains[0]
+            assert c.slot is not None
             taken[c] += 1
-            tokens += gain[c]
+            heads += 1
+            at = slots.index(c.slot) + taken[c]
+            slots.insert(at, c.slot)
+            positions.insert(at, c.computed + taken[c])
+            tokens -= negative
             left -= 1
-            gain[c] *= found[c].chance
             if taken[c] == len(found[c].tokens):
-                del gain[c]
+                heappop(gains)
+            else:
+                heapreplace(gains, (negative * found[c].chance, c.key, c))
             # Over a step (another sweep of the head) several may pay where one does not.
-            if tokens / (now := cost()) > best_rate:
-                best, best_rate = dict(taken), tokens / now
+            if (rate := tokens / self.cost(positions, slots, heads)) > best_rate:
+                best, best_rate = dict(taken), rate
         for c in taken:
             if best[c]:
                 c.guessed = self.passes

@@ -1,7 +1,15 @@
-"""The next token from logits: greedy, or drawn with temperature, top-k, top-p and min-p from a seeded generator."""
+"""The next token from logits: greedy, or drawn with temperature, top-k, top-p and min-p from a seeded generator.
+
+A draw takes the exponential of few logits. Those far below the largest weigh no more than the threshold that they are below, so that all of them
+together are at most `E`, far less than the others' sum `S`. A uniform number below S + E falls on a token that is near, on one that is far (which then has to
+come true by its own weight, out of the threshold's), or on nothing. It is drawn again where it fell on nothing, or on what top-k, top-p or min-p leave out. What top-p is a share of lies between S and S + E; where that does not tell whether
+a token is in, all are weighed. So what is drawn follows `distribution`, exactly (rejection sampling: Devroye, *Non-Uniform Random Variate Generation*, 1986, II.3).
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +25,14 @@ TINY = 1e-200
 """Temperature below which a quotient may overflow."""
 BLOCK = 64
 """Tokens whose largest logit is looked at for all of them."""
+FAR = 4.0
+"""A token is far where its weight, times the tokens that may be drawn, is less than the likeliest one's over e to this."""
+COLD = 1e-30
+"""Temperature below which everything is weighed: far logits would be none in single precision."""
+TRIES = 32
+"""Numbers that fall on nothing, one after the other, before everything is weighed."""
+WIDE = 1024
+"""Near tokens of a lane from which on it is drawn for itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,25 +178,203 @@ def _checked(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class Sampler:
-    """Draws tokens. One uniform number a token, whatever the settings."""
+    """Draws tokens of one sequence.
+
+    Attributes
+    ----------
+    seen : whether it has been given logits. All of the first ones must be finite; later -inf is a token that never comes.
+    """
 
     def __init__(self, sampling: Sampling):
         self.sampling = sampling
         self._generator = np.random.Generator(np.random.PCG64(sampling.seed))
+        self.seen = False
+
+    def uniform(self) -> float:
+        """The next number from 0 to 1 (excluded)."""
+        return self._generator.random()
 
     def __call__(self, logits: NDArray[np.float32], ids: NDArray[np.int64] | None = None) -> int:
         """The next token id from logits float32[n].
 
         ids : ascending, of the tokens that the logits are of; None: of the whole vocabulary.
         """
-        place = self._place(logits)
+        values = np.asarray(logits)[None]
+        place = draw(values, [self], [float(values.max())])[0]
         return place if ids is None else int(ids[place])
 
-    def _place(self, logits: NDArray[np.float32]) -> int:
-        values = _checked(logits)
-        if self.sampling.greedy:
-            return int(np.argmax(values))
-        places, p = _kept(values, self.sampling)
-        cumulative = np.cumsum(p)
-        u = self._generator.random() * cumulative[-1]
-        return int(places[np.searchsorted(cumulative, u, side="right")])
+
+def draw(logits: NDArray[np.float32], samplers: Sequence[Sampler], largest: Sequence[float]) -> list[int]:
+    """The next token of several sequences at once.
+
+    Parameters
+    ----------
+    logits : float32[sequences, n]. samplers : one each; what each draws does not depend on the others.
+    largest : logit of each.
+
+    Returns
+    -------
+    list : for each the place of its token among the n.
+
+    Raises
+    ------
+    UserError : a logit is not finite.
+    """
+    for i, sampler in enumerate(samplers):
+        if not (sampler.seen and math.isfinite(largest[i])):
+            _checked(logits[i])
+            sampler.seen = True
+    if min(s.sampling.temperature for s in samplers) >= COLD:
+        return _Near(logits, samplers, largest).draw()
+    if len(samplers) > 1:
+        return [draw(logits[i : i + 1], [s], largest[i : i + 1])[0] for i, s in enumerate(samplers)]
+    return [int(np.argmax(logits[0])) if samplers[0].sampling.greedy else _exactly(logits[0], samplers[0])]
+
+
+def _exactly(values: NDArray[np.float32], sampler: Sampler) -> int:
+    """A place, by everything's weight."""
+    places, p = _kept(values, sampler.sampling)
+    cumulative = np.cumsum(p)
+    u = sampler.uniform() * cumulative[-1]
+    return int(places[np.searchsorted(cumulative, u, side="right")])
+
+
+class _Near:
+    """Weights of the tokens that are not far, in rows as long as the longest; weight 0 behind a row's last.
+
+    logits : float32[sequences, n]. largest : of each.
+    """
+
+    def __init__(self, logits: NDArray[np.float32], samplers: Sequence[Sampler], largest: Sequence[float]):
+        self._logits, self._samplers, self._largest = logits, samplers, largest
+        n = self._n = logits.shape[1]
+        self._most = [min(s.sampling.top_k or n, n) for s in samplers]
+        self._warmth = [s.sampling.temperature for s in samplers]
+        self._low = [
+            np.float32(m - t * (math.log(most) + FAR))
+            for m, t, most in zip(largest, self._warmth, self._most, strict=True)
+        ]
+        # What is not a number is not far either.
+        far = np.less(logits, np.array(self._low)[:, None])
+        found = np.flatnonzero(np.logical_not(far, out=far))
+        edges = np.arange(0, logits.size + 1, n)
+        starts = np.searchsorted(found, edges)
+        counts = np.diff(starts)
+        self._counts: list[int] = counts.tolist()
+        width = max(self._counts)
+        self._wide = width > WIDE and len(samplers) > 1
+        if self._wide:
+            return
+        columns = np.arange(width)
+        beyond = columns >= counts[:, None]
+        at = starts[:-1, None] + columns
+        at[beyond] = 0
+        places = found[at]
+        self._values = logits.ravel()[places]
+        self._values[beyond] = -np.inf
+        self._places = places - edges[:-1, None]
+        if any(count > most for count, most in zip(self._counts, self._most, strict=True)):
+            self._cut()
+        weights = self._values.astype(np.float64)
+        weights -= np.array(largest)[:, None]
+        weights /= np.array(self._warmth)[:, None]
+        self._weights = np.exp(weights, out=weights)
+        self._sums = self._weights.cumsum(axis=1)
+        self._near: list[float] = self._sums[:, -1].tolist()
+        if not math.isfinite(sum(self._near)):
+            for row in logits:
+                _checked(row)
+        self._unit = [
+            math.exp((float(low) - m) / t) for low, m, t in zip(self._low, largest, self._warmth, strict=True)
+        ]
+        self._far = [
+            max(0, most - count) * unit for most, count, unit in zip(self._most, self._counts, self._unit, strict=True)
+        ]
+
+    def _cut(self) -> None:
+        """Makes the weight of all but the `most` largest 0; of equal ones the first stay."""
+        ordered = np.sort(self._values, axis=1)
+        more = [lane for lane, (count, most) in enumerate(zip(self._counts, self._most, strict=True)) if count > most]
+        least = np.full(len(ordered), -np.inf, np.float32)
+        ends = [ordered.shape[1] - self._most[lane] for lane in more]
+        least[more] = ordered[more, ends]
+        self._values[self._values < least[:, None]] = -np.inf
+        for lane, end in zip(more, ends, strict=True):
+            if ordered[lane, end - 1] == ordered[lane, end]:
+                equal = np.flatnonzero(self._values[lane] == least[lane])
+                stay = self._most[lane] - np.count_nonzero(self._values[lane] > least[lane])
+                self._values[lane, equal[stay:]] = -np.inf
+
+    def draw(self) -> list[int]:
+        """Places of the tokens."""
+        if self._wide:
+            return [
+                _Near(self._logits[i : i + 1], [s], self._largest[i : i + 1]).draw()[0]
+                for i, s in enumerate(self._samplers)
+            ]
+        out = [-1] * len(self._samplers)
+        left = list(range(len(out)))
+        for _ in range(TRIES):
+            found = self._try(left)
+            for lane, place in zip(left, found, strict=True):
+                out[lane] = place
+            left = [lane for lane in left if out[lane] < 0]
+            if not left:
+                return out
+        for lane in left:
+            out[lane] = _exactly(self._logits[lane], self._samplers[lane])
+        return out
+
+    def _try(self, lanes: list[int]) -> list[int]:
+        """Places that one number each fell on; -1: on nothing that may be drawn."""
+        of = slice(None) if len(lanes) == len(self._samplers) else lanes
+        values, weights, sums = self._values[of], self._weights[of], self._sums[of]
+        drawn = [self._samplers[i].uniform() * (self._near[i] + self._far[i]) for i in lanes]
+        rows = np.arange(len(lanes))
+        column = (sums <= np.array(drawn)[:, None]).sum(axis=1)
+        column[column == sums.shape[1]] = 0  # on none of them
+        value = values[rows, column][:, None]
+        settings = [self._samplers[i].sampling for i in lanes]
+        above = [0.0] * len(lanes)
+        if any(s.top_p < 1.0 for s in settings):
+            higher = values > value
+            equal = values == value
+            if np.count_nonzero(equal) > len(lanes):
+                higher |= equal & (np.arange(values.shape[1]) < column[:, None])
+            # Sums one after the other, so that they do not depend on how long the rows are.
+            above = (weights * higher).cumsum(axis=1)[:, -1].tolist()
+        place = self._places[of][rows, column].tolist()
+        weight = weights[rows, column].tolist()
+        out = []
+        for j, (i, s) in enumerate(zip(lanes, settings, strict=True)):
+            near, every = self._near[i], self._near[i] + self._far[i]
+            if drawn[j] >= near:
+                out.append(self._distant(i, drawn[j] - near))
+            elif weight[j] < s.min_p or (s.top_p < 1.0 and above[j] >= s.top_p * every):
+                out.append(-1)
+            elif s.top_p == 1.0 or above[j] < s.top_p * near or self._in(i, place[j]):
+                out.append(place[j])
+            else:
+                out.append(-1)
+        return out
+
+    def _in(self, lane: int, place: int) -> bool:
+        """Whether a token may be drawn, by everything's weight."""
+        return bool((_kept(self._logits[lane], self._samplers[lane].sampling)[0] == place).any())
+
+    def _distant(self, lane: int, beyond: float) -> int:
+        """The far token that a number fell on that is so much more than what all near ones weigh; -1: nothing that may be drawn."""
+        s, unit = self._samplers[lane].sampling, self._unit[lane]
+        if s.min_p >= unit or s.top_p * (self._near[lane] + self._far[lane]) <= self._near[lane]:
+            return -1  # all near ones are likelier
+        count, values = self._counts[lane], self._logits[lane]
+        which = min(int(beyond / unit), self._most[lane] - count - 1)
+        if s.top_k:
+            place = int(_first(values, s.top_k)[count + which])
+        else:
+            near = self._places[lane, :count]
+            place = which + int(np.searchsorted(near - np.arange(count), which, side="right"))
+        share = beyond / unit - which
+        if share >= math.exp((float(values[place]) - float(self._low[lane])) / s.temperature):
+            return -1
+        return place if (s.top_p == 1.0 and s.min_p == 0.0) or self._in(lane, place) else -1

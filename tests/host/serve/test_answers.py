@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,9 @@ CALL = '<tool_call>{"name": "weather", "arguments": {"place": "Zürich", "days":
 
 
 def chat(text: str, *, tools: bool = True) -> Any:
-    asked = SimpleNamespace(tools=[{}] if tools else None, top_logprobs=None, usage=True, choices=1, chat=True)
+    asked = SimpleNamespace(
+        tools=[{}] if tools else None, top_logprobs=None, usage=True, choices=1, chat=True, calls=False
+    )
     job = SimpleNamespace(prompt=[1, 2, 3, 4], new=5, cached=3)
     answer = Answer(0, job, text=text, reason="stop")  # type: ignore[arg-type]
     return app._Chat(SimpleNamespace(name="m"), asked, [answer])  # type: ignore[arg-type]
@@ -63,6 +66,38 @@ def test_what_is_no_call_stays_text(text: str) -> None:
     whole = ChatCompletion.model_validate(chat(text).whole(), strict=True)
     assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == (text, "stop")
     assert whole.choices[0].message.tool_calls is None
+
+
+def test_half_a_surrogate_pair_goes_back_as_the_escape_that_it_came_as() -> None:
+    shape = chat('<tool_call>{"name": "weather", "arguments": "\\ud83d"}</tool_call>')
+    written = app.encoded(shape.whole())
+    assert b'"\\ud83d"' in written
+    call = json.loads(written)["choices"][0]["message"]["tool_calls"][0]
+    assert call["function"]["arguments"] == "\ud83d"
+    assert b'"\\ud83d"' in app._event(shape.last(shape.choices[0]))
+    assert app.encoded({"é": "\U0001f98a"}) == '{"é":"\U0001f98a"}'.encode()
+
+
+def test_a_stream_that_nobody_reads_ends_what_it_is_of() -> None:
+    """The client has gone when the answer begins: its generator is never started, so that nothing in it could end anything."""
+    ended = []
+
+    async def content() -> Any:
+        yield b"never"
+
+    async def gone() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        raise OSError("closed")
+
+    async def run() -> None:
+        response = app.Streamed(content(), lambda: ended.append(True), {})
+        with contextlib.suppress(BaseException):
+            await response({"type": "http", "asgi": {"spec_version": "2.3"}}, gone, send)
+
+    asyncio.run(run())
+    assert ended == [True]
 
 
 def test_without_tools_nothing_is_taken_for_a_call() -> None:

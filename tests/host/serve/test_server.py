@@ -23,6 +23,15 @@ from tellme.host.talk.generate import Generation
 from tests.host.serve.conftest import Running, serve
 
 HELLO: list[Any] = [{"role": "user", "content": "Once upon a time"}]
+DAYS = {
+    "type": "object",
+    "properties": {"day": {"$ref": "#/$defs/day"}},
+    "required": ["day"],
+    "additionalProperties": False,
+    "$defs": {"day": {"enum": ["today", "tomorrow"]}},
+}
+WEATHER: Any = {"type": "function", "function": {"name": "weather", "parameters": DAYS}}
+SCHEMA: Any = {"type": "json_schema"}
 
 
 def client(server: Running, **options: Any) -> openai.OpenAI:
@@ -169,6 +178,62 @@ def test_tools_reach_the_template(server: Running) -> None:
     assert quiet.usage is not None and quiet.usage.prompt_tokens == plain.usage.prompt_tokens
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_tool_that_must_be_called_is(server: Running, stream: bool, temperature: float) -> None:
+    """One that is named, or any of them; the arguments follow its parameters, also where these refer to definitions of theirs."""
+    clock: Any = {"type": "function", "function": {"name": "clock"}}
+    c = client(server)
+    for choice, names in (
+        ("required", {"weather", "clock"}),
+        ({"type": "function", "function": {"name": "weather"}}, {"weather"}),
+    ):
+        asked: Any = {
+            "model": "story", "messages": HELLO, "max_tokens": 120, "temperature": temperature, "seed": 5,
+            "tools": [WEATHER, clock], "tool_choice": choice,
+        }  # fmt: skip
+        if stream:
+            choices = [p.choices[0] for p in c.chat.completions.create(**asked, stream=True)]
+            assert not any(p.delta.content for p in choices)
+            calls: Any = [call for p in choices for call in p.delta.tool_calls or []]
+            reason: Any = choices[-1].finish_reason
+        else:
+            whole = c.chat.completions.create(**asked).choices[0]
+            assert whole.message.content is None
+            calls, reason = whole.message.tool_calls, whole.finish_reason
+        if reason == "length":  # the clock's arguments may be any object
+            assert not calls and names == {"weather", "clock"}
+            continue
+        assert reason == "tool_calls" and len(calls) == 1 and calls[0].function.name in names
+        arguments = json.loads(calls[0].function.arguments)
+        if calls[0].function.name == "weather":
+            assert arguments["day"] in ("today", "tomorrow") and set(arguments) == {"day"}
+
+
+def test_a_developer_is_who_was_the_system_and_parts_are_joined(server: Running) -> None:
+    c = client(server)
+
+    def say(*messages: Any) -> Any:
+        found = c.chat.completions.create(model="story", messages=messages, max_tokens=4)  # type: ignore[arg-type]
+        assert found.usage is not None
+        return found.choices[0].message.content, found.usage.prompt_tokens
+
+    before = {"role": "system", "content": "Be kind."}
+    assert say(before | {"role": "developer"}, *HELLO) == say(before, *HELLO)
+    parts = [{"type": "text", "text": "Once upon"}, {"type": "text", "text": " a time"}]
+    assert say({"role": "user", "content": parts}) == say(*HELLO)
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    said = {"role": "assistant", "content": None, "tool_calls": [call]}
+    assert say(*HELLO, said, {"role": "tool", "tool_call_id": "1", "content": "rain"})[1] > say(*HELLO)[1]
+
+
+def test_top_p_of_0_takes_the_likeliest(server: Running) -> None:
+    c = client(server)
+    ask: Any = {"model": "story", "prompt": "Once upon a time", "max_tokens": 8}
+    greedy = c.completions.create(**ask, temperature=0).choices[0].text
+    assert c.completions.create(**ask, temperature=1, top_p=0).choices[0].text == greedy
+
+
 def test_what_looks_after_the_server(server: Running) -> None:
     c = client(server)
     assert [m.id for m in c.models.list()] == ["story"] and c.models.retrieve("story").id == "story"
@@ -197,7 +262,8 @@ def test_what_looks_after_the_server(server: Running) -> None:
     ("change", "message", "param"),
     [
         ({"temperature": "hot"}, "temperature must be a number from 0 to 100, not 'hot'", "temperature"),
-        ({"top_p": 0}, "top_p must be a number", "top_p"),
+        ({"top_p": -0.1}, "top_p must be a number", "top_p"),
+        ({"temperature": [1] * 5000}, "not [1, 1", "temperature"),
         ({"seed": 1.5}, "seed must be a whole number", "seed"),
         ({"n": 0}, "n must be a whole number from 1 to 16, not 0", "n"),
         ({"max_tokens": True}, "max_tokens must be a whole number", "max_tokens"),
@@ -205,25 +271,69 @@ def test_what_looks_after_the_server(server: Running) -> None:
         ({"stop": ""}, "a stop string must not be empty", "stop"),
         ({"stop": "\ud800"}, "half of a surrogate pair", "stop"),
         ({"stream": "yes"}, "stream must be true or false", "stream"),
-        ({"model": "gpt"}, "model 'gpt' is not served here; 'story' is", "model"),
         ({"frobnicate": 1}, "'frobnicate' is not known here", "frobnicate"),
+        ({"\udc00": 1}, "'\\udc00' is not known here", "\udc00"),
         ({"logit_bias": {"3": 1}}, "logit_bias is not supported", "logit_bias"),
         ({"messages": []}, "messages must be a list with at least one message", "messages"),
         ({"messages": [{"role": "user"}]}, "messages[0] has no content", "messages[0]"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "a part that is no text", "messages[0]"),
+        ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role must be one of system, ", "messages[0]"),
+        ({"messages": [{"role": "assistant", "tool_calls": "x"}]}, "tool_calls must be a list", "messages[0]"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]},
+            "tool_calls must be a list",
+            "messages[0]",
+        ),
         ({"top_logprobs": 3}, "top_logprobs needs logprobs: true", "top_logprobs"),
         ({"response_format": {"type": "xml"}}, "response_format.type must be", "response_format"),
         ({"response_format": {"type": "json_schema"}}, "must be a JSON schema", "response_format"),
+        (
+            {"response_format": SCHEMA | {"json_schema": {"schema": {"x-guidance": 5}}}},
+            "x-guidance must be an object",
+            None,
+        ),
         ({"tools": ["hammer"]}, "tools must be a list of", "tools"),
+        (
+            {"tools": [WEATHER | {"function": {"name": "f", "parameters": 3}}]},
+            "parameters must be a JSON schema",
+            "tools",
+        ),
+        ({"tool_choice": "required"}, "tool_choice 'required' needs tools", "tool_choice"),
+        ({"tool_choice": "hammer", "tools": [WEATHER]}, "tool_choice must be 'none', 'auto', ", "tool_choice"),
+        (
+            {"tool_choice": {"type": "function"}, "tools": [WEATHER]},
+            "tool_choice must be 'none', 'auto', ",
+            "tool_choice",
+        ),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "x"}}, "tools": [WEATHER]},
+            "tool_choice names 'x', which is none of tools",
+            "tool_choice",
+        ),
+        (
+            {"tool_choice": "required", "tools": [WEATHER], "response_format": {"type": "json_object"}},
+            "can have no response_format",
+            "response_format",
+        ),
+        ({"stream": True, "stream_options": {"include_usage": "yes"}}, "include_usage must be", "stream_options"),
         ({"stream_options": {}}, "needs stream: true", "stream_options"),
     ],
 )
 def test_what_is_wrong_with_a_request_is_said(
-    server: Running, change: dict[str, Any], message: str, param: str
+    server: Running, change: dict[str, Any], message: str, param: str | None
 ) -> None:
     status, error = refused(server, "/v1/chat/completions", data={"messages": HELLO} | change)
     assert status == 400 and message in error["message"] and error["param"] == param
-    assert error["type"] == "invalid_request_error"
+    assert error["type"] == "invalid_request_error" and len(error["message"]) < 300
+
+
+def test_a_model_that_is_not_served_is_not_found(server: Running) -> None:
+    c = client(server)
+    with pytest.raises(openai.NotFoundError, match="model 'gpt' is not served here; 'story' is") as e:
+        c.chat.completions.create(model="gpt", messages=HELLO)
+    assert e.value.code == "model_not_found" and e.value.param == "model"
+    with pytest.raises(openai.NotFoundError):
+        c.completions.create(model="gpt", prompt="x")
 
 
 def test_bodies_and_paths_that_are_none(server: Running) -> None:
@@ -243,6 +353,9 @@ def test_bodies_and_paths_that_are_none(server: Running) -> None:
         found, error = refused(server, path, *options)
         assert (found, message in error["message"]) == (status, True), error
     assert refused(server, "/nothing")[0] == 404
+    assert refused(server, "/tokenize", data={"content": "x", "add_special": "no"})[0] == 400
+    head = curl(server, "/v1/completions", "--head")[1]
+    assert " 405 " in head and "allow: POST" in head
     assert curl(server, "/health", "--header", "Host: evil.example")[0] == 400
     # And whatever is no HTTP at all.
     place = urlparse(server.url)
@@ -308,6 +421,19 @@ def test_eight_at_once_with_disconnects_and_slow_readers_say_what_each_says_alon
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(one, range(8))) == alone
     idle(server)
+
+
+def test_a_client_that_goes_at_once_leaves_nothing_behind(server: Running) -> None:
+    """While the request waits to be taken, or before the first byte is sent."""
+    place = urlparse(server.url)
+    for i in range(30):
+        body = json.dumps({"prompt": "One day", "max_tokens": 240, "stream": True, "n": 1 + i % 3, "temperature": 1})
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {place.netloc}\r\nContent-Type: application/json\r\n"
+        with socket.create_connection((place.hostname, place.port), timeout=60) as s:
+            s.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+            time.sleep(0.002 * (i % 6))
+    idle(server)
+    assert json.loads(curl(server, "/live")[1])["waiting"] == 0
 
 
 def test_a_client_that_goes_ends_its_answer_streamed_or_not(server: Running) -> None:

@@ -222,7 +222,7 @@ class Scripted(Backend):
                 row[token] = 1000
         best = tuple(int(i) for i in logits.argmax(-1))
         return PassResult(
-            head_first=first, head_count=count, best_index=best, best_value=(np.float32(0),) * count, logits=logits
+            head_first=first, head_count=count, best_index=best, best_value=tuple(logits.max(-1)), logits=logits
         )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tellme.host.errors import UserError
-from tellme.host.text.sampling import Sampler, Sampling, distribution
+from tellme.host.text.sampling import Sampler, Sampling, distribution, draw
 
 SEED = 20
 
@@ -88,10 +88,121 @@ def test_what_is_not_sorted_changes_nothing(n: int, steps: int):
         got = distribution(x, s)
         assert (np.flatnonzero(got) == np.flatnonzero(want)).all(), s
         np.testing.assert_allclose(got, want, rtol=1e-11)
-        token = Sampler(s)(x)
-        cumulative = np.cumsum(got)
-        u = np.random.Generator(np.random.PCG64(trial)).random() * cumulative[-1]
-        assert token == np.searchsorted(cumulative, u, side="right") and got[token] > 0
+        sampler = Sampler(s)
+        assert all(got[sampler(x)] > 0 for _ in range(5)), s
+
+
+NUMBERS = 2000
+
+
+class Once(Sampler):
+    """Draws with a given number; it is an IndexError to ask for a second."""
+
+    numbers: list[float]
+
+    def uniform(self) -> float:
+        return self.numbers.pop()
+
+
+WAYS = [
+    Sampling(temperature=0.8),
+    Sampling(temperature=3.0),
+    Sampling(temperature=0.3, top_k=7),
+    Sampling(temperature=4.0, top_k=300),
+    Sampling(temperature=1.0, top_p=0.95),
+    Sampling(temperature=2.0, top_p=0.5),
+    Sampling(temperature=0.8, top_k=40, top_p=0.9),
+    Sampling(temperature=1.5, min_p=0.02),
+    Sampling(temperature=1.5, top_k=200, top_p=0.97, min_p=0.01),
+]
+
+
+@pytest.mark.parametrize("sampling", WAYS)
+@pytest.mark.parametrize("shape", ["flat", "equal", "peaks"])
+def test_of_all_numbers_each_token_gets_its_share(sampling: Sampling, shape: str):
+    """Over an even grid of first numbers, a token comes as often as the exact distribution says, but for a common factor: what is refused is drawn again, in
+    the same way."""
+    n = 600
+    rng = np.random.default_rng([SEED, len(shape)])
+    x = rng.normal(0, 1, n).astype(np.float32)
+    if shape == "equal":
+        x = np.round(x)
+    if shape == "peaks":
+        x[rng.integers(0, n, 12)] += rng.uniform(3, 9, 12).astype(np.float32)
+    want = plainly(x, sampling)
+    counts, refused = np.zeros(n), 0
+    sampler = Once(sampling)
+    for i in range(NUMBERS):
+        sampler.numbers = [(i + 0.5) / NUMBERS]
+        try:
+            counts[sampler(x)] += 1
+        except IndexError:
+            refused += 1
+    taken = NUMBERS - refused
+    assert taken >= 0.4 * NUMBERS
+    assert (counts[want == 0] == 0).all()
+    # Two ends of a token's interval, each off by one number at most; far tokens have theirs each for itself.
+    assert np.abs(counts - taken * want).max() <= 2.5
+    likely = np.argsort(-want)[:50]
+    assert abs(counts[likely].sum() - taken * want[likely].sum()) <= 60
+
+
+@pytest.mark.parametrize("n", [300, 5000])
+@pytest.mark.parametrize("sampling", WAYS)
+def test_draws_follow_the_exact_distribution(n: int, sampling: Sampling):
+    """Far tokens, and numbers that are refused, too: chi-squared over groups of tokens of like probability."""
+    x = (1.2 * logits(n)).astype(np.float32)
+    want = plainly(x, sampling)
+    draws = 2000
+    counts = np.zeros(n)
+    samplers = [Sampler(replace(sampling, seed=SEED + i)) for i in range(16)]
+    rows = np.stack([x] * 16)
+    for _ in range(draws // 16):
+        np.add.at(counts, draw(rows, samplers, [float(x.max())] * 16), 1)
+    assert (counts[want == 0] == 0).all()
+    order = np.argsort(-want, kind="stable")
+    group = np.minimum((np.cumsum(want[order]) - want[order] / 2) * 25, 24).astype(int)
+    expected = np.bincount(group, want[order], 25) * draws
+    seen = np.bincount(group, counts[order], 25)
+    kept = expected > 0
+    chi2 = ((seen - expected)[kept] ** 2 / expected[kept]).sum()
+    assert chi2 < 62.0, f"chi-squared {chi2:.1f} of {kept.sum() - 1} degrees of freedom"
+
+
+def test_what_one_draws_depends_on_no_other():
+    """Rows of one call: flat ones, steep ones, equal ones, greedy ones, ones that are drawn in another way, in another order."""
+    rng = np.random.default_rng(SEED)
+    ways = [*WAYS, Sampling(), Sampling(temperature=1e-300), Sampling(temperature=50.0, top_p=0.99)]
+    for trial in range(20):
+        settings = [replace(ways[rng.integers(len(ways))], seed=trial * 100 + i) for i in range(9)]
+        # Some have so many near tokens that they are drawn for themselves.
+        alone, together = [[Sampler(s) for s in settings] for _ in range(2)]
+        for _ in range(4):
+            scale = rng.choice([0.05, 1.0, 5.0], 9)
+            rows = (rng.normal(0, 1, (9, 3000)) * scale[:, None]).astype(np.float32)
+            rows[2] = np.round(rows[2])
+            order = rng.permutation(9)
+            got = dict(
+                zip(
+                    order.tolist(),
+                    draw(rows[order], [together[i] for i in order], rows[order].max(axis=1).tolist()),
+                    strict=True,
+                )
+            )
+            assert got == {i: alone[i](rows[i]) for i in range(9)}
+
+
+def test_a_logit_of_minus_infinity_never_comes_and_nothing_else_may_be_infinite_later():
+    for sampling in (Sampling(temperature=1), Sampling(temperature=1, top_p=0.9), Sampling(temperature=9, top_k=40)):
+        sampler = Sampler(sampling)
+        sampler(logits())
+        x = logits()
+        x[:25] = -np.inf
+        assert all(sampler(x) >= 25 for _ in range(200))
+        for bad in (np.nan, np.inf):
+            x[3] = bad
+            with pytest.raises(UserError, match="the logit of token"):
+                sampler(x)
 
 
 @pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 0.999])
@@ -188,7 +299,7 @@ def test_settings_out_of_range_are_refused(values: dict, message: str):
 @pytest.mark.parametrize("u", [0.0, np.nextafter(1.0, 0.0)])
 def test_the_ends_of_the_uniform_draw_never_take_a_token_that_was_cut(u: float):
     sampler = Sampler(Sampling(temperature=1, top_k=2))
-    sampler._generator = SimpleNamespace(random=lambda: u)  # type: ignore[assignment]
+    sampler.uniform = lambda: u  # type: ignore[method-assign]
     assert sampler(np.float32([-5, -5, 1, 1, -5])) == (2 if u == 0 else 3)
 
 
@@ -217,16 +328,14 @@ def test_min_p_outside_of_0_to_1_is_refused(min_p: float):
     [
         Sampling(),
         Sampling(temperature=0.7, top_k=5, seed=3),
-        Sampling(temperature=1.1, top_p=0.8, seed=4),
-        Sampling(temperature=1.0, min_p=0.2, seed=5),
+        Sampling(temperature=1.1, top_k=30, top_p=0.8, seed=4),
+        Sampling(temperature=1.0, top_k=40, min_p=0.2, seed=5),
     ],
 )
 def test_of_the_likeliest_tokens_alone_the_same_are_drawn(sampling: Sampling):
-    """Logits of candidates, in the order of their ids, and of everything: where nothing else could be drawn, the same token."""
+    """Logits of candidates, in the order of their ids, and of everything: the same token where top-k says that nothing else may come."""
     every, some = Sampler(sampling), Sampler(sampling)
     for seed in range(40):
         x = logits(200, seed)
         ids = np.sort(np.argsort(-x, kind="stable")[:40])
-        cut = np.full_like(x, -1e30)
-        cut[ids] = x[ids]
-        assert some(x[ids], ids) == every(x if sampling.top_k else cut)
+        assert some(x[ids], ids) == every(x)
