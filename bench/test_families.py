@@ -23,7 +23,7 @@ from tellme.host.machine.measurement import Measurement, measure
 from tellme.host.machine.passes import chunks
 from tellme.host.machine.program import compile_sections, planned_sections
 from tellme.host.machine.screening import CANDIDATES
-from tellme.hw.plan import plan, predict, steps
+from tellme.hw.plan import predict, steps
 from tellme.sim.stream import SustainedMemory
 from tellme.sim.timing import timing
 
@@ -174,20 +174,23 @@ def plans() -> list[str]:
     ]
     for title, name, configuration in PLANS:
         spec, config = SHAPES[name], resolve(None, CONFIGURATIONS / f"{configuration}.toml", ()).config
-        cells: list[str] = []
+        memory, cells = SustainedMemory(MEMORY), []
         for planes in (0, 1):
-            found = plan(
-                spec, config, SustainedMemory(MEMORY), context=KEYS, candidates=CANDIDATES if planes else 0,
-                prompt=chunks(config, spec.heads // spec.kv_heads, KEYS),
-            )  # fmt: skip
+            candidates = CANDIDATES if planes else 0
+            token = predict(steps(spec, config, [KEYS], [0], 1, candidates), config, memory)
             program = compile_sections(name, spec, planned_sections(spec, config, planes), config, context=CACHE)
-            cells += [
-                f"{found.tokens_per_s:.1f}",
-                f"{buffer_bytes(config, program.window_beats, phases(config)) / MIB:,.0f}",
-            ]
-        assert found.ttft_s is not None
-        read = found.decode.beats * config.beat_bytes / 1e6
-        lines.append(f"| {title} | {configuration} | {' | '.join(cells)} | {read:,.0f} | {KEYS / found.ttft_s:.0f} |")
+            size = buffer_bytes(config, program.window_beats, phases(config)) / MIB
+            cells += [f"{config.clock_hz / token.cycles:.1f}", f"{size:,.0f}"]
+        passes = chunks(config, spec.heads // spec.kv_heads, KEYS)
+        cycles = sum(
+            predict(
+                steps(spec, config, range(at, at + n), [0] * n, int(at + n == KEYS), candidates), config, memory
+            ).cycles
+            for at, n in passes
+        )
+        read = token.beats * config.beat_bytes / 1e6
+        rate = KEYS * config.clock_hz / cycles
+        lines.append(f"| {title} | {configuration} | {' | '.join(cells)} | {read:,.0f} | {rate:.0f} |")
     return lines
 
 
