@@ -21,28 +21,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 from numpy.typing import NDArray
 
 from tellme.host.image.model import demo_folder
+from tests.host.checkpoints.gguf_support import NAMES, PQ2_0, demo_vocabulary
 from tests.models import PARTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "measurements" / "convert.md"
-BOARD = "kv260"
+CONFIGURATIONS = PAGE.parent.parent / "examples" / "configurations"
 PEAK_LIMIT = 2 << 30
 """Bytes that a conversion of 2B-4T may hold."""
 _SIZES = {"F32": 4, "BF16": 2, "U8": 1}
+_BLOCK = 34
+"""Bytes of 128 weights in PQ2_0: a scale of float16, then four weights a byte."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A published model: config.json, type of its matrices (U8: packed), of its other tensors, and shards."""
+    """A published model: config.json, type of its matrices (U8: packed; PQ2_0: a GGUF file, embedding and head likewise), of its other
+    tensors, shards, and what it is converted for."""
 
     config: dict[str, Any]
     matrices: str
     floats: str
     sub_norms: tuple[str, str] | None
     shards: int = 1
+    target: tuple[str, str] = ("--board", "kv260")
 
 
 def _config(layers: int, hidden: int, ffn: int, heads: int, kv_heads: int, vocab: int, **more: Any) -> dict[str, Any]:
@@ -70,6 +76,15 @@ _LLAMA = {
 _LLAMA |= {"quantization_config": {"quant_method": "bitnet"}, "tie_word_embeddings": False}
 _NEW_NORMS = ("self_attn.attn_sub_norm", "mlp.ffn_sub_norm")
 
+
+def _bonsai(layers: int, hidden: int, ffn: int, heads: int, tied: bool, configuration: str) -> Shape:
+    config = _config(
+        layers, hidden, ffn, heads, 8, 151936, head_dim=128, rope_theta=1e6, max_position_embeddings=32768,
+        tie_word_embeddings=tied,
+    )  # fmt: skip
+    return Shape(config, "PQ2_0", "F32", None, target=("--config", str(CONFIGURATIONS / f"{configuration}.toml")))
+
+
 SHAPES = {
     "0.73B": Shape(
         _config(
@@ -95,7 +110,67 @@ SHAPES = {
     "Llama3-8B": Shape(
         _config(32, 4096, 14336, 32, 8, 128256, rope_theta=500000.0, **_LLAMA), "U8", "BF16", None, shards=2,
     ),
+    "Falcon-E-1B": Shape(
+        _config(24, 2048, 9216, 16, 2, 32768, head_dim=128, rope_theta=1000042.0, **_LLAMA) | {"rms_norm_eps": 1e-6},
+        "U8", "BF16", None, target=("--config", str(CONFIGURATIONS / "kv260_large.toml")),
+    ),
+    "Bonsai-1.7B": _bonsai(28, 2048, 6144, 16, True, "kv260_bonsai"),
+    "Bonsai-4B": _bonsai(36, 2560, 9728, 32, True, "kv260_bonsai_large"),
+    "Bonsai-8B": _bonsai(36, 4096, 12288, 32, False, "kv260_bonsai_large"),
 }  # fmt: skip
+
+
+def write_gguf(path: Path, shape: Shape) -> int:
+    """Writes a GGUF file of architecture qwen3; returns its bytes. All of its matrices begin with the same blocks."""
+    c, rng = shape.config, np.random.default_rng(1)
+    hidden, ffn, dim = c["hidden_size"], c["intermediate_size"], c["head_dim"]
+    q, kv = c["num_attention_heads"] * dim, c["num_key_value_heads"] * dim
+    w = gguf.GGUFWriter(path, "qwen3")
+    demo_vocabulary(w)
+    for key, value in (
+        ("embedding_length", hidden),
+        ("block_count", c["num_hidden_layers"]),
+        ("feed_forward_length", ffn),
+        ("context_length", c["max_position_embeddings"]),
+        ("attention.head_count", c["num_attention_heads"]),
+        ("attention.head_count_kv", c["num_key_value_heads"]),
+        ("attention.key_length", dim),
+        ("attention.value_length", dim),
+        ("vocab_size", c["vocab_size"]),
+    ):
+        w.add_uint32(f"qwen3.{key}", value)
+    w.add_float32("qwen3.attention.layer_norm_rms_epsilon", 1e-6)
+    w.add_float32("qwen3.rope.freq_base", c["rope_theta"])
+    some = np.empty((1 << 16, _BLOCK), np.uint8)
+    some[:, :2] = rng.uniform(0.01, 0.03, (len(some), 1)).astype(np.float16).view(np.uint8)
+    some[:, 2:] = (rng.integers(0, 3, (len(some), _BLOCK - 2, 4), np.uint8) << np.array([0, 2, 4, 6], np.uint8)).sum(
+        axis=-1
+    )
+    blocks = np.resize(some.view(np.int8), (c["vocab_size"] * hidden // 128, _BLOCK))
+
+    def add(name: str, rows: int, inputs: int) -> None:
+        data = blocks[: rows * inputs // 128].reshape(rows, -1)
+        w.add_tensor(name, data, raw_shape=(rows, inputs), raw_dtype=PQ2_0)  # type: ignore[arg-type]
+
+    def ones(name: str, n: int) -> None:
+        w.add_tensor(name, np.ones(n, np.float32))
+
+    add("token_embd.weight", c["vocab_size"], hidden)
+    if not c["tie_word_embeddings"]:
+        add("output.weight", c["vocab_size"], hidden)
+    ones("output_norm.weight", hidden)
+    sizes = {"q": (q, hidden), "k": (kv, hidden), "v": (kv, hidden), "o": (hidden, q)}
+    sizes |= {"gate": (ffn, hidden), "up": (ffn, hidden), "down": (hidden, ffn)}
+    for i in range(c["num_hidden_layers"]):
+        for part, (rows, inputs) in sizes.items():
+            add(f"blk.{i}.{NAMES[part]}.weight", rows, inputs)
+        for norm, n in (("attn_norm", hidden), ("ffn_norm", hidden), ("attn_q_norm", dim), ("attn_k_norm", dim)):
+            ones(f"blk.{i}.{norm}.weight", n)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    return path.stat().st_size
 
 
 def tensors(shape: Shape) -> Iterator[tuple[str, str, tuple[int, ...]]]:
@@ -205,7 +280,7 @@ def tellme(*arguments: str) -> Run:
 HEADER = [
     "# Conversion of checkpoints: time and memory",
     "",
-    "`python -m bench.convert --dir DIR` (bench/convert.py): synthetic checkpoints of the exact published shapes and types, for the `kv260` beat geometry. "
+    "`python -m bench.convert --dir DIR` (bench/convert.py): synthetic checkpoints of the exact published shapes and types, for the `kv260` beat geometry, or the configuration of the KV260 that the shape needs. "
     "Seconds of processor time (and of wall clock, on 2 shared x86 cores); the peak is the largest resident set of the process, mapped pages "
     "included. A conversion of 2B-4T that takes 2 GiB or more fails the bench.",
     "",
@@ -217,20 +292,24 @@ HEADER = [
 def measure(name: str, folder: Path) -> str:
     """Converts one shape below `folder`; the row of the table."""
     shape = SHAPES[name]
-    source, image = folder / name, folder / f"{name}.tlm"
+    packed = shape.matrices == "PQ2_0"
+    source, image = folder / (f"{name}.gguf" if packed else name), folder / f"{name}.tlm"
     try:
-        size = write_checkpoint(source, shape)
-        run = tellme("convert", str(source), str(image), "--board", BOARD)
+        size = (write_gguf if packed else write_checkpoint)(source, shape)
+        run = tellme("convert", str(source), str(image), *shape.target)
         print(run.output, end="", flush=True)
         written = image.stat().st_size
-        check = tellme("info", str(image), "--verify")
+        check = tellme("info", str(image), "--verify", *shape.target)
         print(check.output, flush=True)
     finally:
         shutil.rmtree(source, ignore_errors=True)
+        source.unlink(missing_ok=True)
         image.unlink(missing_ok=True)
     if name.startswith("2B-4T") and max(run.peak, check.peak) >= PEAK_LIMIT:
         raise RuntimeError(f"{name}: peak of {run.peak:,} and {check.peak:,} bytes, the limit is {PEAK_LIMIT:,}")
-    kind = {"U8": "packed", "F32": "float32, latent", "BF16": "bfloat16, latent"}[shape.matrices]
+    kind = {"PQ2_0": "GGUF, PQ2_0", "U8": "packed", "F32": "float32, latent", "BF16": "bfloat16, latent"}[
+        shape.matrices
+    ]
     return (
         f"| {name} | {kind} | {size:,} | {run.cpu:.0f} ({run.seconds:.0f}) | {run.peak / 2**20:,.0f} | {written:,} | "
         f"{check.cpu:.0f} ({check.seconds:.0f}) | {check.peak / 2**20:,.0f} |"

@@ -178,6 +178,25 @@ def fits() -> str:
     return _table(("board", "model", "context", "buffer", "fits the default CMA", "tokens/s, estimated"), rows)
 
 
+def configured() -> str:
+    """Models beyond the presets on the KV260's configurations."""
+    rows: list[tuple[object, ...]] = []
+    for model, f in described()["kv260"]["configured"].items():
+        piece = "yes" if f["cma"] else "`cma=` to be raised" if f["one_piece"] else "more than a piece of 2 GiB"
+        file = f["configuration"]
+        rows.append(
+            (
+                model,
+                f"[{file}](examples/configurations/{file}.toml)",
+                f"{f['context']:,}",
+                f"{f['buffer_bytes'] // MIB:,} MiB",
+                piece,
+            )
+            + (f"{f['tokens_per_second']:.1f}",)
+        )
+    return _table(("model", "configuration", "context", "buffer", "fits the default CMA", "tokens/s, estimated"), rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "latencies": latencies,
     "delays": delays,
@@ -188,6 +207,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "image": image,
     "boards": boards,
     "fits": fits,
+    "configured": configured,
     "journey": journey,
 }
 

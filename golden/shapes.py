@@ -83,6 +83,32 @@ FALCON_E_1B = ModelSpec(
 """Falcon-E 1B, `tiiuae/Falcon-E-1B-Base`: its matrices' sizes are published, FFN and heads follow from them; the rotary base is a guess, which
 no cost depends on."""
 
+FALCON_E_3B = replace(FALCON_E_1B, layers=32, ffn=13312)
+"""Falcon-E 3B, with the heads of the 1B: its FFN is published, the heads are taken to be the same."""
+
+FALCON3_1B = replace(FALCON_E_1B, layers=18, heads=8, kv_heads=4, head_dim=256, ffn=8192, vocab=131072)
+"""Falcon3 1B, `tiiuae/Falcon3-1B-Instruct-1.58bit`: heads of 256."""
+
+FALCON3_3B = replace(FALCON3_1B, hidden=3072, layers=22, heads=12, ffn=9216)
+"""Falcon3 3B, likewise."""
+
+LLAMA3_8B = ModelSpec(
+    hidden=4096,
+    layers=32,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    ffn=14336,
+    vocab=128256,
+    activation="silu",
+    attn_sub_norm=False,
+    ffn_sub_norm=False,
+    rope_theta=500000.0,
+    max_context=8192,
+    tied=False,
+)
+"""Llama3-8B-1.58, `HF1BitLLM/Llama3-8B-1.58-100B-tokens`."""
+
 SHAPES: dict[str, ModelSpec] = {
     "bitnet-0.7b": BITNET_07B,
     "bitnet-2b": BITNET_2B,
@@ -90,4 +116,8 @@ SHAPES: dict[str, ModelSpec] = {
     "bonsai-4b": BONSAI_4B,
     "bonsai-8b": BONSAI_8B,
     "falcon-e-1b": FALCON_E_1B,
+    "falcon-e-3b": FALCON_E_3B,
+    "falcon3-1b": FALCON3_1B,
+    "falcon3-3b": FALCON3_3B,
+    "llama3-8b": LLAMA3_8B,
 }

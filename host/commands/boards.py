@@ -10,13 +10,24 @@ import typer
 from rich.console import Console
 
 from tellme.golden.arith import ceil_div
-from tellme.golden.boards import BOARDS, MIB, Board, buffer_bytes, build_name
-from tellme.golden.config import CLOCK_HZ, AcceleratorConfig
+from tellme.golden.boards import BOARDS, GIB, MIB, ZYNQMP, Board, buffer_bytes, build_name
+from tellme.golden.config import CLOCK_HZ, KV260, AcceleratorConfig
 from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.golden.layout import KvLayout
 from tellme.golden.model import ModelSpec
 from tellme.golden.selftest import SELFTEST
-from tellme.golden.shapes import BITNET_07B, BITNET_2B
+from tellme.golden.shapes import (
+    BITNET_07B,
+    BITNET_2B,
+    BONSAI_4B,
+    BONSAI_8B,
+    BONSAI_17B,
+    FALCON3_1B,
+    FALCON3_3B,
+    FALCON_E_1B,
+    FALCON_E_3B,
+    LLAMA3_8B,
+)
 from tellme.host.commands.common import Clock, Hadamard, Kv, cache_format
 from tellme.host.errors import UserError
 from tellme.host.image.model import section_shapes
@@ -28,6 +39,43 @@ CONTEXT = 128
 """Position at which decoding is estimated."""
 
 REFERENCE_MODELS: dict[str, ModelSpec] = {"BitNet 0.73B": BITNET_07B, "BitNet 2B-4T": BITNET_2B}
+
+_GROUPED: dict[str, Any] = {"weight_format": "grouped"}
+_LARGE: dict[str, Any] = {
+    "lanes": 8,
+    "max_hidden": 4096,
+    "max_features": 16384,
+    "max_kv_dim": 2048,
+    "max_head_dim": 256,
+}
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "kv260_bonsai": _GROUPED,
+    "kv260_bonsai_large": _LARGE | _GROUPED,
+    "kv260_large": _LARGE,
+}
+"""Changes of the KV260's preset for models that it does not hold: the files of these names in docs/examples/configurations."""
+
+CONFIGURED_MODELS: dict[str, tuple[ModelSpec, str]] = {
+    "Ternary Bonsai 1.7B": (BONSAI_17B, "kv260_bonsai"),
+    "Ternary Bonsai 4B": (BONSAI_4B, "kv260_bonsai_large"),
+    "Ternary Bonsai 8B": (BONSAI_8B, "kv260_bonsai_large"),
+    "Falcon-E 1B": (FALCON_E_1B, "kv260_large"),
+    "Falcon-E 3B": (FALCON_E_3B, "kv260_large"),
+    "Falcon3 1B 1.58": (FALCON3_1B, "kv260_large"),
+    "Falcon3 3B 1.58": (FALCON3_3B, "kv260_large"),
+    "Llama3 8B 1.58": (LLAMA3_8B, "kv260_large"),
+}
+"""Models that run on these, and on which one."""
+
+ONE_PIECE = 2 * GIB
+"""Of a Zynq UltraScale+'s memory, the rest of which begins at another address (UG1085, system addresses): no buffer is longer."""
+
+
+def configured(config: AcceleratorConfig, name: str) -> AcceleratorConfig | None:
+    """A configuration of `CONFIGURATIONS` for another board's preset, at the clock that it has; None if it is not the KV260's design."""
+    if replace(config, name=KV260.name, clock_hz=KV260.clock_hz) != KV260:
+        return None
+    return replace(config, **CONFIGURATIONS[name])
 
 
 def at_most(board: Board, mhz: float | None) -> AcceleratorConfig:
@@ -53,7 +101,8 @@ def fit(
 
     Returns
     -------
-    fits; reason, if not; else context, buffer_bytes, cma (enough of it by default), tokens_per_second at `CONTEXT`.
+    fits; reason, if not; else context, buffer_bytes, cma (enough of it by default), one_piece (of memory can hold it),
+    tokens_per_second at `CONTEXT`.
     """
     c = config or board.config
     try:
@@ -85,6 +134,7 @@ def fit(
         "context": context,
         "buffer_bytes": total,
         "cma": total <= board.cma_default,
+        "one_piece": board.ps != ZYNQMP or total < ONE_PIECE,
         "tokens_per_second": rate / read,
     }
 
@@ -119,6 +169,11 @@ def described(
                 "beat_rate": c.clock_hz * c.beat_bytes,
             },
             "models": {name: fit(b, spec, name, c, kv) for name, spec in REFERENCE_MODELS.items()},
+            "configured": {
+                name: {"configuration": which, **fit(b, spec, name, changed, kv)}
+                for name, (spec, which) in CONFIGURED_MODELS.items()
+                if (changed := configured(c, which)) is not None
+            },
         }
     out["ulx3s"] = {
         "title": "Radiona ULX3S-85F",
@@ -129,6 +184,13 @@ def described(
     return out
 
 
+def contiguous(found: dict[str, Any]) -> str:
+    """What a buffer (of `fit`) asks of the kernel."""
+    if not found["one_piece"]:
+        return f"more than a piece of {ONE_PIECE // MIB:,} MiB"
+    return "as it is" if found["cma"] else f"cma={ceil_div(found['buffer_bytes'], 64 * MIB) * 64 + 64}M"
+
+
 def show_boards(*, as_json: bool, console: Console, clock: float | None = None, kv: CacheFormat = EIGHT) -> None:
     """Prints the boards, at clocks of at most so many MHz, with caches of such elements."""
     facts = described(clock=clock, kv=kv)
@@ -137,6 +199,7 @@ def show_boards(*, as_json: bool, console: Console, clock: float | None = None, 
         return
     chips: list[tuple[object, ...]] = []
     fits: list[tuple[object, ...]] = []
+    others: list[tuple[object, ...]] = []
     reasons: list[str] = []
     for b in BOARDS.values():
         c = at_most(b, clock)
@@ -147,14 +210,15 @@ def show_boards(*, as_json: bool, console: Console, clock: float | None = None, 
         ports += f", {b.memory_rate / 1e9:.1f} GB/s"
         chips.append((b.name, b.title, b.part, b.luts, b.bram36, b.urams, b.dsps, memory, ports))
         preset = f"{c.beat_bytes}-byte beat, {c.lanes} lanes, {c.clock_hz / 1e6:.0f} MHz"
-        for name, f in facts[b.name]["models"].items():
-            if f["fits"]:
-                cma = "as it is" if f["cma"] else f"cma={ceil_div(f['buffer_bytes'], 64 * MIB) * 64 + 64}M"
-                row = (f["context"], f"{f['buffer_bytes'] // MIB:,} MiB", cma, f"{f['tokens_per_second']:.1f}")
-            else:
-                row = ("does not fit", "-", "-", "-")
-                reasons.append(f["reason"])
-            fits.append((b.name, preset, name, *row))
+        for table, first, models in ((fits, preset, "models"), (others, "", "configured")):
+            for name, f in facts[b.name][models].items():
+                if f["fits"]:
+                    size = f"{f['buffer_bytes'] // MIB:,} MiB"
+                    row = (f["context"], size, contiguous(f), f"{f['tokens_per_second']:.1f}")
+                else:
+                    row = ("does not fit", "-", "-", "-")
+                    reasons.append(f["reason"])
+                table.append((b.name, first or f["configuration"], name, *row))
     chips.append(
         ("ulx3s", "Radiona ULX3S-85F", "LFE5U-85F-6BG381", "83,640", "-", "-", "-", "-", "TLMM self-test only")
     )
@@ -163,6 +227,9 @@ def show_boards(*, as_json: bool, console: Console, clock: float | None = None, 
     header = ("board", "preset", "model", "context", "buffer", "contiguous memory", "tokens/s")
     title = "what fits (estimated from the beats a token reads at the memory's modelled rate; no board has run)"
     show(grid(title, header, fits, left=("preset", "model", "contiguous memory")), console)
+    header = ("board", "configuration", *header[2:])
+    title = "and on the KV260's design with what docs/examples/configurations changes (estimated likewise)"
+    show(grid(title, header, others, left=("configuration", "model", "contiguous memory")), console)
     for reason in reasons:
         console.print(f"does not fit: {reason}", highlight=False, soft_wrap=True, markup=False)
 

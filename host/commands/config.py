@@ -45,8 +45,7 @@ def command(
     console = Console()
     config, base = found.config, found.base
     rows = [
-        (n, getattr(config, n), "" if getattr(config, n) == getattr(base, n) else f"{getattr(base, n):,}")
-        for n in PARAMETERS
+        (n, getattr(config, n), "" if getattr(config, n) == getattr(base, n) else getattr(base, n)) for n in PARAMETERS
     ]
     board = BOARDS.get(config.name)
     title = f"{build_name(config)}" + (f": {board.title}, {board.part}" if board is not None else "")

@@ -14,7 +14,7 @@ from tellme.golden.screen import MAX_PLANES, MAX_ROWS
 from tellme.hw.interfaces import EXPONENT_BITS, Int8ReadPort, count_bits
 from tellme.hw.pipeline import delay_line, register, wire
 from tellme.hw.queues import ReservedQueue
-from tellme.hw.tlmm.accumulate import Accumulator, row_layout
+from tellme.hw.tlmm.accumulate import Accumulator, accumulator_lead, row_layout
 from tellme.hw.tlmm.loader import TileLoader
 from tellme.hw.tlmm.scale import GroupScaler, scaler_delay
 from tellme.hw.tlmm.tables import TableBuilder, TableMemory, sum_width
@@ -26,10 +26,20 @@ ROWS_BITS = clog2(MAX_ROWS * MAX_PLANES + 1)
 
 
 def _told(config: AcceleratorConfig) -> int:
-    """Cycles from a beat to the accumulator's flags, which come one cycle before the sums."""
+    """Cycles from a beat to the accumulator's flags, which come before the sums."""
     units = len(unit_bytes(config))
     scaling = scaler_delay(units) if config.packing.group else 0
-    return Unpacker.delay + tree_delay(config.groups // units, sum_width(config.group_size)) + scaling - 1
+    return (
+        Unpacker.delay
+        + tree_delay(config.groups // units, sum_width(config.group_size))
+        + scaling
+        - accumulator_lead(config)
+    )
+
+
+def _delay(config: AcceleratorConfig) -> int:
+    """Cycles from a beat of a last tile to its row's push."""
+    return _told(config) + accumulator_lead(config) + 1
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ class TlmmEngine(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig) -> None:
         self._config = config
-        self.delay = _told(config) + Accumulator.delay
+        self.delay = _delay(config)
         super().__init__(
             {
                 "start": In(1),
@@ -292,7 +302,7 @@ class TlmmEngine(wiring.Component):
         self, m: Module, beat: _Beat, looked_up: Value, sums: Any, accumulator: Accumulator, fifo: ReservedQueue
     ) -> Value:
         """Sums into the accumulators, rows out; the flag of the job's last row, as its row enters the FIFO."""
-        # The accumulator wants to know of a beat one cycle before its sums.
+        # The accumulator wants to know of a beat before its sums.
         told = _told(self._config)
         valid = delay_line(m, looked_up, told - Unpacker.delay, "valid", reset_less=False)
         place = delay_line(m, Cat(beat.first_tile, beat.last_tile, beat.row, beat.final), told, "place")
@@ -305,7 +315,7 @@ class TlmmEngine(wiring.Component):
         ]
         m.d.comb += [a.eq(s) for a, s in zip(accumulator.sums, sums, strict=True)]
         wiring.connect(m, fifo.out, wiring.flipped(self.rows_out))
-        return delay_line(m, valid & final, Accumulator.delay, "ending", reset_less=False)
+        return delay_line(m, valid & final, accumulator.delay, "ending", reset_less=False)
 
     def _status(self, m: Module, ending: Value, bad: Value) -> None:
         with m.If(self.start):
@@ -336,4 +346,4 @@ def expected_cycles(config: AcceleratorConfig, *, tiles: int, rows: int, block_r
             beat = max(beat, ready + 1) + min(block_rows, rows - first)
             free[number % 2] = beat
             number += 1
-    return beat + _told(config) + Accumulator.delay
+    return beat + _delay(config)

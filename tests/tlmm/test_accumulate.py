@@ -11,32 +11,36 @@ from amaranth.sim import Simulator
 
 from tellme.golden.config import TINY
 from tellme.hw.queues import ReservedQueue
-from tellme.hw.tlmm.accumulate import Accumulator, row_layout
+from tellme.hw.tlmm.accumulate import Accumulator, accumulator_lead, row_layout
 
 CONFIG = replace(TINY, name="t", lanes=2, block_rows=64)
 SEED = 4
 
 
+@pytest.mark.parametrize("form", ["ternary", "grouped"])
 @pytest.mark.parametrize("tiles", [1, 2, 5])
-def test_blocks_follow_each_other_at_a_beat_a_cycle_down_to_eight_rows(tiles: int) -> None:
+def test_blocks_follow_each_other_at_a_beat_a_cycle_down_to_eight_rows(tiles: int, form: str) -> None:
     rng = np.random.default_rng(SEED)
-    dut = Accumulator(CONFIG, sum_width=15)
+    config = replace(CONFIG, weight_format=form)
+    dut = Accumulator(config, sum_width=15)
+    lead = accumulator_lead(config)
+    assert lead == (1 if form == "ternary" else 2) and dut.delay == lead + 1
     blocks = [8, 64, 16, 8, 8, 24]
     order = [(b, t, r) for b, rows in enumerate(blocks) for t in range(tiles) for r in range(rows)]
     sums = rng.integers(-(1 << 14), 1 << 14, (len(order), CONFIG.lanes))
     seen: list[list[int]] = []
 
     async def bench(ctx: Any) -> None:
-        for n in range(len(order) + 4):
+        for n in range(len(order) + 5):
             ctx.set(dut.valid, int(n < len(order)))
             if n < len(order):
                 _, t, r = order[n]
                 ctx.set(dut.first, int(t == 0))
                 ctx.set(dut.last, int(t == tiles - 1))
                 ctx.set(dut.row, r)
-            if 0 < n <= len(order):
+            if lead <= n < len(order) + lead:
                 for lane, s in enumerate(dut.sums):
-                    ctx.set(s, int(sums[n - 1, lane]))
+                    ctx.set(s, int(sums[n - lead, lane]))
             await ctx.tick()
             if ctx.get(dut.push):
                 seen.append([ctx.get(dut.result[lane]) for lane in range(CONFIG.lanes)])

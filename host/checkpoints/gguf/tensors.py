@@ -85,7 +85,8 @@ class Gguf(Header):
 
     def floats_as_stored(self, name: str, shape: tuple[int, int]) -> NDArray[Any]:
         """A tensor of `golden.elementwise.ROW_TYPES`, mapped: as stored, or, of another type, as float32 in a file without a
-        name, so that it takes no memory for good. Raises UserError as `float_pieces`.
+        name, so that it takes no memory for good; ternary ones with scales of float16 as float16, which has them exactly.
+        Raises UserError as `float_pieces`.
         """
         e = self.require(name, shape)
         for kind, dtype in _AS_STORED.items():
@@ -93,11 +94,14 @@ class Gguf(Header):
                 return self._map(e.start, (shape[0], e.row_bytes)).view(dtype)
         try:
             with tempfile.TemporaryFile(prefix="tellme-") as f:
-                out: NDArray[np.float32] = np.memmap(f, np.float32, "w+", 0, shape)
+                out: NDArray[Any] = np.memmap(f, "<f2" if e.type in UNPACK else "<f4", "w+", 0, shape)
         except OSError as error:
             raise UserError(f"{self.where(name)}: cannot be decoded into {tempfile.gettempdir()} ({error})") from error
         for i, piece in self.float_pieces(name, shape):
-            out[i : i + len(piece)] = piece
+            with np.errstate(over="ignore"):  # code 3 of Q2_0 is twice the scale
+                out[i : i + len(piece)] = piece
+            if not np.isfinite(out[i : i + len(piece)]).all():
+                raise UserError(f"{self.where(name)}: holds {np.abs(piece).max():g}, more than float16; the file is damaged")
         return out
 
     def gain(self, name: str, features: int) -> NDArray[np.float32]:

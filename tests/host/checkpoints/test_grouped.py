@@ -158,7 +158,7 @@ def test_converted_files_give_the_logits_of_the_hugging_face_form(tmp_path: Path
 
 @pytest.mark.parametrize("kind", [Q2_0, Q2_0_LEGACY, PQ2_0, PTQ1_0])
 def test_embedding_and_head_may_be_of_the_ternary_types(tmp_path: Path, kind: int):
-    """int8 rows of weights of several scales: within half a step of the float ones."""
+    """int8 rows of weights of several scales: within half a step of the float ones. What tokens begin with is exact, and float16."""
     weights = made(128, 5, tied=False)
     x = np.random.default_rng(2).integers(-1, 2, (1024, 256)) * np.repeat(
         np.random.default_rng(3).uniform(0.5, 1, (1024, 2)).astype(np.float16).astype(np.float32), 128, axis=1
@@ -167,6 +167,8 @@ def test_embedding_and_head_may_be_of_the_ternary_types(tmp_path: Path, kind: in
     got = read_gguf(write_gguf(tmp_path / "m.gguf", weights, "qwen3", kind, tensors=tensors)).weights
     for rows, scales in ((got.embedding, got.embedding_scales), got.head_rows):
         assert np.abs(rows * scales[:, None] - x).max() <= 0.5 * scales.max() * (1 + 1e-6)
+    assert got.inputs is not None and got.inputs.dtype == np.float16
+    np.testing.assert_array_equal(got.inputs, x)
 
 
 def test_a_model_of_one_scale_a_matrix_in_q2_0_has_no_group_scales(tmp_path: Path):

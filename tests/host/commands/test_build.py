@@ -20,11 +20,20 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tellme.golden.boards import BOARDS, PHASE_PERIOD, build_name
+from tellme.golden.config import KV260
 from tellme.golden.kv import CACHE_FORMATS
 from tellme.host.cli import app
 from tellme.host.commands import build as building
-from tellme.host.commands.boards import REFERENCE_MODELS, described, fit
+from tellme.host.commands.boards import (
+    CONFIGURATIONS,
+    CONFIGURED_MODELS,
+    REFERENCE_MODELS,
+    configured,
+    described,
+    fit,
+)
 from tellme.host.commands.build import MARKER, BuildError, claim, write
+from tellme.host.configuration import resolve
 from tellme.host.errors import UserError
 from tellme.host.image.model import section_shapes
 from tellme.host.machine.pynq.handoff import design_mhz
@@ -243,6 +252,28 @@ def test_boards_lists_every_board_with_what_fits() -> None:
     r = tellme("boards")
     assert r.exit_code == 0
     assert all(name in r.stdout for name in [*BOARDS, "ulx3s"]) and "no board has run" in r.stdout
+
+
+def test_boards_say_where_models_beyond_the_presets_run() -> None:
+    """The configurations are those of the documents; the models are refused by the preset, and a piece of memory holds 2 GiB."""
+    folder = ROOT / "docs" / "examples" / "configurations"
+    assert {f.stem for f in folder.glob("*.toml")} == set(CONFIGURATIONS)
+    for name in CONFIGURATIONS:
+        assert resolve(None, folder / f"{name}.toml", ()).config == configured(KV260, name)
+    facts = described()
+    for board in ("kv260", "kr260", "rfsoc4x2"):
+        found = facts[board]["configured"]
+        assert set(found) == set(CONFIGURED_MODELS) and all(f["fits"] for f in found.values())
+        assert [name for name, f in found.items() if not f["one_piece"]] == ["Ternary Bonsai 8B", "Llama3 8B 1.58"]
+        for name, f in found.items():
+            assert f["buffer_bytes"] < BOARDS[board].ddr_bytes and f["one_piece"] == (f["buffer_bytes"] < 2 << 30)
+            spec, which = CONFIGURED_MODELS[name]
+            assert f["configuration"] == which
+            assert name == "Falcon3 1B 1.58" or not fit(BOARDS[board], spec, name)["fits"]
+    assert not facts["zcu104"]["configured"]["Ternary Bonsai 8B"]["fits"]  # 2 GiB
+    assert facts["ultra96v2"]["configured"] == facts["pynq_z2"]["configured"] == {}
+    r = tellme("boards")
+    assert "kv260_bonsai_large" in r.stdout and "more than a piece of 2,048 MiB" in r.stdout
 
 
 def test_estimates_are_what_the_memory_gives() -> None:

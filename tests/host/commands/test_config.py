@@ -39,6 +39,19 @@ def test_show_says_it_all_in_json_and_in_tables(tmp_path: Path) -> None:
     assert all(name in r.stdout for name in (*PARAMETERS, "beat_weights", "x.toml", "build register"))
 
 
+def test_show_says_what_the_preset_has_of_every_parameter_that_differs() -> None:
+    """Numbers, words, and what is true or false."""
+    settings = ["lanes=8", "clock_mhz=200", "weight_format=grouped", "narrow_cache=false"]
+    r = tellme("config", "show", "--board", "kv260", *(x for s in settings for x in ("--set", s)))
+    assert r.exit_code == 0, r.output
+    said = {line.split("│")[1].strip(): line for line in r.stdout.splitlines() if "│" in line}
+    for name, value, preset in (
+        ("lanes", "8", "16"), ("clock_hz", "200,000,000", "250,000,000"), ("weight_format", "grouped", "ternary"),
+        ("narrow_cache", "False", "True"),
+    ):  # fmt: skip
+        assert [c.strip() for c in said[name].split("│")[2:4]] == [value, preset]
+
+
 def test_show_writes_a_file_that_is_read_as_the_same(tmp_path: Path) -> None:
     out = tmp_path / "out.toml"
     assert tellme("config", "show", "--board", "tiny", "--set", "lanes=2", "--out", str(out)).exit_code == 0
