@@ -69,7 +69,8 @@ class AcceleratorConfig:
     fifo_beats : depth of the stream FIFO in beats.
     max_descriptors : descriptors of a program.
     screen_entries : candidates of the screened head that are kept, of all head lanes together.
-    burst_beats, outstanding : beats of a port's longest burst, and bursts in flight a direction and port.
+    burst_beats : beats of a port's longest burst.
+    outstanding : bursts in flight a direction and port.
     clock_hz : the clock the board preset aims at, Hz.
     weight_format : how matrices are packed, a name of `golden.formats`: 'ternary' (one scale a matrix) or 'grouped' (a scale for every
         64 weights, and an exponent for every 64 activations).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,11 +21,12 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from tellme.golden.boards import BOARDS, build_name
+from tellme.golden.boards import BOARDS, MODULE, build_name
 from tellme.golden.config import CLOCK_HZ, AcceleratorConfig, ConfigError
 from tellme.golden.project import advice
 from tellme.host.commands import common
 from tellme.host.commands.common import Clock, ConfigFile, Settings
+from tellme.host.commands.delivery import beside
 from tellme.host.errors import DeviceError, UserError
 from tellme.host.places import alone, check_new_folder
 from tellme.host.provenance import json_line
@@ -101,6 +103,10 @@ def claim(out: Path, name: str) -> bool:
     return True
 
 
+READ = (".md", ".h", ".sv", ".hex", "Makefile")
+"""Endings of files that no bitstream is made of."""
+
+
 def write(out: Path, files: Mapping[str, str], *, again: bool) -> None:
     """Writes a build's files: a new folder appears whole or not at all; in an old one, each file is replaced whole.
 
@@ -110,7 +116,11 @@ def write(out: Path, files: Mapping[str, str], *, again: bool) -> None:
     """
     try:
         if again:
-            changed = [f for f, text in files.items() if not (out / f).is_file() or (out / f).read_text() != text]
+            changed = [
+                f
+                for f, text in files.items()
+                if not f.endswith(READ) and (not (out / f).is_file() or (out / f).read_text() != text)
+            ]
             made = sorted(p.name for p in out.iterdir() if p.suffix in (".bit", ".hwh", ".xsa"))
             if changed and made:
                 raise UserError(
@@ -164,6 +174,8 @@ def build(
     console: Console,
     config: AcceleratorConfig | None = None,
     clock: float | None = None,
+    strategies: Sequence[str] = (),
+    synthesis_only: bool = False,
 ) -> Built:
     """Builds for a board: the project, and with its tools at hand the bitstream.
 
@@ -171,6 +183,8 @@ def build(
     ----------
     config : what to build; the board's preset if None.
     clock : to build for, MHz; None: the configuration's.
+    strategies : Vivado's of implementation, in the order in which they are tried; (): the project's own.
+    synthesis_only : no implementation, no bitstream.
 
     Raises
     ------
@@ -181,6 +195,7 @@ def build(
         raise UserError(f"nothing is built for board {board!r}; there are {', '.join((*BOARDS, ULX3S))}")
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, not {jobs}")
+    _check_flow(board, strategies, synthesis_only)
     out = Path(os.path.abspath(out))
     with alone(out):
         check_new_folder(out)
@@ -191,13 +206,48 @@ def build(
         config = at_clock(config or BOARDS[board].config, clock)
         if config.clock_hz < BOARDS[board].clock_floor:
             raise UserError(f"--clock: a build for {board} runs at {BOARDS[board].clock_floor / 1e6:g} MHz at least")
-        return _vivado(config, out, jobs, console)
+        return _vivado(config, out, console, jobs=jobs, strategies=strategies, synthesis_only=synthesis_only)
+
+
+_STRATEGY = re.compile(r"\w+", re.ASCII)
+
+
+def _check_flow(board: str, strategies: Sequence[str], synthesis_only: bool) -> None:
+    if board == ULX3S and (strategies or synthesis_only):
+        raise UserError("--strategy and --synthesis-only are for Vivado; the ULX3S is built by nextpnr")
+    if strategies and synthesis_only:
+        raise UserError("--strategy is one of implementation, which --synthesis-only leaves out; give one of the two")
+    for name in strategies:
+        if not _STRATEGY.fullmatch(name):
+            raise UserError(
+                f"--strategy must be the name of a strategy of Vivado (letters, digits and '_'), not {name!r}"
+            )
+    if again := {name for name in strategies if strategies.count(name) > 1}:
+        raise UserError(f"--strategy {min(again)} is given twice; each is tried once")
 
 
 # ---- Vivado ----------------------------------------------------------------------------------------------------------
 
 
-def _vivado(config: AcceleratorConfig, out: Path, jobs: int, console: Console) -> Built:
+PROJECT = {
+    "rtl/tellme.v": "the accelerator, module `tellme`",
+    f"rtl/{MODULE}.v": "the same as Vivado's IP integrator wants it",
+    "constraints/": "bitstream settings of the board; the clock is the block design's",
+    "build.tcl": "the whole flow: project, block design, synthesis, implementation, hand-off",
+    MARKER: "what was built; also under the build's own name, which the driver reads beside the bitstream",
+}
+"""Files of a board's project, and what they are."""
+
+
+def _vivado(
+    config: AcceleratorConfig,
+    out: Path,
+    console: Console,
+    *,
+    jobs: int,
+    strategies: Sequence[str],
+    synthesis_only: bool,
+) -> Built:
     board = BOARDS[config.name]
     build = build_name(config)
     again = claim(out, build)
@@ -207,7 +257,8 @@ def _vivado(config: AcceleratorConfig, out: Path, jobs: int, console: Console) -
         raise UserError(f"the generator cannot be loaded ({e}); install it: {advice('generate')}") from e
     with console.status(f"generating {build}"):
         try:
-            files = project(config, board, jobs=jobs)
+            files = project(config, board, jobs=jobs, strategies=strategies, synthesis_only=synthesis_only)
+            files |= beside(config, PROJECT, project=True)
         except ConfigError as e:
             raise UserError(str(e)) from e
         write(out, files, again=again)
@@ -216,6 +267,12 @@ def _vivado(config: AcceleratorConfig, out: Path, jobs: int, console: Console) -
         command = f"cd {shlex.quote(str(out))} && vivado -mode batch -source build.tcl"
         return Built(board.name, build, out, tuple(files), command=command)
     _run_vivado(tool, out, build, console)
+    if synthesis_only:
+        reports = [f"reports/{name}_synthesis.rpt" for name in ("utilization", "timing")]
+        for name in reports:
+            if not (out / name).is_file():
+                raise BuildError(f"{out / name}: vivado ended without writing it; see {out / 'vivado.log'}")
+        return Built(board.name, build, out, (*files, *reports), facts={"reports": reports})
     bit, hwh = out / f"{build}.bit", out / f"{build}.hwh"
     record = out / f"{build}.routed.json"
     for made in (bit, hwh, record):
@@ -368,6 +425,13 @@ def command(
     settings: Settings = None,
     jobs: Annotated[int, typer.Option("--jobs", help="Processes that Vivado may use.")] = 4,
     clock: Clock = None,
+    strategy: Annotated[
+        list[str] | None,
+        typer.Option("--strategy", help="Vivado's strategy of implementation; repeatable: tried in that order."),
+    ] = None,
+    synthesis_only: Annotated[
+        bool, typer.Option("--synthesis-only", help="Vivado stops behind synthesis, with its reports.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
 ) -> None:
     """Write a board's FPGA project, and make its bitstream if the tools are at hand."""
@@ -379,7 +443,14 @@ def command(
     elif config_file is not None or settings:
         raise UserError("the self-test of the ULX3S has one configuration; leave --config and --set out")
     built = build(
-        config.name if config else ULX3S, out, jobs=jobs, console=Console(stderr=True), config=config, clock=clock
+        config.name if config else ULX3S,
+        out,
+        jobs=jobs,
+        console=Console(stderr=True),
+        config=config,
+        clock=clock,
+        strategies=strategy or (),
+        synthesis_only=synthesis_only,
     )
     if as_json:
         print(built.json())
@@ -391,10 +462,12 @@ def command(
         print(f"routed: {f['fmax_mhz']:.1f} MHz at most, it runs at {f['clock_mhz']:g} MHz ({how})")
     if "comb" in built.facts:
         print(f"used: {f['comb']:,} LUT4, {f['ff']:,} flip-flops, {f['ram']} block RAMs")
+    if "reports" in built.facts:
+        print(f"synthesised, nothing placed: {', '.join(built.facts['reports'])}")
     if built.bitstream is not None:
         print(f"bitstream: {built.bitstream}")
     if built.command is not None:
         print(
-            f"no bitstream yet: vivado is not on PATH. Run, where it is (2022.1 or newer, the folder may be copied):\n"
+            f"{'not synthesised' if synthesis_only else 'no bitstream'} yet: vivado is not on PATH. Run, where it is (2022.1 or newer, the folder may be copied):\n"
             f"  {built.command}"
         )

@@ -7,6 +7,7 @@ Sources: UG994 (IP integrator), UG835 (Tcl commands), PG201 and PG082 (parameter
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -235,8 +236,22 @@ CLOCK_PARAMETERS = {
 """What the hand-off says of the PL clock, patterns of the parameters' names: what PYNQ and our driver set it by."""
 
 
-def script(config: AcceleratorConfig, board: Board, jobs: int) -> str:
-    """The Tcl that Vivado runs."""
+def script(
+    config: AcceleratorConfig,
+    board: Board,
+    jobs: int,
+    *,
+    strategies: Sequence[str] = (),
+    synthesis_only: bool = False,
+) -> str:
+    """The Tcl that Vivado runs.
+
+    Parameters
+    ----------
+    jobs : processes that it may use.
+    strategies : of implementation, in the order in which they are tried; () : `STRATEGIES`.
+    synthesis_only : stop behind synthesis, with its reports.
+    """
     check(config, board)
     clocks = board.clocks(config.clock_hz, min(config.clock_hz, board.clock_floor))
     memory = _memory(config, board)
@@ -259,7 +274,9 @@ def script(config: AcceleratorConfig, board: Board, jobs: int) -> str:
             clocked=clocked,
             memory=memory,
             jobs=jobs,
-            strategies=STRATEGIES,
+            strategies=tuple(strategies) or STRATEGIES,
+            chosen=strategies,
+            synthesis_only=synthesis_only,
             clocks=[(hz, f"{hz / 1e6:.6f}", round(board.pl_reference_hz / hz)) for hz in clocks],
             clock_parameters=CLOCK_PARAMETERS[board.ps],
         )
@@ -288,8 +305,15 @@ def manifest(config: AcceleratorConfig, board: Board) -> dict[str, Any]:
     }
 
 
-def project(config: AcceleratorConfig, board: Board, *, jobs: int = 4) -> dict[str, str]:
-    """Every file of a build, by its path below the build's folder.
+def project(
+    config: AcceleratorConfig,
+    board: Board,
+    *,
+    jobs: int = 4,
+    strategies: Sequence[str] = (),
+    synthesis_only: bool = False,
+) -> dict[str, str]:
+    """Every file of a build that Vivado reads, and what describes it, by its path below the build's folder. Parameters as in `script`.
 
     Raises
     ------
@@ -301,7 +325,7 @@ def project(config: AcceleratorConfig, board: Board, *, jobs: int = 4) -> dict[s
         "rtl/tellme.v": accelerator_verilog(config, primitives=True),
         f"rtl/{MODULE}.v": wrapper(config, board),
         f"constraints/{board.name}.xdc": constraints(board),
-        "build.tcl": script(config, board, jobs),
+        "build.tcl": script(config, board, jobs, strategies=strategies, synthesis_only=synthesis_only),
         f"{build_name(config)}.json": described,
         MARKER: described,
     }

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pynqmetadata
 import pytest
@@ -20,7 +21,15 @@ from tellme.host.configuration import resolve
 from tellme.host.errors import DeviceError
 from tellme.host.machine.pynq.handoff import check_widths, design_mhz, port_widths
 from tellme.hw.platforms import PLATFORMS, platform_of
-from tellme.hw.platforms.vivado import CONSTRAINTS, STRATEGIES, constraints, manifest, ps_parameters, script, wrapper
+from tellme.hw.platforms.vivado import (
+    CONSTRAINTS,
+    STRATEGIES,
+    constraints,
+    manifest,
+    ps_parameters,
+    script,
+    wrapper,
+)
 from tests.own_boards import EXAMPLES, forgotten
 from tests.platforms.vivado import CATALOG, Refused, Vivado
 from tests.pynq import old
@@ -29,7 +38,13 @@ Edit = Callable[[str], str]
 
 
 def lay(
-    folder: Path, board: Board, *, tcl: Edit = str, verilog: Edit = str, config: AcceleratorConfig | None = None
+    folder: Path,
+    board: Board,
+    *,
+    tcl: Edit = str,
+    verilog: Edit = str,
+    config: AcceleratorConfig | None = None,
+    **flow: Any,
 ) -> Path:
     """A project but for the accelerator's own Verilog, which no Tcl reads."""
     config = config or board.config
@@ -37,7 +52,7 @@ def lay(
         "rtl/tellme.v": "module tellme; endmodule\n",
         "rtl/tellme_axi.v": verilog(wrapper(config, board)),
         f"constraints/{board.name}.xdc": constraints(board),
-        "build.tcl": tcl(script(config, board, 2)),
+        "build.tcl": tcl(script(config, board, 2, **flow)),
     }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
@@ -159,6 +174,34 @@ def test_strategies_are_tried_and_the_build_runs_at_what_it_routed_at(
     assert design_mhz(overlay) == pytest.approx(clock, abs=0.01)
     dividers = [int(said[f"PSU__CRL_APB__PL0_REF_CTRL__DIVISOR{i}"]) for i in range(2)]
     assert dividers == [board.pl_reference_hz // (clock * 1_000_000), 1]
+
+
+def test_the_strategies_that_are_asked_for_are_tried_in_their_order(tmp_path: Path) -> None:
+    board = BOARDS["kv260"]
+    wanted = ("Congestion_SpreadLogic_low", "Performance_Retiming")
+    v = Vivado(setup={wanted[0]: "-0.2", wanted[1]: "0.1"})
+    assert v.run(lay(tmp_path, board, strategies=wanted)) == 0, v.log
+    assert [v.properties[(f"impl_{i}", "strategy")] for i in (1, 2)] == list(wanted) and len(v.runs) == 3
+    assert json.loads((tmp_path / f"{build_name(board.config)}.routed.json").read_text())["strategy"] == wanted[1]
+
+
+def test_a_strategy_that_vivado_has_not_is_known_before_synthesis(tmp_path: Path) -> None:
+    v = Vivado()
+    assert v.run(lay(tmp_path, BOARDS["kv260"], strategies=(FIRST, "Performance_Explorer"))) == 1
+    assert v.log[-1].startswith(
+        "TELLME ERROR: this Vivado has no strategy Performance_Explorer; it has Performance_Explore,"
+    )
+    assert v.runs["synth_1"] == "0%"
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_synthesis_alone_ends_with_its_reports(name: str, tmp_path: Path) -> None:
+    v = Vivado()
+    assert v.run(lay(tmp_path, BOARDS[name], synthesis_only=True)) == 0, v.log
+    assert v.runs == {"synth_1": "100%", "impl_1": "0%"} and v.log[-1].startswith("TELLME: done, synthesis only")
+    made = {p.name for p in tmp_path.rglob("*.rpt")}
+    assert made == {"utilization_synthesis.rpt", "timing_synthesis.rpt"}
+    assert not [p for p in tmp_path.iterdir() if p.suffix in (".bit", ".hwh", ".xsa")]
 
 
 @pytest.mark.parametrize("name", BOARDS)

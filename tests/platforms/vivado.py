@@ -743,6 +743,12 @@ class Vivado:
             raise Refused(f"no run {name}")
         return name
 
+    def do_list_property_value(self, *args: str) -> str:
+        name, run = args
+        if (name, run) != ("strategy", "impl_1") or run not in self.runs:
+            raise Refused(f"list_property_value {args}")
+        return " ".join((*STRATEGIES, "{Vivado Implementation Defaults}"))
+
     def do_launch_runs(self, *args: str) -> None:
         options, rest = self._options(args, "", "-jobs -to_step")
         run = self._one(rest)

@@ -123,6 +123,75 @@ def test_vivado_on_path_makes_the_bitstream(quick: None, monkeypatch: pytest.Mon
     assert not list((tmp_path / "slower").glob("*.bit"))
 
 
+def test_synthesis_alone_says_where_its_reports_are(
+    quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake(
+        tmp_path / "bin",
+        "vivado",
+        f'PYTHONPATH={quote(str(ROOT))} exec {quote(sys.executable)} -m tests.platforms.vivado "$@"',
+    )
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    out = tmp_path / "b"
+    r = tellme("build", "--board", "kv260", "--out", str(out), "--synthesis-only", "--json")
+    assert r.exit_code == 0, r.output
+    facts = json.loads(r.stdout)
+    assert facts["bitstream"] is None and facts["command"] is None
+    assert facts["reports"] == ["reports/utilization_synthesis.rpt", "reports/timing_synthesis.rpt"]
+    assert all((out / f).is_file() for f in facts["files"])
+    shutil.rmtree(out / "reports")
+    fake(tmp_path / "bin", "vivado", "exit 0")
+    r = tellme("build", "--board", "kv260", "--out", str(out), "--synthesis-only")
+    assert r.exit_code == 1 and "utilization_synthesis.rpt: vivado ended without writing it" in r.stderr
+    # Then all of it, in the same folder.
+    shutil.rmtree(tmp_path / "bin")
+    r = tellme("build", "--board", "kv260", "--out", str(out))
+    assert r.exit_code == 0 and "impl_1" in (out / "build.tcl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("--strategy", "x]; exit"),
+            "--strategy must be the name of a strategy of Vivado (letters, digits and '_'), not 'x]; exit'",
+        ),
+        (("--strategy", ""), "not ''"),
+        (
+            ("--strategy", "Performance_Retiming", "--strategy", "Performance_Retiming"),
+            "Performance_Retiming is given twice",
+        ),
+        (("--strategy", "Performance_Retiming", "--synthesis-only"), "give one of the two"),
+        (("--board", "ulx3s", "--synthesis-only"), "are for Vivado"),
+        (("--board", "ulx3s", "--strategy", "Performance_Retiming"), "are for Vivado"),
+    ],
+)
+def test_a_flow_that_cannot_be_is_refused(quick: None, tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:
+    r = tellme("build", "--out", str(tmp_path / "b"), *arguments)
+    assert r.exit_code == 2 and said in r.stderr and r.stderr.count("\n") == 1
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_build_holds_header_and_readme(quick: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    without_vivado(monkeypatch, tmp_path)
+    out = tmp_path / "b"
+    assert tellme("build", "--board", "pynq_z2", "--strategy", "Performance_Retiming", "--out", str(out)).exit_code == 0
+    assert "foreach strategy {Performance_Retiming} {" in (out / "build.tcl").read_text()
+    assert f"0x{PYNQ_Z2[-8:].upper().lstrip('0')}u" in (out / "tellme_registers.h").read_text()
+    readme = (out / "README.md").read_text()
+    named = set(re.findall(r"(?m)^\| `([^`]+)` \| [^|]*\|$", readme.split("## Ports")[0]))
+    there = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()} - {"README.md", f"{PYNQ_Z2}.json"}
+    assert all(any(f == n or n.endswith("/") and f.startswith(n) for n in named) for f in there), "every file is named"
+    assert all((out / n).exists() for n in named)
+    # Words that are read do not make a bitstream another one's.
+    (out / f"{PYNQ_Z2}.bit").write_bytes(b"bits")
+    (out / "README.md").write_text("old")
+    assert tellme("build", "--board", "pynq_z2", "--strategy", "Performance_Retiming", "--out", str(out)).exit_code == 0
+    assert (out / "README.md").read_text() == readme
+    r = tellme("build", "--board", "pynq_z2", "--out", str(out))
+    assert r.exit_code == 2 and "was made of another build.tcl" in r.stderr
+
+
 def overlay_of(hand_off: Path) -> Any:
     """As PYNQ's parser gives it: the processing system's parameters."""
     parameters = dict(re.findall(r'NAME="(\w+)" VALUE="([^"]*)"', hand_off.read_text()))

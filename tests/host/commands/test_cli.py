@@ -450,7 +450,9 @@ def test_verilog_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     out = tmp_path / "a" / "b"
     r = tellme("verilog", "--board", "kv260", "--out", str(out))
     assert r.exit_code == 0 and "kv260, module tellme" in r.stdout
-    assert [p.name for p in out.iterdir()] == ["tellme.v"]
+    assert [p.name for p in out.iterdir() if p.suffix == ".v"] == ["tellme.v"]
+    assert {"README.md", "tellme_registers.h"} <= {p.name for p in out.iterdir()}
+    assert not [p for p in out.rglob("*") if p.name.endswith(".part")]
     assert (out / "tellme.v").read_text() == "module tellme; // kv260\n"
     refused("is a file; give a folder", "verilog", "--out", str(out / "tellme.v"))
     refused("cannot be written", "verilog", "--out", str(out / "tellme.v" / "x"))
