@@ -181,3 +181,14 @@ def test_candidates_are_wanted_and_doubted_up_to_their_ends(model: Model) -> Non
     assert choose("m", facts, "screened", None, 32).candidates == 16
     with pytest.raises(UserError, match="256 candidates are more than half of its vocabulary of 31"):
         choose("m", facts, "screened", None, 31)
+
+
+def test_candidates_are_read_through_caches_that_are_not_coherent(model: Model) -> None:
+    program = compile_program(model, TINY)
+    driver = Driver(ReferenceMachine(TINY, program.window_beats, cached=True), TINY)
+    driver.load(model, program)
+    both = CheckedBackend(driver, GoldenBackend(model.weights(), TINY))
+    for first, count in ((0, 3), (1, 2), (2, 1)):
+        for token in (1, 2):
+            got = both.run_pass(Pass.of([token] * 3, range(3), head=(first, count), write_logits=True, candidates=48))
+            assert got.candidates is not None and got.candidates.shape == (count, 48)
