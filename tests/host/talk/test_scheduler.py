@@ -462,3 +462,10 @@ def test_a_confirmed_guess_counts_as_computed_and_the_last_token_does_not() -> N
     s.complete(planned, {c: [8, 9, 4]})  # two came true
     assert c.tokens == [1, 2, 3, 7, 8, 9, 4] and c.computed == 6
     assert s.slots[0].tokens == c.tokens[:6] and s.slots[0].used == s.passes == c.served == 2
+
+
+def test_a_slot_that_a_file_filled_is_kept_while_others_are_empty() -> None:
+    s = scheduler(slots=2)
+    s.slots[0].tokens = list(range(20))  # as a prompt cache does, before any pass
+    c = s.submit([99] * 5, 1)
+    assert list(s.admit()) == [(c, None)] and c.slot == 1
