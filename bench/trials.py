@@ -2,7 +2,7 @@
 
 What a trial costs is mostly what Python needs to start, to import, and to run tests that never come to the changed line. So a server imports the packages of
 others once, and each trial is a fork of it; and tests are run once without a mistake, under a trace that says which functions each of them calls. A mistake
-in a function is then shown first to the tests that call it, the quickest first, up to the first that fails; only if none does, to all the others.
+in a function is then shown to the tests that call it, the quickest first, up to the first that fails; any other mistake to all tests.
 """
 
 from __future__ import annotations
@@ -85,11 +85,10 @@ class Profile:
     calls: dict[str, dict[int, set[str]]] = field(default_factory=dict)
     modules: set[str] = field(default_factory=set)
 
-    def order(self, path: str, function: int) -> tuple[list[str], list[str]]:
-        """(tests that call a function, the quickest first; the others): of a module's body, or of a function that none calls, none is known to."""
+    def order(self, path: str, function: int) -> list[str]:
+        """Tests that call a function, the quickest first; all, for a module's body, or a function that none is seen to call (but by a process of its own)."""
         reached = self.calls.get(path, {}).get(function, set()) if function else set()
-        by_time = sorted(self.seconds, key=lambda t: self.seconds[t])
-        return [t for t in by_time if t in reached], [t for t in by_time if t not in reached]
+        return sorted(reached or self.seconds, key=lambda t: self.seconds[t])
 
 
 class _Tracer:
@@ -259,25 +258,20 @@ class Bench:
         profile = self.profile(tests)
         place = self.folder / path
         before, stat = place.read_text(), place.stat()
-        first, others = profile.order(path, function_at(before, line))
+        chosen = profile.order(path, function_at(before, line))
         built = set(self.cache.iterdir())
         begin = time.monotonic()
         outcome, what = "survived", ""
         try:
             place.write_text(text)
             os.utime(place, (stat.st_atime + 86400, stat.st_mtime + 86400))  # bytecode goes by the time in seconds
-            for part in (first, others):
-                if not part:
-                    continue
-                limit = sum(profile.seconds[t] for t in part) * PATIENCE + LEAST_SECONDS
-                plugin = _Chosen(part)
-                code, failed = self._child(["-x", *dict.fromkeys(t.split("::")[0] for t in part)], plugin, limit)
-                if code is None:
-                    outcome = "hung"
-                elif code != 0:
-                    outcome, what = "killed", failed or self._out.read_text().strip()[-120:].splitlines()[-1]
-                if outcome != "survived":
-                    break
+            limit = sum(profile.seconds[t] for t in chosen) * PATIENCE + LEAST_SECONDS
+            plugin = _Chosen(chosen)
+            code, failed = self._child(["-x", *dict.fromkeys(t.split("::")[0] for t in chosen)], plugin, limit)
+            if code is None:
+                outcome = "hung"
+            elif code != 0:
+                outcome, what = "killed", failed or self._out.read_text().strip()[-120:].splitlines()[-1]
         finally:
             place.write_text(before)
             os.utime(place, (stat.st_atime, stat.st_mtime))
@@ -290,5 +284,5 @@ class _Traced(_Tracer):
     """The trace, switched on while tests run."""
 
     def pytest_sessionstart(self) -> None:
-        threading.settrace(self.trace)  # type: ignore[arg-type]
-        sys.settrace(self.trace)  # type: ignore[arg-type]
+        threading.settrace(self.trace)
+        sys.settrace(self.trace)

@@ -469,3 +469,13 @@ def test_a_slot_that_a_file_filled_is_kept_while_others_are_empty() -> None:
     s.slots[0].tokens = list(range(20))  # as a prompt cache does, before any pass
     c = s.submit([99] * 5, 1)
     assert list(s.admit()) == [(c, None)] and c.slot == 1
+
+
+def test_who_comes_later_does_not_overtake() -> None:
+    """One lane, and a new prompt of one token in every pass: the long one goes on."""
+    s = scheduler(config=replace(TINY, lanes=1), slots=8, queue=64)
+    long = s.submit([1] * 30, 1)
+    for i in range(8):
+        s.submit([10 + i], 1)
+        play(s, 1)
+    assert long.computed == 3, long.computed  # in turn with those who have come before its last turn
