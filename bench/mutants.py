@@ -20,17 +20,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from bench.holes import FORMAL, HOLES, READS, WRITES
 from bench.trials import ROOT, Bench
 
 RESULTS = ROOT / "docs" / "measurements" / "mutants.jsonl"
 TABLE = ROOT / "docs" / "measurements" / "mutants.md"
 REASONS = ROOT / "bench" / "survivors.json"
 """Why a survivor lives: by its name."""
-
-FORMAL = "tests/formal/test_formal.py::test_every_claim_is_proved_without_bound"
-PORTS = "tests/formal/test_formal.py::test_memory_ports_keep_every_claim_for_the_first_cycles"
-READER = "StreamReader, bursts of 2, 2 outstanding"
-WRITER = "BeatWriter, bursts of 2, 2 outstanding"
 
 TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # name: (sources, tests that should see a mistake in them)
@@ -106,8 +102,8 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "checker": (("hw/control/lanes.py", "hw/control/check.py", "hw/control/counters.py"), ("tests/control/test_check.py", "tests/control/test_registers.py")),
     "sequencer": (("hw/control/sequence.py", "hw/control/fetch.py"), ("tests/control/test_fetch.py",)),
-    "reader": (("hw/memory/reader.py",), (f"{PORTS}[{READER}]", "tests/memory/test_reader.py")),
-    "writer": (("hw/memory/writer.py", "hw/memory/logit_writer.py"), (f"{PORTS}[{WRITER}]", "tests/memory/test_writer.py")),
+    "reader": (("hw/memory/reader.py",), (*READS, "tests/memory/test_reader.py")),
+    "writer": (("hw/memory/writer.py", "hw/memory/logit_writer.py"), (*WRITES, "tests/memory/test_writer.py")),
     "cache writer": (("hw/memory/kv_writer.py", "hw/memory/columns.py"), ("tests/memory/test_kv_writer.py", "tests/memory/test_columns.py")),
     "select": (("hw/head/select.py", "hw/head/heap.py", "hw/head/score.py"), ("tests/head",)),
     "tlmm": (
@@ -356,8 +352,6 @@ def write_table() -> None:
 
 def run_holes(bench: Bench, only: str) -> int:
     """The mistakes that once no test saw, each with its own tests; returns how many live."""
-    from bench.holes import HOLES
-
     alive = 0
     for hole in HOLES:
         if not re.search(only, hole.name):
