@@ -479,3 +479,19 @@ def test_who_comes_later_does_not_overtake() -> None:
         s.submit([10 + i], 1)
         play(s, 1)
     assert long.computed == 3, long.computed  # in turn with those who have come before its last turn
+
+
+def test_what_was_too_much_is_made_up_for_in_passes_without_prompts() -> None:
+    s = scheduler(cost=shared)
+    for _ in range(7):
+        s.submit([1], 200)
+    play(s, 1)
+    alone = []
+    for i in range(4):  # short prompts, each a pass of those who decode later
+        s.submit([10 + i] * 16, 1)
+        alone.append(len(play(s, 1)[0].parts) == 1)
+        while any(not c.decoding for c in s.active):
+            play(s, 1)
+        play(s, 1)
+    # A pass earns half of its 15 for prompts, a prompt alone takes 15: each goes, and the third has to wait.
+    assert alone == [True, True, False, True], alone
