@@ -313,19 +313,24 @@ def chosen(seed: int, targets: Sequence[str], count: int) -> dict[str, list[Muta
     return {name: of[:each] for name, of in out.items()}
 
 
-def table() -> str:
-    """The campaign's results as docs/measurements/mutants.md shows them."""
-    found = list(results().values())
+def table(seed: int, count: int) -> str:
+    """The campaign's results as docs/measurements/mutants.md shows them: of the mutants that it draws."""
+    known = results()
     reasons: dict[str, str] = json.loads(REASONS.read_text()) if REASONS.exists() else {}
-    of = {p: name for name, (paths, _) in TARGETS.items() for p in paths}
-    rows = ["| target | mutants | killed | survived | of these with a reason |", "|---|---|---|---|---|"]
-    kept = [r for r in found if r["path"] in of]
-    for name in [*TARGETS, ""]:
-        mine = [r for r in kept if not name or of[str(r["path"])] == name]
+    rows = [
+        "| target | drawn | run | killed | survived | of these equivalent | killed of those that are not |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    sums = [0] * 5
+    kept: list[dict[str, object]] = []
+    for name, of in chosen(seed, list(TARGETS), count).items():
+        mine = [known[m.name] for m in of if m.name in known]
         live = [r for r in mine if r["outcome"] == "survived"]
-        if mine:
-            explained = sum(str(r["name"]) in reasons for r in live)
-            rows.append(f"| {name or 'all'} | {len(mine)} | {len(mine) - len(live)} | {len(live)} | {explained} |")
+        numbers = [len(of), len(mine), len(mine) - len(live), len(live), sum(r["name"] in reasons for r in live)]
+        sums = [a + b for a, b in zip(sums, numbers, strict=True)]
+        kept += mine
+        rows.append(_row(name, numbers))
+    rows.append(_row("all", sums))
     rows += ["", "Survivors:", "", "| name | place | change | why it lives |", "|---|---|---|---|"]
     for r in sorted(kept, key=lambda r: (str(r["path"]), int(str(r["line"])))):
         if r["outcome"] == "survived":
@@ -338,16 +343,23 @@ def table() -> str:
 
 HEADER = """# Mutants
 
-What tests say when one place of the sources is wrong: `make mutants` ([bench/mutants.py](../../bench/mutants.py)). A mutant is killed if one of the tests that should see its
-file fails or hangs. Lines are those of the sources that were mutated; the names do not depend on them. A campaign of any length may be continued: what is in
-[mutants.jsonl](mutants.jsonl) is not run again.
+What tests say when one place of the sources is wrong: `make mutants` ([bench/mutants.py](../../bench/mutants.py)). The campaign draws the same number of mutants for each target, whatever its
+size. A mutant is shown to the tests of its target that call the changed function, the quickest first, and is killed if one fails or all of them hang; what survives would perhaps be seen by other
+tests (those of whole machines), which the campaign does not run. A survivor that is looked at gets a test, and is run again; or it is *equivalent*, and its reason is named. Lines are those of the
+sources that were mutated; the names do not depend on them. A campaign may be stopped and continued: what is in [mutants.jsonl](mutants.jsonl) is not run again.
 
 """
 
 
-def write_table() -> None:
+def _row(name: str, numbers: list[int]) -> str:
+    drawn, run, killed, _, equivalent = numbers
+    rate = f"{killed / (run - equivalent):.1%}" if run > equivalent else ""
+    return f"| {name} | {' | '.join(f'{n:,}' for n in numbers)} | {rate} |"
+
+
+def write_table(seed: int, count: int) -> None:
     """Puts the table beside the results."""
-    TABLE.write_text(HEADER + table())
+    TABLE.write_text(HEADER + table(seed, count))
 
 
 def run_holes(bench: Bench, only: str) -> int:
@@ -399,16 +411,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Mistakes put into the sources one at a time.")
     parser.add_argument("--holes", action="store_true", help="the mistakes that once no test saw")
     parser.add_argument("--only", default="", help="holes: names that match; campaign: targets, with commas")
-    parser.add_argument(
-        "--count", type=int, default=500, help="mutants to have in the results, those of earlier runs included"
-    )
+    parser.add_argument("--count", type=int, default=500, help="mutants that the campaign draws")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="wall clock after which no mutant is begun")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="run survivors of earlier runs again")
     parser.add_argument("--table", action="store_true", help="only write the table")
     a = parser.parse_args()
     if a.table:
-        write_table()
+        write_table(a.seed, a.count)
         return
     with tempfile.TemporaryDirectory(prefix="tellme-mutants-") as folder:
         bench = Bench(Path(folder) / "sources", Path(folder) / "cache")
@@ -416,7 +426,7 @@ def main() -> None:
             alive = run_holes(bench, a.only)
             raise SystemExit(f"{alive} mistakes are seen by no test" if alive else None)
         run_campaign(bench, a)
-    write_table()
+    write_table(a.seed, a.count)
     known = results()
     print(f"{len(known)} mutants, {sum(r['outcome'] == 'survived' for r in known.values())} survived")
 

@@ -284,5 +284,18 @@ class _Traced(_Tracer):
     """The trace, switched on while tests run."""
 
     def pytest_sessionstart(self) -> None:
+        from amaranth.sim import Simulator
+
+        run = Simulator.run
+
+        def untraced(simulator: Any) -> None:
+            """The simulator's own calls are many, and none of the sources'."""
+            sys.settrace(None)
+            try:
+                run(simulator)
+            finally:
+                sys.settrace(self.trace)
+
+        Simulator.run = untraced
         threading.settrace(self.trace)
         sys.settrace(self.trace)

@@ -495,3 +495,28 @@ def test_what_was_too_much_is_made_up_for_in_passes_without_prompts() -> None:
         play(s, 1)
     # A pass earns half of its 15 for prompts, a prompt alone takes 15: each goes, and the third has to wait.
     assert alone == [True, True, False, True], alone
+
+
+@pytest.mark.parametrize(("tokens", "parts"), [(9, 8), (10, 1)])
+def test_a_prompt_that_fits_beside_the_others_does_not_go_alone(tokens: int, parts: int) -> None:
+    s = scheduler(rise=100.0, cost=shared)
+    for _ in range(7):
+        s.submit([1], 50)
+    play(s, 1)
+    s.submit([2] * tokens, 5)
+    assert len(play(s, 1)[0].parts) == parts
+
+
+def test_time_that_small_prompts_leave_is_kept_for_two_passes_at_most() -> None:
+    alone = []
+    for before in (5, 40):
+        s = scheduler(cost=shared, context=512, slots=9)
+        for _ in range(7):
+            s.submit([1], 400)
+        play(s, 1)
+        for i in range(before):
+            s.submit([10 + i], 1)
+            assert len(play(s, 1)[0].parts) == 8
+        s.submit([2] * 400, 5)
+        alone.append([len(p.parts) == 1 for p in play(s, 25)])
+    assert alone[0] == alone[1] and any(alone[0])
