@@ -518,5 +518,5 @@ def test_time_that_small_prompts_leave_is_kept_for_two_passes_at_most() -> None:
             s.submit([10 + i], 1)
             assert len(play(s, 1)[0].parts) == 8
         s.submit([2] * 400, 5)
-        alone.append([len(p.parts) == 1 for p in play(s, 25)])
+        alone.append([len(p.parts) == 1 for p in play(s, 31)])
     assert alone[0] == alone[1] and any(alone[0])
