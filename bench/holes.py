@@ -34,7 +34,17 @@ LAYOUTS = "tests/machine/test_layouts.py::test_phases_read_every_key_that_a_lane
 SCORES = "tests/machine/test_layouts.py::test_the_score_memory_is_filled_to_its_last_word_and_no_further"
 FETCH = "tests/control/test_fetch.py"
 SUPERVISOR = "tests/control/test_registers.py::test_supervisor_ends_passes_and_counters_count"
-FORMAL = "tests/formal"
+FORMAL = "tests/formal/test_formal.py::test_every_claim_is_proved_without_bound"
+PORTS = "tests/formal/test_formal.py::test_memory_ports_keep_every_claim_for_the_first_cycles"
+READER = "StreamReader, bursts of 2, 2 outstanding"
+WRITER = "BeatWriter, bursts of 2, 2 outstanding"
+SUPERVISED = (f"{FORMAL}[Supervisor, time-out 0]", f"{FORMAL}[Supervisor, time-out 3]")
+READS, WRITES = (f"{PORTS}[{READER}]",), (f"{PORTS}[{WRITER}]",)
+SCHEDULER = "tests/host/talk/test_scheduler.py"
+ENGINE = "tests/host/talk/test_engine.py"
+PROMPT_CACHE = "tests/host/talk/test_prompt_cache.py"
+SCREENING = "tests/host/machine/test_screening.py"
+SCORER = "tests/head/test_score.py"
 UNIT = "tests/attention/test_unit.py"
 LARGEST = f"{UNIT}::test_the_largest_sums_fit_their_accumulators"
 
@@ -45,7 +55,7 @@ HOLES = (
     Hole(
         "span of lanes, hardware", "hw/control/sequence.py", "(unit.hi >> beat_key_bits) - (unit.lo >> beat_key_bits)", "(unit.hi - unit.lo) >> beat_key_bits", (FETCH,)
     ),
-    Hole("first lane dropped", "host/machine/passes.py", "positions[first], lanes, first)", "positions[first], lanes)", (SCORES,)),
+    Hole("first lane dropped", "host/machine/passes.py", "positions[first], lanes, first, self.kv)", "positions[first], lanes, 0, self.kv)", (SCORES,)),
     # ---- the host's recovery, and caches -----------------------------------------------------------------------------
     Hole("time-out not written", "host/machine/driver.py", '        self.write("timeout", self.timeout_cycles)\n', "", (LOADING,)),
     Hole("slots not written", "host/machine/driver.py", '        self.write("slots", program.slots)\n', "", (LOADING,)),
@@ -78,24 +88,24 @@ HOLES = (
     Hole("document start lost", "host/talk/session.py", "[*head, *ids[-(keep - len(head)) :]]", "ids[-keep:]", (SESSION,)),
     Hole("document start of a text kept twice", "host/text/tokenizer.py", "                del ids[inside[0]]\n", "                pass\n", (TOKENIZER,)),
     Hole("end token kept", "host/talk/session.py", "*report.new_ids[: len(report.new_ids) - len(ends)]", "*report.new_ids", (SESSION,)),
-    Hole("end token counts as cached", "host/talk/session.py", "report.new_ids[: len(report.decode)]", "report.new_ids", (SESSION,)),
+    Hole("last token counts as cached", "host/talk/scheduler.py", "slot.tokens = c.tokens[: c.computed]\n", "slot.tokens = c.tokens[:]\n", (SCHEDULER,)),
     Hole("one seed for all answers", "host/talk/session.py", "seed=self.sampling.seed + self.totals.answers", "seed=self.sampling.seed", (SESSION,)),
     Hole("answers not counted", "host/talk/session.py", "        self.answers += 1\n", "", (SESSION,)),
-    Hole("tie at top-p", "host/text/sampling.py", "np.searchsorted(np.cumsum(p), sampling.top_p)", 'np.searchsorted(np.cumsum(p), sampling.top_p, side="right")', (SAMPLING,)),
-    Hole("ties by highest id", "host/text/sampling.py", 'np.argsort(-values, kind="stable")', "np.argsort(values)[::-1]", (SAMPLING,)),
+    Hole("tie at top-p", "host/text/sampling.py", "np.searchsorted(np.cumsum(p), s.top_p)", 'np.searchsorted(np.cumsum(p), s.top_p, side="right")', (SAMPLING,)),
+    Hole("ties by highest id", "host/text/sampling.py", 'np.argsort(-values[chosen], kind="stable")', "np.argsort(values[chosen])[::-1]", (SAMPLING,)),
     # ---- the end of a pass -------------------------------------------------------------------------------------------
-    Hole("done before an error of the same cycle", "hw/control/supervise.py", "with m.Elif(self.read_error != ErrorCode.NONE):", "with m.Elif((self.read_error != ErrorCode.NONE) & ~self.done):", (FORMAL,)),
-    Hole("done before a bad weight of the same cycle", "hw/control/supervise.py", "with m.Elif(self.bad_weight):", "with m.Elif(self.bad_weight & ~self.done):", (FORMAL,)),
-    Hole("done before an error of a write of the same cycle", "hw/control/supervise.py", "with m.Elif(self.write_error != ErrorCode.NONE):", "with m.Elif((self.write_error != ErrorCode.NONE) & ~self.done):", (FORMAL,)),
-    Hole("a pass after a time-out begins with its patience", "hw/control/supervise.py", '            with m.State("Idle"):\n                m.d.sync += idle_cycles.eq(0)\n', '            with m.State("Idle"):\n', (FORMAL,)),
-    Hole("a soft reset while stopping keeps the error", "hw/control/supervise.py", "                with m.If(self.reset_request):\n                    m.d.sync += [self.finished.eq(0), self.error.eq(ErrorCode.NONE), self.error_address.eq(0)]\n                with m.If(self.quiet", "                with m.If(self.quiet", (FORMAL,)),
-    Hole("stopped before memory has answered", "hw/control/supervise.py", "with m.If(self.quiet & settle[1]):", "with m.If(settle[1]):", (FORMAL,)),
-    Hole("a time-out before the first descriptor", "hw/control/supervise.py", "Mux(self.descriptor_index == 0, 0, self.descriptor_index - 1)", "self.descriptor_index - 1", (FORMAL,)),
-    Hole("a soft reset of a pass that is looked at", "hw/control/supervise.py", "                m.next = \"Checking\"\n                with m.If(self.reset_request):\n                    stop()\n", "                m.next = \"Checking\"\n", (FORMAL,)),
-    Hole("reads after an error", "hw/memory/reader.py", "                & ~flying[-1]\n                & ~self.stop\n", "                & ~flying[-1]\n", (FORMAL,)),
-    Hole("writes after an error", "hw/memory/writer.py", "                & ~flying[-1]\n                & ~self.stop\n", "                & ~flying[-1]\n", (FORMAL,)),
-    Hole("reads in a soft reset", "hw/memory/reader.py", "                & ~self.stop\n                & ~self.drain\n", "                & ~self.stop\n", (FORMAL,)),
-    Hole("writes in a soft reset", "hw/memory/writer.py", "                & ~self.stop\n                & ~self.drain\n", "                & ~self.stop\n", (FORMAL,)),
+    Hole("done before an error of the same cycle", "hw/control/supervise.py", "with m.Elif(self.read_error != ErrorCode.NONE):", "with m.Elif((self.read_error != ErrorCode.NONE) & ~self.done):", SUPERVISED),
+    Hole("done before a bad weight of the same cycle", "hw/control/supervise.py", "with m.Elif(self.bad_weight):", "with m.Elif(self.bad_weight & ~self.done):", SUPERVISED),
+    Hole("done before an error of a write of the same cycle", "hw/control/supervise.py", "with m.Elif(self.write_error != ErrorCode.NONE):", "with m.Elif((self.write_error != ErrorCode.NONE) & ~self.done):", SUPERVISED),
+    Hole("a pass after a time-out begins with its patience", "hw/control/supervise.py", '            with m.State("Idle"):\n                m.d.sync += idle_cycles.eq(0)\n', '            with m.State("Idle"):\n', SUPERVISED),
+    Hole("a soft reset while stopping keeps the error", "hw/control/supervise.py", "                with m.If(self.reset_request):\n                    m.d.sync += [self.finished.eq(0), self.error.eq(ErrorCode.NONE), self.error_address.eq(0)]\n                with m.If(self.quiet", "                with m.If(self.quiet", SUPERVISED),
+    Hole("stopped before memory has answered", "hw/control/supervise.py", "with m.If(self.quiet & settle[1]):", "with m.If(settle[1]):", SUPERVISED),
+    Hole("a time-out before the first descriptor", "hw/control/supervise.py", "Mux(self.descriptor_index == 0, 0, self.descriptor_index - 1)", "self.descriptor_index - 1", SUPERVISED),
+    Hole("a soft reset of a pass that is looked at", "hw/control/supervise.py", "                m.next = \"Checking\"\n                with m.If(self.reset_request):\n                    stop()\n", "                m.next = \"Checking\"\n", SUPERVISED),
+    Hole("reads after an error", "hw/memory/reader.py", "                & ~flying[-1]\n                & ~self.stop\n", "                & ~flying[-1]\n", READS),
+    Hole("writes after an error", "hw/memory/writer.py", "                & ~flying[-1]\n                & ~self.stop\n", "                & ~flying[-1]\n", WRITES),
+    Hole("reads in a soft reset", "hw/memory/reader.py", "                & ~self.stop\n                & ~self.drain\n", "                & ~self.stop\n", READS),
+    Hole("writes in a soft reset", "hw/memory/writer.py", "                & ~self.stop\n                & ~self.drain\n", "                & ~self.stop\n", WRITES),
     # ---- widths of attention -----------------------------------------------------------------------------------------
     Hole("dot products a bit short", "hw/attention/block.py", "(max(self.config.max_hidden, self.config.max_head_dim) << 14).bit_length() + 1", "(max(self.config.max_hidden, self.config.max_head_dim) << 14).bit_length()", (LARGEST,)),
     Hole("sums of weights a bit short", "hw/attention/block.py", "(self.max_keys << 24).bit_length()", "(self.max_keys << 24).bit_length() - 1", (LARGEST,)),

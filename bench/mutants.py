@@ -12,105 +12,113 @@ import argparse
 import ast
 import hashlib
 import json
-import os
 import random
 import re
-import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tellme.hw.cache import root as build_cache
+from bench.holes import FORMAL, HOLES, READS, WRITES
+from bench.trials import ROOT, Bench
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "measurements" / "mutants.jsonl"
 TABLE = ROOT / "docs" / "measurements" / "mutants.md"
 REASONS = ROOT / "bench" / "survivors.json"
 """Why a survivor lives: by its name."""
 
-PATIENCE = 4.0
-"""Times what the tests take without a mistake, after which a mutant counts as killed (it hangs)."""
-
 TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    # name: (sources, tests that should see a mistake in them, the quickest first)
-    "text": (
-        ("host/text/sampling.py", "host/talk/generate.py"),
-        ("tests/host/text/test_sampling.py", "tests/host/talk/test_generate.py"),
+    # name: (sources, tests that should see a mistake in them)
+    # ---- host
+    "text": (("host/text/sampling.py", "host/talk/generate.py"), ("tests/host/text/test_sampling.py", "tests/host/talk/test_generate.py")),
+    "tokenizer": (
+        ("host/text/tokenizer.py", "host/text/vocabulary.py", "host/text/template.py"),
+        ("tests/host/text/test_tokenizer.py", "tests/host/text/test_vocabulary.py", "tests/host/text/test_chat.py"),
     ),
-    "session": (("host/talk/session.py",), ("tests/host/talk/test_session.py",)),
+    "session": (
+        ("host/talk/session.py", "host/talk/prompt_cache.py", "host/talk/replay.py"),
+        ("tests/host/talk/test_session.py", "tests/host/talk/test_prompt_cache.py", "tests/host/talk/test_replay.py"),
+    ),
+    "engine": (
+        ("host/talk/engine.py", "host/talk/scheduler.py", "host/talk/drafts.py", "host/talk/work.py"),
+        ("tests/host/talk/test_scheduler.py", "tests/host/talk/test_engine.py", "tests/host/talk/test_prompt_cache.py"),
+    ),
+    "serve": (
+        ("host/serve/request.py", "host/serve/service.py", "host/serve/app.py", "host/serve/grammar.py"),
+        ("tests/host/serve/test_answers.py", "tests/host/serve/test_server.py"),
+    ),
     "driver": (
         ("host/machine/driver.py", "host/machine/passes.py"),
-        ("tests/host/machine/test_driver.py", "tests/host/machine/test_program.py"),
+        ("tests/host/machine/test_driver.py", "tests/host/machine/test_program.py", "tests/host/machine/test_screening.py", "tests/host/machine/test_narrow.py"),
     ),
     "program": (
-        ("host/machine/program.py",),
-        ("tests/host/machine/test_program.py", "tests/host/machine/test_driver.py"),
+        ("host/machine/program.py", "host/machine/placement.py", "host/machine/patterns.py"),
+        ("tests/host/machine/test_program.py", "tests/host/machine/test_driver.py", "tests/host/machine/test_narrow.py", "tests/host/machine/test_patterns.py", "tests/host/machine/test_screening.py"),
     ),
+    "image": (
+        ("host/image/file.py", "host/image/model.py", "host/image/screening.py"),
+        ("tests/host/image",),
+    ),
+    "checkpoints": (
+        ("host/checkpoints/common.py", "host/checkpoints/tensors.py", "host/checkpoints/gguf/tensors.py", "host/checkpoints/gguf/elements.py", "host/checkpoints/balance.py"),
+        ("tests/host/checkpoints/test_grouped.py", "tests/host/checkpoints/test_balance.py", "tests/host/checkpoints/test_checkpoint.py", "tests/host/checkpoints/test_gguf.py"),
+    ),
+    "configuration": (
+        ("host/configuration.py", "golden/config.py"),
+        ("tests/host/test_configuration.py", "tests/golden/test_config.py", "tests/golden/test_boards.py"),
+    ),
+    # ---- golden
     "schedule": (
         ("golden/schedule.py",),
-        (
-            "tests/machine/test_layouts.py::test_phases_read_every_key_that_a_lane_attends_to_once",
-            "tests/host/machine/test_driver.py",
-        ),
+        ("tests/machine/test_layouts.py::test_phases_read_every_key_that_a_lane_attends_to_once", "tests/host/machine/test_driver.py"),
     ),
     "numbers": (
         ("golden/fp.py", "golden/elementwise.py", "golden/attention.py", "golden/head.py", "golden/arith.py"),
-        (
-            "tests/golden/test_elementwise.py",
-            "tests/golden/test_attention.py",
-            "tests/golden/test_head.py",
-            "tests/fp/test_golden.py",
-        ),
+        ("tests/golden/test_elementwise.py", "tests/golden/test_attention.py", "tests/golden/test_head.py", "tests/fp/test_golden.py"),
     ),
     "layout": (
         ("golden/layout.py", "golden/kv.py", "golden/ternary.py"),
         ("tests/golden/test_layout.py", "tests/golden/test_kv.py", "tests/golden/test_ternary.py"),
     ),
+    "formats": (
+        ("golden/formats/grouped_ternary.py", "golden/formats/packed_ternary.py", "golden/formats/weight_format.py", "golden/fields.py"),
+        ("tests/golden/test_formats.py", "tests/golden/test_ternary.py", "tests/golden/test_registers.py"),
+    ),
+    "screen": (
+        ("golden/screen.py", "host/machine/screening.py", "host/talk/screening.py"),
+        ("tests/golden/test_screen.py", "tests/host/machine/test_screening.py", "tests/host/talk/test_screening.py"),
+    ),
     "model": (("golden/spec.py", "golden/model.py"), ("tests/golden/test_spec.py", "tests/golden/test_model.py")),
     "check": (
-        ("golden/check.py", "golden/program.py", "golden/registers.py"),
-        ("tests/golden", "tests/host/machine/test_program.py", "tests/control/test_check.py"),
+        ("golden/check.py", "golden/program.py", "golden/registers.py", "golden/shapes.py"),
+        ("tests/golden/test_check.py", "tests/golden/test_registers.py", "tests/host/machine/test_program.py", "tests/host/machine/test_shape.py"),
     ),
+    # ---- hardware
     "queues": (("hw/queues.py", "hw/pipeline.py"), ("tests/hw/test_queues.py", "tests/hw/test_pipeline.py")),
     "supervisor": (
-        ("hw/control/supervise.py", "hw/control/registers.py", "hw/control/counters.py"),
-        ("tests/control/test_registers.py", "tests/formal"),
+        ("hw/control/supervise.py", "hw/control/registers.py"),
+        tuple(f"{FORMAL}[{name}]" for name in ("Supervisor, time-out 0", "Supervisor, time-out 3", "ControlRegisters, timeout", "ControlRegisters, lanes")),
     ),
-    "lanes": (("hw/control/lanes.py", "hw/control/check.py"), ("tests/control/test_check.py",)),
+    "checker": (("hw/control/lanes.py", "hw/control/check.py", "hw/control/counters.py"), ("tests/control/test_check.py", "tests/control/test_registers.py")),
     "sequencer": (("hw/control/sequence.py", "hw/control/fetch.py"), ("tests/control/test_fetch.py",)),
-    "reader": (("hw/memory/reader.py",), ("tests/formal", "tests/memory/test_reader.py")),
-    "writer": (("hw/memory/writer.py", "hw/memory/logit_writer.py"), ("tests/formal", "tests/memory/test_writer.py")),
+    "reader": (("hw/memory/reader.py",), (*READS, "tests/memory/test_reader.py")),
+    "writer": (("hw/memory/writer.py", "hw/memory/logit_writer.py"), (*WRITES, "tests/memory/test_writer.py")),
+    "cache writer": (("hw/memory/kv_writer.py", "hw/memory/columns.py"), ("tests/memory/test_kv_writer.py", "tests/memory/test_columns.py")),
+    "select": (("hw/head/select.py", "hw/head/heap.py", "hw/head/score.py"), ("tests/head",)),
     "tlmm": (
-        (
-            "hw/tlmm/accumulate.py",
-            "hw/tlmm/tables.py",
-            "hw/tlmm/tree.py",
-            "hw/tlmm/unpack.py",
-            "hw/tlmm/loader.py",
-            "hw/tlmm/engine.py",
-        ),
+        ("hw/tlmm/accumulate.py", "hw/tlmm/tables.py", "hw/tlmm/tree.py", "hw/tlmm/unpack.py", "hw/tlmm/loader.py", "hw/tlmm/engine.py"),
         ("tests/tlmm",),
     ),
     "attention": (
-        (
-            "hw/attention/head.py",
-            "hw/attention/merge.py",
-            "hw/attention/scores.py",
-            "hw/attention/maxima.py",
-            "hw/attention/weight_pass.py",
-        ),
+        ("hw/attention/head.py", "hw/attention/merge.py", "hw/attention/scores.py", "hw/attention/maxima.py", "hw/attention/weight_pass.py", "hw/attention/score_pass.py", "hw/attention/queries.py"),
         ("tests/attention/test_unit.py",),
     ),
     "elementwise": (
-        ("hw/elementwise/quantiser.py", "hw/elementwise/epilogue.py", "hw/elementwise/scales.py"),
+        ("hw/elementwise/quantiser.py", "hw/elementwise/epilogue.py", "hw/elementwise/scales.py", "hw/elementwise/groups.py", "hw/elementwise/statistics.py"),
         ("tests/elementwise",),
     ),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -288,107 +296,6 @@ def mutants(path: str, text: str) -> list[Mutant]:
     return out
 
 
-def copy(folder: Path) -> None:
-    """The sources as git lists them, as they stand."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True, capture_output=True
-    ).stdout
-    for name in filter(None, listed.decode().split("\0")):
-        source, target = ROOT / name, folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_symlink():
-            target.symlink_to(os.readlink(source))
-        elif source.is_file():
-            shutil.copyfile(source, target)
-
-
-def _link(source: str, target: str) -> None:
-    """A hard link, or a copy where the folder for temporary files is on another disk."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-class Bench:
-    """A copy of the sources, and what its tests say of a mistake in it."""
-
-    def __init__(self, folder: Path, cache: Path):
-        self.folder, self.cache = folder, cache
-        copy(folder)
-        if (root := build_cache()).is_dir():  # what is built already is not built again
-            shutil.copytree(root, cache, copy_function=_link, ignore=shutil.ignore_patterns("locks", ".*"))
-        cache.mkdir(parents=True, exist_ok=True)
-        self._seconds: dict[tuple[str, ...], float] = {}
-
-    def _tests(self, tests: Sequence[str], limit: float) -> tuple[str, str]:
-        """('passed', 'failed' or 'hung', what failed)."""
-        there = [t for t in tests if (self.folder / t.split("::")[0]).exists()]
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-x",
-            "-q",
-            "--no-header",
-            "--tb=no",
-            "-p",
-            "no:cacheprovider",
-            "--durations=0",
-            *there,
-        ]
-        environment = os.environ | {
-            "PYTHONPATH": str(self.folder),
-            "TELLME_BUILD": str(self.cache),
-            "PYTHONDONTWRITEBYTECODE": "1",
-        }
-        process = subprocess.Popen(
-            command,
-            cwd=self.folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        try:
-            output, _ = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            return "hung", ""
-        if process.returncode == 0:
-            return "passed", ""
-        found = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
-        return "failed", found[1] if found else output.strip().splitlines()[-1][:120] if output.strip() else ""
-
-    def clean(self, tests: tuple[str, ...]) -> float:
-        """Seconds that tests take on the sources as they are; they must pass."""
-        if tests not in self._seconds:
-            begin = time.monotonic()
-            outcome, what = self._tests(tests, 3600)
-            if outcome != "passed":
-                raise SystemExit(f"the tests do not pass without a mistake: {what}")
-            self._seconds[tests] = time.monotonic() - begin
-        return self._seconds[tests]
-
-    def judge(self, path: str, text: str, tests: tuple[str, ...]) -> tuple[str, str, float]:
-        """What becomes of a file's changed text: 'killed', 'hung' (killed by time) or 'survived'; by which test; seconds."""
-        limit = self.clean(tests) * PATIENCE + 60
-        place = self.folder / path
-        before = place.read_text()
-        built = set(self.cache.iterdir())
-        begin = time.monotonic()
-        try:
-            place.write_text(text)
-            outcome, what = self._tests(tests, limit)
-        finally:
-            place.write_text(before)
-            for entry in set(self.cache.iterdir()) - built:  # a simulator with a mistake is of no further use
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        return {"passed": "survived", "failed": "killed", "hung": "hung"}[outcome], what, time.monotonic() - begin
-
-
 def results() -> dict[str, dict[str, object]]:
     """What earlier runs found, by the mutants' names."""
     if not RESULTS.exists():
@@ -396,33 +303,34 @@ def results() -> dict[str, dict[str, object]]:
     return {r["name"]: r for r in map(json.loads, RESULTS.read_text().splitlines())}
 
 
-def chosen(seed: int, targets: Sequence[str]) -> Iterator[tuple[Mutant, tuple[str, ...]]]:
-    """Mutants in the order of a campaign: a target after the other gives one, each target's in a random order of its own."""
-    queues = []
+def chosen(seed: int, targets: Sequence[str], count: int) -> dict[str, list[Mutant]]:
+    """The campaign: of each target the same number of mutants, in a random order of its own; where a target has fewer, the others have more."""
+    out: dict[str, list[Mutant]] = {}
     for name in targets:
-        paths, tests = TARGETS[name]
-        all_of = [m for p in paths for m in mutants(p, (ROOT / p).read_text())]
-        random.Random(f"{seed} {name}").shuffle(all_of)
-        queues.append((all_of, tests))
-    while any(q for q, _ in queues):
-        for all_of, tests in queues:
-            if all_of:
-                yield all_of.pop(), tests
+        out[name] = [m for p in TARGETS[name][0] for m in mutants(p, (ROOT / p).read_text())]
+        random.Random(f"{seed} {name}").shuffle(out[name])
+    each = next(n for n in range(count + 1) if n == count or sum(min(n, len(q)) for q in out.values()) >= count)
+    return {name: of[:each] for name, of in out.items()}
 
 
-def table() -> str:
-    """The campaign's results as docs/measurements/mutants.md shows them."""
-    found = list(results().values())
+def table(seed: int, count: int) -> str:
+    """The campaign's results as docs/measurements/mutants.md shows them: of the mutants that it draws."""
+    known = results()
     reasons: dict[str, str] = json.loads(REASONS.read_text()) if REASONS.exists() else {}
-    of = {p: name for name, (paths, _) in TARGETS.items() for p in paths}
-    rows = ["| target | mutants | killed | survived | of these with a reason |", "|---|---|---|---|---|"]
-    kept = [r for r in found if r["path"] in of]
-    for name in [*TARGETS, ""]:
-        mine = [r for r in kept if not name or of[str(r["path"])] == name]
+    rows = [
+        "| target | drawn | run | killed | survived | of these equivalent | killed of those that are not |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    sums = [0] * 5
+    kept: list[dict[str, object]] = []
+    for name, of in chosen(seed, list(TARGETS), count).items():
+        mine = [known[m.name] for m in of if m.name in known]
         live = [r for r in mine if r["outcome"] == "survived"]
-        if mine:
-            explained = sum(str(r["name"]) in reasons for r in live)
-            rows.append(f"| {name or 'all'} | {len(mine)} | {len(mine) - len(live)} | {len(live)} | {explained} |")
+        numbers = [len(of), len(mine), len(mine) - len(live), len(live), sum(r["name"] in reasons for r in live)]
+        sums = [a + b for a, b in zip(sums, numbers, strict=True)]
+        kept += mine
+        rows.append(_row(name, numbers))
+    rows.append(_row("all", sums))
     rows += ["", "Survivors:", "", "| name | place | change | why it lives |", "|---|---|---|---|"]
     for r in sorted(kept, key=lambda r: (str(r["path"]), int(str(r["line"])))):
         if r["outcome"] == "survived":
@@ -435,22 +343,27 @@ def table() -> str:
 
 HEADER = """# Mutants
 
-What tests say when one place of the sources is wrong: `make mutants` ([bench/mutants.py](../../bench/mutants.py)). A mutant is killed if one of the tests that should see its
-file fails or hangs. Lines are those of the sources that were mutated; the names do not depend on them. A campaign of any length may be continued: what is in
-[mutants.jsonl](mutants.jsonl) is not run again.
+What tests say when one place of the sources is wrong: `make mutants` ([bench/mutants.py](../../bench/mutants.py)). The campaign draws the same number of mutants for each target, whatever its
+size. A mutant is shown to the tests of its target that call the changed function, the quickest first, and is killed if one fails or all of them hang; what survives would perhaps be seen by other
+tests (those of whole machines), which the campaign does not run. A survivor that is looked at gets a test, and is run again; or it is *equivalent*, and its reason is named. Lines are those of the
+sources that were mutated; the names do not depend on them. A campaign may be stopped and continued: what is in [mutants.jsonl](mutants.jsonl) is not run again.
 
 """
 
 
-def write_table() -> None:
+def _row(name: str, numbers: list[int]) -> str:
+    drawn, run, killed, _, equivalent = numbers
+    rate = f"{killed / (run - equivalent):.1%}" if run > equivalent else ""
+    return f"| {name} | {' | '.join(f'{n:,}' for n in numbers)} | {rate} |"
+
+
+def write_table(seed: int, count: int) -> None:
     """Puts the table beside the results."""
-    TABLE.write_text(HEADER + table())
+    TABLE.write_text(HEADER + table(seed, count))
 
 
 def run_holes(bench: Bench, only: str) -> int:
     """The mistakes that once no test saw, each with its own tests; returns how many live."""
-    from bench.holes import HOLES
-
     alive = 0
     for hole in HOLES:
         if not re.search(only, hole.name):
@@ -460,10 +373,37 @@ def run_holes(bench: Bench, only: str) -> int:
             raise SystemExit(
                 f"{hole.name}: {hole.path} holds {text.count(hole.old)} times {hole.old!r}; mend bench/holes.py"
             )
-        outcome, what, seconds = bench.judge(hole.path, text.replace(hole.old, hole.new), hole.tests)
+        line = text[: text.index(hole.old)].count("\n") + 1
+        outcome, what, seconds = bench.judge(hole.path, text.replace(hole.old, hole.new), line, hole.tests)
         alive += outcome == "survived"
         print(f"{outcome:9}{seconds:6.0f} s  {hole.name}  {what}", flush=True)
     return alive
+
+
+def run_campaign(bench: Bench, a: argparse.Namespace) -> None:
+    """Runs what has no result yet (`--again`: the survivors). The next is of the target that has had the least time, so that quick ones come to their end and
+    slow ones come to something."""
+    begin = time.monotonic()
+    known = results()
+    campaign = chosen(a.seed, a.only.split(",") if a.only else list(TARGETS), a.count)
+    todo = {
+        name: [m for m in of if m.name not in known or (a.again and known[m.name]["outcome"] == "survived")]
+        for name, of in campaign.items()
+    }
+    spent = {n: sum(float(str(known[m.name]["seconds"])) for m in of if m.name in known) for n, of in campaign.items()}
+    while (left := [n for n in todo if todo[n]]) and time.monotonic() - begin < a.seconds:
+        name = min(left, key=lambda n: spent[n])
+        mutant = todo[name].pop(0)
+        text = mutant.apply((ROOT / mutant.path).read_text())
+        outcome, what, seconds = bench.judge(mutant.path, text, mutant.line, TARGETS[name][1])
+        spent[name] += seconds
+        record = {k: v for k, v in asdict(mutant).items() if k != "start"}
+        known[mutant.name] = record | {"outcome": outcome, "test": what, "seconds": round(seconds, 1)}
+        RESULTS.write_text("".join(json.dumps(r) + "\n" for r in known.values()))
+        print(
+            f"{outcome:9}{seconds:6.1f} s  {mutant.path}:{mutant.line} {mutant.old!r} to {mutant.new!r}  {what}",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -471,41 +411,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Mistakes put into the sources one at a time.")
     parser.add_argument("--holes", action="store_true", help="the mistakes that once no test saw")
     parser.add_argument("--only", default="", help="holes: names that match; campaign: targets, with commas")
-    parser.add_argument(
-        "--count", type=int, default=500, help="mutants to have in the results, those of earlier runs included"
-    )
+    parser.add_argument("--count", type=int, default=500, help="mutants that the campaign draws")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="wall clock after which no mutant is begun")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="run survivors of earlier runs again")
     parser.add_argument("--table", action="store_true", help="only write the table")
     a = parser.parse_args()
     if a.table:
-        write_table()
+        write_table(a.seed, a.count)
         return
-    begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tellme-mutants-") as folder:
         bench = Bench(Path(folder) / "sources", Path(folder) / "cache")
         if a.holes:
             alive = run_holes(bench, a.only)
             raise SystemExit(f"{alive} mistakes are seen by no test" if alive else None)
-        known = results()
-        targets = a.only.split(",") if a.only else list(TARGETS)
-        for mutant, tests in chosen(a.seed, targets):
-            if time.monotonic() - begin > a.seconds or (len(known) >= a.count and not a.again):
-                break
-            if mutant.name in known and not (a.again and known[mutant.name]["outcome"] == "survived"):
-                continue
-            outcome, what, seconds = bench.judge(mutant.path, mutant.apply((ROOT / mutant.path).read_text()), tests)
-            record = {k: v for k, v in asdict(mutant).items() if k != "start"} | {"outcome": outcome, "test": what}
-            known[mutant.name] = record
-            RESULTS.write_text("".join(json.dumps(r) + "\n" for r in known.values()))
-            print(
-                f"{outcome:9}{seconds:6.0f} s  {mutant.path}:{mutant.line} {mutant.old!r} to {mutant.new!r}  {what}",
-                flush=True,
-            )
-    write_table()
-    live = [r for r in results().values() if r["outcome"] == "survived"]
-    print(f"{len(known)} mutants, {len(live)} survived")
+        run_campaign(bench, a)
+    write_table(a.seed, a.count)
+    known = results()
+    print(f"{len(known)} mutants, {sum(r['outcome'] == 'survived' for r in known.values())} survived")
 
 
 if __name__ == "__main__":

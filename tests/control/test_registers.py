@@ -507,6 +507,18 @@ async def check_counters(dut: Any) -> None:
     for name, counted in ports.items():
         got = int(getattr(dut, f"{name}s").value)
         assert [got >> 32 * i & 0xFFFFFFFF for i in range(PORTS)] == counted
+    # What comes outside of a pass is not counted, and the counts stay until the next begins from zero.
+    outputs = ("cycles", "beats", "writes", "stall", "unit_counts", "port_beats", "port_stalls")
+    before = {name: int(getattr(dut, name).value) for name in outputs}
+    await _pulse(dut, dut.done)
+    dut.unit_busy.value, dut.port_beat.value, dut.port_stall.value = (1 << len(BUSY)) - 1, *[(1 << PORTS) - 1] * 2
+    dut.beat.value = dut.write.value = 1
+    await _cycles(dut, 5)
+    assert {name: int(getattr(dut, name).value) for name in outputs} == before
+    assert all(before.values())
+    await _pulse(dut, dut.start_request)
+    await _cycles(dut, 4)
+    assert not any(int(getattr(dut, name).value) for name in outputs)
 
 
 def test_supervisor_ends_passes_and_counters_count() -> None:

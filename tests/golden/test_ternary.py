@@ -236,3 +236,17 @@ def test_groups_of_one_scale_are_seen(group: int) -> None:
     scales = rng.uniform(0.1, 1, (16, 1024 // group)).astype(np.float32)
     assert ternary.scale_group(w * np.repeat(scales, group, axis=1)) == group
     assert ternary.scale_group(rng.normal(0, 1, (16, 1024)).astype(np.float32)) is None
+
+
+@pytest.mark.parametrize("size", [1152, 576, 256, 128, 64, 32])
+def test_groups_that_are_no_half_of_the_inputs_are_found(size: int) -> None:
+    """Of 2,304 inputs, nine times 256."""
+    rng = np.random.default_rng(size)
+    w = rng.integers(-1, 2, (8, 2304)).astype(np.float32)
+    w[:, ::size] = 1
+    scales = rng.uniform(0.5, 1.5, (8, 2304 // size)).astype(np.float32)
+    values = w * np.repeat(scales, size, axis=1)
+    assert ternary.scale_group(values) == size
+    values[0, 5] = 0.3  # one weight that is none of the three
+    assert ternary.scale_group(values) is None
+    assert ternary.scale_group(w[:, :48] * scales[:, :1] * np.repeat([1, 2, 3], 16).astype(np.float32)) is None

@@ -449,6 +449,39 @@ def test_every_pass_is_exact_through_caches_that_are_not_coherent():
             assert backend.logits == 10 * model.spec.vocab
 
 
+def test_a_cache_is_read_written_and_copied_through_caches_that_are_not_coherent():
+    """Of positions in two key blocks: what a machine has written is seen, and what is written it sees; neighbours stay."""
+    weights = read_checkpoint(DEMO).weights
+    prompt = tokens(TINY.key_block + 5, 1024)
+    with Model.open(DEMO, TINY) as model:
+        program = compile_program(model, TINY, slots=3)
+        machine = ReferenceMachine(TINY, program.window_beats, cached=True)
+        accelerator = Driver(machine, TINY)
+        accelerator.load(model, program)
+    golden = GoldenBackend(weights, TINY, slots=3)
+    golden.prefill(prompt, slot=1)
+    accelerator.prefill(prompt, slot=1)
+    for _ in range(2):  # again: what the host holds of it from the first time is old
+        n = len(prompt)
+        mine, theirs = accelerator.read_cache(1, n), golden.read_cache(1, n)
+        for name in ("k", "v", "k_scales", "v_scales"):
+            assert np.array_equal(getattr(mine, name), getattr(theirs, name)), name
+        accelerator.copy_cache(1, 0, n)
+        accelerator.write_cache(2, theirs)
+        for slot in (0, 2, 1):
+            want = golden.decode(7, n, slot=1, logits=True)
+            got = accelerator.decode(7, n, slot=slot, logits=True)
+            assert got.logits is not None and want.logits is not None and np.array_equal(got.logits, want.logits), slot
+        prompt = [*prompt[: TINY.key_block - 3], *tokens(9, 512)]
+        golden.prefill(prompt, slot=1)
+        accelerator.prefill(prompt, slot=1)
+    empty = golden.read_cache(1, 0)
+    accelerator.write_cache(2, empty)
+    accelerator.copy_cache(1, 0, 0)
+    with pytest.raises(UserError, match="no model is loaded"):
+        Driver(machine, TINY).read_cache(0, 1)
+
+
 def test_close_closes_the_device():
     accelerator, machine, _ = start(DEMO)
     with accelerator:

@@ -162,3 +162,33 @@ def test_what_is_asked_for_is_chosen_or_refused(model: Model) -> None:
     ):
         with pytest.raises(UserError, match=words):
             choose("m", ternary, mode, count, vocab)
+
+
+def test_candidates_are_wanted_and_doubted_up_to_their_ends(model: Model) -> None:
+    choice = HeadChoice(mode="auto", candidates=64, margin=0.5)
+    assert choice.wanted(2, 128, 128) == 64, "half of the vocabulary, and all entries"
+    assert choice.wanted(2, 127, 128) == choice.wanted(2, 128, 127) == choice.wanted(0, 1000, 1000) == 0
+    best, bound = np.float32([1.5, 1.25, np.nan, 2.0]), np.float32([1.0, 1.0, 0.0, -1.0])
+    assert choice.doubts(best, bound) == (False, True, True, False)
+    assert HeadChoice(mode="screened", candidates=64).doubts(best, bound) == (False,) * 4
+    assert choice.doubts(best, None) == (False,) * 4
+    assert HeadChoice(mode="screened", candidates=1024).candidates == 1024
+    with pytest.raises(UserError, match="not 1040"):
+        HeadChoice(mode="screened", candidates=1040)
+    facts = model.screen_facts
+    assert facts is not None
+    assert choose("m", facts, "screened", 496, 992).candidates == 496
+    assert choose("m", facts, "screened", None, 32).candidates == 16
+    with pytest.raises(UserError, match="256 candidates are more than half of its vocabulary of 31"):
+        choose("m", facts, "screened", None, 31)
+
+
+def test_candidates_are_read_through_caches_that_are_not_coherent(model: Model) -> None:
+    program = compile_program(model, TINY)
+    driver = Driver(ReferenceMachine(TINY, program.window_beats, cached=True), TINY)
+    driver.load(model, program)
+    both = CheckedBackend(driver, GoldenBackend(model.weights(), TINY))
+    for first, count in ((0, 3), (1, 2), (2, 1)):
+        for token in (1, 2):
+            got = both.run_pass(Pass.of([token] * 3, range(3), head=(first, count), write_logits=True, candidates=48))
+            assert got.candidates is not None and got.candidates.shape == (count, 48)

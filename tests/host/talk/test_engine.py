@@ -375,6 +375,99 @@ def test_guesses_are_counted_and_forgotten_in_time() -> None:
     assert list(d._ended) == [3, 4]
 
 
+def test_runs_are_looked_for_in_their_lengths_and_the_latest_conversation_wins() -> None:
+    d = Drafts()
+    d.extend(1, [1, 2, 3, 4, 5, 6])
+    d.extend(2, [9])
+    d.end(1)
+    d.extend(3, [0, 2, 3, 4, 5])
+    assert d.guess(3, 1) == Draft((6,), 0.5, 4)
+    d.extend(4, [1, 2, 3, 4, 5])
+    assert d.guess(4, 1) == Draft((6,), 0.5, LONGEST)
+    d.extend(5, [7, 5])
+    assert d.guess(5, 1) == Draft(), "one token alone is no run"
+    d.extend(6, [4, 5, 8, 8])
+    d.end(6)
+    d.extend(7, [0, 4, 5])
+    assert d.guess(7, 9).tokens == (8, 8)
+    # The text's own run comes before another's, and only its own repeats itself.
+    d.extend(7, [1, 4, 5])
+    assert d.guess(7, 4).tokens == (1, 4, 5, 1)
+
+
+def test_a_run_that_a_later_conversation_said_too_outlives_the_first() -> None:
+    d = Drafts()
+    for key, last in ((1, 3), (2, 4)):
+        d.extend(key, [1, 2, last])
+        d.end(key)
+    d.extend(3, [0] * (MEMORY - 4))  # 1 must go, and nothing of 2
+    d.end(3)
+    assert list(d._ended) == [2, 3] and d._size == MEMORY - 1
+    d.extend(4, [1, 2])
+    assert d.guess(4, 1).tokens == (4,)
+    d.extend(5, [9])  # to the last token that is remembered
+    d.end(5)
+    assert list(d._ended) == [2, 3, 5] and d._size == MEMORY
+    d.end(77)  # nobody
+
+
+def test_what_is_behind_a_wrong_guess_says_nothing() -> None:
+    d = Drafts()
+    d.learn(Draft((1, 2, 3), 0.5, 2), 3, 2, 1)  # one right, one wrong, one not looked at
+    assert (d.drafted, d.accepted) == (3, 1)
+    assert d.chance(2) == pytest.approx((1.0 * 0.98**2 + 0.98) / (2.0 * 0.98**2 + 0.98 + 1))
+    d.learn(Draft((1,), 0.5, 3), 1, 1, 1)
+    assert d.chance(3) == pytest.approx((0.98 + 1) / (2 * 0.98 + 1))
+
+
+def test_an_end_token_that_was_guessed_is_the_last() -> None:
+    """What a draft has behind it is not looked at, and is no mistake of the draft's."""
+
+    class Sure(Drafts):
+        def guess(self, key: int, most: int) -> Draft:
+            return Draft((5, 6, 7)[:most], 0.99, 3)
+
+    class Says(GoldenBackend):
+        def _pass(self, given: Any) -> Any:
+            result = super()._pass(given)
+            first = given.head[0]
+            follow = {1: 5, 5: 6, 6: 7, 7: 5}
+            return replace(
+                result, best_index=tuple(follow[given.tokens[first + i]] for i in range(len(result.best_index)))
+            )
+
+    engine = Engine(Says(WEIGHTS, TINY))
+    engine.drafts = Sure()
+    engine.scheduler.cost = lambda positions, slots, heads: 1.0
+    ticket = engine.submit([1], max_new_tokens=9, speculate=True, end_ids=[6])
+    drain(engine)
+    assert (tokens(ticket), ticket.stop) == ([5, 6], "end")
+    assert (ticket.drafted, ticket.accepted) == (3, 0)  # 5 is known by then; 6 is not what was guessed first
+    engine = Engine(Says(WEIGHTS, TINY))
+    engine.drafts = Sure()
+    engine.scheduler.cost = lambda positions, slots, heads: 1.0
+    ticket = engine.submit([1, 7], max_new_tokens=3, speculate=True)
+    drain(engine)
+    assert (tokens(ticket), ticket.stop) == ([5, 6, 7], "length")
+
+
+def test_tokens_and_top_k_have_their_ends() -> None:
+    engine = Engine(golden())
+    for token in (-1, SPEC.vocab):
+        with pytest.raises(UserError, match=f"token {token} is outside the vocabulary of {SPEC.vocab}"):
+            engine.submit([1, token], max_new_tokens=1)
+    last = engine.submit([SPEC.vocab - 1], max_new_tokens=1)
+    drain(engine)
+    assert last.stop == "length" and engine.counts.tokens == engine.counts.passes == engine.counts.lanes == 1
+    weights = random_weights(small_spec(layers=1, vocab=300), 3)
+    backend = GoldenBackend(replace(weights, screen=screen.quantise(*weights.head_rows)), TINY)
+    backend.head = HeadChoice(mode="screened", candidates=32)
+    engine = Engine(backend)
+    engine.submit([1], max_new_tokens=1, sampling=Sampling(temperature=1.0, top_k=32))
+    with pytest.raises(UserError, match="top-k is 33, the screened head gives 32 candidates; ask for more"):
+        engine.submit([1], max_new_tokens=1, sampling=Sampling(temperature=1.0, top_k=33))
+
+
 # ---- what a pass costs -----------------------------------------------------------------------------------------------
 
 

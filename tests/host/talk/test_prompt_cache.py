@@ -141,6 +141,40 @@ def test_what_is_no_cache_is_refused(model: Model, tmp_path: Path) -> None:
         prompt_cache.load(good, model, engine(model, context=20))
 
 
+def test_the_slot_that_was_used_last_is_kept_and_the_longest_of_equals(model: Model, tmp_path: Path) -> None:
+    several = Engine(GoldenBackend(model.weights(), TINY, slots=3))
+    say(several, PROMPT)
+    say(several, [50, 51, 52])
+    file = tmp_path / "cache"
+    assert prompt_cache.save(file, model, several) == 6  # the last token of an answer has no keys yet
+    with np.load(file) as found:
+        assert found["tokens"][:3].tolist() == [50, 51, 52]
+    for slot in several.scheduler.slots:
+        slot.used = 1
+    assert prompt_cache.save(file, model, several) == 33
+
+
+def test_a_cache_may_fill_the_context_and_have_any_token(model: Model, tmp_path: Path) -> None:
+    file, other = tmp_path / "cache", tmp_path / "other"
+    first = engine(model)
+    say(first, PROMPT)
+    prompt_cache.save(file, model, first)
+    assert prompt_cache.load(file, model, engine(model, context=33)) == 33
+    ends = np.array([0, 63] * 16 + [0])  # of the vocabulary
+    assert prompt_cache.load(rewritten(file, other, tokens=ends), model, engine(model)) == 33
+    with pytest.raises(UserError, match="do not belong together"):
+        prompt_cache.load(rewritten(file, other, tokens=ends - 1), model, engine(model))
+    with pytest.raises(UserError, match="holds 0 tokens"):
+        prompt_cache.load(rewritten(file, other, tokens=ends[:0]), model, engine(model))
+    with np.load(file) as found:
+        short = {n: found[n][:, :, :20] for n in ("v_scales", "k_scales", "v")}
+    for name, part in short.items():
+        target = engine(model)
+        with pytest.raises(UserError):
+            prompt_cache.load(rewritten(file, other, **{name: part}), model, target)
+        assert target.scheduler.slots[0].tokens == []
+
+
 def test_run_keeps_its_cache_in_a_file(tmp_path: Path) -> None:
     call = ["run", "--backend", "golden", "--prompt", "One day, a small fox", "--max-new-tokens", "3", "--json"]
     call += ["--prompt-cache", str(tmp_path / "cache"), "--logprobs"]

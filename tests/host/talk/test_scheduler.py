@@ -15,7 +15,7 @@ from tellme.golden.config import KV260, TINY
 from tellme.host.errors import UserError
 from tellme.host.machine.passes import Backend, Pass, PassResult
 from tellme.host.talk.drafts import Draft
-from tellme.host.talk.scheduler import RISE, Conversation, Planned, Refused, Scheduler
+from tellme.host.talk.scheduler import PROBE, RISE, Conversation, Planned, Refused, Scheduler
 
 
 class Checker(Backend):
@@ -319,3 +319,204 @@ def test_guesses_are_taken_as_long_as_they_pay() -> None:
     assert plan(0.5, sweeps) == 7  # eight lanes have one sweep of the head
     assert plan(0.99, sweeps) == 15
     assert plan(0.1, lambda p, s, h: float(len(p))) == 0
+
+
+# ---- who comes first, and ends of ranges -----------------------------------------------------------------------------
+
+
+def test_where_lanes_are_few_those_left_out_longest_come_first() -> None:
+    s = scheduler(config=replace(TINY, lanes=2), slots=5)
+    for i in range(5):
+        s.submit([i], 30)
+    play(s, 3)  # two prompts a pass
+    order = [sorted(part.conversation.key for part in p.parts) for p in play(s, 5)]
+    assert order == [[1, 2], [3, 4], [1, 5], [2, 3], [1, 4]], order  # of those served in one pass the first comers
+
+
+def test_one_lane_is_for_those_who_decode_and_for_prompts_by_turns() -> None:
+    s = scheduler(config=replace(TINY, lanes=1), slots=2, rise=1.0)
+    s.submit([1], 50)
+    play(s, 1)
+    s.submit([2] * 6, 5)
+    who = [p.parts[0].conversation.key for p in play(s, 8)]
+    assert who == [2, 1] * 4, "the prompt came when the other had been served"
+
+
+def test_a_prompt_may_fill_the_context_and_then_has_one_token() -> None:
+    s = scheduler(slots=1, context=8)
+    c = s.submit([1] * 8, 5)
+    play(s, 3)
+    assert c.limit == 9 and c.tokens == [1] * 8 + [7] and not s.active
+    assert s.held([1] * 8) == 7 and s.held([1]) == 0 and s.held([1] * 7 + [2]) == 7
+
+
+@pytest.mark.parametrize("slot", [-1, 3])
+def test_a_slot_that_is_not_there_is_not_used_alone(slot: int) -> None:
+    s = scheduler(slots=3)
+    with pytest.raises(UserError, match=f"cache slot {slot} does not exist; there are 3"):
+        s.only(slot)
+    s.only(2, [4, 5, 6])
+    c = s.submit([4, 5, 9], 1)
+    assert list(s.admit()) == [(c, None)] and (c.slot, c.cached) == (2, 2)
+
+
+def test_the_slot_unused_for_longest_goes_first() -> None:
+    s = scheduler(slots=3)
+    for first in (1, 2, 3):  # one behind the other, each in a slot of its own
+        s.submit([first] * 20, 1)
+        play(s, 5)
+    assert [x.tokens[0] for x in s.slots] == [1, 2, 3] and s.slots[0].used < s.slots[1].used < s.slots[2].used
+    again = s.submit([1] * 20, 1)  # makes slot 0 the latest
+    assert list(s.admit()) == [(again, None)] and (again.slot, again.cached) == (0, 19)
+    play(s, 5)
+    other = s.submit([9] * 20, 1)
+    assert list(s.admit()) == [(other, None)] and other.slot == 1
+
+
+def test_of_slots_that_share_as_much_the_latest_used_does_not_go() -> None:
+    s = scheduler(slots=2)
+    s.slots[0].tokens, s.slots[0].used = [5] * 10, 7
+    s.slots[1].tokens, s.slots[1].used = [5] * 10, 6
+    c = s.submit([5] * 12, 1)
+    assert list(s.admit()) == [(c, None)] and (c.slot, c.cached) == (1, 10)
+
+
+@pytest.mark.parametrize(("shared", "kept"), [(9, True), (10, False)])
+def test_a_slot_of_which_less_than_half_is_shared_is_kept(shared: int, kept: bool) -> None:
+    s = scheduler(slots=2)
+    s.slots[0].tokens, s.slots[0].used = list(range(20)), 3
+    c = s.submit([*range(shared), *[99] * 20], 1)
+    list(s.admit())
+    assert c.slot == int(kept)
+
+
+@pytest.mark.parametrize(("shared", "copied"), [(15, False), (16, True)])
+def test_a_copy_has_to_save_a_pass(shared: int, copied: bool) -> None:
+    s = scheduler(slots=2)  # 16 lanes
+    s.submit(list(range(40)), 50)
+    play(s, 3)
+    c = s.submit([*range(shared), 99, 98], 1)
+    assert list(s.admit()) == [(c, 0 if copied else None)]
+
+
+def test_time_that_was_not_used_is_not_kept() -> None:
+    """However long nobody came, one prompt gets no more passes alone than another."""
+    alone = []
+    for before in (1, 60):
+        s = scheduler(rise=1.4, cost=shared)
+        for _ in range(3):
+            s.submit([1], 200)
+        play(s, 1 + before)
+        s.submit([2] * 120, 5)
+        alone.append([len(p.parts) == 1 for p in play(s, 8)])
+    assert alone[0] == alone[1] and any(alone[0]), alone
+
+
+def test_guesses_end_before_the_limit_and_are_probed_now_and_then() -> None:
+    asked: list[int] = []
+
+    def guess(c: Conversation, most: int) -> Draft:
+        asked.append(most)
+        return Draft((7,) * most, 0.0, 2)
+
+    s = scheduler(cost=lambda p, s, h: float(len(p)))
+    s.submit([1], 12)
+    play(s, 1)
+    s.plan(guess)
+    # 11 tokens may still come: one is the pass's own, and as many guesses as that leaves.
+    assert asked == [10]
+    s = scheduler(cost=lambda p, s, h: float(len(p)))
+    for _ in range(2):
+        s.submit([1], 200)
+    play(s, 1)
+    drafted = []
+    for _ in range(80):
+        planned = s.plan(lambda c, most: Draft((8,) * most, 0.0, 2))
+        assert planned is not None
+        drafted.append([p.drafted for p in planned.parts])
+        s.complete(planned, {p.conversation: [7] for p in planned.parts})
+    # Of those who may, one a pass: conversation 1 in the pass with the number PROBE, the other in the next.
+    probes = [i + 1 for i, n in enumerate(drafted) if any(n)]
+    assert all(sum(n) <= 1 for n in drafted)
+    assert probes == [PROBE, PROBE + 1, 2 * PROBE, 2 * PROBE + 1], probes
+
+
+def test_chunks_that_need_no_head_stand_before_those_that_do() -> None:
+    s = scheduler()
+    s.submit([1] * 4, 5)  # ends in this pass
+    s.submit([2] * 40, 5)
+    list(s.admit())
+    planned = s.plan()
+    assert planned is not None
+    assert [(p.conversation.key, p.lanes) for p in planned.parts] == [(2, 12), (1, 4)]
+    assert planned.given.head == (15, 1)
+
+
+def test_a_confirmed_guess_counts_as_computed_and_the_last_token_does_not() -> None:
+    s = scheduler()
+    c = s.submit([1, 2, 3], 50)
+    play(s, 1)
+    assert (c.computed, c.tokens, s.slots[0].tokens) == (3, [1, 2, 3, 7], [1, 2, 3])
+    planned = s.plan(lambda c, most: Draft((8, 9, 5), 0.9, 2))
+    assert planned is not None and planned.parts[0].drafted == 3
+    s.complete(planned, {c: [8, 9, 4]})  # two came true
+    assert c.tokens == [1, 2, 3, 7, 8, 9, 4] and c.computed == 6
+    assert s.slots[0].tokens == c.tokens[:6] and s.slots[0].used == s.passes == c.served == 2
+
+
+def test_a_slot_that_a_file_filled_is_kept_while_others_are_empty() -> None:
+    s = scheduler(slots=2)
+    s.slots[0].tokens = list(range(20))  # as a prompt cache does, before any pass
+    c = s.submit([99] * 5, 1)
+    assert list(s.admit()) == [(c, None)] and c.slot == 1
+
+
+def test_who_comes_later_does_not_overtake() -> None:
+    """One lane, and a new prompt of one token in every pass: the long one goes on."""
+    s = scheduler(config=replace(TINY, lanes=1), slots=8, queue=64)
+    long = s.submit([1] * 30, 1)
+    for i in range(8):
+        s.submit([10 + i], 1)
+        play(s, 1)
+    assert long.computed == 3, long.computed  # in turn with those who have come before its last turn
+
+
+def test_what_was_too_much_is_made_up_for_in_passes_without_prompts() -> None:
+    s = scheduler(cost=shared)
+    for _ in range(7):
+        s.submit([1], 200)
+    play(s, 1)
+    alone = []
+    for i in range(4):  # short prompts, each a pass of those who decode later
+        s.submit([10 + i] * 16, 1)
+        alone.append(len(play(s, 1)[0].parts) == 1)
+        while any(not c.decoding for c in s.active):
+            play(s, 1)
+        play(s, 1)
+    # A pass earns half of its 15 for prompts, a prompt alone takes 15: each goes, and the third has to wait.
+    assert alone == [True, True, False, True], alone
+
+
+@pytest.mark.parametrize(("tokens", "parts"), [(9, 8), (10, 1)])
+def test_a_prompt_that_fits_beside_the_others_does_not_go_alone(tokens: int, parts: int) -> None:
+    s = scheduler(rise=100.0, cost=shared)
+    for _ in range(7):
+        s.submit([1], 50)
+    play(s, 1)
+    s.submit([2] * tokens, 5)
+    assert len(play(s, 1)[0].parts) == parts
+
+
+def test_time_that_small_prompts_leave_is_kept_for_two_passes_at_most() -> None:
+    alone = []
+    for before in (5, 40):
+        s = scheduler(cost=shared, context=512, slots=9)
+        for _ in range(7):
+            s.submit([1], 400)
+        play(s, 1)
+        for i in range(before):
+            s.submit([10 + i], 1)
+            assert len(play(s, 1)[0].parts) == 8
+        s.submit([2] * 400, 5)
+        alone.append([len(p.parts) == 1 for p in play(s, 31)])
+    assert alone[0] == alone[1] and any(alone[0])

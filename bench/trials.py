@@ -1,0 +1,301 @@
+"""Whether tests see a mistake: a copy of the sources in which one file at a time is changed, and a process that has what tests import already.
+
+What a trial costs is mostly what Python needs to start, to import, and to run tests that never come to the changed line. So a server imports the packages of
+others once, and each trial is a fork of it; and tests are run once without a mistake, under a trace that says which functions each of them calls. A mistake
+in a function is then shown to the tests that call it, the quickest first, up to the first that fails; any other mistake to all tests.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tellme.hw.cache import root as build_cache
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PATIENCE = 6.0
+"""Times what the tests take without a mistake, after which a mutant counts as killed (it hangs)."""
+LEAST_SECONDS = 90.0
+OURS = ("tellme", "tests", "bench")
+SOURCES = ("golden", "hw", "sim", "host")
+PRELOADED = (
+    "numpy", "amaranth", "jinja2", "starlette", "httpx2", "cocotb_tools", "pydantic", "hypothesis", "tokenizers", "llguidance", "jsonschema", "gguf", "safetensors",
+)  # fmt: skip
+"""What takes long to import, and keeps no threads."""
+PROFILES = ROOT / "build" / "mutants"
+
+
+def copy(folder: Path) -> None:
+    """The sources as git lists them, as they stand."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True, capture_output=True
+    ).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        source, target = ROOT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_symlink():
+            target.symlink_to(os.readlink(source))
+        elif source.is_file():
+            shutil.copyfile(source, target)
+
+
+def _link(source: str, target: str) -> None:
+    """A hard link, or a copy where the folder for temporary files is on another disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def functions(text: str) -> list[tuple[int, int, int]]:
+    """(first line with decorators, as code objects have it; last line; first line of the body) of each function, outer ones first."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            found.append((min([node.lineno, *(d.lineno for d in node.decorator_list)]), node.end_lineno, node.body[0].lineno))  # fmt: skip
+    return sorted(found)
+
+
+def function_at(text: str, line: int) -> int:
+    """First line of the innermost function in whose body a line is; 0 outside of all (defaults and decorators are outside)."""
+    return max((first for first, last, body in functions(text) if body <= line <= last), default=0)
+
+
+@dataclass
+class Profile:
+    """A run of tests without a mistake. seconds: of each test; calls: path -> first line of a function -> tests that call it; modules: what they import of others."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    calls: dict[str, dict[int, set[str]]] = field(default_factory=dict)
+    modules: set[str] = field(default_factory=set)
+
+    def order(self, path: str, function: int) -> list[str]:
+        """Tests that call a function, the quickest first; all, for a module's body, or a function that none is seen to call (but by a process of its own)."""
+        reached = self.calls.get(path, {}).get(function, set()) if function else set()
+        return sorted(reached or self.seconds, key=lambda t: self.seconds[t])
+
+
+class _Tracer:
+    """pytest plugin: which functions of the sources each test calls. What a fixture of a file calls counts for all tests of the file."""
+
+    def __init__(self, folder: Path):
+        self.profile = Profile()
+        self._folder = str(folder) + "/"
+        self._now: set[tuple[str, int]] = set()
+        self._real: dict[str, str] = {}
+        self._setup: dict[str, set[tuple[str, int]]] = {}
+
+    def trace(self, frame: Any, event: str, arg: Any) -> None:
+        code = frame.f_code
+        name = code.co_filename
+        if name.startswith(self._folder):
+            self._now.add((name, code.co_firstlineno))
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        called, self._now = self._now, set()
+        test = report.nodeid
+        file = test.split("::")[0]
+        if report.when == "setup":
+            self._setup.setdefault(file, set()).update(called)
+        self.profile.seconds[test] = self.profile.seconds.get(test, 0.0) + report.duration
+        for name, line in called:
+            path = os.path.relpath(os.path.realpath(name), self._folder)
+            self.profile.calls.setdefault(path, {}).setdefault(line, set()).add(test)
+
+    def pytest_sessionfinish(self) -> None:
+        for file, called in self._setup.items():
+            mine = {t for t in self.profile.seconds if t.split("::")[0] == file}
+            for name, line in called:
+                path = os.path.relpath(os.path.realpath(name), self._folder)
+                self.profile.calls.setdefault(path, {}).setdefault(line, set()).update(mine)
+        self.profile.modules = {n for n in list(sys.modules) if n.split(".")[0] not in OURS}
+
+
+class _Chosen:
+    """pytest plugin: only these tests, in this order but for those of a file, which stay together. Keeps the first that failed."""
+
+    def __init__(self, tests: Sequence[str]):
+        self._rank = {t: i for i, t in enumerate(tests)}
+        self.failed = ""
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        files: dict[str, int] = {}
+        for item in items:
+            if item.nodeid in self._rank:
+                file = item.nodeid.split("::")[0]
+                files[file] = min(files.get(file, len(self._rank)), self._rank[item.nodeid])
+        kept = [i for i in items if i.nodeid in self._rank]
+        items[:] = sorted(kept, key=lambda i: (files[i.nodeid.split("::")[0]], self._rank[i.nodeid]))
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and not self.failed:
+            self.failed = report.nodeid
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed and not self.failed:
+            self.failed = report.nodeid
+
+
+class Bench:
+    """A copy of the sources, and what its tests say of a mistake in it.
+
+    folder, cache: where; both are filled. Trials run in children of this process, which must have imported none of the sources under test.
+    """
+
+    def __init__(self, folder: Path, cache: Path):
+        self.folder, self.cache = folder.resolve(), cache.resolve()
+        copy(self.folder)
+        if (root := build_cache()).is_dir():  # what is built already is not built again
+            shutil.copytree(root, self.cache, copy_function=_link, ignore=shutil.ignore_patterns("locks", ".*"))
+        self.cache.mkdir(parents=True, exist_ok=True)
+        self._profiles: dict[tuple[str, ...], Profile] = {}
+        self._out = self.folder.with_name("output")
+
+    def _pytest(self, arguments: Sequence[str], plugin: Any) -> int:
+        """In a child: runs pytest on the copy."""
+        import pytest
+
+        os.chdir(self.folder)
+        os.environ |= {"PYTHONPATH": str(self.folder), "TELLME_BUILD": str(self.cache), "PYTHONDONTWRITEBYTECODE": "1"}
+        for name in [n for n in sys.modules if n.split(".")[0] in OURS]:
+            del sys.modules[name]
+        # An editable install of the project finds its package by a hook or by a path.
+        sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+        sys.path[:] = [str(self.folder), *(p for p in sys.path if p and os.path.realpath(p) != str(ROOT))]
+        importlib.invalidate_caches()
+        sys.argv = ["pytest"]
+        options = ["-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "--durations=0"]
+        return int(pytest.main([*options, *arguments], plugins=[plugin]))
+
+    def _child(self, arguments: Sequence[str], plugin: Any, limit: float) -> tuple[int | None, Any]:
+        """(pytest's result, or None when the time was over; what the plugin holds at the end)."""
+        result = self._out.with_suffix(".pickle")
+        result.unlink(missing_ok=True)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            code = 99
+            with contextlib.suppress(BaseException):
+                os.setsid()
+                fd = os.open(self._out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(fd, 1)
+                os.dup2(fd, 2)
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                code = self._pytest(arguments, plugin)
+                result.write_bytes(pickle.dumps(plugin.failed if isinstance(plugin, _Chosen) else vars(plugin.profile)))
+                sys.stdout.flush()
+            os._exit(code)
+        end = time.monotonic() + limit
+        pause = 0.01
+        while True:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                break
+            if time.monotonic() > end:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                return None, None
+            time.sleep(pause)
+            pause = min(0.2, pause * 1.2)
+        with contextlib.suppress(ProcessLookupError):  # what a test left running
+            os.killpg(pid, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(status), pickle.loads(result.read_bytes()) if result.exists() else None
+
+    def profile(self, tests: Sequence[str]) -> Profile:
+        """Runs tests without a mistake, once; they must pass. What they import of others this process imports, too."""
+        key = tuple(tests)
+        kept = PROFILES / f"{self._digest(tests)}.pickle"
+        if key not in self._profiles and kept.exists():
+            self._profiles[key] = Profile(**pickle.loads(kept.read_bytes()))
+            self._import(self._profiles[key])
+        if key not in self._profiles:
+            there = [t for t in tests if (self.folder / t.split("::")[0]).exists()]
+            code, found = self._child(there, _Traced(self.folder), 3600)
+            if code != 0:
+                raise SystemExit(f"the tests do not pass without a mistake: {self._out.read_text()[-1500:]}")
+            PROFILES.mkdir(parents=True, exist_ok=True)
+            kept.write_bytes(pickle.dumps(found))
+            profile = Profile(**found)
+            self._import(profile)
+            self._profiles[key] = profile
+        return self._profiles[key]
+
+    def _digest(self, tests: Sequence[str]) -> str:
+        """Of tests and of all that they may call."""
+        key = hashlib.sha256(repr(tuple(tests)).encode())
+        for part in sorted({*SOURCES, *(t.split("::")[0] for t in tests)}):
+            at = self.folder / part
+            for path in sorted(at.rglob("*.py")) if at.is_dir() else [at]:
+                key.update(path.read_bytes())
+        return key.hexdigest()[:16]
+
+    def _import(self, profile: Profile) -> None:
+        for name in sorted(profile.modules):
+            if name.split(".")[0] in PRELOADED:
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name)
+
+    def judge(self, path: str, text: str, line: int, tests: Sequence[str]) -> tuple[str, str, float]:
+        """What becomes of a file's changed text: 'killed', 'hung' (killed by time) or 'survived'; by which test; seconds."""
+        profile = self.profile(tests)
+        place = self.folder / path
+        before, stat = place.read_text(), place.stat()
+        chosen = profile.order(path, function_at(before, line))
+        built = set(self.cache.iterdir())
+        begin = time.monotonic()
+        outcome, what = "survived", ""
+        try:
+            place.write_text(text)
+            os.utime(place, (stat.st_atime + 86400, stat.st_mtime + 86400))  # bytecode goes by the time in seconds
+            limit = sum(profile.seconds[t] for t in chosen) * PATIENCE + LEAST_SECONDS
+            plugin = _Chosen(chosen)
+            code, failed = self._child(["-x", *dict.fromkeys(t.split("::")[0] for t in chosen)], plugin, limit)
+            if code is None:
+                outcome = "hung"
+            elif code != 0:
+                outcome, what = "killed", failed or self._out.read_text().strip()[-120:].splitlines()[-1]
+        finally:
+            place.write_text(before)
+            os.utime(place, (stat.st_atime, stat.st_mtime))
+            for entry in set(self.cache.iterdir()) - built:  # a simulator with a mistake is of no further use
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        return outcome, what, time.monotonic() - begin
+
+
+class _Traced(_Tracer):
+    """The trace, switched on while tests run."""
+
+    def pytest_sessionstart(self) -> None:
+        from amaranth.sim import Simulator
+
+        run = Simulator.run
+
+        def untraced(simulator: Any) -> None:
+            """The simulator's own calls are many, and none of the sources'."""
+            sys.settrace(None)
+            try:
+                run(simulator)
+            finally:
+                sys.settrace(self.trace)
+
+        Simulator.run = untraced
+        threading.settrace(self.trace)
+        sys.settrace(self.trace)
