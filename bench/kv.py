@@ -160,6 +160,35 @@ WAYS: dict[str, Kept] = {
 """K so, V in 4 bits."""
 
 
+HEADS: dict[str, Callable[[np.random.Generator, tuple[int, int]], F64]] = {
+    "Gaussian": lambda rng, shape: rng.normal(0, 1, shape),
+    "a channel thirty times as large": lambda rng, shape: (
+        rng.normal(0, 1, shape) * np.where(np.arange(shape[1]) == 7, 30, 1)
+    ),
+    "heavy tails (Student's t of 2)": lambda rng, shape: rng.standard_t(2, shape),
+    "one feature fifty times as large": lambda rng, shape: (
+        rng.normal(0, 1, shape) * np.where(np.arange(shape[1]) == rng.integers(shape[1], size=(shape[0], 1)), 50, 1)
+    ),
+}
+BITS = range(9, 15)
+
+
+def bits_rows() -> Iterator[str]:
+    """What rounding features to so many bits before the transform adds to the error of 8 bits behind it."""
+    h = hadamard(32)
+
+    def turn(x: F64) -> F64:
+        return (x.reshape(-1, 4, 32) @ h).reshape(x.shape)
+
+    def error(x: F64, exact: F64) -> float:
+        return float(np.sqrt(((rounded(turn(x)) - turn(exact)) ** 2).mean()))
+
+    for name, made in HEADS.items():
+        u = made(np.random.default_rng(1), (4000, 128))
+        more = [f"{error(rounded(u, (1 << b - 1) - 1), u) / error(u, u) - 1:+.2%}" for b in BITS]
+        yield f"| {name} | {' | '.join(more)} |"
+
+
 def golden(weights: ModelWeights, kv: CacheFormat, ids: I64) -> NDArray[np.floating]:
     """Golden's logits [positions, vocab] of a sequence."""
     logits = GoldenModel(weights, replace(KV260, hadamard=True), cache=kv).prefill(ids, all_logits=True).logits
@@ -174,7 +203,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=SEED, help="of the stories")
     parser.add_argument("--demo", action="store_true", help="the demo alone")
     parser.add_argument("--ways", action="store_true", help="the second table, too")
+    parser.add_argument(
+        "--bits", action="store_true", help="how many bits features need before the transform, and nothing else"
+    )
     options = parser.parse_args()
+    if options.bits:
+        print(f"| heads of 128 | {' | '.join(map(str, BITS))} |\n|---|{'---|' * len(BITS)}")
+        for row in bits_rows():
+            print(row)
+        return
     found = list(islice(models(options.stories, options.seed), 1 if options.demo else None))
     print(HEADER, flush=True)
     for m in found:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tellme.golden import elementwise, fp
+from tellme.golden.arith import exact_log2
 from tellme.golden.attention import query_factor
 
 F32 = NDArray[np.float32]
@@ -29,7 +30,7 @@ WIDE_BITS = 13
 WIDE = (1 << WIDE_BITS - 1) - 1
 """Largest magnitude of it."""
 
-TURNED_BITS = WIDE_BITS + 5
+TURNED_BITS = WIDE_BITS + exact_log2(BLOCK)
 """Of a sum of BLOCK of them, signed: one factor of a DSP48."""
 
 FACTOR_FRAC = 28
@@ -43,7 +44,7 @@ def transform(x: ArrayLike) -> I64:
     """The unnormalised Walsh-Hadamard transform of every BLOCK of integers [..., n], in natural order."""
     y = np.array(x, np.int64)
     shape = y.shape
-    for bit in range(BLOCK.bit_length() - 1):
+    for bit in range(exact_log2(BLOCK)):
         pairs = y.reshape(-1, BLOCK >> bit + 1, 2, 1 << bit)
         y = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2)
     return y.reshape(shape)
