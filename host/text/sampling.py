@@ -3,7 +3,7 @@
 A draw takes the exponential of few logits. Those far below the largest weigh no more than the threshold that they are below, so that all of them
 together are at most `E`, far less than the others' sum `S`. A uniform number below S + E falls on a token that is near, on one that is far (which then has to
 come true by its own weight, out of the threshold's), or on nothing. It is drawn again where it fell on nothing, or on what top-k, top-p or min-p leave out. What top-p is a share of lies between S and S + E; where that does not tell whether
-a token is in, all are weighed. So what is drawn follows `distribution`, exactly (rejection sampling: Devroye, *Non-Uniform Random Variate Generation*, 1986, II.3).
+a token is in, fewer are taken for far, and in the end none. So what is drawn follows `distribution`, exactly (rejection sampling: Devroye, *Non-Uniform Random Variate Generation*, 1986, II.3).
 """
 
 from __future__ import annotations
@@ -242,54 +242,50 @@ def _exactly(values: NDArray[np.float32], sampler: Sampler) -> int:
 class _Near:
     """Weights of the tokens that are not far, in rows as long as the longest; weight 0 behind a row's last.
 
-    logits : float32[sequences, n]. largest : of each.
+    logits : float32[sequences, n]. largest : of each. far : see `FAR`.
     """
 
-    def __init__(self, logits: NDArray[np.float32], samplers: Sequence[Sampler], largest: Sequence[float]):
+    def __init__(
+        self, logits: NDArray[np.float32], samplers: Sequence[Sampler], largest: Sequence[float], far: float = FAR
+    ):
         self._logits, self._samplers, self._largest = logits, samplers, largest
-        n = self._n = logits.shape[1]
-        self._most = [min(s.sampling.top_k or n, n) for s in samplers]
-        self._warmth = [s.sampling.temperature for s in samplers]
-        self._low = [
-            np.float32(m - t * (math.log(most) + FAR))
-            for m, t, most in zip(largest, self._warmth, self._most, strict=True)
-        ]
+        self._settings = [s.sampling for s in samplers]
+        n = logits.shape[1]
+        self._most = most = [s.top_k if 0 < s.top_k < n else n for s in self._settings]
+        warmth = [s.temperature for s in self._settings]
+        low = [m - t * (math.log(k) + far) for m, t, k in zip(largest, warmth, most, strict=True)]
+        limits = np.array(low, np.float32)
+        self._low: list[float] = limits.tolist()
         # What is not a number is not far either.
-        far = np.less(logits, np.array(self._low)[:, None])
-        found = np.flatnonzero(np.logical_not(far, out=far))
-        edges = np.arange(0, logits.size + 1, n)
-        starts = np.searchsorted(found, edges)
-        counts = np.diff(starts)
-        self._counts: list[int] = counts.tolist()
-        width = max(self._counts)
+        below = np.less(logits, limits[:, None])
+        found = np.flatnonzero(np.logical_not(below, out=below))
+        starts = np.searchsorted(found, np.arange(0, logits.size + 1, n))
+        ends: list[int] = starts.tolist()
+        self._counts = counts = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+        width = max(counts)
         self._wide = width > WIDE and len(samplers) > 1
         if self._wide:
             return
-        columns = np.arange(width)
-        beyond = columns >= counts[:, None]
-        at = starts[:-1, None] + columns
-        at[beyond] = 0
-        places = found[at]
-        self._values = logits.ravel()[places]
-        self._values[beyond] = -np.inf
-        self._places = places - edges[:-1, None]
-        if any(count > most for count, most in zip(self._counts, self._most, strict=True)):
+        if min(counts) == width:
+            self._places = found.reshape(len(counts), width)
+            self._values = logits.ravel()[self._places]
+        else:
+            columns = np.arange(width)
+            self._places = found.take(starts[:-1, None] + columns, mode="clip")
+            self._values = logits.ravel()[self._places]
+            self._values[columns >= np.array(counts)[:, None]] = -np.inf
+        if any(count > k for count, k in zip(counts, most, strict=True)):
             self._cut()
-        weights = self._values.astype(np.float64)
-        weights -= np.array(largest)[:, None]
-        weights /= np.array(self._warmth)[:, None]
+        weights = self._values - np.array(largest)[:, None]
+        weights /= warmth[0] if len(set(warmth)) == 1 else np.array(warmth)[:, None]
         self._weights = np.exp(weights, out=weights)
-        self._sums = self._weights.cumsum(axis=1)
+        self._sums = np.add.accumulate(weights, axis=1)
         self._near: list[float] = self._sums[:, -1].tolist()
         if not math.isfinite(sum(self._near)):
             for row in logits:
                 _checked(row)
-        self._unit = [
-            math.exp((float(low) - m) / t) for low, m, t in zip(self._low, largest, self._warmth, strict=True)
-        ]
-        self._far = [
-            max(0, most - count) * unit for most, count, unit in zip(self._most, self._counts, self._unit, strict=True)
-        ]
+        self._unit = [math.exp((w - m) / t) for w, m, t in zip(self._low, largest, warmth, strict=True)]
+        self._far = [max(0, k - count) * unit for k, count, unit in zip(most, counts, self._unit, strict=True)]
 
     def _cut(self) -> None:
         """Makes the weight of all but the `most` largest 0; of equal ones the first stay."""
@@ -305,18 +301,19 @@ class _Near:
                 stay = self._most[lane] - np.count_nonzero(self._values[lane] > least[lane])
                 self._values[lane, equal[stay:]] = -np.inf
 
+    def _alone(self, lane: int, far: float = FAR) -> _Near:
+        """One row, for itself."""
+        one = slice(lane, lane + 1)
+        return _Near(self._logits[one], self._samplers[one], self._largest[one], far)
+
     def draw(self) -> list[int]:
         """Places of the tokens."""
         if self._wide:
-            return [
-                _Near(self._logits[i : i + 1], [s], self._largest[i : i + 1]).draw()[0]
-                for i, s in enumerate(self._samplers)
-            ]
+            return [self._alone(lane).draw()[0] for lane in range(len(self._samplers))]
         out = [-1] * len(self._samplers)
         left = list(range(len(out)))
         for _ in range(TRIES):
-            found = self._try(left)
-            for lane, place in zip(left, found, strict=True):
+            for lane, place in zip(left, self._try(left), strict=True):
                 out[lane] = place
             left = [lane for lane in left if out[lane] < 0]
             if not left:
@@ -327,54 +324,59 @@ class _Near:
 
     def _try(self, lanes: list[int]) -> list[int]:
         """Places that one number each fell on; -1: on nothing that may be drawn."""
-        of = slice(None) if len(lanes) == len(self._samplers) else lanes
-        values, weights, sums = self._values[of], self._weights[of], self._sums[of]
+        values, weights, sums = self._values, self._weights, self._sums
+        if len(lanes) < len(values):
+            values, weights, sums = values[lanes], weights[lanes], sums[lanes]
         drawn = [self._samplers[i].uniform() * (self._near[i] + self._far[i]) for i in lanes]
-        rows = np.arange(len(lanes))
-        column = (sums <= np.array(drawn)[:, None]).sum(axis=1)
-        column[column == sums.shape[1]] = 0  # on none of them
-        value = values[rows, column][:, None]
-        settings = [self._samplers[i].sampling for i in lanes]
+        column = np.argmax(sums > np.array(drawn)[:, None], axis=1)
         above = [0.0] * len(lanes)
-        if any(s.top_p < 1.0 for s in settings):
+        if any(self._settings[i].top_p < 1.0 for i in lanes):
+            value = values[np.arange(len(lanes)), column][:, None]
             higher = values > value
             equal = values == value
             if np.count_nonzero(equal) > len(lanes):
                 higher |= equal & (np.arange(values.shape[1]) < column[:, None])
             # Sums one after the other, so that they do not depend on how long the rows are.
-            above = (weights * higher).cumsum(axis=1)[:, -1].tolist()
-        place = self._places[of][rows, column].tolist()
-        weight = weights[rows, column].tolist()
+            above = np.add.accumulate(weights * higher, axis=1)[:, -1].tolist()
         out = []
-        for j, (i, s) in enumerate(zip(lanes, settings, strict=True)):
-            near, every = self._near[i], self._near[i] + self._far[i]
-            if drawn[j] >= near:
-                out.append(self._distant(i, drawn[j] - near))
-            elif weight[j] < s.min_p or (s.top_p < 1.0 and above[j] >= s.top_p * every):
-                out.append(-1)
-            elif s.top_p == 1.0 or above[j] < s.top_p * near or self._in(i, place[j]):
-                out.append(place[j])
-            else:
-                out.append(-1)
+        for lane, number, c, mass in zip(lanes, drawn, column.tolist(), above, strict=True):
+            s, near = self._settings[lane], self._near[lane]
+            if number >= near:
+                out.append(self._distant(lane, number - near))
+                continue
+            place = int(self._places.item(lane, c)) - lane * self._logits.shape[1]
+            kept: bool | None = s.min_p == 0.0 or self._weights.item(lane, c) >= s.min_p
+            if kept and s.top_p < 1.0:
+                kept = self._reaches(lane, mass)
+                if kept is None:  # with fewer far ones
+                    kept = self._alone(lane, 4 * FAR)._reaches(0, mass)
+                if kept is None:
+                    kept = self._in(lane, place)
+            out.append(place if kept else -1)
         return out
+
+    def _reaches(self, lane: int, above: float) -> bool | None:
+        """Whether top-p has room for a token where those above it weigh so much; None: what is far decides that."""
+        p, near = self._settings[lane].top_p, self._near[lane]
+        return True if above < p * near else None if above < p * (near + self._far[lane]) else False
 
     def _in(self, lane: int, place: int) -> bool:
         """Whether a token may be drawn, by everything's weight."""
-        return bool((_kept(self._logits[lane], self._samplers[lane].sampling)[0] == place).any())
+        return bool((_kept(self._logits[lane], self._settings[lane])[0] == place).any())
 
     def _distant(self, lane: int, beyond: float) -> int:
         """The far token that a number fell on that is so much more than what all near ones weigh; -1: nothing that may be drawn."""
-        s, unit = self._samplers[lane].sampling, self._unit[lane]
-        if s.min_p >= unit or s.top_p * (self._near[lane] + self._far[lane]) <= self._near[lane]:
+        s, unit = self._settings[lane], self._unit[lane]
+        if s.min_p >= unit or (s.top_p < 1.0 and self._reaches(lane, self._near[lane]) is False):
             return -1  # all near ones are likelier
         count, values = self._counts[lane], self._logits[lane]
         which = min(int(beyond / unit), self._most[lane] - count - 1)
         if s.top_k:
             place = int(_first(values, s.top_k)[count + which])
         else:
-            near = self._places[lane, :count]
-            place = which + int(np.searchsorted(near - np.arange(count), which, side="right"))
+            near = self._places[lane, :count] - lane * len(values) - np.arange(count)
+            place = which + int(np.searchsorted(near, which, side="right"))
         share = beyond / unit - which
-        if share >= math.exp((float(values[place]) - float(self._low[lane])) / s.temperature):
+        if share >= math.exp((float(values[place]) - self._low[lane]) / s.temperature):
             return -1
         return place if (s.top_p == 1.0 and s.min_p == 0.0) or self._in(lane, place) else -1
