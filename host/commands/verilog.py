@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -37,7 +37,9 @@ def command(
     except ImportError as e:
         raise UserError(f"the generator cannot be loaded ({e}); install it: {advice('generate')}") from e
     with Console(stderr=True).status(f"generating the Verilog of {config.name}"):
-        wanted = {name: True for name, given in (("primitives", primitives), ("sources", sources)) if given}
+        wanted: dict[str, Any] = {
+            name: True for name, given in (("primitives", primitives), ("sources", sources)) if given
+        }
         text = accelerator_verilog(config, **wanted)
         files = {**beside(config, VERILOG, primitives=primitives), "tellme.v": text}
     for name, content in files.items():
