@@ -258,7 +258,7 @@ def _vivado(
     with console.status(f"generating {build}"):
         try:
             files = project(config, board, jobs=jobs, strategies=strategies, synthesis_only=synthesis_only)
-            files |= beside(config, PROJECT, project=True)
+            files |= beside(config, PROJECT, project=True, primitives=True)
         except ConfigError as e:
             raise UserError(str(e)) from e
         write(out, files, again=again)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,6 +23,9 @@ def command(
     primitives: Annotated[
         bool, typer.Option("--primitives", help="Instantiate the vendor's primitives where the board's chip has them.")
     ] = False,
+    sources: Annotated[
+        bool, typer.Option("--sources", help="Attributes src: the file and line that each signal comes from.")
+    ] = False,
 ) -> None:
     """Generate the Verilog of an accelerator, with what an engineer needs who has nothing else: README.md says what."""
     config = board(board_name, config_file, settings)
@@ -34,8 +37,11 @@ def command(
     except ImportError as e:
         raise UserError(f"the generator cannot be loaded ({e}); install it: {advice('generate')}") from e
     with Console(stderr=True).status(f"generating the Verilog of {config.name}"):
-        text = accelerator_verilog(config, primitives=True) if primitives else accelerator_verilog(config)
-        files = {**beside(config, VERILOG), "tellme.v": text}
+        wanted: dict[str, Any] = {
+            name: True for name, given in (("primitives", primitives), ("sources", sources)) if given
+        }
+        text = accelerator_verilog(config, **wanted)
+        files = {**beside(config, VERILOG, primitives=primitives), "tellme.v": text}
     for name, content in files.items():
         try:
             (out / name).parent.mkdir(parents=True, exist_ok=True)

@@ -62,6 +62,7 @@ def readme(config: AcceleratorConfig, files: Mapping[str, str], *, project: bool
             header=header.NAME,
             files=files,
             project=project,
+            primitives=any("primitives" in name for name in files),
             parameters=[(name, value, meanings[name]) for name, value in asdict(config).items()],
             slave=_channels(AxiLite(address_width=ADDRESS_BITS), "s_axi", master=False),
             master=_channels(Axi(data_bytes=config.port_bytes), "m_axi_<i>", master=True),
