@@ -395,10 +395,12 @@ def run_campaign(bench: Bench, a: argparse.Namespace) -> None:
         name = min(left, key=lambda n: spent[n])
         mutant = todo[name].pop(0)
         text = mutant.apply((ROOT / mutant.path).read_text())
-        outcome, what, seconds = bench.judge(mutant.path, text, mutant.line, TARGETS[name][1])
+        outcome, what, seconds = bench.judge(mutant.path, text, mutant.line, TARGETS[name][1], a.budget)
         spent[name] += seconds
         record = {k: v for k, v in asdict(mutant).items() if k != "start"}
         known[mutant.name] = record | {"outcome": outcome, "test": what, "seconds": round(seconds, 1)}
+        if outcome == "survived" and a.budget < float("inf"):
+            known[mutant.name]["budget"] = a.budget
         RESULTS.write_text("".join(json.dumps(r) + "\n" for r in known.values()))
         print(
             f"{outcome:9}{seconds:6.1f} s  {mutant.path}:{mutant.line} {mutant.old!r} to {mutant.new!r}  {what}",
@@ -413,6 +415,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="holes: names that match; campaign: targets, with commas")
     parser.add_argument("--count", type=int, default=500, help="mutants that the campaign draws")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="wall clock after which no mutant is begun")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=float("inf"),
+        help="show a mutant the quickest tests only, of so many seconds together; --again shows what survives more",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="run survivors of earlier runs again")
     parser.add_argument("--table", action="store_true", help="only write the table")

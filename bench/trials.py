@@ -11,6 +11,7 @@ import ast
 import contextlib
 import hashlib
 import importlib
+import itertools
 import os
 import pickle
 import shutil
@@ -85,10 +86,13 @@ class Profile:
     calls: dict[str, dict[int, set[str]]] = field(default_factory=dict)
     modules: set[str] = field(default_factory=set)
 
-    def order(self, path: str, function: int) -> list[str]:
-        """Tests that call a function, the quickest first; all, for a module's body, or a function that none is seen to call (but by a process of its own)."""
+    def order(self, path: str, function: int, budget: float = float("inf")) -> list[str]:
+        """Tests that call a function, the quickest first, as many as take so many seconds together; of all tests, for a module's body, or a function that
+        none is seen to call (but in a process of its own)."""
         reached = self.calls.get(path, {}).get(function, set()) if function else set()
-        return sorted(reached or self.seconds, key=lambda t: self.seconds[t])
+        tests = sorted(reached or self.seconds, key=lambda t: self.seconds[t])
+        sums = itertools.accumulate(self.seconds[t] for t in tests)
+        return [t for i, (t, total) in enumerate(zip(tests, sums, strict=True)) if total <= budget or i == 0]
 
 
 class _Tracer:
@@ -253,12 +257,14 @@ class Bench:
                 with contextlib.suppress(Exception):
                     importlib.import_module(name)
 
-    def judge(self, path: str, text: str, line: int, tests: Sequence[str]) -> tuple[str, str, float]:
-        """What becomes of a file's changed text: 'killed', 'hung' (killed by time) or 'survived'; by which test; seconds."""
+    def judge(
+        self, path: str, text: str, line: int, tests: Sequence[str], budget: float = float("inf")
+    ) -> tuple[str, str, float]:
+        """What becomes of a file's changed text: 'killed', 'hung' (killed by time) or 'survived'; by which test; seconds. budget: see `Profile.order`."""
         profile = self.profile(tests)
         place = self.folder / path
         before, stat = place.read_text(), place.stat()
-        chosen = profile.order(path, function_at(before, line))
+        chosen = profile.order(path, function_at(before, line), budget)
         built = set(self.cache.iterdir())
         begin = time.monotonic()
         outcome, what = "survived", ""

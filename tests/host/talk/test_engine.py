@@ -12,6 +12,7 @@ import pytest
 
 from tellme.golden import screen
 from tellme.golden.config import KV260, TINY
+from tellme.golden.kv import CACHE_FORMATS, CacheFormat
 from tellme.golden.shapes import BITNET_07B, BITNET_2B
 from tellme.golden.spec import ModelSpec
 from tellme.host.errors import UserError
@@ -484,6 +485,23 @@ def test_what_a_lane_costs_is_what_the_plan_says(spec: ModelSpec, keys: int) -> 
 
     for n in (4, 8, 9):
         assert estimate(n) / estimate(1) == pytest.approx(plan(n) / plan(1), rel=0.06), n
+
+
+@pytest.mark.parametrize("kv", CACHE_FORMATS.values(), ids=lambda c: c.name)
+def test_what_a_long_context_costs_is_what_the_plan_says(kv: CacheFormat) -> None:
+    """Of narrow keys and values fewer beats, and of narrow values half the queries at a time."""
+    config = replace(KV260, narrow_cache=True)
+    costs = Costs(BITNET_2B, config, kv)
+    memory = SustainedMemory(memory_timing("kv260", None), in_use(KV260, "sim").phases or None)
+
+    def plan(first: int, n: int) -> int:
+        return predict(
+            steps(BITNET_2B, config, range(first, first + n), [0] * n, n, kv=kv), config, memory
+        ).cycles  # fmt: skip
+
+    for n in (1, 4):
+        estimate = costs.cycles(range(3900, 3900 + n), [0] * n, n) / costs.cycles([10], [0], 1)
+        assert estimate == pytest.approx(plan(3900, n) / plan(10, 1), rel=0.02), n
 
 
 def test_what_is_measured_corrects_the_estimate() -> None:
