@@ -163,6 +163,13 @@ def _parts(component: object, platform: object) -> dict[str, object] | None:
     return {n: e for n, (e, _) in module._named_submodules.items()} if isinstance(module, Module) else None
 
 
+def children(config: AcceleratorConfig, platform: object) -> dict[str, object]:
+    """The blocks of an accelerator by name, none elaborated."""
+    found = _parts(Accelerator(config), platform)
+    assert found is not None
+    return found
+
+
 def check_blocks(config: AcceleratorConfig, blocks: Sequence[str]) -> None:
     """Refuses names of blocks without elaborating the whole accelerator.
 
@@ -173,8 +180,7 @@ def check_blocks(config: AcceleratorConfig, blocks: Sequence[str]) -> None:
     if not set(blocks) - {GLUE}:
         return
     platform = _platform(config)
-    top = _parts(Accelerator(config), platform)
-    assert top is not None
+    top = children(config, platform)
     for name in blocks:
         parts: dict[str, object] | None = top
         where = ""
