@@ -13,5 +13,4 @@ from tests.configurations import LARGE, SMALL, lint, speak
 def test_a_configuration_speaks_bit_exactly(name: str, tmp_path: Path) -> None:
     changes = {**SMALL, **LARGE}[name]
     lint(changes, tmp_path)
-    facts = speak(changes, tokens=6)
-    assert facts["passes"] >= 6 if "passes" in facts else True
+    speak(changes, tokens=6)

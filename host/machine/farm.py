@@ -5,6 +5,7 @@ Results do not depend on how many workers there are or in which order they end, 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,10 +61,14 @@ def farm(workers: int | None = None, scheduler: str | None = None) -> Iterator[R
         if scheduler is None:
             count = workers or len(os.sched_getaffinity(0))
             cluster = LocalCluster(
-                n_workers=count, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs="critical"
+                n_workers=count,
+                threads_per_worker=1,
+                processes=True,
+                dashboard_address=":0",
+                silence_logs=logging.CRITICAL,
             )
         client = Client(cluster or scheduler, timeout=CONNECT)
-    except (OSError, ValueError, TypeError) as e:
+    except (OSError, RuntimeError, TypeError, ValueError) as e:
         where = (
             f"--scheduler {scheduler}: no scheduler of dask.distributed answers" if scheduler else "no workers start"
         )

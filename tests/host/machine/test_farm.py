@@ -21,7 +21,7 @@ from tellme.host.errors import UserError
 from tellme.host.machine.exploration import KEPT
 from tellme.host.machine.farm import farm
 
-EXPLORE = ["explore", "--board", "ultra96v2", "--model", "demo", "--over", "group_size=2,3", "--over", "lanes=1,2", "--json"]
+EXPLORE = ["explore", "--board", "ultra96v2", "--model", "demo", "--over", "lanes=1,2", "--json"]
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,17 @@ def test_boards_of_a_file_are_known_to_workers(
     example = Path(__file__).parents[3] / "docs" / "examples" / "zcu102.toml"
     before = set(BOARDS)
     try:
-        arguments = ["explore", "--config", str(example), "--model", "demo", "--over", "lanes=1", "--scheduler", cluster[0]]
+        arguments = [
+            "explore",
+            "--config",
+            str(example),
+            "--model",
+            "demo",
+            "--over",
+            "lanes=1",
+            "--scheduler",
+            cluster[0],
+        ]
         result = CliRunner().invoke(app, [*arguments, "--json", "--no-picture", "--out", str(tmp_path)])
         assert result.exit_code == 0, result.output
         found = json.loads(result.stdout.splitlines()[-1])
