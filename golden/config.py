@@ -148,8 +148,8 @@ class AcceleratorConfig:
         power_of_two("max_features", 256, 65536)
         power_of_two("score_words", 64, 65536)
         power_of_two("fifo_beats", 64, 65536)
-        power_of_two("burst_beats", 1, 256)
-        power_of_two("outstanding", 1, 64)
+        power_of_two("burst_beats", 2, 256)
+        power_of_two("outstanding", 2, 64)
         power_of_two("max_descriptors", 16, 4096)
         power_of_two("screen_entries", 64, 65536)
         _require(self.beat_bytes in (16, 32, 64), f"ports * port_bytes must be 16, 32 or 64, not {self.beat_bytes}")
@@ -166,6 +166,14 @@ class AcceleratorConfig:
         _require(
             self.port_bytes * self.burst_beats <= 4096,
             f"burst_beats * port_bytes must be at most 4096 (AXI4), not {self.port_bytes * self.burst_beats}",
+        )
+        _require(
+            2 * self.burst_beats <= self.fifo_beats,
+            f"fifo_beats must be at least two bursts ({2 * self.burst_beats}), not {self.fifo_beats}",
+        )
+        _require(
+            self.lanes <= self.key_block,
+            f"lanes ({self.lanes}) must be at most a block of the cache ({self.key_block} keys): use a larger key_tile",
         )
         _require(
             self.max_context % self.key_block == 0,

@@ -28,6 +28,7 @@ SELFTEST = AcceleratorConfig(
     max_context=32,
     score_words=64,
     fifo_beats=64,
+    burst_beats=16,
     max_descriptors=16,
     clock_hz=80_000_000,
 )

@@ -329,7 +329,7 @@ def plan(
         c = replace(config, fifo_beats=depth)
         return predict(one, c, memory).cycles, sum(predict(m, c, memory).cycles for m in many)
 
-    table = [(d, fifo_memory(replace(config, fifo_beats=d)), *cycles(d)) for d in DEPTHS]
+    table = [(d, fifo_memory(replace(config, fifo_beats=d)), *cycles(d)) for d in DEPTHS if d >= 2 * config.burst_beats]
     best = table[-1]
     depth = next(d for d, _, a, b in table if a <= 1.001 * best[2] and b <= 1.001 * best[3])
     return Plan(

@@ -39,7 +39,7 @@ class Sizes:
 
     Raises
     ------
-    ValueError : pipes does not divide attention_lanes, or own keys that do not fit a tile.
+    ValueError : pipes does not divide attention_lanes.
     """
 
     config: AcceleratorConfig
@@ -53,8 +53,6 @@ class Sizes:
             raise ValueError(
                 f"pipes must be at most half of attention_lanes ({c.attention_lanes}) with a narrow cache, not {self.pipes}"
             )
-        if c.lanes > c.key_block:
-            raise ValueError(f"lanes ({c.lanes}) must be at most key_block ({c.key_block}): use a larger key_tile")
 
     @cached_property
     def depth(self) -> int:

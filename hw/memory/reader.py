@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
 from tellme.golden.boards import PHASE_PERIOD
-from tellme.golden.config import AcceleratorConfig, ConfigError
+from tellme.golden.config import AcceleratorConfig
 from tellme.golden.registers import ErrorCode
 from tellme.hw.memory.axi import (
     ADDRESS_WIDTH,
@@ -240,20 +240,9 @@ class StreamReader(wiring.Component):
     port_beat, port_stall : of each port, for counters: a beat came; a burst is owed and no beat came. A cycle late.
     level : beats in the emptiest port's FIFO, two cycles ago.
     m_axi : read channels of the ports.
-
-    Raises
-    ------
-    ConfigError : the FIFO holds less than two bursts, or burst_beats or outstanding is 1.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
-        if config.fifo_beats < 2 * config.burst_beats:
-            raise ConfigError(
-                f"fifo_beats must be at least two bursts ({2 * config.burst_beats}), not {config.fifo_beats}"
-            )
-        for field in ("burst_beats", "outstanding"):
-            if getattr(config, field) < 2:
-                raise ConfigError(f"{field} must be at least 2, not {getattr(config, field)}")
         self._config = config
         super().__init__(
             {

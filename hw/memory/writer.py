@@ -7,7 +7,7 @@ from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
-from tellme.golden.config import AcceleratorConfig, ConfigError
+from tellme.golden.config import AcceleratorConfig
 from tellme.golden.registers import ErrorCode
 from tellme.hw.memory.axi import (
     BURST_INCR,
@@ -219,15 +219,9 @@ class BeatWriter(wiring.Component):
     owed : responses that AXI owes each port.
     writes_count : a write was taken (and not dropped) in the cycle before.
     m_axi : write channels of the ports.
-
-    Raises
-    ------
-    ConfigError : outstanding is 1.
     """
 
     def __init__(self, config: AcceleratorConfig) -> None:
-        if config.outstanding < 2:
-            raise ConfigError(f"outstanding must be at least 2, not {config.outstanding}")
         self._config = config
         super().__init__(
             {

@@ -122,17 +122,21 @@ def flatten(files: Iterable[Path], top: str, *, glue: str = "top") -> Netlist:
     ----------
     files : JSON of Yosys's write_json.
     top : module at the top. Cells of its direct instances belong to a block of the instance's name, its own cells to
-        the block `glue`.
+        the block `glue`. Of its blocks those that the files have as black boxes only are left out.
 
     Raises
     ------
     ValueError : a module is missing.
     """
     modules: dict[str, Any] = {}
+    elsewhere: set[str] = set()
     for path in files:
         for name, module in json.loads(path.read_text())["modules"].items():
             if not int(module["attributes"].get("blackbox", "0"), 2):
                 modules[name] = module
+            elif name.startswith(f"{top}."):
+                elsewhere.add(name)
+    elsewhere -= modules.keys()
     if top not in modules:
         raise ValueError(f"the netlist has no module {top!r}; it has {', '.join(sorted(modules))}")
     parent: list[int] = []
@@ -173,7 +177,7 @@ def flatten(files: Iterable[Path], top: str, *, glue: str = "top") -> Netlist:
                         index = f"[{i + n.get('offset', 0)}]" if len(n["bits"]) > 1 else ""
                         names.append((base + b, f"{path}{net}{index}"))
         for cell, c in module["cells"].items():
-            if c["type"] == "$scopeinfo":
+            if c["type"] == "$scopeinfo" or c["type"] in elsewhere:
                 continue
             connected = {p: nets(b) for p, b in c["connections"].items()}
             if c["type"] in modules:

@@ -116,10 +116,7 @@ def synthesise(
     cache = cache or user_cache.prepare() / user_cache.syntheses().name
     modules = _modules(_rtlil(config, cache))
     board = BOARDS.get(config.name)
-    target = {
-        "family": "xcup" if board is None or board.ps == ZYNQMP else "xc7",
-        "options": "-uram" if board is None or board.urams else "",
-    }
+    target = target_of(config)
     chip = {} if board is None else _chip(board)
     chosen = list(dict.fromkeys(blocks)) or [GLUE, *_children(modules, TOP)]
     for name in chosen:
@@ -151,6 +148,15 @@ def synthesise(
     return Report(config.name, yosys.version(), chip, total, resources, highest, longest)
 
 
+def target_of(config: AcceleratorConfig) -> dict[str, str]:
+    """What Yosys maps to: family, and options of synth_xilinx."""
+    board = BOARDS.get(config.name)
+    return {
+        "family": "xcup" if board is None or board.ps == ZYNQMP else "xc7",
+        "options": "-uram" if board is None or board.urams else "",
+    }
+
+
 def _platform(config: AcceleratorConfig) -> object:
     return platform_of(config) or UltraScalePlus()
 
@@ -163,6 +169,13 @@ def _parts(component: object, platform: object) -> dict[str, object] | None:
     return {n: e for n, (e, _) in module._named_submodules.items()} if isinstance(module, Module) else None
 
 
+def children(config: AcceleratorConfig, platform: object) -> dict[str, object]:
+    """The blocks of an accelerator by name, none elaborated."""
+    found = _parts(Accelerator(config), platform)
+    assert found is not None
+    return found
+
+
 def check_blocks(config: AcceleratorConfig, blocks: Sequence[str]) -> None:
     """Refuses names of blocks without elaborating the whole accelerator.
 
@@ -173,8 +186,7 @@ def check_blocks(config: AcceleratorConfig, blocks: Sequence[str]) -> None:
     if not set(blocks) - {GLUE}:
         return
     platform = _platform(config)
-    top = _parts(Accelerator(config), platform)
-    assert top is not None
+    top = children(config, platform)
     for name in blocks:
         parts: dict[str, object] | None = top
         where = ""
@@ -243,16 +255,20 @@ def _black_box(name: str, text: str) -> str:
     return "\n".join(["attribute \\blackbox 1", f"module \\{name}", *ports, "end", ""])
 
 
+def block_text(modules: dict[str, str], block: str) -> tuple[str, str]:
+    """(Name of its top module, RTLIL) of a block."""
+    if block == GLUE:
+        children = _children(modules, TOP)
+        return TOP, modules[TOP] + "".join(_black_box(f"{TOP}.{b}", modules[f"{TOP}.{b}"]) for b in children)
+    top = f"{TOP}.{block}"
+    return top, "".join(t for m, t in modules.items() if m == top or m.startswith(f"{top}."))
+
+
 def _map(
     modules: dict[str, str], block: str, board: str, target: dict[str, str], progress: Progress, cache: Path
 ) -> Path:
     """The JSON netlist of a block, from the cache or from Yosys. The cache keeps the latest of each block of each board."""
-    if block == GLUE:
-        top = TOP
-        text = modules[TOP] + "".join(_black_box(f"{TOP}.{b}", modules[f"{TOP}.{b}"]) for b in _children(modules, TOP))
-    else:
-        top = f"{TOP}.{block}"
-        text = "".join(t for m, t in modules.items() if m == top or m.startswith(f"{top}."))
+    top, text = block_text(modules, block)
     mapping = [command.format(top=f"\\{top}", **target) for command in MAP]
     script = ["read_rtlil block.il", *mapping, "write_json netlist.json"]
     kept = cache / f"{board}-{block}-{digest(yosys.version(), text, *script)}.json"

@@ -23,13 +23,13 @@ CONFIGS = {
     # Two keys a beat, few lanes: small to build.
     "wide": AcceleratorConfig(
         name="wide", lanes=4, attention_lanes=4, key_tile=16, block_rows=64, max_hidden=256, max_features=1024,
-        max_kv_dim=256, max_heads=16, max_head_dim=128, max_context=256, score_words=512, fifo_beats=64,
+        max_kv_dim=256, max_heads=16, max_head_dim=128, max_context=256, score_words=512, fifo_beats=128,
         max_descriptors=16, narrow_cache=True,
     ),
     # One key a beat, but cells of 32 dims; one query at a time.
     "half": AcceleratorConfig(
         name="half", ports=2, lanes=2, attention_lanes=1, key_tile=16, block_rows=64, max_hidden=256, max_features=1024,
-        max_kv_dim=128, max_heads=16, max_head_dim=128, max_context=128, score_words=1024, fifo_beats=64,
+        max_kv_dim=128, max_heads=16, max_head_dim=128, max_context=128, score_words=1024, fifo_beats=128,
         max_descriptors=16,
     ),
 }  # fmt: skip

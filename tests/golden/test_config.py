@@ -48,7 +48,10 @@ from tellme.golden.config import KV260, PRESETS, ConfigError
         ("max_features", 4096, "max_features (4096) must be at least twice max_hidden"),
         ("narrow_cache", 1, "narrow_cache must be true or false, not 1"),
         ("narrow_cache", "true", "narrow_cache must be true or false, not 'true'"),
-        ("burst_beats", 512, "burst_beats must be a power of two from 1 to 256, not 512"),
+        ("burst_beats", 512, "burst_beats must be a power of two from 2 to 256, not 512"),
+        ("burst_beats", 1, "burst_beats must be a power of two from 2 to 256, not 1"),
+        ("outstanding", 1, "outstanding must be a power of two from 2 to 64, not 1"),
+        ("fifo_beats", 64, "fifo_beats must be at least two bursts (128), not 64"),
     ],
 )
 def test_a_parameter_outside_its_range_is_refused_by_name(field: str, value: Any, message: str) -> None:
@@ -61,6 +64,15 @@ def test_a_parameter_outside_its_range_is_refused_by_name(field: str, value: Any
 def test_no_parameter_takes_what_is_no_positive_whole_number(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=field):
         replace(KV260, **{field: value})
+
+
+def test_the_lanes_of_a_pass_fit_a_block_of_the_cache() -> None:
+    small = dict(ports=1, key_tile=16, score_words=4096)
+    assert replace(KV260, lanes=16, **small).key_block == 16
+    with pytest.raises(
+        ConfigError, match=re.escape("lanes (32) must be at most a block of the cache (16 keys): use a larger key_tile")
+    ):
+        replace(KV260, lanes=32, **small)
 
 
 def test_a_narrow_cache_needs_two_halves_of_the_attention_lanes() -> None:

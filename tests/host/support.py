@@ -37,6 +37,7 @@ WORD = AcceleratorConfig(
     max_context=128,
     score_words=256,
     fifo_beats=64,
+    burst_beats=16,
 )
 """Two ports, 32-byte beats: a third beat size beside the presets'; a score memory that small passes already fill."""
 

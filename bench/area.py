@@ -1,0 +1,106 @@
+"""`python -m bench.area`: synthesises the points that the area model is fitted to, and writes hw/synth/points.json.
+
+A point is a preset with changes; each of its blocks is mapped as `tellme synth` maps it. Blocks of the same RTLIL are mapped once, and
+what is found is kept beside the cache of syntheses, so that a run goes on where the last one stopped. All of it costs hours on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from tellme.golden.config import PRESETS, AcceleratorConfig
+from tellme.hw import cache as user_cache
+from tellme.hw.emit import to_rtlil
+from tellme.hw.synth import synthesis, yosys
+from tellme.hw.synth.estimate import POINTS, counts
+from tellme.hw.synth.netlist import Resources, flatten
+from tellme.hw.top import Accelerator
+
+TLMM, ATTENTION, ELEMENTWISE = ("tlmm",), ("attention",), ("elementwise",)
+LARGE = (*TLMM, *ATTENTION, *ELEMENTWISE)
+Place = tuple[str, dict[str, Any], tuple[str, ...]]
+ONE = {"lanes": 1, "attention_lanes": 1, "narrow_cache": False}
+
+PLACES: list[Place] = [
+    ("tiny", {}, TLMM),
+    ("tiny", {"ports": 4, "lanes": 2, "group_size": 4}, TLMM),
+    ("tiny", {"lanes": 2, "group_size": 2}, TLMM),
+    ("tiny", {**ONE, "group_size": 5}, TLMM),
+    ("tiny", {}, ATTENTION),
+    ("tiny", {}, ELEMENTWISE),
+    ("tiny", {"ports": 2, "lanes": 4, "group_size": 5}, TLMM),
+    ("tiny", {"lanes": 16, "group_size": 3, "block_rows": 512}, TLMM),
+    ("tiny", {**ONE, "ports": 2, "max_hidden": 1024, "max_features": 4096}, ELEMENTWISE),
+    ("tiny", {"ports": 2, "lanes": 2, "attention_lanes": 4, "max_context": 1024}, ATTENTION),
+    ("tiny", {}, ()),
+    ("tiny", {"ports": 4, "lanes": 4, "group_size": 2}, TLMM),
+    ("tiny", {"lanes": 8, "group_size": 4}, TLMM),
+    ("tiny", {**ONE}, ATTENTION),
+    ("tiny", {"lanes": 8}, ELEMENTWISE),
+    ("tiny", {"ports": 2, "lanes": 2, "fifo_beats": 1024, "outstanding": 4}, ()),
+    ("tiny", {"ports": 4, "lanes": 1, "group_size": 3}, TLMM),
+    ("tiny", {"ports": 4, "lanes": 8, "attention_lanes": 2}, ATTENTION),
+    ("tiny", {"ports": 4, "lanes": 4}, ELEMENTWISE),
+    ("tiny", {"ports": 4, "lanes": 16, "fifo_beats": 4096}, ()),
+    ("tiny", {"lanes": 8, "attention_lanes": 8}, ATTENTION),
+]
+"""Presets with changes, and which blocks; (): all but the largest three. In the order of what they tell."""
+
+
+def place(preset: str, changes: dict[str, Any]) -> AcceleratorConfig:
+    return replace(PRESETS[preset], **changes)
+
+
+def measure(config: AcceleratorConfig, only: tuple[str, ...], store: Path, cache: Path) -> dict[str, dict[str, float]]:
+    """Resources of blocks of a configuration: `only` these, or all but the largest."""
+    known: dict[str, dict[str, float]] = json.loads(store.read_text()) if store.exists() else {}
+    target = synthesis.target_of(config)
+    modules = synthesis._modules(to_rtlil(Accelerator(config), synthesis.TOP, synthesis._platform(config)))
+    blocks: dict[str, dict[str, float]] = {}
+    every = [synthesis.GLUE, *synthesis._children(modules, synthesis.TOP)]
+    for block in only or [b for b in every if b not in LARGE]:
+        key = synthesis.digest(yosys.version(), synthesis.block_text(modules, block)[1], json.dumps(target))
+        if key not in known:
+            began = time.monotonic(), os.times().children_user
+            path = synthesis._map(modules, block, config.name, target, lambda *_: None, cache)
+            top = synthesis.TOP if block == synthesis.GLUE else f"{synthesis.TOP}.{block}"
+            netlist = flatten([path], top, glue=synthesis.GLUE)
+            found = reduce(Resources.__add__, netlist.resources().values(), Resources()).record()
+            known[key] = {m: found[m] for m in ("lut", "ff", "dsp", "ramb36", "uram")}
+            synthesis.write(store, json.dumps(known))
+            took = time.monotonic() - began[0], os.times().children_user - began[1]
+            print(f"  {block}: {known[key]}, {took[0]:.0f} s, {took[1]:.0f} CPU s", file=sys.stderr, flush=True)
+        blocks[block] = known[key]
+    return blocks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", help="places of the list, as 0,3")
+    parser.add_argument("--out", type=Path, default=POINTS)
+    given = parser.parse_args()
+    cache = user_cache.prepare() / user_cache.syntheses().name
+    chosen = [int(n) for n in given.only.split(",")] if given.only else range(len(PLACES))
+    points = json.loads(given.out.read_text()) if given.out.exists() else []
+    for n in chosen:
+        config = place(*PLACES[n][:2])
+        print(f"{n}: {PLACES[n]}", file=sys.stderr, flush=True)
+        blocks = measure(config, PLACES[n][2], cache / "area.json", cache)
+        mine = next((p for p in points if p["config"] == asdict(config)), None)
+        if mine is None:
+            points.append(mine := {"config": asdict(config), "counts": {}, "blocks": {}})
+        mine["blocks"].update(blocks)
+        mine["counts"].update({b: c for b, c in counts(config, blocks).items()})
+        synthesis.write(given.out, json.dumps(points, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
