@@ -1,10 +1,15 @@
-"""What the host does for a pass beside the accelerator: scheduling, guesses, sampling. Processor time of one core here, and its share of a pass on the KV260.
+"""What the host does for a pass beside the accelerator: scheduling, guesses, sampling. Its share of a pass on the KV260.
 
     python -m bench.host [--slower N]
+    python -m bench.host --qemu qemu-aarch64 --root ROOT --numpy FOLDER [--cycles N]
 
-A Cortex-A53 at 1.3 GHz is taken to be SLOWER times as slow as a core here (an assumption: no board is at hand, and
-`--slower` takes another number). NumPy uses vectors of 128 bits here, as there, and no exponential in vectors, which it has not for the A53. One of the four cores is counted, as the engine's thread is one; the others are the server's.
-Passes are as long as the plan says, those with guesses too. Histories hold as many ended tokens as are remembered at most.
+Without a board there are two ways to say how long that is on a Cortex-A53 at 1.3 GHz. The first takes processor time here, on one core, and an A53 for SLOWER times as slow. The
+second counts the instructions of the same work, done by Python and NumPy for AArch64 under QEMU, and takes an A53 to need CYCLES cycles for one; so it does not depend on this machine nor on who else
+uses it. ROOT holds Debian's arm64 packages libc6, libpython3.11-stdlib, python3.11-minimal, libgcc-s1, libstdc++6, zlib1g and libexpat1, unpacked (`dpkg -x`), FOLDER NumPy's wheel for
+manylinux2014_aarch64; a C compiler makes the plugin that counts.
+
+NumPy uses vectors of 128 bits here, as there, and no exponential in vectors, which it has not for the A53. One of the four cores is counted, as the engine's thread is one; the others are the server's.
+Passes are as long as the plan says, those with guesses too. Histories hold as many ended tokens as are remembered at most (under QEMU an eighth).
 """
 
 from __future__ import annotations
@@ -16,14 +21,19 @@ os.environ.setdefault(
 )
 
 import argparse
+import ctypes
+import shlex
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.serving import KEYS, Plan
 from tellme.golden.config import KV260
 from tellme.golden.shapes import SHAPES
 from tellme.host.machine.costs import Costs
@@ -32,6 +42,8 @@ from tellme.host.talk.scheduler import Conversation, Scheduler
 from tellme.host.text.sampling import Sampler, Sampling, draw
 
 SLOWER = 10.0
+CYCLES = 1.25
+CLOCK_HZ = 1.3e9
 TIMES = 60
 WAYS = {
     "top-k 40, top-p 0.95": Sampling(temperature=0.8, top_k=40, top_p=0.95),
@@ -39,24 +51,57 @@ WAYS = {
     "temperature alone": Sampling(temperature=0.8),
 }
 CANDIDATES = 256
+MARK = 173
+"""Number of AArch64's getppid, which marks a place in the count."""
+PLUGIN = r"""
+#include <stdint.h>
+#include <stdio.h>
+/* The part of QEMU's plugin interface, version 1, that is used here; see its qemu-plugin.h. */
+typedef uint64_t id_t_;
+struct qemu_plugin_tb;
+extern void qemu_plugin_register_vcpu_tb_trans_cb(id_t_, void (*)(id_t_, struct qemu_plugin_tb *));
+extern size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *);
+extern void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *, void (*)(unsigned, void *), int, void *);
+extern void qemu_plugin_register_vcpu_syscall_cb(id_t_, void (*)(id_t_, unsigned, int64_t, uint64_t, uint64_t,
+    uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t));
+int qemu_plugin_version = 1;
+static uint64_t count;
+static void ran(unsigned cpu, void *n) { count += (uint64_t)n; }
+static void block(id_t_ id, struct qemu_plugin_tb *tb) {
+    qemu_plugin_register_vcpu_tb_exec_cb(tb, ran, 0, (void *)(uint64_t)qemu_plugin_tb_n_insns(tb));
+}
+static void call(id_t_ id, unsigned cpu, int64_t n, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e,
+    uint64_t f, uint64_t g, uint64_t h) {
+    if (n == MARK) fprintf(stderr, "count %llu\n", (unsigned long long)count);
+}
+int qemu_plugin_install(id_t_ id, const void *info, int argc, char **argv) {
+    qemu_plugin_register_vcpu_tb_trans_cb(id, block);
+    qemu_plugin_register_vcpu_syscall_cb(id, call);
+    return 0;
+}
+"""
 
 
-def took(function: Callable[[], object], percentile: float = 10) -> float:
-    """Processor seconds of one call, the lowest decile of many that are alike: the machine is shared, and caches with it."""
-    out = []
-    for _ in range(TIMES):
-        began = time.thread_time()
-        function()
-        out.append(time.thread_time() - began)
-    return float(np.percentile(out, percentile))
+@dataclass
+class Work:
+    """Something that is done for a pass.
+
+    Attributes
+    ----------
+    do : does it once. lanes : of that pass, asked for when it is done.
+    """
+
+    what: str
+    do: Callable[[], object]
+    lanes: Callable[[], int]
 
 
-def scheduling(name: str, count: int, speculate: bool) -> tuple[float, float]:
-    """Seconds of planning and completing a pass, with looking for guesses and learning from them; and guesses a pass."""
-    spec, keys = SHAPES[name], KEYS[name]
+def scheduling(name: str, keys: int, count: int, speculate: bool, memory: int) -> tuple[Callable[[], None], Drafts]:
+    """Plans and completes a pass, with looking for guesses and learning from them."""
+    spec = SHAPES[name]
     rng = np.random.default_rng(3)
     costs = Costs(spec, KV260)
-    context = keys + 10 * TIMES * KV260.lanes
+    context = keys + 20 * TIMES * KV260.lanes
     scheduler = Scheduler(KV260, spec.heads // spec.kv_heads, context, count, cost=costs.cycles)
     drafts = Drafts()
     words = [rng.integers(0, 2000, 40).tolist() for _ in range(200)]
@@ -64,7 +109,7 @@ def scheduling(name: str, count: int, speculate: bool) -> tuple[float, float]:
     def text(n: int) -> list[int]:
         return [t for _ in range(n // 40 + 1) for t in words[rng.integers(200)]][:n]
 
-    for key in range(10_000, 10_000 + MEMORY // 1024):
+    for key in range(10_000, 10_000 + memory // 1024):
         drafts.extend(key, text(1024))
         drafts.end(key)
     for _ in range(count):
@@ -75,9 +120,8 @@ def scheduling(name: str, count: int, speculate: bool) -> tuple[float, float]:
         planned = scheduler.plan()
         assert planned is not None
         scheduler.complete(planned, {p.conversation: [1] for p in planned.parts if p.chooses})
-
     # What each says next, of words that were said before: guesses are found, come true, and end.
-    following = {c: iter(text(8 * TIMES * KV260.lanes)) for c in scheduler.active}
+    following = {c: iter(text(15 * TIMES * KV260.lanes)) for c in scheduler.active}
 
     def step() -> None:
         planned = scheduler.plan((lambda c, most: drafts.guess(c.key, most)) if speculate else None)
@@ -99,50 +143,144 @@ def scheduling(name: str, count: int, speculate: bool) -> tuple[float, float]:
         given = planned.given
         costs.measured(given.positions, given.slots, given.head[1], 4_000_000)
 
-    seconds = took(step, 50)  # with guesses, passes differ
-    return seconds, drafts.drafted / TIMES
+    return step, drafts
 
 
-def drawing(sampling: Sampling, logits: NDArray[np.float32], count: int) -> float:
-    """Seconds of drawing the next token of so many sequences."""
+def drawing(sampling: Sampling, logits: NDArray[np.float32], count: int) -> Callable[[], object]:
+    """Draws the next token of so many sequences."""
     samplers = [Sampler(replace(sampling, seed=i)) for i in range(count)]
     rows, largest = np.stack([logits] * count), [float(logits.max())] * count
     draw(rows, samplers, largest)
-    return took(lambda: draw(rows, samplers, largest))
+    return lambda: draw(rows, samplers, largest)
+
+
+def works(name: str, keys: int, count: int, memory: int = MEMORY) -> list[Work]:
+    """All that is measured."""
+    # A hundred tokens that may come, and all others far below.
+    vocab = SHAPES[name].vocab
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 2, vocab).astype(np.float32)
+    logits[rng.integers(0, vocab, 100)] += rng.uniform(5, 20, 100).astype(np.float32)
+    plain, _ = scheduling(name, keys, count, False, memory)
+    guessing, drafts = scheduling(name, keys, count, True, memory)
+    passes = [0]
+
+    def guess() -> None:
+        passes[0] += 1
+        guessing()
+
+    few = np.partition(logits, -CANDIDATES)[-CANDIDATES:]
+    return [
+        Work("scheduling", plain, lambda: count),
+        Work("scheduling and guesses", guess, lambda: count + round(drafts.drafted / passes[0])),
+        *(Work(f"drawing, {way}", drawing(s, logits, count), lambda: count) for way, s in WAYS.items()),
+        Work(
+            f"drawing from {CANDIDATES} candidates",
+            drawing(WAYS["top-k 40, top-p 0.95"], few, count),
+            lambda: count,
+        ),
+    ]
+
+
+def took(function: Callable[[], object]) -> float:
+    """Processor seconds of one call, the median of many."""
+    out = []
+    for _ in range(TIMES):
+        began = time.thread_time()
+        function()
+        out.append(time.thread_time() - began)
+    return float(np.median(out))
+
+
+def marked(keys: dict[str, int]) -> None:
+    """Under QEMU: does everything between two marks, and says what it was."""
+    getppid = ctypes.CDLL(None).getppid
+    for name, k in keys.items():
+        for count in (1, 8):
+            for work in works(name, k, count, MEMORY // 8):
+                for _ in range(3):
+                    work.do()
+                getppid()
+                for _ in range(TIMES):
+                    work.do()
+                getppid()
+                print("work", name, count, work.lanes(), work.what, sep="\t", file=sys.stderr, flush=True)
+
+
+def counted(qemu: str, root: Path, numpy: Path, keys: dict[str, int]) -> list[tuple[str, int, int, str, float]]:
+    """Model, conversations, lanes, what, and instructions a pass."""
+    with tempfile.TemporaryDirectory() as folder:
+        plugin = Path(folder) / "count.so"
+        subprocess.run(
+            ["cc", "-shared", "-fPIC", "-O2", f"-DMARK={MARK}", "-x", "c", "-", "-o", str(plugin)],
+            input=PLUGIN,
+            text=True,
+            check=True,
+        )
+        command = [
+            *shlex.split(qemu), "-cpu", "cortex-a53", "-plugin", str(plugin), "-L", str(root),
+            "-E", f"PYTHONPATH={numpy}:{Path.cwd()}", "-E", "PYTHONDONTWRITEBYTECODE=1",
+            "-E", "LD_LIBRARY_PATH=/lib/aarch64-linux-gnu:/usr/lib/aarch64-linux-gnu",
+            str(root / "usr/bin/python3.11"), "-m", "bench.host", "--marks",
+            ",".join(f"{name}={k}" for name, k in keys.items()),
+        ]  # fmt: skip
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    out, counts = [], []
+    for line in done.stderr.splitlines():
+        if line.startswith("count "):
+            counts.append(int(line.split()[1]))
+        elif line.startswith("work\t"):
+            _, name, count, lanes, what = line.split("\t")
+            out.append((name, int(count), int(lanes), what, (counts[-1] - counts[-2]) / TIMES))
+    return out
 
 
 def main() -> None:
     """Prints a table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--slower", type=float, default=SLOWER)
-    slower = parser.parse_args().slower
-    if not slower > 0:
-        parser.error("--slower must be a positive number")
-    print("| model | conversations | what | here, ms a pass | share of a pass on the KV260 |\n|---|---|---|---|---|")
+    parser.add_argument("--cycles", type=float, default=CYCLES)
+    parser.add_argument("--qemu")
+    parser.add_argument("--root", type=Path)
+    parser.add_argument("--numpy", type=Path)
+    parser.add_argument("--marks", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.marks:
+        marked({name: int(k) for name, k in (part.split("=") for part in options.marks.split(","))})
+        return
+    if not (options.slower > 0 and options.cycles > 0):
+        parser.error("--slower and --cycles must be positive numbers")
+    if options.qemu and not (options.root and options.numpy):
+        parser.error("--qemu needs --root and --numpy")
+
+    from bench.serving import KEYS, Plan
+
+    plans = {name: Plan(SHAPES[name], KV260, "kv260") for name in KEYS}
+
+    def seconds(name: str, count: int, lanes: int) -> float:
+        """Of a pass with so many lanes, spread evenly."""
+        of = [lanes // count + (i < lanes % count) for i in range(count)]
+        positions = [KEYS[name] + k for n in of for k in range(n)]
+        return plans[name].exact(positions, [i for i, n in enumerate(of) for _ in range(n)], lanes) / KV260.clock_hz
+
+    if options.qemu:
+        print("| model | conversations | lanes | what | instructions, thousands | share of a pass on the KV260 |")
+        print("|---|---|---|---|---|---|")
+        for name, count, lanes, what, n in counted(options.qemu, options.root, options.numpy, KEYS):
+            share = n * options.cycles / CLOCK_HZ / seconds(name, count, lanes)
+            print(f"| {name} | {count} | {lanes} | {what} | {n / 1e3:,.0f} | {share:.1%} |")
+        return
+    print("| model | conversations | lanes | what | here, ms a pass | share of a pass on the KV260 |")
+    print("|---|---|---|---|---|---|")
     for name, keys in KEYS.items():
-        spec = SHAPES[name]
-        plan = Plan(spec, KV260, "kv260")
-        # A hundred tokens that may come, and all others far below.
-        rng = np.random.default_rng(1)
-        logits = rng.normal(0, 2, spec.vocab).astype(np.float32)
-        logits[rng.integers(0, spec.vocab, 100)] += rng.uniform(5, 20, 100).astype(np.float32)
         for count in (1, 8):
-            seconds = plan.exact([keys] * count, list(range(count)), count) / KV260.clock_hz
-            (plain, _), (guessed, sent) = (scheduling(name, count, s) for s in (False, True))
-            lanes = [i % count for i in range(count + round(sent))]
-            longer = plan.exact(
-                [keys + lanes[:i].count(s) for i, s in sorted(enumerate(lanes), key=lambda x: x[1])],
-                sorted(lanes),
-                len(lanes),
-            )
-            rows = {"scheduling": (plain, seconds)}
-            rows[f"scheduling and {sent:.1f} guesses"] = guessed, longer / KV260.clock_hz
-            for way, sampling in WAYS.items():
-                rows[f"drawing, {way}"] = drawing(sampling, logits, count), seconds
-            few = drawing(WAYS["top-k 40, top-p 0.95"], np.partition(logits, -CANDIDATES)[-CANDIDATES:], count)
-            rows[f"drawing from {CANDIDATES} candidates"] = few, seconds
-            for what, (t, of) in rows.items():
-                print(f"| {name} | {count} | {what} | {1e3 * t:.3f} | {t * slower / of:.1%} |", flush=True)
+            for work in works(name, keys, count):
+                t = took(work.do)
+                lanes = work.lanes()
+                share = t * options.slower / seconds(name, count, lanes)
+                print(f"| {name} | {count} | {lanes} | {work.what} | {1e3 * t:.3f} | {share:.1%} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from tellme.host.machine.program import compile_program
 from tellme.host.machine.screening import choose
 from tellme.host.machine.simulation import check_simulator, memory_timing
 from tellme.host.talk.engine import Engine
+from tellme.host.talk.scheduler import RISE
 from tellme.host.text.defaults import sampling_of
 
 KEY = "TELLME_API_KEY"
@@ -70,6 +71,10 @@ def command(
     grace: Annotated[
         int, typer.Option("--grace", help="Seconds that answers have to end when the server is told to.")
     ] = 30,
+    rise: Annotated[
+        float,
+        typer.Option("--rise", help="Times as long as usual that others may wait for a token while a prompt is read."),
+    ] = RISE,
     speculate: Annotated[bool, typer.Option("--speculate/--no-speculate", help="Guess tokens where it pays.")] = True,
     head: HeadMode = None,
     candidates: Candidates = None,
@@ -94,8 +99,9 @@ def command(
         ("--max-body", max_body, 1),
         ("--max-seconds", max_seconds, 1),
         ("--grace", grace, 0),
+        ("--rise", rise, 1),
     ):
-        if value < low or (what == "--port" and value > 65535):
+        if not value >= low or (what == "--port" and value > 65535):
             raise UserError(
                 f"{what} must be {'from 0 to 65535' if what == '--port' else f'at least {low}'}, not {value}"
             )
@@ -121,7 +127,9 @@ def command(
             backend, opened, path, program, console, memory=memory, bitstream=bitstream, latent=latent, head=choice
         ) as machine:
             ends = frozenset(opened.eos_ids) | tokenizer.end_ids
-            service = Service(Engine(machine, queue=queue), tokenizer, ends, speculate=speculate, limit_s=max_seconds)
+            service = Service(
+                Engine(machine, queue=queue, rise=rise), tokenizer, ends, speculate=speculate, limit_s=max_seconds
+            )
             hosts = ("localhost", "127.0.0.1", "[::1]", host) if _loopback(host) else ("*",)
             shown = name or (model if model == "demo" else opened.name)
             server = Server(

@@ -14,7 +14,7 @@ from tellme.host.errors import CheckError, UserError
 from tellme.host.machine.costs import Costs
 from tellme.host.machine.passes import Backend, Pass, PassResult
 from tellme.host.talk.drafts import Draft, Drafts
-from tellme.host.talk.scheduler import Conversation, Part, Planned, Scheduler, common
+from tellme.host.talk.scheduler import RISE, Conversation, Part, Planned, Scheduler, common
 from tellme.host.text.sampling import Sampler, Sampling, draw
 
 
@@ -198,11 +198,20 @@ class Engine:
     ----------
     backend : what runs the passes; all its cache slots are the engine's.
     queue : most requests that may wait for a slot.
+    rise : what the time between two tokens of a conversation may rise to on average while others' prompts go through.
     whole_prompts : a prompt goes through as a whole while nobody else is there (the golden model does that faster); who comes meanwhile waits for it.
     all_logits : compute the head for every token of such a prompt.
     """
 
-    def __init__(self, backend: Backend, *, queue: int = 64, whole_prompts: bool = False, all_logits: bool = False):
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        queue: int = 64,
+        rise: float = RISE,
+        whole_prompts: bool = False,
+        all_logits: bool = False,
+    ):
         self.backend = backend
         self.costs = None if backend.spec is None else Costs(backend.spec, backend.config, backend.kv)
         self.scheduler = Scheduler(
@@ -211,6 +220,7 @@ class Engine:
             backend.context,
             backend.slots,
             queue=queue,
+            rise=rise,
             cost=None if self.costs is None else self.costs.cycles,
             kv=backend.kv,
         )

@@ -31,6 +31,9 @@ COLD = 1e-30
 """Temperature below which everything is weighed: far logits would be none in single precision."""
 TRIES = 32
 """Numbers that fall on nothing, one after the other, before everything is weighed."""
+LONG = 1 << 16
+"""Logits of a sequence from which on they are looked through in words."""
+FOLD = 16
 WIDE = 1024
 """Near tokens of a lane from which on it is drawn for itself."""
 
@@ -239,6 +242,27 @@ def _exactly(values: NDArray[np.float32], sampler: Sampler) -> int:
     return int(places[np.searchsorted(cumulative, u, side="right")])
 
 
+def _not_below(logits: NDArray[np.float32], limits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Places in logits float32[sequences, n], taken as one row, ascending, of what is not less than its sequence's limit. What is not a number is not less."""
+    count, n = logits.shape
+    if n < LONG:
+        return np.flatnonzero(~(logits < limits[:, None]))
+    # Few are found, so FOLD words of eight truths each are looked at together first.
+    columns = -(-n // (8 * FOLD))
+    below = np.empty((count, 8 * FOLD * columns), np.bool_)
+    below[:, n:] = True
+    np.less(logits, limits[:, None], out=below[:, :n])
+    words = below.view(np.uint64).reshape(count, FOLD, columns)
+    hit = np.flatnonzero(np.bitwise_and.reduce(words, axis=1) != np.uint64(0x0101010101010101))
+    rows, column = np.divmod(hit, columns)
+    at = np.flatnonzero(~words[rows, :, column].view(np.bool_))
+    which, inside = np.divmod(at, 8 * FOLD)
+    first = rows * n + 8 * column
+    found = first[which] + (inside >> 3) * (8 * columns) + (inside & 7)
+    found.sort()
+    return found
+
+
 class _Near:
     """Weights of the tokens that are not far, in rows as long as the longest; weight 0 behind a row's last.
 
@@ -256,9 +280,7 @@ class _Near:
         low = [m - t * (math.log(k) + far) for m, t, k in zip(largest, warmth, most, strict=True)]
         limits = np.array(low, np.float32)
         self._low: list[float] = limits.tolist()
-        # What is not a number is not far either.
-        below = np.less(logits, limits[:, None])
-        found = np.flatnonzero(np.logical_not(below, out=below))
+        found = _not_below(logits, limits)
         starts = np.searchsorted(found, np.arange(0, logits.size + 1, n))
         ends: list[int] = starts.tolist()
         self._counts = counts = [b - a for a, b in zip(ends, ends[1:], strict=False)]
@@ -349,7 +371,7 @@ class _Near:
             if kept and s.top_p < 1.0:
                 kept = self._reaches(lane, mass)
                 if kept is None:  # with fewer far ones
-                    kept = self._alone(lane, 4 * FAR)._reaches(0, mass)
+                    kept = self._alone(lane, 2 * FAR)._reaches(0, mass)
                 if kept is None:
                     kept = self._in(lane, place)
             out.append(place if kept else -1)

@@ -15,8 +15,10 @@ from urllib.parse import urlparse
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from typer.testing import CliRunner
 
 from tellme.golden.config import TINY
+from tellme.host import cli
 from tellme.host.image.model import Model, demo_folder
 from tellme.host.machine.backends import GoldenBackend
 from tellme.host.talk.generate import Generation
@@ -487,3 +489,17 @@ def test_a_key_a_full_queue_and_an_end_that_waits() -> None:
         if server.process.poll() is None:
             server.process.kill()
             server.process.wait()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--port", "65536", "--port must be from 0 to 65535, not 65536"),
+        ("--max-seconds", "nan", "--max-seconds must be at least 1, not nan"),
+        ("--rise", "0.9", "--rise must be at least 1, not 0.9"),
+        ("--rise", "nan", "--rise must be at least 1, not nan"),
+    ],
+)
+def test_options_out_of_range_are_refused(option: str, value: str, message: str) -> None:
+    done = CliRunner().invoke(cli.app, ["serve", "--backend", "golden", option, value])
+    assert done.exit_code == 2 and message in " ".join(done.stderr.split())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tellme.host.errors import UserError
-from tellme.host.text.sampling import Sampler, Sampling, distribution, draw
+from tellme.host.text.sampling import LONG, Sampler, Sampling, _not_below, distribution, draw
 
 SEED = 20
 
@@ -167,6 +167,18 @@ def test_draws_follow_the_exact_distribution(n: int, sampling: Sampling):
     kept = expected > 0
     chi2 = ((seen - expected)[kept] ** 2 / expected[kept]).sum()
     assert chi2 < 62.0, f"chi-squared {chi2:.1f} of {kept.sum() - 1} degrees of freedom"
+
+
+@pytest.mark.parametrize("n", [1, 50, 4099, LONG - 1, LONG, LONG + 1])
+def test_what_is_not_below_is_found_wherever_it_is(n: int):
+    rng = np.random.default_rng([SEED, n])
+    for share in (0.0, 1e-3, 0.3, 1.0):
+        x = rng.normal(0, 1, (3, n)).astype(np.float32)
+        limits = np.quantile(x, 1 - share, axis=1).astype(np.float32)
+        x[0, rng.integers(n)] = np.nan
+        x[1, [0, -1]] = np.inf, -np.inf
+        x[2, -1] = limits[2]
+        np.testing.assert_array_equal(_not_below(x, limits), np.flatnonzero(~(x < limits[:, None])))
 
 
 def test_what_one_draws_depends_on_no_other():
