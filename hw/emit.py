@@ -48,16 +48,13 @@ _COUNTED = re.compile(r"(?m)^  reg (?:signed )?(?:\[\d+:\d+\] )?(_\d+_);$")
 def _place(where: str) -> str:
     """File and line, from the repository or the package."""
     path, _, line = where.rpartition(":")
-    here = Path(__file__).resolve().parent
-    roots = [
-        (here, "hw"),
-        (here.parent / "tellme" / "hw", "hw"),
-        (Path(amaranth.__file__).resolve().parent, "amaranth"),
-    ]
-    found = Path(path)
-    for root, name in roots:
+    found = Path(path).resolve()
+    for root, prefix in (
+        (Path(__file__).resolve().parents[1], ""),
+        (Path(amaranth.__file__).resolve().parent, "amaranth/"),
+    ):
         if found.is_relative_to(root):
-            return f"{name}/{found.relative_to(root).as_posix()}:{line}"
+            return f"{prefix}{found.relative_to(root).as_posix()}:{line}"
     return f"{found.name}:{line}"
 
 

@@ -90,6 +90,7 @@ class Names:
         self._covers: list[dict[int, list[tuple[str, Any]]]] = []
         self._roots: dict[int, str] = {}
         self._consumers = self._find_consumers()
+        self._ports = [{value for value, _ in m.ports.values()} for m in netlist.modules]
         renamed: list[dict[str, str]] = []
         for index, module in enumerate(netlist.modules):
             self._name_inside(index, module)
@@ -127,8 +128,19 @@ class Names:
             if name.startswith("$"):
                 private.append(signal)
                 continue
-            module.signal_names[signal] = renamed[name] = self.scopes[index].take(plain(_COUNTED.sub("", name)))
+            wanted = plain(_COUNTED.sub("", name))
+            if wanted in self.scopes[index].taken:
+                wanted = self._owner(module, signal, wanted) or wanted
+            module.signal_names[signal] = renamed[name] = self.scopes[index].take(wanted)
         return private, renamed
+
+    def _owner(self, module: Any, signal: Any, name: str) -> str | None:
+        """With the instance before it, the name of a signal that several instances have: one of its ports, most likely."""
+        for child in module.submodules:
+            inner = self.netlist.modules[child]
+            if signal in inner.signal_names and self.netlist.signals[signal] in self._ports[child]:
+                return f"{inner.name[-1]}__{name}"
+        return None
 
     def _find_covers(self, module: Any) -> dict[int, list[tuple[str, Any]]]:
         """For each net of a module the names that hold it, fields before signals: (name, nets)."""

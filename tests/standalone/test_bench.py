@@ -1,19 +1,47 @@
-"""What the test bench in the folder of `tellme verilog` replays: whole, for every configuration, and quick to make."""
+"""The test bench in the folder of `tellme verilog`: whole for every configuration; run by its Makefile it passes, and fails for a wrong bit."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from tellme.golden.boards import build_name
 from tellme.golden.config import PRESETS, TINY, AcceleratorConfig
 from tellme.golden.registers import offset
+from tellme.host.cli import app
 from tellme.host.machine.recording import record, small_model
+from tellme.sim.runner import verilator
 from tellme.sim.standalone import bench
 from tellme.sim.standalone.bench import Kind
+
+MUTANTS = (
+    ("tlmm_unpacker", "index__15", 0),
+    ("tlmm_builder", "value_13", 0),
+    ("tlmm_tree", "sums__1", 0),
+    ("tlmm_accumulator", "write__data", 0),
+    ("elementwise_loader", "x", 0),
+    ("elementwise_statistics", "best_delayed", 0),
+    ("elementwise_scales", "query_scale", 23),
+    ("elementwise_quantiser", "place_info_delayed", 0),
+    ("attention_queries", "load_word_d2", 0),
+    ("attention_array", "dots", 0),
+    ("attention_array", "sums__data", 0),
+    ("attention_weight", "weight_address", 0),
+    ("kv_writer", "writes__payload", 0),
+    ("screened_head_scorer", "bound", 32),
+    ("screened_head_scorer", "best_row", 0),
+    ("executor", "descriptor_1", 0),
+    ("fetcher", "index", 0),
+    ("registers", "bus__rdata", 0),
+)
+"""Module, register and the bit of it that is inverted: in every block."""
 
 CONFIGS = {
     **PRESETS,
@@ -67,3 +95,67 @@ def test_the_files_are_those_of_the_recording() -> None:
         assert all(word not in text for word in ("{%", "/work", "/tmp", "/home", "/root")), name
     assert build_name(TINY) in files["sim/testbench.sv"] and "../tellme.v" in files["sim/Makefile"]
     assert "primitives" not in "".join(bench.files(TINY, found, "../tellme.v", primitives=False))
+
+
+def mutated(verilog: str) -> str:
+    """The Verilog, in which `testbench.mutant` says which mutant it is; 0: none."""
+    parts = re.split(r"(?m)^(?=module )", verilog)
+    for number, (module, register, bit) in enumerate(MUTANTS, 1):
+        (place,) = (i for i, p in enumerate(parts) if re.match(rf"module tellme_{module}\(", p))
+        wrong = rf"{register} <= (\1) ^ (256'(testbench.mutant == {number}) << {bit});"
+        parts[place], count = re.subn(rf"\b{register} <= ([^;]+);", wrong, parts[place])
+        assert count, (module, register)
+    return "".join(parts)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`sim/`, built by its Makefile with plain Verilator."""
+    out = tmp_path_factory.mktemp("verilog")
+    r = CliRunner().invoke(app, ["verilog", "--board", "tiny", "--set", "lanes=2", "--out", str(out)])
+    assert r.exit_code == 0, r.output
+    (out / "tellme.v").write_text(mutated((out / "tellme.v").read_text()))
+    bench_file = out / "sim/testbench.sv"
+    told = 'int mutant = 0;\n    initial void\'($value$plusargs("mutant=%d", mutant));\n    initial begin\n'
+    text = bench_file.read_text()
+    bench_file.write_text(text.replace("initial begin\n", told, 1))
+    environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHONPATH")}
+    command = ["make", "-C", str(out / "sim"), f"VERILATOR={verilator() / 'bin' / 'verilator'}"]
+    made = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout[-3000:] + made.stderr[-3000:]
+    assert re.search(r"(?m)^PASS: tellme-tiny-\w{8}, 3 passes, \d+ registers, \d+ beats of memory$", made.stdout)
+    assert not re.search(r"(?m)^FAIL", made.stdout)
+    return out / "sim"
+
+
+def simulated(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["obj_dir/simulation", *arguments], cwd=folder, capture_output=True, text=True)
+
+
+def test_it_passes_and_says_so(folder: Path) -> None:
+    r = simulated(folder)
+    assert r.returncode == 0 and "\nPASS: " in r.stdout and "FAIL" not in r.stdout, r.stdout + r.stderr
+
+
+@pytest.mark.parametrize("number", range(1, len(MUTANTS) + 1), ids=[f"{m}.{r}" for m, r, _ in MUTANTS])
+def test_it_fails_for_one_wrong_bit_of_the_rtl(folder: Path, number: int) -> None:
+    r = simulated(folder, f"+mutant={number}")
+    assert r.returncode != 0 and "PASS" not in r.stdout, r.stdout
+    assert "FAIL: tellme-tiny-" in r.stdout or "port 0: " in r.stdout, r.stdout
+
+
+@pytest.mark.parametrize("file", ["script.hex", "load0.hex", "load2.hex", "result0.hex", "result1.hex", "result2.hex"])
+def test_it_fails_for_one_wrong_bit_of_what_is_recorded(folder: Path, file: str) -> None:
+    """Of the script the lowest bit of the last value that is expected; of memory the highest of the last beat."""
+    whole = (folder / file).read_text()
+    lines = whole.splitlines()
+    at = max(i for i, line in enumerate(lines) if file != "script.hex" or line.startswith("01"))
+    word = lines[at]
+    flipped = int(word, 16) ^ (1 if file == "script.hex" else 1 << 4 * len(word) - 1)
+    lines[at] = f"{flipped:0{len(word)}x}"
+    (folder / file).write_text("\n".join(lines) + "\n")
+    try:
+        r = simulated(folder)
+    finally:
+        (folder / file).write_text(whole)
+    assert r.returncode != 0 and "FAIL: tellme-tiny-" in r.stdout and "PASS" not in r.stdout, r.stdout

@@ -13,7 +13,7 @@ from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import TINY
 from tellme.hw import emit
-from tellme.hw.names import KEYWORDS
+from tellme.hw.names import KEYWORDS, Scope, plain
 from tellme.hw.primitives import Inferred, UltraScalePlus
 from tellme.hw.top import Accelerator
 
@@ -125,8 +125,40 @@ def test_nothing_but_names_differs(component: Callable[[], Elaboratable], platfo
     renamed = same(old, new)
     assert not [n for n in wires(new) if not re.fullmatch(r"\\[A-Za-z_]\w*", n) or n[1:] in KEYWORDS]
     assert all(re.fullmatch(r"\\[A-Za-z]\w*", module) for module in renamed)
-    # What had a name that needs no mending keeps it.
+    # What had a name that needs no mending keeps it, but for an instance before it and a number behind it.
     for names in renamed.values():
         for was, now in names.items():
             if re.fullmatch(r"\\[A-Za-z]\w*", was) and was[1:] not in KEYWORDS and "___" not in was:
-                assert re.sub(r"_\d+$", "", now) in (was, re.sub(r"_\d+$", "", was)), (was, now)
+                assert re.fullmatch(rf"\\(\w+__)?{re.sub(r'_[0-9]+$', '', was[1:])}(_[0-9]+)*", now), (was, now)
+
+
+def test_sources_are_from_the_repository_and_lead_to_the_line() -> None:
+    text = emit.to_readable_verilog(Outer(), "top", sources=True)
+    found = set(re.findall(r'src = "([^"]*)"', text))
+    own = {p for p in found if p.startswith("tests/synth/test_names.py:")}
+    assert own and all(p.startswith("amaranth/") for p in found - own), found - own
+    lines = Path(__file__).read_text().splitlines()
+    number = next(int(p.rpartition(":")[2]) for p in own if "begin = Signal(8)" in lines[int(p.rpartition(":")[2]) - 1])
+    assert re.search(rf'src = "tests/synth/test_names.py:{number}" \*\)\n  reg \[7:0\] begin__1\b', text)
+    assert "src" not in emit.to_readable_verilog(Outer(), "top")
+
+
+def test_yosys_own_names_are_none_of_the_text() -> None:
+    text = emit.to_readable_verilog(Accelerator(TINY), "tellme", Inferred(ultra_ram=True), separator="_")
+    assert "\\" not in text and "$" not in re.sub(r"\$(signed|unsigned|display|write|finish|fatal)\b", "", text)
+    assert not re.search(r"\b_\d+_\b", text)
+    for part in re.split(r"(?m)^(?=module )", text)[1:]:
+        declared = re.findall(r"(?m)^  (?:wire|reg) (?:signed )?(?:\[\d+:\d+\] )?(\w+)", part)
+        declared += re.findall(r"(?m)^  \w+ (\w+) \($", part)
+        assert len(declared) == len(set(declared)), part.split("(")[0]
+        assert not KEYWORDS & set(declared)
+    # Where a report says an instance, the module says the same, and the source the file.
+    assert re.search(r"(?m)^  tellme_tlmm_tree tree \($", text) and re.search(r"(?m)^module tellme_tlmm_tree\(", text)
+
+
+def test_plain_names_and_scopes() -> None:
+    assert [plain(n) for n in ("a.b[3]", "begin", "3x", "$signature__data", "", "é")] == [
+        "a_b_3", "begin_", "n3x", "signature__data", "unnamed", "unnamed",
+    ]  # fmt: skip
+    scope = Scope()
+    assert [scope.take(n) for n in ("a", "a", "a_1", "a", "a_1")] == ["a", "a_1", "a_1_1", "a_2", "a_1_2"]
