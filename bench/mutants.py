@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench.holes import FORMAL, HOLES, READS, WRITES
-from bench.trials import ROOT, Bench
+from bench.trials import ROOT, Bench, Trial
 
 RESULTS = ROOT / "docs" / "measurements" / "mutants.jsonl"
 TABLE = ROOT / "docs" / "measurements" / "mutants.md"
@@ -365,6 +365,7 @@ def write_table(seed: int, count: int) -> None:
 def run_holes(bench: Bench, only: str) -> int:
     """The mistakes that once no test saw, each with its own tests; returns how many live."""
     alive = 0
+    by_tests: dict[tuple[str, ...], list[Trial]] = {}
     for hole in HOLES:
         if not re.search(only, hole.name):
             continue
@@ -374,38 +375,39 @@ def run_holes(bench: Bench, only: str) -> int:
                 f"{hole.name}: {hole.path} holds {text.count(hole.old)} times {hole.old!r}; mend bench/holes.py"
             )
         line = text[: text.index(hole.old)].count("\n") + 1
-        outcome, what, seconds = bench.judge(hole.path, text.replace(hole.old, hole.new), line, hole.tests)
-        alive += outcome == "survived"
-        print(f"{outcome:9}{seconds:6.0f} s  {hole.name}  {what}", flush=True)
+        trial = Trial(hole.name, hole.path, text.replace(hole.old, hole.new), line)
+        by_tests.setdefault(hole.tests, []).append(trial)
+    for tests, trials in by_tests.items():
+        for trial, outcome, what, seconds in bench.judge_all(tests, trials, float("inf")):
+            alive += outcome == "survived"
+            print(f"{outcome:9}{seconds:6.0f} s  {trial.name}  {what}", flush=True)
     return alive
 
 
 def run_campaign(bench: Bench, a: argparse.Namespace) -> None:
-    """Runs what has no result yet (`--again`: the survivors). The next is of the target that has had the least time, so that quick ones come to their end and
-    slow ones come to something."""
-    begin = time.monotonic()
+    """Runs what has no result yet (`--again`: the survivors), target by target, each for a while, so that quick ones come to their end and slow ones to something."""
+    end = time.monotonic() + a.seconds
     known = results()
-    campaign = chosen(a.seed, a.only.split(",") if a.only else list(TARGETS), a.count)
     todo = {
         name: [m for m in of if m.name not in known or (a.again and known[m.name]["outcome"] == "survived")]
-        for name, of in campaign.items()
+        for name, of in chosen(a.seed, a.only.split(",") if a.only else list(TARGETS), a.count).items()
     }
-    spent = {n: sum(float(str(known[m.name]["seconds"])) for m in of if m.name in known) for n, of in campaign.items()}
-    while (left := [n for n in todo if todo[n]]) and time.monotonic() - begin < a.seconds:
-        name = min(left, key=lambda n: spent[n])
-        mutant = todo[name].pop(0)
-        text = mutant.apply((ROOT / mutant.path).read_text())
-        outcome, what, seconds = bench.judge(mutant.path, text, mutant.line, TARGETS[name][1], a.budget)
-        spent[name] += seconds
-        record = {k: v for k, v in asdict(mutant).items() if k != "start"}
-        known[mutant.name] = record | {"outcome": outcome, "test": what, "seconds": round(seconds, 1)}
-        if outcome == "survived" and a.budget < float("inf"):
-            known[mutant.name]["budget"] = a.budget
-        RESULTS.write_text("".join(json.dumps(r) + "\n" for r in known.values()))
-        print(
-            f"{outcome:9}{seconds:6.1f} s  {mutant.path}:{mutant.line} {mutant.old!r} to {mutant.new!r}  {what}",
-            flush=True,
-        )
+    while (left := [n for n in todo if todo[n]]) and time.monotonic() < end:
+        for name in left:
+            by_name = {m.name: m for m in todo[name]}
+            trials = [Trial(m.name, m.path, m.apply((ROOT / m.path).read_text()), m.line, a.budget) for m in todo[name]]
+            for trial, outcome, what, seconds in bench.judge_all(
+                TARGETS[name][1], trials, min(a.turn, end - time.monotonic())
+            ):
+                mutant = by_name[trial.name]
+                todo[name].remove(mutant)
+                record = {k: v for k, v in asdict(mutant).items() if k != "start"}
+                known[mutant.name] = record | {"outcome": outcome, "test": what, "seconds": round(seconds, 1)}
+                if outcome == "survived" and a.budget < float("inf"):
+                    known[mutant.name]["budget"] = a.budget
+                RESULTS.write_text("".join(json.dumps(r) + "\n" for r in known.values()))
+                change = f"{mutant.path}:{mutant.line} {mutant.old!r} to {mutant.new!r}"
+                print(f"{outcome:9}{seconds:6.1f} s  {change}  {what}", flush=True)
 
 
 def main() -> None:
@@ -421,6 +423,7 @@ def main() -> None:
         default=float("inf"),
         help="show a mutant the quickest tests only, of so many seconds together; --again shows what survives more",
     )
+    parser.add_argument("--turn", type=float, default=120, help="seconds that a target has until it is another's turn")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="run survivors of earlier runs again")
     parser.add_argument("--table", action="store_true", help="only write the table")

@@ -1,17 +1,20 @@
-"""Whether tests see a mistake: a copy of the sources in which one file at a time is changed, and a process that has what tests import already.
+"""Whether tests see a mistake: a copy of the sources in which one file at a time is changed, and processes that have imported and collected all already.
 
-What a trial costs is mostly what Python needs to start, to import, and to run tests that never come to the changed line. So a server imports the packages of
-others once, and each trial is a fork of it; and tests are run once without a mistake, under a trace that says which functions each of them calls. A mistake
-in a function is then shown to the tests that call it, the quickest first, up to the first that fails; any other mistake to all tests.
+What a trial costs is mostly what Python needs to start, to import and to collect, and tests that never come to the changed line. So tests are run once without a mistake, under a
+trace that says which functions each of them calls. Then pytest collects them once, and each trial is a fork of that process, in which the code of the changed function takes the
+place of the old one, wherever it is referred to; the tests that call it run, the quickest first, up to the first that fails. What is changed outside of functions is read again by a
+process that has imported the packages of others only, and shown to all tests.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import gc
 import hashlib
 import importlib
 import itertools
+import json
 import os
 import pickle
 import shutil
@@ -20,7 +23,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+import types
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PATIENCE = 6.0
 """Times what the tests take without a mistake, after which a mutant counts as killed (it hangs)."""
-LEAST_SECONDS = 90.0
+LEAST_SECONDS = 60.0
 OURS = ("tellme", "tests", "bench")
 SOURCES = ("golden", "hw", "sim", "host")
 PRELOADED = (
@@ -156,6 +160,130 @@ class _Chosen:
             self.failed = report.nodeid
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A changed file: its path, its text, the line of the change, and the seconds that its tests may take together (see `Profile.order`)."""
+
+    name: str
+    path: str
+    text: str
+    line: int
+    budget: float = float("inf")
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A code object and all within it."""
+    yield code
+    for part in code.co_consts:
+        if isinstance(part, types.CodeType):
+            yield from _codes(part)
+
+
+def outermost(text: str, line: int) -> int:
+    """First line of the outermost function in whose body a line is; 0 outside of all."""
+    return min((first for first, last, body in functions(text) if body <= line <= last), default=0)
+
+
+def replace_code(file: Path, text: str, first: int) -> bool:
+    """Gives every function that was made from the one at line `first` of a file its code in `text`; whether there is one."""
+    changed = compile(text, str(file), "exec", dont_inherit=True)
+    new = {c.co_qualname: c for c in _codes(changed) if c.co_firstlineno == first}
+    found = False
+    for f in gc.get_objects():
+        if isinstance(f, types.FunctionType) and f.__code__.co_firstlineno == first and f.__code__.co_qualname in new:
+            if os.path.realpath(f.__code__.co_filename) == str(file):
+                f.__code__ = new[f.__code__.co_qualname]
+                found = True
+    return found
+
+
+class _Forks:
+    """pytest plugin: instead of running what was collected, runs a fork for each trial, and tells `out` of each in a line of JSON."""
+
+    def __init__(self, bench: Bench, profile: Profile, trials: Sequence[Trial], out: int, end: float):
+        self._bench, self._profile, self._trials, self._out, self._end = bench, profile, trials, out, end
+
+    def pytest_runtestloop(self, session: Any) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        for trial in self._trials:
+            if time.monotonic() > self._end:
+                break
+            begin = time.monotonic()
+            outcome, what = self._trial(session, items, trial)
+            line = json.dumps([trial.name, outcome, what, time.monotonic() - begin])
+            os.write(self._out, line.encode() + b"\n")
+        return True
+
+    def _trial(self, session: Any, items: dict[str, Any], trial: Trial) -> tuple[str, str]:
+        place = self._bench.folder / trial.path
+        before, stat = place.read_text(), place.stat()
+        names = self._profile.order(trial.path, function_at(before, trial.line), trial.budget)
+        chosen = [items[n] for n in names if n in items]
+        limit = sum(self._profile.seconds[i.nodeid] for i in chosen) * PATIENCE + LEAST_SECONDS
+        built = set(self._bench.cache.iterdir())
+        try:
+            place.write_text(trial.text)  # for processes that tests start
+            os.utime(place, (stat.st_atime + 86400, stat.st_mtime + 86400))  # bytecode goes by the time in seconds
+
+            def child() -> int:
+                if not replace_code(place.resolve(), trial.text, outermost(before, trial.line)):
+                    return NOT_THERE
+                for i, item in enumerate(chosen):
+                    following = chosen[i + 1] if i + 1 < len(chosen) else None
+                    session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                    if session.testsfailed:
+                        self._bench.failed.write_text(item.nodeid)
+                        return 1
+                return 0
+
+            self._bench.failed.unlink(missing_ok=True)
+            code = fork(child, limit)
+        finally:
+            place.write_text(before)
+            os.utime(place, (stat.st_atime, stat.st_mtime))
+            self._bench.drop(built)
+        if code is None:
+            return "hung", ""
+        if code == NOT_THERE:
+            return "elsewhere", ""
+        if code == 0:
+            return "survived", ""
+        return "killed", self._bench.failed.read_text() if self._bench.failed.exists() else f"exit {code}"
+
+
+NOT_THERE = 77
+"""How a child says that no test has imported what was changed."""
+
+
+def fork(child: Callable[[], int], limit: float) -> int | None:
+    """What a forked child returns; None if it took longer than `limit` seconds, and was ended."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        code = 99
+        with contextlib.suppress(BaseException):
+            os.setsid()
+            code = child()
+            sys.stdout.flush()
+        os._exit(code)
+    end = time.monotonic() + limit
+    pause = 0.01
+    result: int | None = None
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            result = os.waitstatus_to_exitcode(status)
+            break
+        time.sleep(pause)
+        pause = min(0.2, pause * 1.2)
+    with contextlib.suppress(ProcessLookupError):  # itself, or what a test left running
+        os.killpg(pid, signal.SIGKILL)
+    if result is None:
+        os.waitpid(pid, 0)
+    return result
+
+
 class Bench:
     """A copy of the sources, and what its tests say of a mistake in it.
 
@@ -170,6 +298,7 @@ class Bench:
         self.cache.mkdir(parents=True, exist_ok=True)
         self._profiles: dict[tuple[str, ...], Profile] = {}
         self._out = self.folder.with_name("output")
+        self.failed = self.folder.with_name("failed")
 
     def _pytest(self, arguments: Sequence[str], plugin: Any) -> int:
         """In a child: runs pytest on the copy."""
@@ -191,37 +320,61 @@ class Bench:
         """(pytest's result, or None when the time was over; what the plugin holds at the end)."""
         result = self._out.with_suffix(".pickle")
         result.unlink(missing_ok=True)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        pid = os.fork()
-        if pid == 0:
-            code = 99
-            with contextlib.suppress(BaseException):
-                os.setsid()
-                fd = os.open(self._out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-                os.dup2(fd, 1)
-                os.dup2(fd, 2)
-                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-                code = self._pytest(arguments, plugin)
+
+        def child() -> int:
+            self._redirect()
+            code = self._pytest(arguments, plugin)
+            if not isinstance(plugin, _Forks):
                 result.write_bytes(pickle.dumps(plugin.failed if isinstance(plugin, _Chosen) else vars(plugin.profile)))
-                sys.stdout.flush()
-            os._exit(code)
-        end = time.monotonic() + limit
-        pause = 0.01
-        while True:
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                break
+            return code
+
+        code = fork(child, limit)
+        return code, pickle.loads(result.read_bytes()) if result.exists() else None
+
+    def _redirect(self) -> None:
+        fd = os.open(self._out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+
+    def drop(self, built: set[Path]) -> None:
+        """Removes what the cache has beyond `built`: a simulator with a mistake is of no further use."""
+        for entry in set(self.cache.iterdir()) - built:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def judge_all(
+        self, tests: Sequence[str], trials: Sequence[Trial], seconds: float
+    ) -> Iterator[tuple[Trial, str, str, float]]:
+        """As `judge`, of many trials, as far as they come in so many seconds: (trial, outcome, test, seconds)."""
+        profile = self.profile(tests)
+        end = time.monotonic() + seconds
+        within = [t for t in trials if function_at((self.folder / t.path).read_text(), t.line)]
+        left = [t for t in trials if t not in within]
+        if within:
+            by_name = {t.name: t for t in within}
+            reading, writing = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                code = 99
+                with contextlib.suppress(BaseException):
+                    os.close(reading)
+                    self._redirect()
+                    files = list(dict.fromkeys(t.split("::")[0] for t in profile.seconds))
+                    code = self._pytest(files, _Forks(self, profile, within, writing, end))
+                os._exit(code)
+            os.close(writing)
+            with os.fdopen(reading) as lines:
+                for line in lines:
+                    name, outcome, what, took = json.loads(line)
+                    if outcome == "elsewhere":
+                        left.append(by_name[name])
+                    else:
+                        yield by_name[name], outcome, what, took
+            os.waitpid(pid, 0)
+        for trial in left:
             if time.monotonic() > end:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
-                os.waitpid(pid, 0)
-                return None, None
-            time.sleep(pause)
-            pause = min(0.2, pause * 1.2)
-        with contextlib.suppress(ProcessLookupError):  # what a test left running
-            os.killpg(pid, signal.SIGKILL)
-        return os.waitstatus_to_exitcode(status), pickle.loads(result.read_bytes()) if result.exists() else None
+                return
+            yield trial, *self.judge(trial, tests)
 
     def profile(self, tests: Sequence[str]) -> Profile:
         """Runs tests without a mistake, once; they must pass. What they import of others this process imports, too."""
@@ -257,20 +410,18 @@ class Bench:
                 with contextlib.suppress(Exception):
                     importlib.import_module(name)
 
-    def judge(
-        self, path: str, text: str, line: int, tests: Sequence[str], budget: float = float("inf")
-    ) -> tuple[str, str, float]:
-        """What becomes of a file's changed text: 'killed', 'hung' (killed by time) or 'survived'; by which test; seconds. budget: see `Profile.order`."""
+    def judge(self, trial: Trial, tests: Sequence[str]) -> tuple[str, str, float]:
+        """What becomes of a trial: 'killed', 'hung' (killed by time) or 'survived'; by which test; seconds. Everything is imported again."""
         profile = self.profile(tests)
-        place = self.folder / path
+        place = self.folder / trial.path
         before, stat = place.read_text(), place.stat()
-        chosen = profile.order(path, function_at(before, line), budget)
+        chosen = profile.order(trial.path, function_at(before, trial.line), trial.budget)
         built = set(self.cache.iterdir())
         begin = time.monotonic()
         outcome, what = "survived", ""
         try:
-            place.write_text(text)
-            os.utime(place, (stat.st_atime + 86400, stat.st_mtime + 86400))  # bytecode goes by the time in seconds
+            place.write_text(trial.text)
+            os.utime(place, (stat.st_atime + 86400, stat.st_mtime + 86400))
             limit = sum(profile.seconds[t] for t in chosen) * PATIENCE + LEAST_SECONDS
             plugin = _Chosen(chosen)
             code, failed = self._child(["-x", *dict.fromkeys(t.split("::")[0] for t in chosen)], plugin, limit)
@@ -281,8 +432,7 @@ class Bench:
         finally:
             place.write_text(before)
             os.utime(place, (stat.st_atime, stat.st_mtime))
-            for entry in set(self.cache.iterdir()) - built:  # a simulator with a mistake is of no further use
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+            self.drop(built)
         return outcome, what, time.monotonic() - begin
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tellme.golden.config import KV260, PRESETS, ConfigError
+from tellme.golden.config import KV260, PRESETS, TINY, ConfigError
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,48 @@ from tellme.golden.config import KV260, PRESETS, ConfigError
 def test_a_parameter_outside_its_range_is_refused_by_name(field: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         replace(KV260, **{field: value})
+
+
+POWERS = {
+    "ports": (1, 8), "port_bytes": (8, 16), "lanes": (1, 32), "attention_lanes": (1, 32), "key_tile": (16, 256), "block_rows": (64, 4096),
+    "max_features": (256, 65536), "score_words": (64, 65536), "fifo_beats": (64, 65536), "burst_beats": (1, 256), "outstanding": (1, 64),
+    "max_descriptors": (16, 4096), "screen_entries": (64, 65536),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "low", "high"), [(k, *v) for k, v in POWERS.items()])
+def test_ranges_hold_their_ends(field: str, low: int, high: int) -> None:
+    words = f"{field} must be a power of two from {low} to {high}, not "
+    for bad in (low // 2, 2 * high, low + 1 if low > 1 else 3):
+        with pytest.raises(ConfigError, match=re.escape(f"{words}{bad}")):
+            replace(KV260, **{field: bad})
+    for good in (low, high):
+        try:
+            assert getattr(replace(KV260, **{field: good}), field) == good
+        except ConfigError as e:  # another parameter's limit
+            assert words not in str(e), e
+
+
+def test_parameters_that_limit_each_other_may_be_equal() -> None:
+    assert replace(TINY, max_hidden=512).max_features == 1024
+    with pytest.raises(ConfigError, match=re.escape("max_features (1024) must be at least twice max_hidden (544)")):
+        replace(TINY, max_hidden=544)
+    assert replace(TINY, max_kv_dim=128).max_head_dim == 128
+    with pytest.raises(ConfigError, match=re.escape("max_kv_dim (96) must hold one head")):
+        replace(TINY, max_kv_dim=96)
+    assert replace(TINY, port_bytes=16, burst_beats=256).burst_beats == 256
+    assert replace(TINY, narrow_cache=True, attention_lanes=2).narrow_cache
+    # One key of a set of queries a word: as many words as positions and lanes.
+    assert replace(TINY, lanes=32, max_context=2016).score_words == 2048
+    with pytest.raises(ConfigError, match=re.escape("score_words (2048) must hold max_context + lanes keys of one set of queries, 1 a word: at least 2080")):  # fmt: skip
+        replace(TINY, lanes=32, max_context=2048)
+    for field, low, high in (("group_size", 2, 5), ("max_heads", 1, 255), ("clock_hz", 1_000_000, 1_000_000_000)):
+        for value in (low, high):
+            assert getattr(replace(TINY, **{field: value}), field) == value
+    assert replace(KV260, max_context=65536, score_words=65536).max_context == 65536
+    for field in ("max_hidden", "max_kv_dim", "max_head_dim"):
+        with pytest.raises(ConfigError, match=f"{field} must be a positive multiple of 32 up to 65,536, not 65568"):
+            replace(KV260, **{field: 65568})
 
 
 @pytest.mark.parametrize("field", [f for f in KV260.__dataclass_fields__ if f != "name"])

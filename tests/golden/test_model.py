@@ -243,7 +243,7 @@ def test_head_lanes_select_logits() -> None:
     some = GoldenModel(weights, TINY).run_pass(ids, range(4), [0] * 4, (1, 2))
     none = GoldenModel(weights, TINY).run_pass(ids, range(4), [0] * 4, (0, 0))
     assert some.logits.tobytes() == full.logits[1:3].tobytes() and (some.best == full.best[1:3]).all()
-    assert none.logits.shape == (0, 50)
+    assert none.logits.shape == (0, 50) and none.best.shape == (0,)
 
 
 def test_taps_show_every_layer_and_change_nothing() -> None:
