@@ -48,6 +48,8 @@ from tellme.golden.config import KV260, PRESETS, ConfigError
         ("max_features", 4096, "max_features (4096) must be at least twice max_hidden"),
         ("narrow_cache", 1, "narrow_cache must be true or false, not 1"),
         ("narrow_cache", "true", "narrow_cache must be true or false, not 'true'"),
+        ("hadamard", 1, "hadamard must be true or false, not 1"),
+        ("hadamard", "no", "hadamard must be true or false, not 'no'"),
         ("burst_beats", 512, "burst_beats must be a power of two from 1 to 256, not 512"),
     ],
 )
