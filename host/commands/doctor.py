@@ -15,16 +15,24 @@ import typer
 from tellme.golden import registers
 from tellme.golden.boards import BOARDS, buffer_bytes
 from tellme.golden.config import AcceleratorConfig
+from tellme.golden.kv import CACHE_FORMATS, EIGHT, CacheFormat
 from tellme.host.commands.common import AnyBoard, Bitstream, ConfigFile, Settings, preset, terminate
 from tellme.host.errors import DeviceError, TellmeError
 from tellme.host.image.model import Model, demo_folder
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend
 from tellme.host.machine.board import TIMEOUT_S, bitstream_path
 from tellme.host.machine.driver import Driver
+from tellme.host.machine.passes import PassResult
 from tellme.host.machine.placement import in_use
 from tellme.host.machine.program import Program, compile_program
 from tellme.host.provenance import json_line
 from tellme.host.talk.power import rails
+
+
+def caches(config: AcceleratorConfig) -> list[CacheFormat]:
+    """How an accelerator can keep keys and values."""
+    every = (replace(kv, hadamard=turned) for turned in (False, True) for kv in CACHE_FORMATS.values())
+    return [kv for kv in every if kv.problem(config) is None]
 
 
 @dataclass(frozen=True)
@@ -213,19 +221,26 @@ class Examination:
         return accelerator, f"identity, version, geometry and build {build:08x} are right; done by {how}"
 
     def _self_test(self) -> tuple[Any, str]:
-        accelerator, config = self._values["accelerator"], self.config
+        accelerator, config, eight = self._values["accelerator"], self.config, self._values["memory"]
         tokens = [1 + 7 * i % 1000 for i in range(config.lanes + 1)]
+        passes = logits = 0
+        results: list[PassResult] = []
         with Model.open(demo_folder(), config) as model:
-            accelerator.load(model, self._values["memory"])
-            checked = CheckedBackend(accelerator, GoldenBackend(model.weights(), config))
-            results = checked.prefill(tokens)
-            results.append(checked.decode(2, len(tokens)))
+            weights = model.weights()
+            for kv in caches(config):
+                program = eight if kv == EIGHT else compile_program(model, config, context=eight.context, kv=kv)
+                accelerator.load(model, program)
+                checked = CheckedBackend(accelerator, GoldenBackend(weights, config, context=eight.context, kv=kv))
+                results += checked.prefill(tokens)
+                results.append(checked.decode(2, len(tokens)))
+                passes, logits = passes + checked.passes, logits + checked.logits
         beats, cycles = (sum(getattr(r, n) or 0 for r in results) for n in ("beats", "cycles"))
         if not cycles or not beats:
             raise DeviceError("the accelerator's counters stand still; load the bitstream again")
         rate = beats * config.beat_bytes / cycles * config.clock_hz
         return True, (
-            f"{checked.logits:,} logits of {checked.passes} passes of the demo model equal the golden model's; "
+            f"{logits:,} logits of {passes} passes of the demo model equal the golden model's, with --kv "
+            f"{', '.join(kv.options for kv in caches(config))}; "
             f"{beats / cycles:.0%} of the cycles bring a beat, {rate / 1e9:.1f} GB/s (a large model brings more)"
         )
 

@@ -192,7 +192,8 @@ async def check_cycles(dut: Any) -> None:
         assert epilogue == want, f"epilogue, {case}: {epilogue} cycles, expected {want}"
 
 
-def test_cycles_are_as_expected() -> None:
+@pytest.mark.parametrize("config", [TINY, HADAMARD], ids=lambda c: c.name)
+def test_cycles_are_as_expected(config: AcceleratorConfig) -> None:
     grid = [
         (int(kind), lanes, n, heads, head_norm)
         for kind in Kind
@@ -200,7 +201,7 @@ def test_cycles_are_as_expected() -> None:
         for lanes in (1, 2, 3, 4)
         for n, heads in ((64, [1, 1, 32]), (256, [4, 2, 64]), (96, [2, 2, 96]))
     ]
-    run(TINY, "check_cycles", grid=grid)
+    run(config, "check_cycles", grid=grid)
 
 
 def test_layers_equal_golden_at_full_width() -> None:

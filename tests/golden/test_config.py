@@ -52,6 +52,8 @@ from tellme.golden.config import KV260, PRESETS, TINY, ConfigError
         ("burst_beats", 1, "burst_beats must be a power of two from 2 to 256, not 1"),
         ("outstanding", 1, "outstanding must be a power of two from 2 to 64, not 1"),
         ("fifo_beats", 64, "fifo_beats must be at least two bursts (128), not 64"),
+        ("hadamard", 1, "hadamard must be true or false, not 1"),
+        ("hadamard", "no", "hadamard must be true or false, not 'no'"),
     ],
 )
 def test_a_parameter_outside_its_range_is_refused_by_name(field: str, value: Any, message: str) -> None:

@@ -46,8 +46,8 @@ def components() -> dict[type[wiring.Component], wiring.Component]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wiring.Component, "__init__", noted)
-        # First, so that components are those with the ports of every format of weights.
-        Fragment.get(Accelerator(replace(TINY, weight_format="grouped")), None)
+        # First, so that components are those with the ports of every format of weights, and of what is built on demand.
+        Fragment.get(Accelerator(replace(TINY, weight_format="grouped", hadamard=True)), None)
         for component in WHOLE:
             Fragment.get(component(TINY), None)
         ULX3SSelfTest(TINY)

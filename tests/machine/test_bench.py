@@ -115,7 +115,14 @@ def test_the_plan_of_a_screened_head_is_near_the_simulation(lanes: int, candidat
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("--kv", "4"), ("--head", "screened", "--candidates", "64"), ("--speculate", "--work", "list")]
+    "options",
+    [
+        (),
+        ("--kv", "4"),
+        ("--kv", "4", "--hadamard", "--set", "hadamard=true"),
+        ("--head", "screened", "--candidates", "64"),
+        ("--speculate", "--work", "list"),
+    ],
 )
 def test_several_conversations_are_measured_and_the_plan_is_within_three_percent(
     options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
@@ -132,6 +139,7 @@ def test_several_conversations_are_measured_and_the_plan_is_within_three_percent
     assert r["head"] == ("screened" if "screened" in options else "full") and r["kv"] == (
         "4" if "4" in options else "8"
     )
+    assert r["hadamard"] == ("--hadamard" in options)
     if "--speculate" in options:
         assert r["tokens_per_pass"] > 3 and r["accepted"] > 0 and r["faster"] > 1
     else:

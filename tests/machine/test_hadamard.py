@@ -24,7 +24,7 @@ from tests.models import random_weights, small_spec
 
 pytestmark = pytest.mark.xdist_group("machine")
 
-TURNED = replace(TINY, name="turned", hadamard=True)
+TURNED = replace(TINY, hadamard=True)
 SLOTS = 2
 SHAPES: dict[str, ModelSpec] = {
     "gqa": small_spec(heads=4, kv_heads=2, head_dim=64, vocab=300),

@@ -200,7 +200,7 @@ def test_both_back_ends_say_the_same(demo: Model) -> None:
         out[backend] = json.loads(result.stdout)
     keys = "prompt_ids new_ids text lanes beat_bytes cycles_prefill cycles_decode stalls bit_exact".split()
     keys += "model backend board clock_hz seconds head candidates screened_passes fallbacks".split()
-    keys += "kv cached_tokens logprobs drafted accepted tokens_per_pass version commit".split()
+    keys += "kv hadamard cached_tokens logprobs drafted accepted tokens_per_pass version commit".split()
     assert list(out["sim"]) == keys
     assert out["sim"]["new_ids"] == out["golden"]["new_ids"] and len(out["sim"]["new_ids"]) == 12
     assert out["sim"]["bit_exact"] is True and out["sim"]["lanes"] == TINY.lanes

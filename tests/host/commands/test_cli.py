@@ -31,7 +31,7 @@ from tests.models import random_weights, small_spec
 KEYS = [
     "prompt_ids", "new_ids", "text", "lanes", "beat_bytes", "cycles_prefill", "cycles_decode", "stalls", "bit_exact",
     "model", "backend", "board", "clock_hz", "seconds", "head", "candidates", "screened_passes", "fallbacks",
-    "kv", "cached_tokens", "logprobs", "drafted", "accepted", "tokens_per_pass", "version", "commit",
+    "kv", "hadamard", "cached_tokens", "logprobs", "drafted", "accepted", "tokens_per_pass", "version", "commit",
 ]  # fmt: skip
 
 
