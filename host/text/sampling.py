@@ -33,7 +33,7 @@ TRIES = 32
 """Numbers that fall on nothing, one after the other, before everything is weighed."""
 LONG = 1 << 16
 """Logits of a sequence from which on they are looked through in words."""
-FOLD = 16
+FOLD = 8
 WIDE = 1024
 """Near tokens of a lane from which on it is drawn for itself."""
 
