@@ -1,6 +1,6 @@
 """Many conversations at once on the KV260, by the plan: the scheduler's passes, each as long as hw.plan says.
 
-    python -m bench.serving [--json] [--requests N]
+    python -m bench.serving [--json] [--requests N [--trace]]
 
 Three kinds of figures, for each model: tokens/s in all with N conversations that decode side by side; what a new request costs the
 others, and they it; and times of a random trace of requests. Nothing is simulated; results are in docs/measurements/serving.md.
@@ -205,17 +205,25 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--requests", type=int, default=0, help="requests of the random trace; 0: none")
+    parser.add_argument("--trace", action="store_true", help="nothing but the traces")
+    parser.add_argument("--model", choices=tuple(KEYS), help="this one alone")
     parser.add_argument("--timing", default="kv260")
     parser.add_argument("--rise", type=float, default=RISE, help="of the scheduler")
     options = parser.parse_args()
     for name, keys in KEYS.items():
+        if options.model not in (None, name):
+            continue
         plan = Plan(SHAPES[name], KV260, options.timing, options.rise)
+        rates = (0.5, 1.0, 2.0) if name == "bitnet-0.7b" else (0.1, 0.25, 0.5)
+        if options.trace:
+            for rate in rates:
+                print(json.dumps({"model": name} | trace(plan, options.requests or 200, rate)), flush=True)
+            continue
         speeds = {n: side_by_side(plan, keys, n) for n in (1, 2, 4, 8, 16)}
         one = plan.exact([keys], [0], 1)
         guesses = {n: plan.exact(range(keys, keys + n), [0] * n, n) / one for n in (1, 2, 4, 8, 16)}
         new = {n: newcomer(plan, keys, n) for n in PROMPTS}
         bounds = {n: bound(plan, keys, n) for n in PROMPTS}
-        rates = (0.5, 1.0, 2.0) if name == "bitnet-0.7b" else (0.1, 0.25, 0.5)
         traces = [trace(plan, options.requests, r) for r in rates] if options.requests else []
         if options.json:
             found = {
