@@ -48,7 +48,7 @@ class Costs:
         self._attention = lru_cache(4096)(self._attention_of)
 
     def _sweeps(self, heads: int) -> int:
-        return -(-heads // self._sweep)
+        return ceil_div(heads, self._sweep)
 
     def _attention_of(self, first: int, lanes: int) -> int:
         """Of neighbouring lanes of one slot, the first at position `first`."""
