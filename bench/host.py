@@ -51,6 +51,7 @@ WAYS = {
     "temperature alone": Sampling(temperature=0.8),
 }
 CANDIDATES = 256
+GUESSES = 8
 MARK = 173
 """Number of AArch64's getppid, which marks a place in the count."""
 PLUGIN = r"""
@@ -146,12 +147,21 @@ def scheduling(name: str, keys: int, count: int, speculate: bool, memory: int) -
     return step, drafts
 
 
-def drawing(sampling: Sampling, logits: NDArray[np.float32], count: int) -> Callable[[], object]:
-    """Draws the next token of so many sequences."""
+def drawing(sampling: Sampling, logits: NDArray[np.float32], count: int, guesses: int = 0) -> Callable[[], object]:
+    """Draws the next token of so many sequences, and those behind so many guesses of theirs in all, every one of which is kept."""
     samplers = [Sampler(replace(sampling, seed=i)) for i in range(count)]
-    rows, largest = np.stack([logits] * count), [float(logits.max())] * count
-    draw(rows, samplers, largest)
-    return lambda: draw(rows, samplers, largest)
+    lanes = sorted(i % count for i in range(count + guesses))
+    ahead = [lanes[:i].count(lane) for i, lane in enumerate(lanes)]
+    rows, largest = np.stack([logits] * len(lanes)), [float(logits.max())] * len(lanes)
+    of = [samplers[i] for i in lanes]
+
+    def once() -> None:
+        draw(rows, of, largest, ahead)
+        for sampler in of:
+            sampler.take()
+
+    once()
+    return once
 
 
 def works(name: str, keys: int, count: int, memory: int = MEMORY) -> list[Work]:
@@ -174,6 +184,11 @@ def works(name: str, keys: int, count: int, memory: int = MEMORY) -> list[Work]:
         Work("scheduling", plain, lambda: count),
         Work("scheduling and guesses", guess, lambda: count + round(drafts.drafted / passes[0])),
         *(Work(f"drawing, {way}", drawing(s, logits, count), lambda: count) for way, s in WAYS.items()),
+        Work(
+            f"drawing with {GUESSES} guesses, temperature alone",
+            drawing(WAYS["temperature alone"], logits, count, GUESSES),
+            lambda: count + GUESSES,
+        ),
         Work(
             f"drawing from {CANDIDATES} candidates",
             drawing(WAYS["top-k 40, top-p 0.95"], few, count),

@@ -1,9 +1,11 @@
 """Many conversations at once on the KV260, by the plan: the scheduler's passes, each as long as hw.plan says.
 
-    python -m bench.serving [--json] [--requests N]
+    python -m bench.serving [--json] [--requests N [--trace]]
+    python -m bench.serving --rtl N
 
 Three kinds of figures, for each model: tokens/s in all with N conversations that decode side by side; what a new request costs the
-others, and they it; and times of a random trace of requests. Nothing is simulated; results are in docs/measurements/serving.md.
+others, and they it; and times of a random trace of requests. Nothing is simulated but with `--rtl`: a short trace of N requests to the demo model, on the RTL of the small machine as the engine runs it, and by
+the plan. Results are in docs/measurements/serving.md.
 """
 
 from __future__ import annotations
@@ -16,14 +18,16 @@ from functools import lru_cache
 
 import numpy as np
 
-from tellme.golden.config import KV260, AcceleratorConfig
+from tellme.golden.config import KV260, TINY, AcceleratorConfig
 from tellme.golden.schedule import groups
 from tellme.golden.shapes import SHAPES
 from tellme.golden.spec import ModelSpec
+from tellme.host.image.model import Model, demo_folder
 from tellme.host.machine.costs import Costs
 from tellme.host.machine.placement import in_use
-from tellme.host.machine.program import usable_context
-from tellme.host.machine.simulation import memory_timing
+from tellme.host.machine.program import compile_program, usable_context
+from tellme.host.machine.simulation import SimulatedAccelerator, memory_timing
+from tellme.host.talk.engine import Engine, Ticket
 from tellme.host.talk.scheduler import RISE, Conversation, Scheduler
 from tellme.hw.plan import predict, steps
 from tellme.sim.stream import SustainedMemory
@@ -200,22 +204,85 @@ def trace(plan: Plan, requests: int, per_s: float, slots: int = 8) -> dict[str, 
     }
 
 
+def on_rtl(requests: int, slots: int = 4) -> tuple[list[Served], list[Served]]:
+    """A short trace on the RTL of `tiny`, and the same by the plan. Clock: cycles of the passes, one after the other; who has arrived when one ends is served in the next."""
+    rng = np.random.default_rng(SEED)
+    with Model.open(demo_folder(), TINY) as model:
+        # As often as eight tokens of one take.
+        plan = Plan(model.spec, TINY, "kv260")
+        at = np.cumsum(rng.exponential(8 * plan.exact([60], [0], 1), requests)).astype(int)
+        todo = [Request(int(t), int(rng.integers(4, 40)), int(rng.integers(6, 20))) for t in at]
+        expected = plan.serve(todo, slots)
+        program = compile_program(model, TINY, slots=slots)
+        with SimulatedAccelerator(model, program, timing=memory_timing("kv260", None)) as machine:
+            engine, out = Engine(machine, queue=requests), [Served(r) for r in todo]
+            live: dict[Ticket, Served] = {}
+            now, following = 0, 0
+            while following < len(out) or live:
+                if not live:
+                    now = max(now, out[following].request.at)
+                while following < len(out) and out[following].request.at <= now:
+                    r = out[following].request
+                    prompt = [(7 * following + 13 * i) % model.spec.vocab for i in range(r.prompt)]
+                    live[engine.submit(prompt, max_new_tokens=r.new)] = out[following]
+                    following += 1
+                before = engine.counts.cycles
+                made = engine.step()
+                now += engine.counts.cycles - before
+                for ticket, _ in made:
+                    live[ticket].times.append(now)
+                    if ticket.ended:
+                        del live[ticket]
+    return out, expected
+
+
+def summary(served: Sequence[Served]) -> dict[str, float]:
+    """Cycles: times to the first token and between tokens, median and 95th percentile, and of all together for a token."""
+    first = [s.first for s in served]
+    between = [b for s in served for b in s.between]
+    span = max(s.times[-1] for s in served) - served[0].request.at
+    return {
+        "first_p50": float(np.percentile(first, 50)),
+        "first_p95": float(np.percentile(first, 95)),
+        "between_p50": float(np.percentile(between, 50)),
+        "between_p95": float(np.percentile(between, 95)),
+        "per_token": span / sum(len(s.times) for s in served),
+    }
+
+
 def main() -> None:
     """Prints the figures."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--requests", type=int, default=0, help="requests of the random trace; 0: none")
+    parser.add_argument("--trace", action="store_true", help="nothing but the traces")
+    parser.add_argument("--model", choices=tuple(KEYS), help="this one alone")
     parser.add_argument("--timing", default="kv260")
     parser.add_argument("--rise", type=float, default=RISE, help="of the scheduler")
+    parser.add_argument(
+        "--rtl", type=int, default=0, metavar="N", help="a trace of N requests on the RTL, and nothing else"
+    )
     options = parser.parse_args()
+    if options.rtl:
+        measured, by_plan = (summary(served) for served in on_rtl(options.rtl))
+        for name, rtl in measured.items():
+            planned = by_plan[name]
+            print(f"{name}: {rtl:,.0f} cycles on the RTL, {planned:,.0f} by the plan: {planned / rtl - 1:+.1%}")
+        return
     for name, keys in KEYS.items():
+        if options.model not in (None, name):
+            continue
         plan = Plan(SHAPES[name], KV260, options.timing, options.rise)
+        rates = (0.5, 1.0, 2.0) if name == "bitnet-0.7b" else (0.1, 0.25, 0.5)
+        if options.trace:
+            for rate in rates:
+                print(json.dumps({"model": name} | trace(plan, options.requests or 200, rate)), flush=True)
+            continue
         speeds = {n: side_by_side(plan, keys, n) for n in (1, 2, 4, 8, 16)}
         one = plan.exact([keys], [0], 1)
         guesses = {n: plan.exact(range(keys, keys + n), [0] * n, n) / one for n in (1, 2, 4, 8, 16)}
         new = {n: newcomer(plan, keys, n) for n in PROMPTS}
         bounds = {n: bound(plan, keys, n) for n in PROMPTS}
-        rates = (0.5, 1.0, 2.0) if name == "bitnet-0.7b" else (0.1, 0.25, 0.5)
         traces = [trace(plan, options.requests, r) for r in rates] if options.requests else []
         if options.json:
             found = {

@@ -13,7 +13,6 @@ from tellme.golden import layout
 from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.kv import EIGHT, CacheFormat, KvGeometry
-from tellme.golden.schedule import groups
 from tellme.golden.spec import STEPS, ModelSpec
 
 LEAD = 20
@@ -43,12 +42,13 @@ class Costs:
         self._head = ceil_div(spec.vocab, config.key_block) * layout.head_block_beats(spec.hidden, config)
         self._cells = int(KvGeometry(config).cells(spec.head_dim))
         self._lane = spec.layers * (4 * LEAD + ceil_div(spec.hidden + spec.ffn, config.word))
+        self._sweep = config.attention_lanes
         self._measured: dict[tuple[int, int], float] = {}
         # Asked for several times a pass, of the same conversations.
         self._attention = lru_cache(4096)(self._attention_of)
 
     def _sweeps(self, heads: int) -> int:
-        return ceil_div(heads, self._config.attention_lanes)
+        return ceil_div(heads, self._sweep)
 
     def _attention_of(self, first: int, lanes: int) -> int:
         """Of neighbouring lanes of one slot, the first at position `first`."""
@@ -59,9 +59,14 @@ class Costs:
         return s.layers * s.kv_heads * sets * (beats * self._cells + ROUND)
 
     def _formula(self, positions: Sequence[int], slots: Sequence[int], heads: int) -> float:
-        total = self._matrices + self._head * self._sweeps(heads) + self._lane * len(slots)
-        for first, last in groups(slots):
-            total += self._attention(positions[first], last - first + 1)
+        lanes = len(slots)
+        total = self._matrices + self._head * self._sweeps(heads) + self._lane * lanes
+        # As golden.schedule.groups, which takes longer than the rest.
+        first, attention = 0, self._attention
+        for lane in range(1, lanes + 1):
+            if lane == lanes or slots[lane] != slots[first]:
+                total += attention(positions[first], lane - first)
+                first = lane
         return total
 
     def cycles(self, positions: Sequence[int], slots: Sequence[int], heads: int) -> float:

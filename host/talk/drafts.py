@@ -40,9 +40,11 @@ class History:
 
     def push(self, token: int) -> None:
         """Appends a token. What it ends can be found from the next token on."""
-        t = self.tokens
-        for n in range(SHORTEST, min(LONGEST, len(t)) + 1):
-            self._ends[tuple(t[-n:])] = len(t)
+        t, ends = self.tokens, self._ends
+        run, at = tuple(t[-LONGEST:]), len(t)
+        while len(run) >= SHORTEST:
+            ends[run] = at
+            run = run[1:]
         t.append(token)
 
     def find(self, run: tuple[int, ...]) -> int | None:

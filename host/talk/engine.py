@@ -123,12 +123,15 @@ class Choice:
         return self._take(Chosen(token, log_softmax(logits) if self._logprobs else None))
 
     @staticmethod
-    def together(choices: Sequence[Choice], result: PassResult, lanes: Sequence[int]) -> list[Chosen]:
-        """The next token of each, from its head lane: what each would choose alone. Those that only draw do so at once, which is much cheaper."""
-        out: list[Chosen | None] = [None] * len(choices)
+    def together(
+        choices: Sequence[Choice], result: PassResult, lanes: Sequence[int], ahead: Sequence[int]
+    ) -> list[Chosen]:
+        """What those that `draw` would choose from their head lanes, so many tokens behind their next: at once, which is much cheaper. It is not chosen before
+        `keep`."""
+        out: list[Chosen] = [Chosen(-1)] * len(choices)
+        rows = [result.of_lane(lane) for lane in lanes]
         alike: dict[int, list[int]] = {}
-        rows = {i: result.of_lane(lanes[i]) for i, c in enumerate(choices) if c.draws and result.logits is not None}
-        for i, (logits, _) in rows.items():
+        for i, (logits, _) in enumerate(rows):
             alike.setdefault(len(logits), []).append(i)
         for group in alike.values():
             first = lanes[group[0]]
@@ -138,11 +141,17 @@ class Choice:
             else:
                 logits = np.stack([rows[i][0] for i in group])
             samplers = [choices[i]._sampler for i in group]
-            places = draw(logits, samplers, [float(result.best_value[lanes[i]]) for i in group])
+            largest = [float(result.best_value[lanes[i]]) for i in group]
+            places = draw(logits, samplers, largest, [ahead[i] for i in group])
             for i, place in zip(group, places, strict=True):
                 ids = rows[i][1]
-                out[i] = choices[i]._take(Chosen(place if ids is None else int(ids[place])))
-        return [c(result, lane) if o is None else o for c, lane, o in zip(choices, lanes, out, strict=True)]
+                out[i] = Chosen(place if ids is None else int(ids[place]))
+        return out
+
+    def keep(self, drawn: Chosen) -> Chosen:
+        """Chooses what was drawn for it."""
+        self._sampler.take()
+        return self._take(drawn)
 
     def _take(self, chosen: Chosen) -> Chosen:
         self._said.add(chosen.token)
@@ -413,26 +422,39 @@ class Engine:
         self, parts: Sequence[Part], result: PassResult, lanes: Sequence[int]
     ) -> dict[Conversation, list[Chosen]]:
         """The token behind the known ones of each, from its lane, and one more for each guess that it confirms."""
-        out: dict[Conversation, list[Chosen]] = {p.conversation: [] for p in parts}
-        tried = dict.fromkeys(out, 0)
-        left, depth = list(zip(parts, lanes, strict=True)), 0
-        while left:
-            tickets = [self._tickets[p.conversation] for p, _ in left]
-            for ticket, (part, lane) in zip(tickets, left, strict=True):
+        tickets = [self._tickets[p.conversation] for p in parts]
+        for ticket, part, lane in zip(tickets, parts, lanes, strict=True):
+            for depth in range(part.drafted + 1):
                 _check(result, lane + depth, len(part.conversation.tokens) + depth, not ticket.new and not depth)
-            found = Choice.together([t.choice for t in tickets], result, [lane + depth for _, lane in left])
-            following = []
-            for ticket, (part, lane), new in zip(tickets, left, found, strict=True):
-                out[part.conversation].append(new)
-                if depth < part.drafted and new.token not in ticket.ends:
-                    tried[part.conversation] += 1
-                    if new.token == part.draft.tokens[depth]:
-                        following.append((part, lane))
-            left, depth = following, depth + 1
-        for part in parts:
+        drawing = [
+            (i, depth)
+            for i, (ticket, part) in enumerate(zip(tickets, parts, strict=True))
+            if ticket.choice.draws and result.logits is not None
+            for depth in range(part.drafted + 1)
+        ]
+        found = Choice.together(
+            [tickets[i].choice for i, _ in drawing],
+            result,
+            [lanes[i] + depth for i, depth in drawing],
+            [depth for _, depth in drawing],
+        )
+        drawn = dict(zip(drawing, found, strict=True))
+        out: dict[Conversation, list[Chosen]] = {}
+        for i, (ticket, part, lane) in enumerate(zip(tickets, parts, lanes, strict=True)):
+            new: list[Chosen] = []
+            tried = right = 0
+            for depth in range(part.drafted + 1):
+                made = drawn.get((i, depth))
+                new.append(ticket.choice(result, lane + depth) if made is None else ticket.choice.keep(made))
+                if depth == part.drafted or new[-1].token in ticket.ends:
+                    break
+                tried += 1
+                if new[-1].token != part.draft.tokens[depth]:
+                    break
+                right += 1
             if part.drafted:
-                ticket, right = self._tickets[part.conversation], len(out[part.conversation]) - 1
-                self.drafts.learn(part.draft, part.drafted, tried[part.conversation], right)
+                self.drafts.learn(part.draft, part.drafted, tried, right)
                 ticket.drafted += part.drafted
                 ticket.accepted += right
+            out[part.conversation] = new
         return out

@@ -9,7 +9,8 @@ a token is in, fewer are taken for far, and in the end none. So what is drawn fo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,11 +30,13 @@ FAR = 4.0
 """A token is far where its weight, times the tokens that may be drawn, is less than the likeliest one's over e to this."""
 COLD = 1e-30
 """Temperature below which everything is weighed: far logits would be none in single precision."""
+NUMBERS = 16
+"""Random numbers that are made at once."""
 TRIES = 32
 """Numbers that fall on nothing, one after the other, before everything is weighed."""
 LONG = 1 << 16
 """Logits of a sequence from which on they are looked through in words."""
-FOLD = 16
+FOLD = 8
 WIDE = 1024
 """Near tokens of a lane from which on it is drawn for itself."""
 
@@ -191,11 +194,27 @@ class Sampler:
     def __init__(self, sampling: Sampling):
         self.sampling = sampling
         self._generator = np.random.Generator(np.random.PCG64(sampling.seed))
+        self._numbers: deque[float] = deque()
+        self._taken = 0
         self.seen = False
 
-    def uniform(self) -> float:
-        """The next number from 0 to 1 (excluded)."""
-        return self._generator.random()
+    def number(self, ahead: int = 0) -> float:
+        """From 0 to 1 (excluded), for the token so many behind the next one."""
+        while len(self._numbers) <= ahead:
+            self._numbers.extend(self._generator.random(NUMBERS).tolist())
+        return self._numbers[ahead]
+
+    def more(self, ahead: int = 0) -> Iterator[float]:
+        """More numbers for that token, where the first does not do; those of no other token."""
+        generator = np.random.Generator(np.random.PCG64([self.sampling.seed, self._taken + ahead]))
+        while True:
+            yield generator.random()
+
+    def take(self) -> None:
+        """The next token was drawn, and is kept."""
+        self.number()
+        self._numbers.popleft()
+        self._taken += 1
 
     def __call__(self, logits: NDArray[np.float32], ids: NDArray[np.int64] | None = None) -> int:
         """The next token id from logits float32[n].
@@ -204,16 +223,22 @@ class Sampler:
         """
         values = np.asarray(logits)[None]
         place = draw(values, [self], [float(values.max())])[0]
+        self.take()
         return place if ids is None else int(ids[place])
 
 
-def draw(logits: NDArray[np.float32], samplers: Sequence[Sampler], largest: Sequence[float]) -> list[int]:
-    """The next token of several sequences at once.
+def draw(
+    logits: NDArray[np.float32],
+    samplers: Sequence[Sampler],
+    largest: Sequence[float],
+    ahead: Sequence[int] | None = None,
+) -> list[int]:
+    """The next token of several sequences at once, or tokens behind it. `Sampler.take` says that one is kept.
 
     Parameters
     ----------
     logits : float32[sequences, n]. samplers : one each; what each draws does not depend on the others.
-    largest : logit of each.
+    largest : logit of each. ahead : how many tokens behind the next one it is, if the logits are of a guess; 0 by default.
 
     Returns
     -------
@@ -223,23 +248,26 @@ def draw(logits: NDArray[np.float32], samplers: Sequence[Sampler], largest: Sequ
     ------
     UserError : a logit is not finite.
     """
+    ahead = [0] * len(samplers) if ahead is None else ahead
     for i, sampler in enumerate(samplers):
         if not (sampler.seen and math.isfinite(largest[i])):
             _checked(logits[i])
             sampler.seen = True
     if min(s.sampling.temperature for s in samplers) >= COLD:
-        return _Near(logits, samplers, largest).draw()
+        return _Near(logits, samplers, largest, ahead).draw()
     if len(samplers) > 1:
-        return [draw(logits[i : i + 1], [s], largest[i : i + 1])[0] for i, s in enumerate(samplers)]
-    return [int(np.argmax(logits[0])) if samplers[0].sampling.greedy else _exactly(logits[0], samplers[0])]
+        one = [slice(i, i + 1) for i in range(len(samplers))]
+        return [draw(logits[i], samplers[i], largest[i], ahead[i])[0] for i in one]
+    if samplers[0].sampling.greedy:
+        return [int(np.argmax(logits[0]))]
+    return [_exactly(logits[0], samplers[0].sampling, samplers[0].number(ahead[0]))]
 
 
-def _exactly(values: NDArray[np.float32], sampler: Sampler) -> int:
-    """A place, by everything's weight."""
-    places, p = _kept(values, sampler.sampling)
+def _exactly(values: NDArray[np.float32], sampling: Sampling, number: float) -> int:
+    """The place that a number falls on, by everything's weight."""
+    places, p = _kept(values, sampling)
     cumulative = np.cumsum(p)
-    u = sampler.uniform() * cumulative[-1]
-    return int(places[np.searchsorted(cumulative, u, side="right")])
+    return int(places[np.searchsorted(cumulative, number * cumulative[-1], side="right")])
 
 
 def _not_below(logits: NDArray[np.float32], limits: NDArray[np.float32]) -> NDArray[np.int64]:
@@ -266,13 +294,18 @@ def _not_below(logits: NDArray[np.float32], limits: NDArray[np.float32]) -> NDAr
 class _Near:
     """Weights of the tokens that are not far, in rows as long as the longest; weight 0 behind a row's last.
 
-    logits : float32[sequences, n]. largest : of each. far : see `FAR`.
+    logits : float32[sequences, n]. largest, ahead : of each. far : see `FAR`.
     """
 
     def __init__(
-        self, logits: NDArray[np.float32], samplers: Sequence[Sampler], largest: Sequence[float], far: float = FAR
+        self,
+        logits: NDArray[np.float32],
+        samplers: Sequence[Sampler],
+        largest: Sequence[float],
+        ahead: Sequence[int],
+        far: float = FAR,
     ):
-        self._logits, self._samplers, self._largest = logits, samplers, largest
+        self._logits, self._samplers, self._largest, self._ahead = logits, samplers, largest, ahead
         self._settings = [s.sampling for s in samplers]
         n = logits.shape[1]
         self._most = most = [s.top_k if 0 < s.top_k < n else n for s in self._settings]
@@ -326,30 +359,33 @@ class _Near:
     def _alone(self, lane: int, far: float = FAR) -> _Near:
         """One row, for itself."""
         one = slice(lane, lane + 1)
-        return _Near(self._logits[one], self._samplers[one], self._largest[one], far)
+        return _Near(self._logits[one], self._samplers[one], self._largest[one], self._ahead[one], far)
 
     def draw(self) -> list[int]:
         """Places of the tokens."""
         if self._wide:
             return [self._alone(lane).draw()[0] for lane in range(len(self._samplers))]
-        out = [-1] * len(self._samplers)
-        left = list(range(len(out)))
+        out = self._try(
+            list(range(len(self._samplers))), [s.number(n) for s, n in zip(self._samplers, self._ahead, strict=True)]
+        )
+        more = {lane: self._samplers[lane].more(self._ahead[lane]) for lane, place in enumerate(out) if place < 0}
         for _ in range(TRIES):
-            for lane, place in zip(left, self._try(left), strict=True):
-                out[lane] = place
-            left = [lane for lane in left if out[lane] < 0]
+            left = [lane for lane in more if out[lane] < 0]
             if not left:
                 return out
-        for lane in left:
-            out[lane] = _exactly(self._logits[lane], self._samplers[lane])
+            for lane, place in zip(left, self._try(left, [next(more[lane]) for lane in left]), strict=True):
+                out[lane] = place
+        for lane in more:
+            if out[lane] < 0:
+                out[lane] = _exactly(self._logits[lane], self._settings[lane], next(more[lane]))
         return out
 
-    def _try(self, lanes: list[int]) -> list[int]:
-        """Places that one number each fell on; -1: on nothing that may be drawn."""
+    def _try(self, lanes: list[int], numbers: list[float]) -> list[int]:
+        """Places that the numbers fall on; -1: on nothing that may be drawn."""
         values, weights, sums = self._values, self._weights, self._sums
         if len(lanes) < len(values):
             values, weights, sums = values[lanes], weights[lanes], sums[lanes]
-        drawn = [self._samplers[i].uniform() * (self._near[i] + self._far[i]) for i in lanes]
+        drawn = [u * (self._near[i] + self._far[i]) for u, i in zip(numbers, lanes, strict=True)]
         column = np.argmax(sums > np.array(drawn)[:, None], axis=1)
         above = [0.0] * len(lanes)
         if any(self._settings[i].top_p < 1.0 for i in lanes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -98,10 +99,16 @@ NUMBERS = 2000
 class Once(Sampler):
     """Draws with a given number; it is an IndexError to ask for a second."""
 
-    numbers: list[float]
+    first: float
 
-    def uniform(self) -> float:
-        return self.numbers.pop()
+    def number(self, ahead: int = 0) -> float:
+        return self.first
+
+    def more(self, ahead: int = 0) -> Iterator[float]:
+        raise IndexError
+
+    def take(self) -> None:
+        pass
 
 
 WAYS = [
@@ -133,7 +140,7 @@ def test_of_all_numbers_each_token_gets_its_share(sampling: Sampling, shape: str
     counts, refused = np.zeros(n), 0
     sampler = Once(sampling)
     for i in range(NUMBERS):
-        sampler.numbers = [(i + 0.5) / NUMBERS]
+        sampler.first = (i + 0.5) / NUMBERS
         try:
             counts[sampler(x)] += 1
         except IndexError:
@@ -159,6 +166,8 @@ def test_draws_follow_the_exact_distribution(n: int, sampling: Sampling):
     rows = np.stack([x] * 16)
     for _ in range(draws // 16):
         np.add.at(counts, draw(rows, samplers, [float(x.max())] * 16), 1)
+        for sampler in samplers:
+            sampler.take()
     assert (counts[want == 0] == 0).all()
     order = np.argsort(-want, kind="stable")
     group = np.minimum((np.cumsum(want[order]) - want[order] / 2) * 25, 24).astype(int)
@@ -202,6 +211,24 @@ def test_what_one_draws_depends_on_no_other():
                 )
             )
             assert got == {i: alone[i](rows[i]) for i in range(9)}
+            for sampler in together:
+                sampler.take()
+
+
+@pytest.mark.parametrize("sampling", [*WAYS, Sampling(), Sampling(temperature=1e-300)])
+def test_tokens_behind_the_next_are_drawn_as_when_their_turn_comes(sampling: Sampling):
+    """All at once, of which so many are kept, again and again; refused numbers are among them."""
+    rows = (2 * np.random.default_rng(SEED).normal(0, 1, (60, 900))).astype(np.float32)
+    one = Sampler(sampling)
+    want = [one(row) for row in rows]
+    many, at = Sampler(sampling), 0
+    for keep in (1, 5, 2, 7, 1, 3, 7, 4):
+        some = rows[at : at + 7]
+        got = draw(some, [many] * 7, some.max(axis=1).tolist(), list(range(7)))
+        assert got == want[at : at + 7]
+        for _ in range(keep):
+            many.take()
+        at += keep
 
 
 def test_a_logit_of_minus_infinity_never_comes_and_nothing_else_may_be_infinite_later():
@@ -311,7 +338,8 @@ def test_settings_out_of_range_are_refused(values: dict, message: str):
 @pytest.mark.parametrize("u", [0.0, np.nextafter(1.0, 0.0)])
 def test_the_ends_of_the_uniform_draw_never_take_a_token_that_was_cut(u: float):
     sampler = Sampler(Sampling(temperature=1, top_k=2))
-    sampler.uniform = lambda: u  # type: ignore[method-assign]
+    sampler.number = lambda ahead=0: u  # type: ignore[method-assign]
+    sampler.take = lambda: None  # type: ignore[method-assign]
     assert sampler(np.float32([-5, -5, 1, 1, -5])) == (2 if u == 0 else 3)
 
 
