@@ -101,7 +101,9 @@ class Gguf(Header):
             with np.errstate(over="ignore"):  # code 3 of Q2_0 is twice the scale
                 out[i : i + len(piece)] = piece
             if not np.isfinite(out[i : i + len(piece)]).all():
-                raise UserError(f"{self.where(name)}: holds {np.abs(piece).max():g}, more than float16; the file is damaged")
+                raise UserError(
+                    f"{self.where(name)}: holds {np.abs(piece).max():g}, more than float16; the file is damaged"
+                )
         return out
 
     def gain(self, name: str, features: int) -> NDArray[np.float32]:
