@@ -92,13 +92,11 @@ class RopeScaling:
         factor = np.float32(self.factor)
         if self.kind == "yarn":
             dim = 2 * len(inverse)
-            low = max(math.floor(self._turning(self.beta_fast, theta, dim)), 0)
-            high = min(math.ceil(self._turning(self.beta_slow, theta, dim)), dim - 1)
-            ramp = (np.arange(len(inverse), dtype=np.float32) - np.float32(low)) / np.float32(
-                high - low if high != low else 0.001
-            )
-            slow = np.clip(ramp, 0, 1).astype(np.float32)
-            return np.asarray(inverse / factor * slow + inverse * (np.float32(1) - slow), np.float32)
+            first = max(math.floor(self._turning(self.beta_fast, theta, dim)), 0)
+            last = min(math.ceil(self._turning(self.beta_slow, theta, dim)), dim - 1)
+            width = np.float32(last - first or 0.001)
+            divided = np.clip((np.arange(len(inverse), dtype=np.float32) - np.float32(first)) / width, 0, 1)
+            return np.asarray(inverse / factor * divided + inverse * (np.float32(1) - divided), np.float32)
         if self.kind == "linear":
             return np.asarray(inverse / factor, np.float32)
         context, low, high = (
