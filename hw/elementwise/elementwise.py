@@ -22,7 +22,7 @@ from tellme.hw.elementwise.common import (
 from tellme.hw.elementwise.epilogue import HEADS_AHEAD, Epilogue
 from tellme.hw.elementwise.groups import GroupMaxima
 from tellme.hw.elementwise.load import Loader
-from tellme.hw.elementwise.quantiser import Quantiser
+from tellme.hw.elementwise.quantiser import Quantiser, quantiser_delay
 from tellme.hw.elementwise.scales import PLACES, ScaleUnit, Target
 from tellme.hw.elementwise.statistics import Statistics, chunk_info
 from tellme.hw.elementwise.transpose import OCTET
@@ -130,7 +130,7 @@ class Elementwise(wiring.Component):
                 captured.append(read + 2 * lanes)
                 done = max(read + 3 + ScaleUnit.delay, done) + lanes * head_dim // config.word
                 free.append(done)
-        return done + Quantiser.delay if kind == Kind.QKV else end[-1] + tail + Statistics.settle_delay
+        return done + quantiser_delay(config) if kind == Kind.QKV else end[-1] + tail + Statistics.settle_delay
 
     # ---- structure
 
