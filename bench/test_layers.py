@@ -43,7 +43,7 @@ HEADER = [
     "# One full-width layer on the RTL, `kv260` preset or configuration of it, `kv260-ideal` memory timing",
     "",
     "`make bench` (bench/test_layers.py). Simulated cycles; random ternary weights; every logit of every pass compared with golden, bit for bit.",
-    "Shapes beside BitNet run on their [configurations](../examples/configurations), those of wide models with 8 lanes.",
+    "Shapes beside BitNet run on their [configurations](../own-board.md#configurations-and-boards-of-your-own), those of wide models with 8 lanes.",
     "",
     "| shape | lanes | cached keys | cycles | beats | share of the beat rate | stalls |",
     "|---|---|---|---|---|---|---|",

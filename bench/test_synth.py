@@ -1,4 +1,4 @@
-"""Synthesis of the whole accelerators of three boards, and two small blocks routed on an ECP5.
+"""Synthesis of the whole accelerators of three boards, of the KV260's configurations for other models, and two small blocks routed on an ECP5.
 
 Run by `make bench`; writes docs/measurements/synth.md and synth.json.
 """
@@ -17,13 +17,18 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "docs" / "measurements"
 BOARDS = {"kv260": ["--ecp5"], "ultra96v2": [], "pynq_z2": []}
 """Other boards have the design of the KV260 in a chip with at least as much of everything (tests/platforms)."""
+CONFIGURATIONS = ("kv260_bonsai", "kv260_bonsai_large", "kv260_large")
+"""Files of docs/examples/configurations; they have the limits of the KV260."""
 COLUMNS = ("lut_logic", "lut_memory", "lut", "ff", "carry", "dsp", "ramb36", "uram", "levels")
 LIMITS = {"lut": 88_000, "ff": 164_000, "dsp": 1_000, "ramb36": 116, "uram": 60, "levels": 6}
 """What the accelerator of the KV260 may take at most."""
 
 
-def command(board: str) -> list[str]:
-    return ["synth", "--board", board, *BOARDS[board], "--jobs", "2", "--json"]
+def command(name: str) -> list[str]:
+    """Of a board, or of a configuration."""
+    if name in CONFIGURATIONS:
+        return ["synth", "--config", f"docs/examples/configurations/{name}.toml", "--jobs", "2", "--json"]
+    return ["synth", "--board", name, *BOARDS[name], "--jobs", "2", "--json"]
 
 
 @cache
@@ -33,6 +38,7 @@ def report(board: str) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         text=True,
         check=True,
+        cwd=FOLDER.parent.parent,
     )
     return dict(json.loads(out.stdout))
 
@@ -52,8 +58,9 @@ def test_write_the_page() -> None:
 
 
 @pytest.mark.parametrize("column", LIMITS)
-def test_the_kv260_is_within_its_limits(column: str) -> None:
-    assert report("kv260")["total"][column] <= LIMITS[column]
+@pytest.mark.parametrize("name", ["kv260", *CONFIGURATIONS])
+def test_the_kv260_is_within_its_limits(name: str, column: str) -> None:
+    assert report(name)["total"][column] <= LIMITS[column]
 
 
 def page() -> str:
@@ -67,7 +74,7 @@ def page() -> str:
         "chain of up to 32 bits counts as two, besides the LUT in front of it, and the clock-to-out of an UltraRAM as four, of a block RAM as three",
         "(`hw/synth/levels.py`).",
     ]
-    for board in BOARDS:
+    for board in (*BOARDS, *CONFIGURATIONS):
         r = report(board)
         total, chip = r["total"], r["chip"]
         lines += [
@@ -84,7 +91,7 @@ def page() -> str:
         lines.append(row("**total**", total))
         share = ["" if not chip.get(c) else f"{total[c] / chip[c]:.1%}" for c in COLUMNS]
         lines.append("| of the chip | " + " | ".join(share) + " |")
-        if board == "kv260":
+        if board.startswith("kv260"):
             lines.append("| at most | " + " | ".join(f"{LIMITS[c]:,}" if c in LIMITS else "" for c in COLUMNS) + " |")
     lines += [
         "",

@@ -5,6 +5,7 @@ Who needs "every matrix" or "every norm" goes through the tables: readers of che
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -38,33 +39,64 @@ class RopeScaling:
     Parameters
     ----------
     kind : 'linear' divides every frequency by `factor`; 'llama3' divides those whose wavelength is above
-        original_context / low_freq_factor, keeps those below original_context / high_freq_factor, and blends between.
+        original_context / low_freq_factor, keeps those below original_context / high_freq_factor, and blends between;
+        'yarn' keeps those that turn beta_fast times or more in original_context positions, divides those that turn
+        beta_slow times or less, and blends between.
     factor : at least 1.
-    low_freq_factor, high_freq_factor, original_context : of 'llama3'; low < high, context in positions.
+    low_freq_factor, high_freq_factor, original_context : of 'llama3'; low < high, context in positions, also of 'yarn'.
+    beta_fast, beta_slow : of 'yarn', fast > slow.
+    attention_factor : of 'yarn', what cosines and sines are multiplied by.
 
     Raises
     ------
     ModelError : with the bad value and the limit.
     """
 
-    kind: Literal["linear", "llama3"]
+    kind: Literal["linear", "llama3", "yarn"]
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_context: int = 8192
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(self.kind in ("linear", "llama3"), f"rope scaling must be 'linear' or 'llama3', not {self.kind!r}")
+        kinds = ("linear", "llama3", "yarn")
+        _require(self.kind in kinds, f"rope scaling must be 'linear', 'llama3' or 'yarn', not {self.kind!r}")
         _require(1 <= self.factor < np.inf, f"rope scaling factor must be at least 1, not {self.factor}")
         low, high = self.low_freq_factor, self.high_freq_factor
         _require(
             0 < low < high < np.inf, f"rope scaling needs 0 < low_freq_factor < high_freq_factor, not {low}, {high}"
         )
         _require(self.original_context > 0, f"original_context must be positive, not {self.original_context}")
+        slow, fast = self.beta_slow, self.beta_fast
+        _require(0 < slow < fast < np.inf, f"rope scaling needs 0 < beta_slow < beta_fast, not {slow}, {fast}")
+        most = float(np.finfo(np.float32).max)
+        _require(
+            0 < self.attention_factor <= most,
+            f"attention_factor must be positive and finite, not {self.attention_factor}",
+        )
 
-    def apply(self, inverse: F32) -> F32:
-        """Scaled inverse frequencies, in float32 as the reference computes them."""
+    def _turning(self, turns: float, theta: float, dim: int) -> float:
+        """Index of the frequency that turns so often in the original context."""
+        return dim * math.log(self.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    def apply(self, inverse: F32, theta: float) -> F32:
+        """Scaled inverse frequencies, in float32 as the reference computes them.
+
+        Parameters
+        ----------
+        inverse : theta^(-2j/D) of j < D/2. theta : their base.
+        """
         factor = np.float32(self.factor)
+        if self.kind == "yarn":
+            dim = 2 * len(inverse)
+            first = max(math.floor(self._turning(self.beta_fast, theta, dim)), 0)
+            last = min(math.ceil(self._turning(self.beta_slow, theta, dim)), dim - 1)
+            width = np.float32(last - first or 0.001)
+            divided = np.clip((np.arange(len(inverse), dtype=np.float32) - np.float32(first)) / width, 0, 1)
+            return np.asarray(inverse / factor * divided + inverse * (np.float32(1) - divided), np.float32)
         if self.kind == "linear":
             return np.asarray(inverse / factor, np.float32)
         context, low, high = (
@@ -76,6 +108,11 @@ class RopeScaling:
         scaled = np.where(wavelength > context / low, inverse / factor, inverse)
         medium = (wavelength >= context / high) & (wavelength <= context / low)
         return np.where(medium, blended, scaled).astype(np.float32)
+
+
+def yarn_attention(factor: float, scale: float = 1.0) -> float:
+    """What YaRN multiplies cosines and sines by where nothing else is said: 0.1 scale ln(factor) + 1."""
+    return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
 
 
 # ---- what a layer is made of -----------------------------------------------------------------------------------------
@@ -360,6 +397,8 @@ class ModelSpec:
     rope_scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
+        if self.rope_scaling is not None and self.rope_scaling.kind == "yarn":
+            _require(self.rope_theta > 1, f"rope_theta must be above 1 for YaRN, not {self.rope_theta}")
         for name in ("hidden", "layers", "heads", "kv_heads", "head_dim", "ffn", "vocab", "max_context"):
             value = getattr(self, name)
             _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, not {value!r}")
@@ -434,13 +473,14 @@ def rope_tables(spec: ModelSpec, positions: int | None = None) -> tuple[F32, F32
     """cos and sin [positions, head_dim / 2] (max_context positions if None).
 
     As in the reference: inverse frequencies 1 / theta^(2j/D) and angles (their product with the position) are rounded
-    to float32; cos and sin of that angle are computed in float64 and rounded once.
+    to float32; cos and sin of that angle are computed in float64 and rounded once, then multiplied by YaRN's factor.
     """
     exponent = np.arange(0, spec.head_dim, 2, dtype=np.float32) / np.float32(spec.head_dim)
     power = np.float64(spec.rope_theta) ** exponent.astype(np.float64)
     inverse = np.float32(1) / power.astype(np.float32)
     if spec.rope_scaling is not None:
-        inverse = spec.rope_scaling.apply(inverse)
+        inverse = spec.rope_scaling.apply(inverse, spec.rope_theta)
     n = spec.max_context if positions is None else positions
     angle = (np.arange(n, dtype=np.float32)[:, None] * inverse).astype(np.float64)
-    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+    factor = np.float32(1 if spec.rope_scaling is None else spec.rope_scaling.attention_factor)
+    return np.cos(angle).astype(np.float32) * factor, np.sin(angle).astype(np.float32) * factor

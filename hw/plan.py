@@ -26,7 +26,7 @@ from tellme.hw.attention import cycles as attention
 from tellme.hw.control.check import ProgramCheck
 from tellme.hw.control.lanes import LaneCheck
 from tellme.hw.elementwise.elementwise import Elementwise
-from tellme.hw.elementwise.quantiser import Quantiser
+from tellme.hw.elementwise.quantiser import quantiser_delay
 from tellme.hw.elementwise.scales import ScaleUnit
 from tellme.hw.elementwise.statistics import Statistics
 from tellme.hw.head.score import RowScorer
@@ -104,7 +104,7 @@ def _linear(
     beats = tiles * rows
     # The first word of the quantiser, then the first tile's tables, while the gain is on its way.
     stream = engine.expected_cycles(config, tiles=tiles, rows=rows, block_rows=block, lanes=lanes)
-    lead = max(0, 2 + ScaleUnit.delay + Quantiser.delay + stream - beats - gain)
+    lead = max(0, 2 + ScaleUnit.delay + quantiser_delay(config) + stream - beats - gain)
     epilogue = Elementwise.expected_epilogue_cycles(
         config, kind=kind, rows=last, lanes=lanes, head_dim=dim, head_norm=kind is Kind.QKV and gain > 0
     )
@@ -133,7 +133,7 @@ def _screened(
     tiles, rows = layout.tiles(spec.hidden, config), layout.screen_rows(spec.vocab, planes)
     beats = layout.screen_beats(spec.vocab, planes, spec.hidden, config)
     stream = engine.expected_cycles(config, tiles=tiles, rows=rows, block_rows=config.block_rows, lanes=lanes)
-    lead = max(0, 2 + ScaleUnit.delay + Quantiser.delay + stream - tiles * rows)
+    lead = max(0, 2 + ScaleUnit.delay + quantiser_delay(config) + stream - tiles * rows)
     choice = ScreenedHead.expected_cycles(
         config, tiles=tiles, rows=spec.vocab, planes=planes, candidates=candidates, lanes=head_count
     )

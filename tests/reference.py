@@ -87,9 +87,10 @@ def forward(
     x = (coded if options.embedding else exact)[tokens]
     frequency = s.rope_theta ** -(np.arange(0, s.head_dim, 2) / s.head_dim)
     if s.rope_scaling is not None:
-        frequency = s.rope_scaling.apply(frequency.astype(np.float32)).astype(np.float64)
+        frequency = s.rope_scaling.apply(frequency.astype(np.float32), s.rope_theta).astype(np.float64)
     angle = np.arange(n)[:, None] * frequency
-    cos, sin = (np.tile(f(angle), 2)[:, None] for f in (np.cos, np.sin))
+    magnitude = 1.0 if s.rope_scaling is None else s.rope_scaling.attention_factor
+    cos, sin = (magnitude * np.tile(f(angle), 2)[:, None] for f in (np.cos, np.sin))
 
     def rotate(y: F64) -> F64:
         half = s.head_dim // 2

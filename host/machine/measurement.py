@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +19,13 @@ from numpy.typing import NDArray
 
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.kv import EIGHT, CacheFormat, largest
-from tellme.golden.model import GoldenModel
+from tellme.golden.model import GoldenModel, ModelWeights
 from tellme.golden.registers import BUSY, STALLS
 from tellme.golden.screen import quantise
 from tellme.golden.shapes import SHAPES
 from tellme.golden.spec import STEPS, ModelSpec
 from tellme.host.checkpoints.checkpoint import Checkpoint, golden_errors, is_checkpoint, open_checkpoint
+from tellme.host.checkpoints.common import LazyLayers
 from tellme.host.checkpoints.huggingface.config import read_family
 from tellme.host.checkpoints.huggingface.config import read_spec as read_config
 from tellme.host.checkpoints.synthetic import random_weights
@@ -115,6 +117,13 @@ class Cost:
         )
 
 
+@lru_cache(maxsize=1)
+def _weights(spec: ModelSpec, planes: int) -> ModelWeights:
+    """Random weights of a whole shape, with so many planes of a screened head (0: none): the head takes longer to make than to run."""
+    weights = random_weights(spec, SEED)
+    return replace(weights, screen=quantise(*weights.head_rows, planes)) if planes else weights
+
+
 class Machine:
     """A model with the first `layers` layers of a shape on the simulated accelerator, and golden beside it.
 
@@ -152,9 +161,8 @@ class Machine:
         self.slots = slots
         self.candidates = candidates
         self.spec = replace(spec, layers=layers, max_context=context)
-        weights = random_weights(self.spec, SEED)
-        if candidates:
-            weights = replace(weights, screen=quantise(*weights.head_rows, planes))
+        made = _weights(replace(spec, max_context=1), planes if candidates else 0)
+        weights = replace(made, spec=self.spec, layers=LazyLayers(self.spec, made.layers.__getitem__))
         self._folder = tempfile.TemporaryDirectory(prefix="tellme-")
         try:
             path = Path(self._folder.name) / "model.tlm"

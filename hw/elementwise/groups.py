@@ -33,7 +33,7 @@ class GroupMaxima(wiring.Component):
     largest : Out, two cycles later, of its group.
     """
 
-    delay = 5
+    delay = 6
 
     def __init__(self, config: AcceleratorConfig):
         self._config = config
@@ -60,6 +60,7 @@ class GroupMaxima(wiring.Component):
         pair = [register(m, larger(self.u[i][:_WIDTH], self.u[i + 1][:_WIDTH]), f"pair{i}") for i in range(0, CHUNK, 2)]
         four = register(m, larger(*pair), "four")
         new = register(m, four, "new")
+        late = register(m, new, "late")
         low = exact_log2(GROUP // CHUNK)
         place = Cat(self.chunk[low:], self.lane)
         valid = delay_line(m, self.write, 2, "valid", reset_less=False)
@@ -75,15 +76,20 @@ class GroupMaxima(wiring.Component):
             read.addr.eq(Mux(self.read, Cat(self.read_word[words:], self.read_lane), address)),
             read.en.eq(1),
         ]
-        # The chunk before may be of the same group: its result is on the way to the memory.
-        storing, store_address = register(m, valid, "storing", reset_less=False), register(m, address, "store_address")
-        store, begin = register(m, storing, "store", reset_less=False), register(m, first, "begin")
-        written = register(m, store_address, "written")
-        again, result = Signal(), Signal(_WIDTH, reset_less=True)
-        m.d.sync += again.eq(storing & (address == store_address))
-        held = Signal(_WIDTH)
-        m.d.comb += held.eq(Mux(begin, 0, Mux(again, result, read.data)))
-        m.d.sync += result.eq(larger(new, held))
+        # What the memory had, behind its clock-to-out; of the chunks on their way, the last one and the one before may be of the same group.
+        looking, second = register(m, valid, "looking", reset_less=False), register(m, address, "second")
+        storing, third = register(m, looking, "storing", reset_less=False), register(m, second, "third")
+        store, written = register(m, storing, "store", reset_less=False), register(m, third, "written")
+        begin = delay_line(m, first, 2, "begin")
+        result, before = Signal(_WIDTH, reset_less=True), Signal(_WIDTH, reset_less=True)
+        again, passed = Signal(), Signal()
+        m.d.sync += [
+            again.eq(looking & storing & (second == third)),
+            passed.eq(valid & storing & (address == third)),
+            before.eq(Mux(passed, result, read.data)),
+        ]
+        held = Mux(begin, 0, Mux(again, result, before))
+        m.d.sync += result.eq(larger(late, held))
         m.d.comb += [write.addr.eq(written), write.data.eq(result), write.en.eq(store)]
         m.d.comb += self.largest.eq(register(m, read.data, "largest"))
         return m

@@ -19,7 +19,7 @@ from tellme.hw.elementwise.hadamard import Hadamard, head_layout
 from tellme.hw.elementwise.scales import PLACES, HeadCounter, ScaleUnit, Target, scale_tag
 from tellme.hw.fp import FloatToFixed, FloatToInt8, Multiplier
 from tellme.hw.interfaces import EXPONENT_BITS
-from tellme.hw.pipeline import delay_line
+from tellme.hw.pipeline import delay_line, register
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ def _times_power(x: Value, code: Value) -> Value:
     low = exact_log2(EXPONENT_STEP)
     power = Mux(exponent[6:].all(), 0, Cat(C(0, low), code))
     return Cat(x[:23], (exponent + power)[:8], x[31])
+
+
+def quantiser_delay(config: AcceleratorConfig) -> int:
+    """Cycles from the read of a word to its write; a power of two of a group takes one more."""
+    return 2 + Multiplier.delay + FloatToInt8.delay + (config.packing.group > 0)
 
 
 class Quantiser(wiring.Component):
@@ -76,16 +81,16 @@ class Quantiser(wiring.Component):
     inputs_done, heads_done : Out, pulses: the last word of a job is written.
     """
 
-    delay = 2 + Multiplier.delay + FloatToInt8.delay
-    """From the read of a word of inputs to its write."""
-
     @classmethod
     def head_delay(cls, config: AcceleratorConfig) -> int:
         """From the read of a word of a head to its write."""
-        return 2 + Multiplier.delay + FloatToFixed.delay + Hadamard.delay(config) if config.hadamard else cls.delay
+        if config.hadamard:
+            return 2 + Multiplier.delay + FloatToFixed.delay + Hadamard.delay(config)
+        return quantiser_delay(config)
 
     def __init__(self, config: AcceleratorConfig):
         self._config = config
+        self.delay = quantiser_delay(config)
         groups = {"grouped": In(1), "largest": In(31), "group_largest": In(31), "write_exponent": Out(EXPONENT_BITS)}
         turning = {"hadamard": In(1), "k_narrow": In(1), "scale": In(32)}
         turning |= {"scaled": Out(1), "scale_tag": Out(scale_tag(config)), "new_scale": Out(32)}
@@ -124,7 +129,7 @@ class Quantiser(wiring.Component):
     @staticmethod
     def expected_cycles(config: AcceleratorConfig, *, tiles: int, lanes: int) -> int:
         """Cycles of quantise_busy for a matrix's inputs."""
-        return 2 + ScaleUnit.delay + 1 + tiles * lanes * config.tile_words + Quantiser.delay
+        return 2 + ScaleUnit.delay + 1 + tiles * lanes * config.tile_words + quantiser_delay(config)
 
     def elaborate(self, platform: object) -> Module:
         m, config = Module(), self._config
@@ -319,7 +324,7 @@ class Quantiser(wiring.Component):
             exponent.enable.eq(delay_line(m, at.inputs & self.grouped, 2, "with_exponent")),
         ]
         code = delay_line(m, exponent.code, Multiplier.delay - GroupExponent.delay, "exponent")
-        m.d.comb += self.write_exponent.eq(delay_line(m, code, FloatToInt8.delay, "write_exponent"))
+        m.d.comb += self.write_exponent.eq(delay_line(m, code, 1 + FloatToInt8.delay, "write_exponent"))
         return code
 
     def _multiply(self, m: Module, at: _Word, factor: data.View, code: Value | None) -> None:
@@ -327,10 +332,11 @@ class Quantiser(wiring.Component):
         for i in range(self._config.word):
             m.submodules[f"mul{i}"] = mul = Multiplier()
             m.submodules[f"round{i}"] = rounded = FloatToInt8()
+            product = mul.o if code is None else register(m, _times_power(mul.o, code), f"scaled{i}")
             m.d.comb += [
                 mul.a.eq(self.u_data.word_select(i, 32)),
                 mul.b.eq(factor.inv),
-                rounded.i.eq(mul.o if code is None else _times_power(mul.o, code)),
+                rounded.i.eq(product),
                 words.word_select(i, 8).eq(rounded.o),
             ]
             products.append(mul.o)

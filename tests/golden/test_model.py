@@ -10,6 +10,7 @@ import pytest
 from tellme.golden.config import KV260, TINY
 from tellme.golden.kv import CACHE_FORMATS, CacheFormat
 from tellme.golden.model import GoldenModel, LayerWeights, ModelError, ModelSpec, ModelWeights, PassError, rope_tables
+from tellme.golden.spec import RopeScaling, yarn_attention
 from tests.models import load_demo, random_weights, small_spec
 from tests.reference import Kept, Options, forward, rounded
 
@@ -41,6 +42,7 @@ VARIANTS = {
     "heads of 128": dict(head_dim=128, heads=2, kv_heads=1),
     "untied": dict(tied=False),
     "theta 500000": dict(rope_theta=500000.0),
+    "YaRN": dict(rope_scaling=RopeScaling(kind="yarn", factor=4.0, original_context=256, attention_factor=1.14)),
     "large epsilon": dict(norm_eps=0.3),
     "QK-norm": dict(qk_norm=True),
     "QK-norm, as Qwen3": dict(
@@ -357,6 +359,36 @@ def test_rotary_tables_round_as_the_reference_does() -> None:
     assert (cos[0] == 1).all() and (sin[0] == 0).all()
     exact = np.arange(300)[:, None] * 10000.0 ** -(np.arange(0, 96, 2) / 96)
     assert np.abs(cos - np.cos(exact)).max() < 3e-5 and np.abs(sin - np.sin(exact)).max() < 3e-5
+
+
+# transformers 5.24, ROPE_INIT_FUNCTIONS["yarn"]: scaling, theta, head dimension, eight of the inverse frequencies, factor of the tables.
+YARN = [
+    (RopeScaling(kind="yarn", factor=4.0, original_context=32768, attention_factor=yarn_attention(4.0)), 1e6, 128,
+     [1.0, 0.17782793939113617, 0.03162277862429619, 0.005375321488827467, 0.0006029411451891065, 4.4456985051510856e-05,
+      7.905693564680405e-06, 1.405853367941745e-06], 1.138629436111989),
+    (RopeScaling(kind="yarn", factor=8.0, original_context=4096, beta_fast=16, beta_slow=2, attention_factor=yarn_attention(8.0)), 1e4, 64,
+     [1.0, 0.3162277638912201, 0.10000000149011612, 0.03162277862429619, 0.0061111110262572765, 0.0007027284009382129,
+      0.0001250000059371814, 3.9528473280370235e-05], 1.2079441541679836),
+    (RopeScaling(kind="yarn", factor=2.0, original_context=1024, attention_factor=1.25), 5e5, 32,
+     [1.0, 0.17776252329349518, 0.028204523026943207, 0.004254054743796587, 0.000707106722984463, 0.00013712409418076277,
+      2.6591478672344238e-05, 5.156692623131676e-06], 1.25),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("scaling", "theta", "dim", "inverse", "factor"), YARN)
+def test_yarn_scales_frequencies_as_transformers_does(
+    scaling: RopeScaling, theta: float, dim: int, inverse: list[float], factor: float
+) -> None:
+    plain = (theta ** -(np.arange(0, dim, 2) / dim)).astype(np.float32)
+    step = max(1, dim // 16)
+    np.testing.assert_allclose(scaling.apply(plain, theta)[::step], inverse, rtol=5e-7)
+    assert scaling.attention_factor == pytest.approx(factor, rel=1e-12)
+    spec = small_spec(head_dim=dim, heads=2, rope_theta=theta, rope_scaling=scaling, max_context=16)
+    cos, sin = rope_tables(spec)
+    assert (cos[0] == np.float32(factor)).all() and (sin[0] == 0).all()
+    angle = np.arange(16)[:, None] * np.array(inverse)
+    np.testing.assert_allclose(cos[:, ::step], factor * np.cos(angle), atol=2e-6)
+    np.testing.assert_allclose(sin[:, ::step], factor * np.sin(angle), atol=2e-6)
 
 
 def test_the_demo_model_tells_a_story() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tellme.golden.spec import ACTIVATIONS, MATRICES, NORMS, ModelSpec, RopeScaling
+from tellme.golden.spec import ACTIVATIONS, MATRICES, NORMS, ModelSpec, RopeScaling, yarn_attention
 from tellme.host.checkpoints.common import activation, golden_errors
 from tellme.host.checkpoints.gguf.tensors import Gguf
 from tellme.host.errors import UserError
@@ -130,8 +130,8 @@ def _rope_scaling(g: Gguf, architecture: str, head_dim: int) -> RopeScaling | No
         raise UserError(f"{g.path}: {said}; correct the wrong one")
     by = next(iter(factors.values()), 1.0)
     scaling = g.text(kind, "linear")
-    if scaling not in ("none", "linear"):
-        raise UserError(f"{g.path}: {kind} is {scaling!r}; supported are 'none' and 'linear'")
+    if scaling not in ("none", "linear", "yarn"):
+        raise UserError(f"{g.path}: {kind} is {scaling!r}; supported are 'none', 'linear' and 'yarn'")
     if scaling == "none":
         by = 1.0
     for name in ("rope.scaling.attn_factor", "rope.scaling.yarn_attn_factor"):
@@ -142,6 +142,8 @@ def _rope_scaling(g: Gguf, architecture: str, head_dim: int) -> RopeScaling | No
         raise UserError(
             f"{g.path}: {architecture}.rope.dimension_sections is set; heads must be rotated by one position"
         )
+    if scaling == "yarn":
+        return _yarn(g, architecture, by)
     if FREQUENCIES not in g:
         return RopeScaling(kind="linear", factor=by) if by != 1 else None
     divisors = g.floats(FREQUENCIES, (head_dim // 2,))
@@ -151,11 +153,30 @@ def _rope_scaling(g: Gguf, architecture: str, head_dim: int) -> RopeScaling | No
     inverse = (theta ** -(np.arange(0, head_dim, 2) / head_dim)).astype(np.float32)
     # A file has the divisors and not the four numbers they were made from; published models differ only in the factor.
     llama3 = RopeScaling(kind="llama3", factor=max(float(divisors.max()), 1.0))
-    if by != 1 or not np.allclose(inverse / llama3.apply(inverse), divisors, rtol=1e-3, atol=0):
+    if by != 1 or not np.allclose(inverse / llama3.apply(inverse, theta), divisors, rtol=1e-3, atol=0):
         raise UserError(
             f"{g.where(FREQUENCIES)}: scales the rotary frequencies, but not as Llama 3.1 does; that is not supported"
         )
     return llama3
+
+
+def _yarn(g: Gguf, architecture: str, factor: float) -> RopeScaling:
+    """YaRN by metadata, as llama.cpp computes it."""
+    prefix = f"{architecture}.rope.scaling"
+    if FREQUENCIES in g:
+        raise UserError(
+            f"{g.where(FREQUENCIES)}: scales the rotary frequencies, and {prefix}.type is 'yarn'; that is not supported"
+        )
+    for name, usual in (("yarn_log_multiplier", 0), ("yarn_ext_factor", 1)):
+        value = g.fields.get(f"{prefix}.{name}", usual)
+        if not isinstance(value, int | float) or value != usual:
+            raise UserError(f"{g.path}: {prefix}.{name} is {str(value)[:100]}; only {usual} is supported")
+    turns = {n: g.number(key) for n in ("beta_fast", "beta_slow") if (key := f"{prefix}.yarn_{n}") in g.fields}
+    context = f"{prefix}.original_context_length"
+    original = g.integer(context if context in g.fields else f"{architecture}.context_length")
+    return RopeScaling(
+        kind="yarn", factor=factor, original_context=original, attention_factor=yarn_attention(factor), **turns
+    )
 
 
 def tensor_names(spec: ModelSpec) -> set[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tellme.golden.spec import ACTIVATIONS, ModelSpec, RopeScaling
+from tellme.golden.spec import ACTIVATIONS, ModelSpec, RopeScaling, yarn_attention
 from tellme.host.checkpoints.common import activation, golden_errors, unsupported
 from tellme.host.errors import UserError
 
@@ -121,8 +121,8 @@ def _rope_kind(path: Path, name: str, rope: dict[str, Any]) -> str:
     if kinds[0] != kinds[-1]:
         raise UserError(f"{path}: {name} has rope_type {kinds[0]!r} and type {kinds[1]!r}; correct the wrong one")
     kind = kinds[0]
-    if not isinstance(kind, str) or kind not in ("default", "linear", "llama3"):
-        raise UserError(f"{path}: rope_type is {kind!r}; supported are default, linear and llama3")
+    if not isinstance(kind, str) or kind not in ("default", "linear", "llama3", "yarn"):
+        raise UserError(f"{path}: rope_type is {kind!r}; supported are default, linear, llama3 and yarn")
     return kind
 
 
@@ -143,7 +143,7 @@ def _read_rope(path: Path, config: dict[str, Any], context: int, default: float)
     for where in (scaling, parameters):
         if where and _rope_kind(path, name, where) == "default" and where.get("factor") not in (None, 1):
             raise UserError(
-                f"{path}: {name} has a factor of {where['factor']!r} but no rope_type; say linear or llama3"
+                f"{path}: {name} has a factor of {where['factor']!r} but no rope_type; say linear, llama3 or yarn"
             )
     theta = _number({"rope_theta": rope.get("rope_theta", config.get("rope_theta", default))}, "rope_theta", path)
     if scaling and parameters:
@@ -171,13 +171,31 @@ def _read_rope(path: Path, config: dict[str, Any], context: int, default: float)
         raise UserError(
             f"{path}: {original} is {config[original]} and, in {name}, {rope[original]}; correct the wrong one"
         )
+    before = _integer(rope, original, path, _integer(config, original, path, context))
+    if kind == "yarn":
+        return theta, _read_yarn(path, name, rope, before)
     return theta, RopeScaling(
         kind="llama3",
         factor=_number(rope, "factor", path),
         low_freq_factor=_number(rope, "low_freq_factor", path),
         high_freq_factor=_number(rope, "high_freq_factor", path),
-        original_context=_integer(rope, original, path, _integer(config, original, path, context)),
+        original_context=before,
     )
+
+
+def _read_yarn(path: Path, name: str, rope: dict[str, Any], original: int) -> RopeScaling:
+    """YaRN as transformers reads it: `attention_factor` itself, or from mscale and mscale_all_dim, or 0.1 ln(factor) + 1."""
+    factor = _number(rope, "factor", path)
+    if rope.get("truncate", True) is not True:
+        raise UserError(
+            f"{path}: truncate of {name} is {rope['truncate']!r}; only whole limits of YaRN's blend are supported"
+        )
+    given = {key: _number(rope, key, path) for key in ("attention_factor", "mscale", "mscale_all_dim") if rope.get(key)}
+    attention = given.get("attention_factor", yarn_attention(factor))
+    if "attention_factor" not in given and {"mscale", "mscale_all_dim"} <= set(given):
+        attention = yarn_attention(factor, given["mscale"]) / yarn_attention(factor, given["mscale_all_dim"])
+    turns = {key: _number(rope, key, path) for key in ("beta_fast", "beta_slow") if rope.get(key)}
+    return RopeScaling(kind="yarn", factor=factor, original_context=original, attention_factor=attention, **turns)
 
 
 def _read_activation(path: Path, config: dict[str, Any], family: Family) -> tuple[str, list[str]]:

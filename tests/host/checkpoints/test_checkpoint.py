@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import struct
@@ -161,8 +162,25 @@ def refused(folder: Path, message: str) -> None:
         ),
         ({"attention_bias": True}, "attention_bias is set"),
         ({"mlp_bias": True}, "mlp_bias is set; linear layers with a bias are not supported"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_type is 'yarn'; supported are default, linear and llama3"),
+        (
+            {"rope_scaling": {"rope_type": "longrope"}},
+            "rope_type is 'longrope'; supported are default, linear, llama3 and yarn",
+        ),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type is 'dynamic'; supported are default"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "factor must be a positive number .of float32., not None"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 0.5}}, "rope scaling factor must be at least 1, not 0.5"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4, "truncate": False}},
+            "truncate of rope_scaling is False; only whole limits",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4, "beta_fast": 1}},
+            "rope scaling needs 0 < beta_slow < beta_fast, not 1.0, 1.0",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4}, "rope_theta": 1},
+            "rope_theta must be above 1 for YaRN, not 1.0",
+        ),
         ({"rope_scaling": "yarn"}, "rope_scaling must be a JSON object, not 'yarn'"),
         ({"rope_scaling": {"type": "linear"}}, "factor must be a positive number .of float32., not None"),
         ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope scaling factor must be at least 1, not 0.5"),
@@ -471,6 +489,42 @@ def test_reading_in_pieces_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
+    ("more", "attention"),
+    [
+        ({}, 0.1 * math.log(40.0) + 1),
+        ({"mscale": 0.707, "mscale_all_dim": 1.0}, 0.9210423553163399),  # transformers 5.24
+        ({"attention_factor": 1.25, "mscale": 2.0, "mscale_all_dim": 1.0}, 1.25),
+        ({"mscale": 0.707}, 0.1 * math.log(40.0) + 1),
+    ],
+)
+def test_yarn_of_a_configuration_is_read_as_transformers_reads_it(
+    tmp_path: Path, more: dict[str, float], attention: float
+):
+    rope = {
+        "rope_type": "yarn",
+        "factor": 40.0,
+        "original_max_position_embeddings": 4096,
+        "beta_fast": 16,
+        "beta_slow": 2,
+    }
+    config = config_json(small_spec()) | {"rope_scaling": rope | more}
+    folder = write_folder(tmp_path / "m", config, tensors_of(random_weights(small_spec(), 1)))
+    found = read_checkpoint(folder).weights.spec.rope_scaling
+    assert found is not None and found.attention_factor == pytest.approx(attention, rel=1e-6)
+    assert (found.kind, found.factor, found.original_context, found.beta_fast, found.beta_slow) == (
+        "yarn",
+        40.0,
+        4096,
+        16,
+        2,
+    )
+    image = tmp_path / "m.tlm"
+    convert(read_checkpoint(folder), image, TINY)
+    with Model.open(image, TINY) as model:
+        assert model.spec.rope_scaling == found
+
+
+@pytest.mark.parametrize(
     ("rope", "expected"),
     [
         # As transformers 5.24 reads them: AutoConfig.from_pretrained(...).rope_parameters.
@@ -492,8 +546,9 @@ def test_reading_in_pieces_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
         ({"rope_parameters": {"rope_type": "linear", "factor": 4.0}, "rope_scaling": {"type": "linear", "factor": 2.0}},
          r"rope_scaling \(linear\) and rope_parameters \(linear\) scale the rotary frequencies in two ways"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 4.0}, "rope_scaling": {"type": "default"}}, "in two ways"),
-        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'yarn'"),
-        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling has a factor of 2.0 but no rope_type; say linear or llama3"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}, "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type is 'dynamic'"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}, "rope_scaling": {"type": "linear", "factor": 2.0}}, "in two ways"),
+        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling has a factor of 2.0 but no rope_type; say linear, llama3 or yarn"),
         ({"rope_scaling": {"rope_type": "default", "type": "linear"}}, "has rope_type 'default' and type 'linear'; correct the wrong one"),
         ({"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 2.0}}}, "has parameters for 'full_attention' alone"),
         ({"rope_parameters": {"rope_theta": 3e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is set"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 import tracemalloc
@@ -364,6 +365,16 @@ def test_scaling_of_the_rotary_frequencies(tmp_path: Path):
     assert scaling("i", arch__rope__scaling__factor=0.0) is None
     assert scaling("j", arch__rope__scaling__type="none", arch__rope__scaling__factor=4.0) is None
     assert scaling("k", **linear, arch__rope__scaling__attn_factor=1.0) == four
+    yarn = {
+        "arch__rope__scaling__type": "yarn",
+        "arch__rope__scaling__factor": 4.0,
+        "arch__rope__scaling__original_context_length": 128,
+    }
+    as_usual = RopeScaling(kind="yarn", factor=4.0, original_context=128, attention_factor=1 + 0.1 * math.log(4.0))
+    assert scaling("l", **yarn) == as_usual
+    turns = {"arch__rope__scaling__yarn_beta_fast": 16.0, "arch__rope__scaling__yarn_beta_slow": 2.0}
+    assert scaling("m", **yarn, **turns) == replace(as_usual, beta_fast=16.0, beta_slow=2.0)
+    assert scaling("o", **yarn, arch__rope__scaling__yarn_ext_factor=1.0) == as_usual
     # As llama.cpp's converter computes them, in float64, from rope_scaling of Llama 3.2.
     frequency = 5e5 ** -(np.arange(0, 32, 2) / 32)
     smooth = (8192 / (2 * np.pi / frequency) - 1) / (4 - 1)
@@ -403,7 +414,11 @@ LATER = "blk.1.attn_q.weight"
         ({"skip": ("rope.freq_base",), "arch__rope__freq_base": -1.0}, "freq_base must be a positive number, not -1.0"),
         ({"skip": ("rope.freq_base",), "arch__rope__freq_base": float("nan")}, "freq_base must be a positive number, not nan"),
         ({"skip": ("vocab_size",), "arch__vocab_size": 7}, r"vocab_size is 7; but token_embd.weight has the shape \[1024, 128\]"),
-        ({"arch__rope__scaling__type": "yarn"}, "scaling.type is 'yarn'; supported are 'none' and 'linear'"),
+        ({"arch__rope__scaling__type": "longrope"}, "scaling.type is 'longrope'; supported are 'none', 'linear' and 'yarn'"),
+        ({"arch__rope__scaling__type": "yarn", "arch__rope__scaling__yarn_ext_factor": 0.5}, "yarn_ext_factor is 0.5; only 1 is supported"),
+        ({"arch__rope__scaling__type": "yarn", "arch__rope__scaling__yarn_log_multiplier": 0.1}, "yarn_log_multiplier is 0.1; only 0 is"),
+        ({"arch__rope__scaling__type": "yarn", "arch__rope__scaling__yarn_log_multiplier": "x"}, "yarn_log_multiplier is x; only 0 is"),
+        ({"arch__rope__scaling__type": "yarn", "arch__rope__scaling__yarn_beta_fast": 0.5}, "needs 0 < beta_slow < beta_fast, not 1.0, 0.5"),
         ({"arch__rope__scaling__type": "linear", "arch__rope__scaling__factor": 0.5}, "rope scaling factor must be at least 1, not 0.5"),
         ({"arch__expert_count": 8}, "expert_count is 8; mixtures of experts are not supported"),
         ({"arch__rope__scaling__factor": 4.0, "arch__rope__scale_linear": 2.0}, "scaling.factor is 4 and .*rope.scale_linear is 2; correct"),

@@ -35,6 +35,7 @@ from tests.host.checkpoints.gguf_support import (
 )
 from tests.host.support import config_json, tensors_of, write_folder
 from tests.models import PARTS
+from tests.reference import Options, forward
 
 SOME = settings(max_examples=40, deadline=None, derandomize=True)
 GROUPED = replace(TINY, weight_format="grouped")
@@ -178,6 +179,35 @@ def test_a_model_of_one_scale_a_matrix_in_q2_0_has_no_group_scales(tmp_path: Pat
     for a, b in zip(got.layers, weights.layers, strict=True):
         for part in PARTS:
             np.testing.assert_array_equal(getattr(a, part), getattr(b, part))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_scales_of_blocks_of_rows_as_trilm_has_them(tmp_path: Path, ranks: int):
+    """LLaMA with a scale for each block of rows of a matrix, one for every rank of its training: folder and files alike, and near float64."""
+    weights = made(256, 4, qk_norm=False, kv_heads=4, tied=False)
+    rng = np.random.default_rng(ranks)
+    layers = []
+    for layer in weights.layers:
+        parts: dict[str, Any] = {}
+        for name in PARTS:
+            signs = np.sign(getattr(layer, name)).astype(np.int8)
+            each = (0.02 * rng.uniform(0.7, 1.4, ranks)).astype(np.float16).astype(np.float32)
+            parts[name], unit = ternary.group_integers(
+                signs, np.repeat(each, len(signs) // ranks)[:, None], signs.shape[1]
+            )
+            parts[f"{name}_scale"] = float(unit)
+        layers.append(replace(layer, **parts))
+    weights = replace(weights, layers=layers)
+    folder = write_folder(tmp_path / "hf", config_json(weights.spec), tensors_of(weights))
+    for got in (
+        read_checkpoint(folder).weights,
+        *(read_gguf(write_gguf(tmp_path / f"{k}.gguf", weights, "llama", k)).weights for k in (T.F16, T.TQ2_0, Q2_0)),
+    ):
+        assert got.spec == weights.spec and payload(got) == payload(weights)
+    ids = [3, 1, 4, 1]
+    logits = GoldenModel(got, GROUPED).run_pass(ids, range(4), [0] * 4, (0, 4)).logits
+    want = forward(got, ids, Options(True, True, True, True, groups=True))
+    assert np.abs(logits - want).max() < 0.02 * np.abs(want).max()
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
