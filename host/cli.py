@@ -25,11 +25,13 @@ from tellme.host.commands import (
     evaluate,
     info,
     plan,
+    report,
     run,
     serve,
     synth,
     tune,
     verilog,
+    view,
 )
 from tellme.host.errors import TellmeError
 from tellme.host.provenance import commit, version
@@ -118,6 +120,8 @@ for _name, _module in {
     "info": info,
     "bench": bench,
     "plan": plan,
+    "report": report,
+    "view": view,
     "verilog": verilog,
     "boards": boards,
     "build": build,
