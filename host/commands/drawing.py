@@ -46,16 +46,25 @@ def element(name: str, inside: str = "", **attributes: object) -> str:
 
 
 def svg(width: float, height: float, parts: Iterable[str], title: str) -> str:
-    """A drawing. It has its size in units and grows with the page."""
+    """A drawing, for a page; it grows with it. `alone` makes a file of it."""
     return element(
         "svg",
         tag("title", title) + "".join(parts),
-        xmlns="http://www.w3.org/2000/svg",
         viewBox=f"0 0 {width:g} {height:g}",
         role="img",
         font_family="system-ui, sans-serif",
         font_size=12,
     )
+
+
+def alone(drawing: str) -> str:
+    """A drawing as a file of its own."""
+    return drawing.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+
+
+def number(value: float) -> str:
+    """With commas; a fraction only where there is one."""
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:,.3g}"
 
 
 def _text(x: float, y: float, text: str, **attributes: object) -> str:
@@ -92,7 +101,7 @@ def architecture(c: AcceleratorConfig) -> str:
         "Elementwise": (680, 180, 150, 96, (f"word of {c.word} int8", f"{c.max_features:,} features", f"{lanes} lanes")),
         "AttentionUnit": (680, 40, 150, 84, (f"{c.attention_lanes} queries x {c.keys_per_beat} keys", f"x {c.cell} dimensions")),
         "ScreenedHead": (450, 330, 130, 70, (f"{c.screen_entries:,} candidates",)),
-        "KvWriter, LogitWriter": (680, 396, 150, 84, (f"cache of {'8 or 4' if c.narrow_cache else '8'} bits",)),
+        "KvWriter": (680, 396, 150, 84, ("and LogitWriter", f"cache of {'8 or 4' if c.narrow_cache else '8'} bits",)),
         "ControlUnit": (900, 180, 150, 96, ("registers, program", f"{c.max_descriptors} descriptors", "fetcher, executor")),
     }  # fmt: skip
     arrows = [
@@ -102,14 +111,14 @@ def architecture(c: AcceleratorConfig) -> str:
         ((515, 124), (515, 180), f"{beat}"),
         ((580, 228), (680, 228), f"{lanes} x {c.row_width}"),
         ((680, 256), (580, 256), f"{8 * c.word} int8"),
-        ((755, 180), (755, 124), f"{8 * c.word} Q"),
-        ((790, 124), (790, 180), "4 x 32"),
+        ((740, 180), (740, 124), f"{8 * c.word} Q"),
+        ((775, 124), (775, 180), "4 x 32"),
         ((515, 276), (515, 330), ""),
         ((755, 276), (755, 396), "K, V"),
         ((680, 438), (380, 438), f"{beat}"),
         ((230, 438), (140, 438), f"{c.ports} x {8 * c.port_bytes}"),
         ((900, 228), (830, 228), "jobs"),
-        ((1100, 228), (1050, 228), "AXI4-Lite 32"),
+        ((1140, 228), (1050, 228), "AXI4-Lite 32"),
     ]
     marker = (
         '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto" '
@@ -122,9 +131,17 @@ def architecture(c: AcceleratorConfig) -> str:
         )
         if width:
             vertical = x1 == x2
-            x, y = (x1 + 6, (y1 + y2) / 2 + 4) if vertical else ((x1 + x2) / 2, y1 - 7)
+            up = vertical and y2 < y1
+            x, y = (x1 + (-6 if up else 6), (y1 + y2) / 2 + 4) if vertical else ((x1 + x2) / 2, y1 - 7)
             parts.append(
-                _text(x, y, width, text_anchor="start" if vertical else "middle", fill="#7a3b00", font_size=11)
+                _text(
+                    x,
+                    y,
+                    width,
+                    text_anchor="end" if up else "start" if vertical else "middle",
+                    fill="#7a3b00",
+                    font_size=11,
+                )
             )
     for name, (x, y, w, h, lines) in boxes.items():
         fill = "#f7f1e3" if name == "DDR" else "#eef4fb"
@@ -177,16 +194,18 @@ def roofline(points: Sequence[Point], compute: float, roofs: Mapping[str, float]
         parts.append(tag("polyline", points=line, fill="none", stroke=colour, stroke_width=2))
         parts.append(tag("line", x1=left + w + 20, x2=left + w + 44, y1=top + 8 + 18 * number, y2=top + 8 + 18 * number, stroke=colour, stroke_width=2))  # fmt: skip
         parts.append(_text(left + w + 52, top + 12 + 18 * number, f"{name}, {rate / 1e9:.1f} GB/s"))
-    for number, (name, intensity, rate, ours) in enumerate(points):
+    others = [p[0] for p in points if not p[3]]
+    for place, (name, intensity, rate, ours) in enumerate(points):
         colour = _SERIES[0] if ours else "#888888"
         shape = {"cx": f"{x(intensity):.1f}", "cy": f"{y(rate):.1f}", "r": 6 if ours else 4, "fill": colour}
         parts.append(element("circle", tag("title", f"{name}: {si(rate)}op/s at {intensity:.2f} op/byte"), **shape))
-        at = top + 20 + 18 * (len(roofs) + number)
+        at = top + 20 + 18 * (len(roofs) + place)
         parts.append(tag("circle", cx=left + w + 32, cy=at - 4, r=6 if ours else 4, fill=colour))
         parts.append(_text(left + w + 52, at, name, font_weight="bold" if ours else "normal"))
         if not ours:
-            parts.append(_text(x(intensity) + 7, y(rate) + 4, chr(97 + number), font_size=10, fill="#666"))
-            parts.append(_text(left + w + 40, at, chr(97 + number), font_size=10, fill="#666"))
+            letter = chr(97 + others.index(name))
+            parts.append(_text(x(intensity) + 7, y(rate) + 4, letter, font_size=10, fill="#666"))
+            parts.append(_text(left + w + 40, at, letter, font_size=10, fill="#666"))
     parts.append(_text(left + w / 2, top + h + 40, "operations a byte read", text_anchor="middle"))
     parts.append(
         tag("text", "operations a second", transform=f"translate(16 {top + h / 2}) rotate(-90)", text_anchor="middle")
@@ -217,10 +236,10 @@ def bars(rows: Mapping[str, Mapping[str, float]], colours: Mapping[str, str], un
             width = w * values.get(name, 0) / most
             if width > 0:
                 parts.append(
-                    _box(at, y + 3, width, height - 7, colours[name], f"{row}, {name}: {values[name]:,.6g} {unit}")
+                    _box(at, y + 3, width, height - 7, colours[name], f"{row}, {name}: {number(values[name])} {unit}")
                 )
                 at += width
-        parts.append(_text(at + 6, y + 15, f"{sum(values.values()):,.6g} {unit}", fill="#444", font_size=11))
+        parts.append(_text(at + 6, y + 15, f"{number(sum(values.values()))} {unit}", fill="#444", font_size=11))
     return svg(1000, top + height * len(rows) + 8, parts, title)
 
 

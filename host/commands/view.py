@@ -39,7 +39,7 @@ def command(
         chart = drawing.bars(within, drawing.COLOURS, "cycles", "Where the cycles go")
         picture = page(name, [("When", "", picture), ("Where the cycles go", "", chart)])
     with replacing(out) as whole:
-        whole.write_text(picture)
+        whole.write_text(picture if out.suffix == ".html" else drawing.alone(picture))
     cycles = {"beats": 0.0}
     for counts in within.values():
         for cause, n in counts.items():
