@@ -86,6 +86,11 @@ def si(value: float, unit: str = "") -> str:
     return f"{value:.3g} {unit}".strip()
 
 
+def size(count: int) -> str:
+    """Bytes in KiB or MiB."""
+    return f"{count / 2**20:,.1f} MiB" if count >= 2**20 else f"{count / 2**10:,.1f} KiB"
+
+
 # ---- architecture ----------------------------------------------------------------------------------------------------
 
 
@@ -283,11 +288,11 @@ def memory(regions: Sequence[tuple[str, int, int]], beat_bytes: int) -> str:
             _text(
                 left + 325 * column + 18,
                 106 + 22 * row,
-                f"{name}: beat {start:,}, {beats * beat_bytes / 2**20:,.2f} MiB",
+                f"{name}: beat {start:,}, {size(beats * beat_bytes)}",
             )
         )
         at += width
-    parts.append(_text(left, 20, f"one buffer of {total * beat_bytes / 2**20:,.1f} MiB"))
+    parts.append(_text(left, 20, f"one buffer of {size(total * beat_bytes)}"))
     return svg(1000, 104 + 22 * -(len(regions) // -3), parts, "Memory")
 
 
@@ -363,8 +368,8 @@ def timeline(trace: Trace, start: int, end: int, *, fifo: int, title: str) -> st
         parts.append(_text(x(cycle), 14, f"{cycle:,}", text_anchor="middle", fill="#444", font_size=11))
     causes = [s for s in STALLS if any(t.track == "no beat" and t.name == s for t in trace.spans)]
     for i, cause in enumerate(causes):
-        parts.append(_box(left + 120 * i, top + tall + 14, 12, 12, COLOURS[cause]))
-        parts.append(_text(left + 120 * i + 17, top + tall + 24, f"no beat: {cause}", font_size=11))
+        parts.append(_box(left + 150 * i, top + tall + 14, 12, 12, COLOURS[cause]))
+        parts.append(_text(left + 150 * i + 17, top + tall + 24, f"no beat: {cause}", font_size=11))
     return svg(1000, top + tall + 34, parts, title)
 
 

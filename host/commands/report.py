@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,11 +24,15 @@ from tellme.host.errors import UserError
 from tellme.host.files import parse_json, read_json
 from tellme.host.machine.measurement import shape
 from tellme.host.machine.passes import chunks
-from tellme.host.machine.placement import in_use, regions
+from tellme.host.machine.placement import Placement, in_use, regions
 from tellme.host.machine.program import Program, check_fits, compile_sections, planned_sections, usable_context
 from tellme.host.machine.simulation import memory_timing, unloadable
 from tellme.host.places import check_new_file, replacing
 from tellme.host.provenance import commit, json_line, version
+
+if TYPE_CHECKING:
+    from tellme.hw.plan import Plan
+    from tellme.sim.trace import Trace
 
 _CHIP = ("lut", "ff", "dsp", "ramb36", "uram")
 
@@ -148,6 +152,124 @@ def _roofline(spec: ModelSpec, config: AcceleratorConfig, name: str, beats: int,
     return drawing.roofline(points, compute, roofs)
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What a report is of. measured, area, recorded : None if there is none."""
+
+    model: str
+    spec: ModelSpec
+    config: AcceleratorConfig
+    planned: Plan
+    passes: tuple[tuple[int, int], ...]
+    placement: Placement
+    program: Program
+    measured: Mapping[str, Any] | None
+    area: Mapping[str, Any] | None
+    recorded: tuple[Trace, str] | None
+
+    @property
+    def kind(self) -> str:
+        return "estimated" if self.measured is None else str(self.measured["kind"])
+
+    @property
+    def cycles(self) -> float:
+        """Of a token."""
+        return self.planned.decode.cycles if self.measured is None else float(self.measured["cycles"])
+
+    @property
+    def clock_hz(self) -> int:
+        return self.config.clock_hz if self.measured is None else int(self.measured["clock_hz"])
+
+    @property
+    def beats(self) -> int:
+        """Of a token."""
+        return (None if self.measured is None else self.measured["beats"]) or self.planned.decode.beats
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.clock_hz / self.cycles
+
+
+def _large(seen: _Seen) -> list[tuple[str, str]]:
+    """The figures in large."""
+    ttft = seen.planned.ttft_s if seen.measured is None else seen.measured["ttft_s"]
+    out = [
+        (f"{seen.rate:,.1f}", f"tokens/s, {seen.kind}"),
+        (f"{seen.cycles:,.0f}", "cycles a token"),
+        (f"{seen.beats / seen.cycles:.1%}", "of the beat rate"),
+        (drawing.si(seen.beats * seen.config.beat_bytes, "B"), "read a token"),
+        (f"{seen.clock_hz / 1e6:g} MHz", "clock"),
+    ]
+    if ttft:
+        out.append((f"{1e3 * ttft:,.1f} ms", "to the first token"))
+    if seen.area and seen.area.get("total"):
+        out.append((f"{seen.area['total']['lut']:,}", f"LUT by {seen.area['tool']}"))
+    return out
+
+
+def _cycles(seen: _Seen) -> dict[str, dict[str, float]]:
+    """Cycles with a beat and without, by cause, of every pass that is known."""
+    rows: dict[str, dict[str, float]] = {}
+    measured, decode = seen.measured, seen.planned.decode
+    if measured is not None and measured["kind"] == "simulated":
+        rows["decode, simulated"] = {"beats": seen.beats, **measured["stalls"]}
+        rows |= {name: {"beats": p["beats"], **p["stalls"]} for name, p in measured["prefill"]}
+    rows["decode, estimated"] = {"beats": decode.beats, **decode.stalls}
+    if measured is None:
+        for (at, _), p in zip(seen.passes, seen.planned.prefill, strict=True):
+            rows[f"prefill at {at}, estimated"] = {"beats": p.beats, **p.stalls}
+    return rows
+
+
+def _traced(found: Trace, title: str, fifo: int) -> list[Section]:
+    """What happened when."""
+    out = [("Trace", title, drawing.timeline(found, 0, found.cycles, fifo=fifo, title=title))]
+    if "1" in (parts := traces.layers(found)):
+        out.append(("Layer 1", "", drawing.timeline(found, *parts["1"], fifo=fifo, title="Layer 1")))
+    by = {k: v for k, v in traces.causes(found).items() if sum(v.values()) > found.cycles / 1000}
+    out.append(("Cycles by step", "", drawing.bars(by, drawing.COLOURS, "cycles", "Cycles by step")))
+    return out
+
+
+def _sections(seen: _Seen) -> list[Section]:
+    config, planned, measured = seen.config, seen.planned, seen.measured
+    described = BOARDS.get(config.name)
+    board_title = f"{described.title}, {described.part}" if described else "No board"
+    out: list[Section] = [
+        ("Architecture", board_title, drawing.architecture(config)),
+        (
+            "Roofline",
+            "Operations count a multiply-add as two. Letters are systems that others published, on a KV260.",
+            _roofline(seen.spec, config, seen.model, seen.beats, seen.rate, seen.kind),
+        ),
+        (
+            "Where the cycles go",
+            "Cycles with a beat, and without one by cause; whole passes.",
+            drawing.bars(_cycles(seen), drawing.COLOURS, "cycles", "Cycles of passes"),
+        ),
+    ]
+    if measured is not None and measured.get("busy"):
+        busy = {k: {"busy": 100 * v} for k, v in measured["busy"].items()}
+        chart = drawing.bars(busy, {"busy": "#55a868"}, "%", "Busy units")
+        out.append(("Busy units", "Share of the decode pass, %.", chart))
+    depths = [(d, f"{u} URAM288" if u else f"{b} RAMB36", c) for d, (u, b), c in planned.depths]
+    fifo = f"{config.fifo_beats:,} beats are built; {planned.depth:,} would be within 0.1 % of the deepest."
+    out.append(("FIFO", fifo, table(("beats", "memory", "cycles a token, estimated"), depths)))
+    if seen.recorded is not None:
+        out += _traced(*seen.recorded, config.fifo_beats)
+    if seen.area is not None:
+        out.append(("Area by block", f"{seen.area['tool']}, estimated", _area(seen.area)))
+    placed = drawing.memory(_memory(seen.program), config.beat_bytes)
+    kib = seen.placement.kib
+    if kib:
+        placed += drawing.phases(kib)
+    where = f"Ports' regions {'at ' if kib else ''}{regions(kib)}; {seen.program.slots} slot of {seen.program.context:,} positions."
+    out.append(("Placement of memory", where, placed))
+    out.append(("Configuration", build_name(config), table(("parameter", "value"), list(asdict(config).items()))))
+    return out
+
+
 def command(
     model: Annotated[str, typer.Option("--model", help=SHAPE_HELP)],
     out: Annotated[Path, typer.Option("--out", help="The page (.html).")],
@@ -196,68 +318,14 @@ def command(
     )
     program = compile_sections(model, spec, planned_sections(spec, config), config, kv=cache)
 
-    kind = "estimated" if measured is None else measured["kind"]
-    cycles = planned.decode.cycles if measured is None else measured["cycles"]
-    hz = config.clock_hz if measured is None else measured["clock_hz"]
-    beats = (None if measured is None else measured["beats"]) or planned.decode.beats
-    ttft = planned.ttft_s if measured is None else measured["ttft_s"]
-    rate = hz / cycles
-    figures = [
-        (f"{rate:,.1f}", f"tokens/s, {kind}"),
-        (f"{cycles:,.0f}", "cycles a token"),
-        (f"{beats / cycles:.1%}", "of the beat rate"),
-        (drawing.si(beats * config.beat_bytes, "B"), "read a token"),
-        (f"{hz / 1e6:g} MHz", "clock"),
-        *([(f"{1e3 * ttft:,.1f} ms", "to the first token")] if ttft else []),
-        *([(f"{area['total']['lut']:,}", f"LUT by {area['tool']}")] if area and area.get("total") else []),
-    ]
-    rows: dict[str, dict[str, float]] = {}
-    if measured is not None and measured["kind"] == "simulated":
-        rows["decode, simulated"] = {"beats": beats, **measured["stalls"]}
-        rows |= {name: {"beats": p["beats"], **p["stalls"]} for name, p in measured["prefill"]}
-    rows["decode, estimated"] = {"beats": planned.decode.beats, **planned.decode.stalls}
-    if measured is None:
-        rows |= {
-            f"prefill at {at}, estimated": {"beats": p.beats, **p.stalls}
-            for (at, _), p in zip(passes, planned.prefill, strict=True)
-        }
-    described = BOARDS.get(config.name)
-    sections: list[Section] = [
-        ("Architecture", f"{described.title}, {described.part}" if described else "No board", drawing.architecture(config)),
-        ("Roofline", "Operations count a multiply-add as two. Letters are systems that others published, on a KV260.", _roofline(spec, config, model, beats, rate, kind)),
-        ("Where the cycles go", "Cycles with a beat, and without one by cause; whole passes.", drawing.bars(rows, drawing.COLOURS, "cycles", "Cycles of passes")),
-    ]  # fmt: skip
-    if measured is not None and measured.get("busy"):
-        busy = {k: {"busy": 100 * v} for k, v in measured["busy"].items()}
-        sections.append(
-            ("Busy units", "Share of the decode pass, %.", drawing.bars(busy, {"busy": "#55a868"}, "%", "Busy units"))
-        )
-    depths = [(d, f"{u} URAM288" if u else f"{b} RAMB36", c) for d, (u, b), c in planned.depths]
-    fifo = f"{config.fifo_beats:,} beats are built; {planned.depth:,} would be within 0.1 % of the deepest."
-    sections.append(("FIFO", fifo, table(("beats", "memory", "cycles a token, estimated"), depths)))
-    if recorded is not None:
-        found, title = recorded
-        sections.append(("Trace", title, drawing.timeline(found, 0, found.cycles, fifo=config.fifo_beats, title=title)))
-        sections += [
-            (f"Layer {name}", "", drawing.timeline(found, start, end, fifo=config.fifo_beats, title=f"Layer {name}"))
-            for name, (start, end) in list(traces.layers(found).items())
-            if name == "1"
-        ]
-        by = {k: v for k, v in traces.causes(found).items() if sum(v.values()) > found.cycles / 1000}
-        sections.append(("Cycles by step", "", drawing.bars(by, drawing.COLOURS, "cycles", "Cycles by step")))
-    if area is not None:
-        sections.append(("Area by block", f"{area['tool']}, estimated", _area(area)))
-    placed = drawing.memory(_memory(program), config.beat_bytes)
-    if placement.kib:
-        placed += drawing.phases(placement.kib)
-    where = f"Ports' regions at {regions(placement.kib)}; {program.slots} slot of {program.context:,} positions."
-    sections.append(("Placement of memory", where, placed))
-    sections.append(("Configuration", build_name(config), table(("parameter", "value"), list(asdict(config).items()))))
+    seen = _Seen(model, spec, config, planned, tuple(passes), placement, program, measured, area, recorded)
+    sections = _sections(seen)
+    rate, kind = seen.rate, seen.kind
     stamp = f"tellme {version()}" + (f" ({commit()})" if commit() else "")
     text = page(
         f"{model} on {config.name}",
         sections,
-        top=tiles(figures),
+        top=tiles(_large(seen)),
         foot=f"{stamp}. {kind}; context {context}, timing {memory.name}.",
     )
     with replacing(out) as whole:
