@@ -26,6 +26,7 @@ PAGES = {
     "Boards": "boards.md",
     "A board, step by step": "board.md",
     "Configurations, own boards": "own-board.md",
+    "The Verilog folder": "verilog.md",
     "Decisions": "decisions.md",
     "Where things went": "moved.md",
 }
