@@ -27,6 +27,7 @@ PAGES = {
     "A board, step by step": "board.md",
     "Configurations, own boards": "own-board.md",
     "Exploring configurations": "explore.md",
+    "The Verilog folder": "verilog.md",
     "Decisions": "decisions.md",
     "Where things went": "moved.md",
 }

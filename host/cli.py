@@ -26,11 +26,13 @@ from tellme.host.commands import (
     explore,
     info,
     plan,
+    report,
     run,
     serve,
     synth,
     tune,
     verilog,
+    view,
 )
 from tellme.host.errors import TellmeError
 from tellme.host.provenance import commit, version
@@ -120,6 +122,8 @@ for _name, _module in {
     "bench": bench,
     "plan": plan,
     "explore": explore,
+    "report": report,
+    "view": view,
     "verilog": verilog,
     "boards": boards,
     "build": build,

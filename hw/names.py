@@ -92,13 +92,16 @@ class Names:
         self._consumers = self._find_consumers()
         self._ports = [{value for value, _ in m.ports.values()} for m in netlist.modules]
         renamed: list[dict[str, str]] = []
+        unnamed: list[list[Any]] = []
         for index, module in enumerate(netlist.modules):
             self._name_inside(index, module)
             self.modules.append(everywhere.take("_".join(module.name)))
             private, named = self._name_signals(index, module)
             renamed.append(named)
             self._covers.append(self._find_covers(module))
-            self._name_private(index, module, private)
+            unnamed.append(private)
+        for index, module in enumerate(netlist.modules):
+            self._name_private(index, module, unnamed[index])
         for index, module in enumerate(netlist.modules):
             self._name_ports(index, module, renamed[index])
 
@@ -174,7 +177,9 @@ class Names:
         for signal in private:
             value = self.netlist.signals[signal]
             word = _COUNTED.sub("", module.signal_names[signal]).strip("$").replace("signature__", "port_")
-            name = (self._held(index, value) if value and not value[0].is_const else None) or plain(word)
+            name = plain(word)
+            if value and not value[0].is_const:
+                name = self._held(index, value) or (self._made(index, value) if word == "signal" else name)
             module.signal_names[signal] = self.scopes[index].take(name)
 
     def _name_ports(self, index: int, module: Any, renamed: dict[str, str]) -> None:
@@ -240,18 +245,18 @@ class Names:
 
     def anonymous(self, index: int, value: Any) -> str:
         """A name for the output of a cell, or of a submodule, that the source gives none."""
-        scope = self.scopes[index]
-        if held := self._held(index, value):
-            return scope.take(held)
+        return self.scopes[index].take(self._held(index, value) or self._made(index, value))
+
+    def _made(self, index: int, value: Any) -> str:
+        """What a value ends in, and how it is made."""
         number = value[0].cell
         cell = self.netlist.cells[number]
         root = self.root(number)
         if cell.module_idx != index:
-            return scope.take(f"{root}_from")
-        consumer = self._consumers.get(number)
-        if isinstance(self.netlist.cells[consumer or 0], _nir.FlipFlop):
-            return scope.take(f"{root}_next")
-        return scope.take(f"{root}_{self._operation(cell)}")
+            return f"{root}_from"
+        if isinstance(self.netlist.cells[self._consumers.get(number, 0)], _nir.FlipFlop):
+            return f"{root}_next"
+        return f"{root}_{self._operation(cell)}"
 
     def between(self, index: int, number: int) -> str:
         """A name for what is computed on the way to the output of a cell."""

@@ -126,3 +126,31 @@ def write_chrome(trace: Trace, path: Path, *, clock_hz: int, title: str) -> None
         for c, v in zip(trace.level_cycles, trace.levels, strict=True)
     )
     path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ns"}))
+
+
+def read_chrome(path: Path) -> tuple[Trace, str]:
+    """What `write_chrome` wrote, and its title.
+
+    Raises
+    ------
+    OSError : it cannot be read.
+    ValueError : it is not such a file.
+    """
+    try:
+        events = json.loads(path.read_text())["traceEvents"]
+        title = next(str(e["args"]["name"]) for e in events if e["ph"] == "M" and e["name"] == "process_name")
+        names = {e["tid"]: str(e["args"]["name"]) for e in events if e["ph"] == "M" and e["name"] == "thread_name"}
+        blocks = [e for e in events if e["ph"] == "X"]
+        spans = tuple(
+            Span(
+                names[e["tid"]], str(e["name"]), int(e["args"]["cycle"]), int(e["args"]["cycle"] + e["args"]["cycles"])
+            )
+            for e in blocks
+        )
+        longest = max(blocks, key=lambda e: e["args"]["cycles"])
+        scale = longest["args"]["cycles"] / longest["dur"]
+        samples = [(round(e["ts"] * scale), int(e["args"]["beats"])) for e in events if e["ph"] == "C"]
+    except (KeyError, TypeError, ValueError, StopIteration, ZeroDivisionError) as e:
+        raise ValueError(f"{path}: is no trace that tellme bench --trace wrote") from e
+    levels = np.array(samples, np.int64).reshape(-1, 2)
+    return Trace(max(s.end for s in spans), spans, levels[:, 0], levels[:, 1]), title
