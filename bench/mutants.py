@@ -397,7 +397,7 @@ def run_campaign(bench: Bench, a: argparse.Namespace) -> None:
             by_name = {m.name: m for m in todo[name]}
             trials = [Trial(m.name, m.path, m.apply((ROOT / m.path).read_text()), m.line, a.budget) for m in todo[name]]
             for trial, outcome, what, seconds in bench.judge_all(
-                TARGETS[name][1], trials, min(a.turn, end - time.monotonic())
+                TARGETS[name][1], trials, min(a.turn, end - time.monotonic()), traced=not a.untraced
             ):
                 mutant = by_name[trial.name]
                 todo[name].remove(mutant)
@@ -424,6 +424,9 @@ def main() -> None:
         help="show a mutant the quickest tests only, of so many seconds together; --again shows what survives more",
     )
     parser.add_argument("--turn", type=float, default=120, help="seconds that a target has until it is another's turn")
+    parser.add_argument(
+        "--untraced", action="store_true", help="show every mutant all tests in their order: for quick ones"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="run survivors of earlier runs again")
     parser.add_argument("--table", action="store_true", help="only write the table")
