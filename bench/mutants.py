@@ -367,7 +367,7 @@ def run_holes(bench: Bench, only: str) -> int:
     alive = 0
     by_tests: dict[tuple[str, ...], list[Trial]] = {}
     for hole in HOLES:
-        if not re.search(only, hole.name):
+        if not re.search(only, f"{hole.name}, {hole.path}"):
             continue
         text = (ROOT / hole.path).read_text()
         if text.count(hole.old) != 1:
@@ -378,7 +378,7 @@ def run_holes(bench: Bench, only: str) -> int:
         trial = Trial(hole.name, hole.path, text.replace(hole.old, hole.new), line)
         by_tests.setdefault(hole.tests, []).append(trial)
     for tests, trials in by_tests.items():
-        for trial, outcome, what, seconds in bench.judge_all(tests, trials, float("inf")):
+        for trial, outcome, what, seconds in bench.judge_all(tests, trials, float("inf"), traced=False):
             alive += outcome == "survived"
             print(f"{outcome:9}{seconds:6.0f} s  {trial.name}  {what}", flush=True)
     return alive
@@ -397,7 +397,7 @@ def run_campaign(bench: Bench, a: argparse.Namespace) -> None:
             by_name = {m.name: m for m in todo[name]}
             trials = [Trial(m.name, m.path, m.apply((ROOT / m.path).read_text()), m.line, a.budget) for m in todo[name]]
             for trial, outcome, what, seconds in bench.judge_all(
-                TARGETS[name][1], trials, min(a.turn, end - time.monotonic())
+                TARGETS[name][1], trials, min(a.turn, end - time.monotonic()), traced=not a.untraced
             ):
                 mutant = by_name[trial.name]
                 todo[name].remove(mutant)
@@ -414,7 +414,7 @@ def main() -> None:
     """Runs holes or a campaign, and writes the table."""
     parser = argparse.ArgumentParser(description="Mistakes put into the sources one at a time.")
     parser.add_argument("--holes", action="store_true", help="the mistakes that once no test saw")
-    parser.add_argument("--only", default="", help="holes: names that match; campaign: targets, with commas")
+    parser.add_argument("--only", default="", help="holes: names or paths that match; campaign: targets, with commas")
     parser.add_argument("--count", type=int, default=500, help="mutants that the campaign draws")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="wall clock after which no mutant is begun")
     parser.add_argument(
@@ -424,6 +424,9 @@ def main() -> None:
         help="show a mutant the quickest tests only, of so many seconds together; --again shows what survives more",
     )
     parser.add_argument("--turn", type=float, default=120, help="seconds that a target has until it is another's turn")
+    parser.add_argument(
+        "--untraced", action="store_true", help="show every mutant all tests in their order: for quick ones"
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--again", action="store_true", help="run survivors of earlier runs again")
     parser.add_argument("--table", action="store_true", help="only write the table")

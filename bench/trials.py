@@ -36,6 +36,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 6.0
 """Times what the tests take without a mistake, after which a mutant counts as killed (it hangs)."""
 LEAST_SECONDS = 60.0
+UNTIMED_SECONDS = 900.0
+"""Of tests whose time is not known."""
 OURS = ("tellme", "tests", "bench")
 SOURCES = ("golden", "hw", "sim", "host")
 PRELOADED = (
@@ -143,6 +145,8 @@ class _Chosen:
         self.failed = ""
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        if not self._rank:  # all of them
+            return
         files: dict[str, int] = {}
         for item in items:
             if item.nodeid in self._rank:
@@ -217,9 +221,12 @@ class _Forks:
     def _trial(self, session: Any, items: dict[str, Any], trial: Trial) -> tuple[str, str]:
         place = self._bench.folder / trial.path
         before, stat = place.read_text(), place.stat()
-        names = self._profile.order(trial.path, function_at(before, trial.line), trial.budget)
+        names: Sequence[str] = list(items)
+        limit = UNTIMED_SECONDS
+        if self._profile.seconds:
+            names = self._profile.order(trial.path, function_at(before, trial.line), trial.budget)
+            limit = sum(self._profile.seconds[n] for n in names) * PATIENCE + LEAST_SECONDS
         chosen = [items[n] for n in names if n in items]
-        limit = sum(self._profile.seconds[i.nodeid] for i in chosen) * PATIENCE + LEAST_SECONDS
         built = set(self._bench.cache.iterdir())
         try:
             place.write_text(trial.text)  # for processes that tests start
@@ -343,10 +350,10 @@ class Bench:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def judge_all(
-        self, tests: Sequence[str], trials: Sequence[Trial], seconds: float
+        self, tests: Sequence[str], trials: Sequence[Trial], seconds: float, *, traced: bool = True
     ) -> Iterator[tuple[Trial, str, str, float]]:
-        """As `judge`, of many trials, as far as they come in so many seconds: (trial, outcome, test, seconds)."""
-        profile = self.profile(tests)
+        """As `judge`, of many trials, as far as they come in so many seconds: (trial, outcome, test, seconds). Not `traced`: all tests in their order."""
+        profile = self.profile(tests) if traced else Profile()
         end = time.monotonic() + seconds
         within = [t for t in trials if function_at((self.folder / t.path).read_text(), t.line)]
         left = [t for t in trials if t not in within]
@@ -359,7 +366,7 @@ class Bench:
                 with contextlib.suppress(BaseException):
                     os.close(reading)
                     self._redirect()
-                    files = list(dict.fromkeys(t.split("::")[0] for t in profile.seconds))
+                    files = list(dict.fromkeys(t.split("::")[0] for t in profile.seconds)) or list(tests)
                     code = self._pytest(files, _Forks(self, profile, within, writing, end))
                 os._exit(code)
             os.close(writing)
@@ -374,7 +381,7 @@ class Bench:
         for trial in left:
             if time.monotonic() > end:
                 return
-            yield trial, *self.judge(trial, tests)
+            yield trial, *self.judge(trial, tests, profile)
 
     def profile(self, tests: Sequence[str]) -> Profile:
         """Runs tests without a mistake, once; they must pass. What they import of others this process imports, too."""
@@ -410,9 +417,8 @@ class Bench:
                 with contextlib.suppress(Exception):
                     importlib.import_module(name)
 
-    def judge(self, trial: Trial, tests: Sequence[str]) -> tuple[str, str, float]:
+    def judge(self, trial: Trial, tests: Sequence[str], profile: Profile) -> tuple[str, str, float]:
         """What becomes of a trial: 'killed', 'hung' (killed by time) or 'survived'; by which test; seconds. Everything is imported again."""
-        profile = self.profile(tests)
         place = self.folder / trial.path
         before, stat = place.read_text(), place.stat()
         chosen = profile.order(trial.path, function_at(before, trial.line), trial.budget)
@@ -422,9 +428,9 @@ class Bench:
         try:
             place.write_text(trial.text)
             os.utime(place, (stat.st_atime + 86400, stat.st_mtime + 86400))
-            limit = sum(profile.seconds[t] for t in chosen) * PATIENCE + LEAST_SECONDS
-            plugin = _Chosen(chosen)
-            code, failed = self._child(["-x", *dict.fromkeys(t.split("::")[0] for t in chosen)], plugin, limit)
+            limit = sum(profile.seconds[t] for t in chosen) * PATIENCE + LEAST_SECONDS if chosen else UNTIMED_SECONDS
+            files = list(dict.fromkeys(t.split("::")[0] for t in chosen)) or list(tests)
+            code, failed = self._child(["-x", *files], _Chosen(chosen), limit)
             if code is None:
                 outcome = "hung"
             elif code != 0:
@@ -438,6 +444,9 @@ class Bench:
 
 class _Traced(_Tracer):
     """The trace, switched on while tests run."""
+
+    def pytest_runtest_setup(self) -> None:
+        sys.settrace(self.trace)  # a test that recurses without end has ended it
 
     def pytest_sessionstart(self) -> None:
         from amaranth.sim import Simulator

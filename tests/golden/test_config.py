@@ -86,6 +86,8 @@ def test_parameters_that_limit_each_other_may_be_equal() -> None:
     with pytest.raises(ConfigError, match=re.escape("max_features (1024) must be at least twice max_hidden (544)")):
         replace(TINY, max_hidden=544)
     assert replace(TINY, max_kv_dim=128).max_head_dim == 128
+    assert replace(TINY, max_kv_dim=65536, max_head_dim=65536).max_head_dim == 65536
+    assert (TINY.cell, replace(TINY, ports=2).cell, KV260.cell) == (16, 32, 32)
     with pytest.raises(ConfigError, match=re.escape("max_kv_dim (96) must hold one head")):
         replace(TINY, max_kv_dim=96)
     assert replace(TINY, port_bytes=16, burst_beats=256).burst_beats == 256

@@ -205,6 +205,7 @@ def edited(folder: Path, old: str, new: str, path: Path = ZYBO) -> Path:
         ("memory_rate = 3_200_000_000", "", "give its timing .table dram. and memory_rate"),
         ('"S_AXI_HP3"]', '"S_AXI_HP2"]', "memory_ports must be some of"),
         ('"S_AXI_HP3"]', '"S_AXI_ACP"]', "memory_ports must be some of"),
+        ('"S_AXI_HP3"]', "3]", "memory_ports must be some of"),
         (', "S_AXI_HP3"]', "]", "ports must be the controller's port of each of 3 memory ports"),
         ("ports = 4", "ports = 8\nkey_tile = 16", "zybo_z7_20 has 8 ports of 64 bits, board 'zybo_z7_20' has 4 of 64"),
         ("rcd = 7", "rdc = 7", "no timing in dram 'rdc', did you mean r"),
