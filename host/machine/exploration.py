@@ -292,9 +292,7 @@ def _generations(question: Question, answer: Answer) -> Iterator[list[Accelerato
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     board, base = BOARDS[question.base.name], question.base
-    sampler = optuna.samplers.NSGAIISampler(
-        population_size=GENERATION, seed=SEED, constraints_func=lambda trial: trial.user_attrs["over"]
-    )
+    sampler = optuna.samplers.NSGAIISampler(population_size=GENERATION, seed=SEED)
     study = optuna.create_study(directions=["maximize", *(["minimize"] * len(RESOURCES))], sampler=sampler)
     space = {n: optuna.distributions.CategoricalDistribution(list(v)) for n, v in question.space.items()}
     places = {base: 0}
@@ -316,5 +314,5 @@ def _generations(question: Question, answer: Answer) -> Iterator[list[Accelerato
             if point is None or "lut" not in point:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 continue
-            trial.set_user_attr("over", (0.0,) if point["feasible"] else (1.0,))
+            trial.set_constraint("chip", 0.0 if point["feasible"] else 1.0)
             study.tell(trial, [point["tokens_per_s"], *(point[m] for m in RESOURCES)])

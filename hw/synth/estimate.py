@@ -34,9 +34,12 @@ POINTS = Path(__file__).parent / "points.json"
 
 METRICS = ("lut", "ff", "dsp", "ramb36", "uram")
 
-COUNTS = ("one", "ff", "add", "compare", "logic", "choose", "lut_ram")
+COUNTS = ("one", "ff", "add", "compare", "logic", "table", "choose", "lut_ram", "ram_mux")
 """What is counted of a block for the fit: the block itself, register bits, bits of sums and differences, of comparisons, of other
-operators, of choices, and LUTs of memory."""
+operators, LUTs of tables of constants, bits of choices, LUTs of memory, and bits of memory that are chosen among several of its words."""
+
+TAKEN = {"lut": tuple(c for c in COUNTS if c != "lut_ram"), "ff": ("one", "ff")}
+"""Counts that a resource follows from. LUTs of memory are counted as they are, and only the others fitted."""
 
 COST = {"lut": 17, "ramb18": 129, "ramb36": 257, "uram": 1024}
 """By which Yosys's memory_libmap weighs a LUT-RAM (14 bits of 32 words, 7 of 64), half and whole block RAMs, and UltraRAM."""
@@ -63,7 +66,7 @@ class _Counter:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._uses: Counter[int] = Counter()
-        self._copies: dict[int, tuple[Any, Any]] = {}  # registers that take another signal as it is
+        self._copies: dict[int, tuple[Any, Any, int]] = {}  # registers, what they take, and when
         self._seen: set[int] = set()
         self._kept: list[Any] = []  # so that no address is used twice
 
@@ -94,36 +97,46 @@ class _Counter:
                 self.counts["choose"] += len(v) * (len(v.cases) - 1)
                 stack += [v.test, *(value for _, value in v.cases)]
             elif isinstance(v, ast.Part):
-                self.counts["choose"] += len(v) * ((1 << min(len(v.offset), 10)) - 1)
+                self.counts["choose"] += len(v) * (min(1 << len(v.offset), ceil_div(len(v.value), v.stride)) - 1)
                 stack += [v.value, v.offset]
             elif isinstance(v, ast.Slice):
                 stack.append(v.value)
             elif isinstance(v, ast.Concat):
                 stack += v.parts
 
-    def statements(self, statements: Iterable[Any], always: bool = False) -> None:
-        """always : of registers, and under no condition."""
+    def statements(self, statements: Iterable[Any], registers: bool = False, when: int = 0) -> None:
+        """when : stands for the condition that they are under."""
         for s in statements:
             if isinstance(s, ast.Assign):
                 self.value(s.rhs)
-                if always and isinstance(s.lhs, ast.Signal) and s.lhs.reset_less:
-                    self._copies[id(s.lhs)] = s.lhs, s.rhs
+                if registers and isinstance(s.lhs, ast.Signal) and s.lhs.reset_less:
+                    self._copies[id(s.lhs)] = s.lhs, s.rhs, when
             elif isinstance(s, ast.Switch):
                 self.value(s.test)
-                for _, inside, _ in s.cases:
-                    self.counts["choose"] += sum(len(x.lhs) for x in inside if isinstance(x, ast.Assign))
-                    self.statements(inside)
+                table: dict[int, int] = {}  # bits of what only constants are chosen for
+                for case in s.cases:
+                    for x in case[1]:
+                        if isinstance(x, ast.Assign) and isinstance(x.rhs, ast.Const):
+                            table[id(x.lhs)] = len(x.lhs)
+                        elif isinstance(x, ast.Assign):
+                            self.counts["choose"] += len(x.lhs)
+                    self.statements(case[1], registers, id(case))
+                inputs = min(len(s.test), (len(s.cases) - 1).bit_length() + 2)
+                self.counts["table"] += sum(table.values()) * (1 << max(0, inputs - 6))
 
     def shifts(self) -> tuple[int, int]:
         """(Register bits, LUTs) of chains of at least `SHIFT` registers of which only the last is read: shift registers."""
         after = {
             id(source): register
-            for register, source in self._copies.values()
-            if id(source) in self._copies and self._uses[id(source)] == 1 and len(source) == len(register)
+            for register, source, when in self._copies.values()
+            if id(source) in self._copies
+            and self._copies[id(source)][2] == when
+            and self._uses[id(source)] == 1
+            and len(source) == len(register)
         }
         followed = {id(register) for register in after.values()}
         bits = luts = 0
-        for first, _ in self._copies.values():
+        for first, _, _ in self._copies.values():
             if id(first) in followed:
                 continue
             length, at = 1, first
@@ -178,12 +191,14 @@ def count(component: Elaboratable, platform: object) -> dict[str, float]:
             registered = all(p._domain != "comb" for p in part._read_ports)
             if part._write_ports:
                 style = str(part._attrs.get("ram_style", ""))
+                if (style == "distributed" or not registered) and depth > 64:
+                    c.counts["ram_mux"] += len(part._read_ports) * width * (ceil_div(depth, 64) - 1)
                 memory += len(part._read_ports) * np.array(ram(width, depth, style, ultra=ultra, registered=registered))
             else:
-                memory[0] += width * ceil_div(depth, 64)  # a ROM
+                c.counts["table"] += width * ceil_div(depth, 64)  # a ROM
         else:
             for domain, statements in part.statements.items():
-                c.statements(statements, always=domain != "comb")
+                c.statements(statements, domain != "comb")
                 if domain != "comb":
                     for s in statements:
                         registers |= s._lhs_signals()
@@ -261,17 +276,18 @@ FLOOR = 200.0
 
 
 def _least(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Coefficients of at least 0 with the least squared error (coordinate descent)."""
+    """Coefficients of at least 0 with a small squared error: those that would be negative are left out one after the other."""
     scale = np.maximum(np.sqrt((x**2).sum(0)), 1e-12)
     a = x / scale
     gram, target = a.T @ a + 1e-6 * np.eye(a.shape[1]), a.T @ y
+    taken = np.flatnonzero(np.abs(x).sum(0) > 0)
     w = np.zeros(a.shape[1])
-    for _ in range(2000):
-        before = w.copy()
-        for j in range(len(w)):
-            w[j] = max(0.0, w[j] + (target[j] - gram[j] @ w) / gram[j, j])
-        if np.abs(w - before).max() < 1e-7 * (1 + np.abs(w).max()):
+    while len(taken):
+        found = np.linalg.solve(gram[np.ix_(taken, taken)], target[taken])
+        if found.min() >= 0:
+            w[taken] = found
             break
+        taken = np.delete(taken, found.argmin())
     return w / scale
 
 
@@ -311,6 +327,7 @@ class AreaModel:
         """Resources of a block from its counts."""
         row = np.array([c[k] for k in COUNTS])
         fitted = {m: float(row @ self.own.get(name, {}).get(m, self.common[m])) for m in ("lut", "ff")}
+        fitted["lut"] += c["lut_ram"]
         return {**fitted, **{m: c[m] for m in ("dsp", "ramb36", "uram")}}
 
     def total(self, config: AcceleratorConfig) -> Resources:
@@ -319,18 +336,19 @@ class AreaModel:
         return {m: sum(b[m] for b in found) for m in METRICS}
 
 
-HOLD = 0.03
+HOLD = 0.3
 """How strongly a block's coefficients are held to those of all blocks."""
 
 
-def _own(x: NDArray[np.float64], y: NDArray[np.float64], common: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Coefficients of a block: those of all blocks times what its own rows say of each, as far as they say anything."""
-    shares = x * common / (y[:, None] + 1)
-    factor = 1 / max(1e-9, float(np.exp(np.mean(np.log(np.maximum(shares.sum(1), 1e-6))))))
-    shares = shares * factor
-    gram = shares.T @ shares + HOLD * np.eye(x.shape[1])
-    change = np.linalg.solve(gram, shares.T @ (1 - shares.sum(1)))
-    return common * factor * np.maximum(1 + change, 0.0)
+def _own(
+    x: NDArray[np.float64], y: NDArray[np.float64], weight: NDArray[np.float64], common: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Coefficients of a block: those of all blocks in its measure, as far as its own rows say nothing else."""
+    a, b = x * weight[:, None], y * weight
+    before = a @ common
+    held = common * float(before @ b) / max(1e-12, float(before @ before))
+    ties = np.diag(HOLD**0.5 * np.sqrt((a**2).mean(0)))
+    return _least(np.vstack([a, ties]), np.concatenate([b, ties @ held]))
 
 
 def fit(known: Sequence[Point]) -> AreaModel:
@@ -343,15 +361,18 @@ def fit(known: Sequence[Point]) -> AreaModel:
     common: dict[str, NDArray[np.float64]] = {}
     own: dict[str, dict[str, NDArray[np.float64]]] = {}
     for metric in ("lut", "ff"):
-        x, y = np.array([c for c, _ in every]), np.array([r[metric] for _, r in every])
-        weight = 1 / (y + FLOOR)
+        taken = np.array([k in TAKEN[metric] for k in COUNTS])
+        counted = COUNTS.index("lut_ram")
+
+        def table(found: list[tuple[NDArray[np.float64], Mapping[str, float]]]) -> tuple[NDArray[np.float64], ...]:
+            x, total = np.array([c for c, _ in found]), np.array([r[metric] for _, r in found], np.float64)  # noqa: B023
+            y = total - x[:, counted] if metric == "lut" else total  # noqa: B023
+            return x * taken, y, 1 / (total + FLOOR)  # noqa: B023
+
+        x, y, weight = table(every)
         common[metric] = _least(x * weight[:, None], y * weight)
         for name, found in rows.items():
-            mine, has = np.array([c for c, _ in found]), np.array([r[metric] for _, r in found], np.float64)
-            if has.max() == 0:
-                own.setdefault(name, {})[metric] = np.zeros(len(COUNTS))
-            else:
-                own.setdefault(name, {})[metric] = _own(mine, has, common[metric])
+            own.setdefault(name, {})[metric] = _own(*table(found), common[metric])
     tops = [p.blocks[GLUE]["lut"] for p in known if GLUE in p.blocks]
     return AreaModel(common, own, float(np.mean(tops)) if tops else 0.0)
 

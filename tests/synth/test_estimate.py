@@ -20,6 +20,11 @@ from tellme.hw.synth.estimate import METRICS, counts, left_out, model, points, r
         ((352, 512, ""), (5, 0)),
         ((88, 256, ""), (1.5, 0)),
         ((76, 128, ""), (0, 0)),
+        ((80, 128, ""), (1.5, 0)),
+        ((288, 4096, ""), (0, 4)),
+        ((132, 2048, ""), (7.5, 0)),
+        ((24, 8192, "ultra"), (0, 1)),
+        ((48, 8192, "ultra"), (0, 2)),
         ((128, 10240, "ultra"), (0, 6)),
         ((64, 8192, "ultra"), (0, 2)),
     ],
@@ -32,25 +37,39 @@ def test_memories_take_what_yosys_gives_them(memory: tuple[int, int, str], found
         assert ram(width, depth, style, ultra=False)[2] == 0 < ram(width, depth, style, ultra=False)[1]
 
 
-def test_counts_are_those_of_the_points() -> None:
-    """DSPs and memories of every block that is the same as when it was measured."""
-    for p in points():
-        found = counts(p.config, p.blocks)
-        for name in ("tlmm", "elementwise", "program"):
-            if name in p.blocks:
-                assert {m: found[name][m] for m in ("dsp", "ramb36", "uram")} == {
-                    m: p.blocks[name][m] for m in ("dsp", "ramb36", "uram")
-                }, (p.config, name)
+def test_memories_and_multipliers_follow_exactly() -> None:
+    """DSPs, block RAM and UltraRAM of every block of every point, as Yosys mapped them."""
+    known = points()
+    assert len(known) >= 10
+    for p in known:
+        for name, found in p.counts.items():
+            exact = {m: p.blocks[name][m] for m in ("dsp", "ramb36", "uram")}
+            assert {m: found[m] for m in exact} == exact, (p.config, name)
 
 
-def test_left_out_points_are_predicted() -> None:
-    errors = [abs(e["error"]) for e in left_out(points()) if e["metric"] in ("lut", "ff") and e["measured"] > 1000]
-    assert median(errors) < 0.10, errors
+def test_points_are_counted_as_now() -> None:
+    """What a small block is written of in its point is what it is counted as; a change of the counting needs new points."""
+    for p in points()[1:]:
+        for name in {"registers", "reader", "program", "tlmm"} & p.counts.keys():
+            if p.config.beat_bytes == 16:
+                now = counts(p.config, [name])[name]
+                assert p.counts[name] == {k: round(v, 2) for k, v in now.items()}, (p.config, name)
+
+
+def test_points_that_were_left_out_are_predicted() -> None:
+    """Each large block of each point, from the other points. Figures: docs/measurements/explore.md."""
+    found = [e for e in left_out(points()) if e["measured"] > 1000 and e["others"]]
+    errors = {m: [abs(e["error"]) for e in found if e["metric"] == m] for m in ("lut", "ff")}
+    assert len(errors["lut"]) >= 20
+    assert median(errors["ff"]) <= 0.01 and max(errors["ff"]) <= 0.10
+    assert median(errors["lut"]) <= 0.045 and max(errors["lut"]) <= 0.20
+    assert median([abs(e["error"]) for e in found if e["metric"] in METRICS]) <= 0.03
 
 
 def test_the_whole_is_near_what_was_synthesised() -> None:
+    """The KV260, of which every block is a point."""
     whole = points()[0]
-    found = model().total(whole.config)
+    blocks = model().blocks(whole.config)
     for m in METRICS:
         measured = sum(b[m] for b in whole.blocks.values())
-        assert abs(found[m] - measured) <= 0.05 * measured, m
+        assert abs(sum(b[m] for b in blocks.values()) - measured) <= 0.05 * measured, m

@@ -171,3 +171,21 @@ def test_the_kv260_has_one_at_least_as_fast(tmp_path: Path) -> None:
     base, best = points[found["base"]], points[found["best"]]
     assert base["config"]["lanes"] == KV260.lanes and base["feasible"]
     assert best["feasible"] and best["tokens_per_s"] >= base["tokens_per_s"] and best["lut"] < base["lut"]
+
+
+def test_a_space_too_large_to_walk_is_searched_the_same_way_twice(tmp_path: Path) -> None:
+    space = [
+        "--over",
+        "lanes=1,2,4",
+        "--over",
+        "group_size=2,3,4,5",
+        "--over",
+        "fifo_beats=256,512,1024",
+        "--most",
+        "4",
+    ]
+    first, second = (run(*SMALL, *space, "--no-picture", "--out", str(tmp_path / name)) for name in ("a", "b"))
+    assert not first["walked"] and len(first["points"]) == 4 and first["points"][0]["name"] == first["base"]
+    assert [p["config"] for p in first["points"]] == [p["config"] for p in second["points"]]
+    assert len({json.dumps(p["config"]) for p in first["points"]}) == 4
+    assert run(*SMALL, *space, "--no-picture", "--out", str(tmp_path / "a"))["evaluated"] == 0
