@@ -26,6 +26,7 @@ from torch import nn
 
 from tellme.demo.stories import stories
 from tellme.golden.config import KV260
+from tellme.golden.kv import CACHE_FORMATS, EIGHT, CacheFormat
 from tellme.golden.model import GoldenModel, ModelWeights
 from tellme.host.checkpoints.checkpoint import Checkpoint, open_checkpoint, with_int8_inputs
 from tellme.host.image.model import demo_folder
@@ -184,9 +185,11 @@ def subject(family: str, variant: str, sequences: int = SEQUENCES) -> Subject:
         return Subject(f"{family}, {variant}", held, ids.numpy(), exact, _torch(low, ids), text)
 
 
-def golden(weights: ModelWeights, ids: Iterable[I64], figures: ScreenFigures | None = None) -> list[F64]:
+def golden(
+    weights: ModelWeights, ids: Iterable[I64], figures: ScreenFigures | None = None, cache: CacheFormat = EIGHT
+) -> list[F64]:
     """What golden makes of sequences: log probabilities [length, vocab] of each; figures of its screened head are counted in."""
-    model = GoldenModel(weights, KV260)
+    model = GoldenModel(weights, replace(KV260, hadamard=True), cache=cache)
     out = []
     for s in ids:
         model.reset()
@@ -284,6 +287,14 @@ def closeness_rows(
     return ["| " + " | ".join([name, *row]) + " |" for row in rows]
 
 
+def cache_rows(s: Subject) -> Iterator[str]:
+    """Closeness with every choice of cache, for docs/measurements/kv.md."""
+    for kv in (replace(c, hadamard=turned) for c in CACHE_FORMATS.values() for turned in (False, True)):
+        got = golden(s.checkpoint.weights, s.ids, cache=kv)
+        cells = Closeness.of(got, list(s.float32), list(s.ids)).cells()
+        yield f"| {s.name} | {kv.name}{', Hadamard' if kv.hadamard else ''} | {' | '.join(cells)} |"
+
+
 def main() -> None:
     """Writes the page's tables, or prints rows."""
     torch._dynamo.config.disable = True
@@ -293,6 +304,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="models whose name has this word in it; print only")
     parser.add_argument("--sequences", type=int, default=SEQUENCES, help="of 256 tokens; with other than 4, print only")
+    parser.add_argument("--caches", action="store_true", help="with every choice of cache instead; print only")
     options = parser.parse_args()
     only, kept = options.only, not options.only and options.sequences == SEQUENCES
     closeness: list[str] = []
@@ -306,11 +318,14 @@ def main() -> None:
             _write(closeness=closeness, screened=screened)
 
     for variant in CHANGES:
-        if variant == EXTRA and only in "demo":
+        if variant == EXTRA and only in "demo" and not options.caches:
             add(*demo())
         for family in SHAPES:
             name = f"{family}, {variant}"
-            if only in name:
+            if options.caches and only in name:
+                for row in cache_rows(subject(family, variant, options.sequences)):
+                    print(row, flush=True)
+            elif only in name:
                 s = subject(family, variant, options.sequences)
                 figures = figures_of(s.checkpoint, s.text)
                 rows = closeness_rows(name, list(s.float32), list(s.bfloat16), list(s.ids), s.checkpoint, figures)

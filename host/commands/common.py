@@ -119,7 +119,7 @@ Kv = Annotated[
     typer.Option(
         "--kv",
         help="Bits of keys and values in the cache: 8; 8-4, keys in 8 and values in 4; or 4, which may be far off at rare "
-        "positions without --hadamard.",
+        "positions, less so with --hadamard.",
     ),
 ]
 
@@ -127,7 +127,7 @@ Hadamard = Annotated[
     bool,
     typer.Option(
         "--hadamard/--no-hadamard",
-        help="Turn queries and keys by a Hadamard matrix, so that keys of 4 bits are not far off at rare positions; only on accelerators "
+        help="Turn queries and keys by a Hadamard matrix, which makes the errors of 4-bit keys smaller; only on accelerators "
         "built with hadamard=true.",
     ),
 ]
