@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from tellme.golden.arith import ceil_div
 from tellme.host.errors import UserError
 
 LIKELY = 512
@@ -276,7 +277,7 @@ def _not_below(logits: NDArray[np.float32], limits: NDArray[np.float32]) -> NDAr
     if n < LONG:
         return np.flatnonzero(~(logits < limits[:, None]))
     # Few are found, so FOLD words of eight truths each are looked at together first.
-    columns = -(-n // (8 * FOLD))
+    columns = ceil_div(n, 8 * FOLD)
     below = np.empty((count, 8 * FOLD * columns), np.bool_)
     below[:, n:] = True
     np.less(logits, limits[:, None], out=below[:, :n])
