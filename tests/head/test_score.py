@@ -152,7 +152,7 @@ def test_of_equal_logits_the_lowest_row_wins_whenever_it_comes(sign: int) -> Non
     rows = np.array([top, top, low, top, low, top, top, low])
     row_scales = np.full(8, 0.5, np.float32)
     # -0 is the product of a negative scale with a sum of 0.
-    row_scales[[0, 6]] = -0.5 if sign == 0 else 0.5
+    row_scales[[0, 5]] = -0.5 if sign == 0 else 0.5
     best, written, _, _ = run(
         q, np.full(CONFIG.lanes, 0.25, np.float32), [(rows, row_scales, ids)], [-4096], np.float32(1), lanes=(2, 1)
     )
