@@ -18,7 +18,7 @@ from amaranth.lib.wiring import Out, Signature
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Without Python's garbage collector, which walks Amaranth's millions of live objects again and again: half of the
     time of a kv260, for 0.3 GB less."""
     was = gc.isenabled()
@@ -63,7 +63,7 @@ def to_rtlil(
     ports : signals by name, as amaranth.back.rtlil takes them; by default those of the component's signature.
     separator : between the parts of a port's name.
     """
-    with _uncollected():
+    with uncollected():
         ports = _ports(component, separator) if ports is None else ports
         netlist = build_netlist(Fragment.get(component, platform), ports=ports, name=name)
         empty = rtlil.EmptyModuleChecker(netlist)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tellme.golden.arith import ceil_div
 from tellme.golden.boards import BOARDS
 from tellme.golden.config import TINY, AcceleratorConfig
+from tellme.hw.emit import uncollected
 from tellme.hw.primitives import UltraScalePlus
 from tellme.hw.synth.synthesis import GLUE, children
 
@@ -258,8 +259,9 @@ def counts(config: AcceleratorConfig, only: Iterable[str] | None = None) -> dict
     for name in _block_names() if only is None else [n for n in _block_names() if n in only]:
         key = (chip.ultra_ram, name, *(getattr(config, f) for f in AFFECTS.get(name, _EVERY)))
         if key not in _counted:
-            parts = parts or children(config, chip)
-            _counted[key] = count(parts[name], chip)
+            with uncollected():
+                parts = parts or children(config, chip)
+                _counted[key] = count(parts[name], chip)
         out[name] = _counted[key]
     return out
 
