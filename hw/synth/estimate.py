@@ -23,7 +23,7 @@ from amaranth.hdl import _ast as ast
 from amaranth.hdl._mem import MemoryInstance
 from numpy.typing import NDArray
 
-from tellme.golden.arith import ceil_div
+from tellme.golden.arith import ceil_div, ceil_log2
 from tellme.golden.boards import BOARDS
 from tellme.golden.config import TINY, AcceleratorConfig
 from tellme.hw.emit import uncollected
@@ -122,7 +122,7 @@ class _Counter:
                         elif isinstance(x, ast.Assign):
                             self.counts["choose"] += len(x.lhs)
                     self.statements(case[1], registers, id(case))
-                inputs = min(len(s.test), (len(s.cases) - 1).bit_length() + 2)
+                inputs = min(len(s.test), ceil_log2(max(1, len(s.cases))) + 2)
                 self.counts["table"] += sum(table.values()) * (1 << max(0, inputs - 6))
 
     def shifts(self) -> tuple[int, int]:
