@@ -26,7 +26,7 @@ from tellme.hw.names import Names, plain
 
 
 @contextmanager
-def _uncollected() -> Iterator[None]:
+def uncollected() -> Iterator[None]:
     """Without Python's garbage collector, which walks Amaranth's millions of live objects again and again: half of the
     time of a kv260, for 0.3 GB less."""
     was = gc.isenabled()
@@ -163,7 +163,7 @@ def _rtlil(
     readable: bool = False,
     sources: bool = False,
 ) -> str:
-    with _uncollected():
+    with uncollected():
         ports = _ports(component, separator) if ports is None else ports
         netlist = build_netlist(Fragment.get(component, platform), ports=ports, name=name)
         empty = rtlil.EmptyModuleChecker(netlist)

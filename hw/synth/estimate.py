@@ -23,9 +23,10 @@ from amaranth.hdl import _ast as ast
 from amaranth.hdl._mem import MemoryInstance
 from numpy.typing import NDArray
 
-from tellme.golden.arith import ceil_div
+from tellme.golden.arith import ceil_div, ceil_log2
 from tellme.golden.boards import BOARDS
 from tellme.golden.config import TINY, AcceleratorConfig
+from tellme.hw.emit import uncollected
 from tellme.hw.primitives import UltraScalePlus
 from tellme.hw.synth.synthesis import GLUE, children
 
@@ -121,7 +122,7 @@ class _Counter:
                         elif isinstance(x, ast.Assign):
                             self.counts["choose"] += len(x.lhs)
                     self.statements(case[1], registers, id(case))
-                inputs = min(len(s.test), (len(s.cases) - 1).bit_length() + 2)
+                inputs = min(len(s.test), ceil_log2(max(1, len(s.cases))) + 2)
                 self.counts["table"] += sum(table.values()) * (1 << max(0, inputs - 6))
 
     def shifts(self) -> tuple[int, int]:
@@ -258,8 +259,9 @@ def counts(config: AcceleratorConfig, only: Iterable[str] | None = None) -> dict
     for name in _block_names() if only is None else [n for n in _block_names() if n in only]:
         key = (chip.ultra_ram, name, *(getattr(config, f) for f in AFFECTS.get(name, _EVERY)))
         if key not in _counted:
-            parts = parts or children(config, chip)
-            _counted[key] = count(parts[name], chip)
+            with uncollected():
+                parts = parts or children(config, chip)
+                _counted[key] = count(parts[name], chip)
         out[name] = _counted[key]
     return out
 
