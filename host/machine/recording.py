@@ -17,6 +17,7 @@ from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.registers import BASE_ALIGNMENT
 from tellme.golden.screen import MULTIPLE, problem, quantise
+from tellme.golden.shapes import BONSAI_17B
 from tellme.golden.spec import ModelError, ModelSpec
 from tellme.host.checkpoints.checkpoint import Checkpoint
 from tellme.host.checkpoints.synthetic import random_weights
@@ -53,7 +54,7 @@ def small_model(config: AcceleratorConfig) -> ModelSpec:
             head_dim=32,
             ffn=ffn,
             vocab=160,
-            activation="silu",
+            activation=BONSAI_17B.activation,
             qk_norm=True,
             group_scales=config.packing.group > 0,
             max_context=config.key_block + 64,

@@ -63,7 +63,7 @@ def test_a_parameter_outside_its_range_is_refused_by_name(field: str, value: Any
 
 POWERS = {
     "ports": (1, 8), "port_bytes": (8, 16), "lanes": (1, 32), "attention_lanes": (1, 32), "key_tile": (16, 256), "block_rows": (64, 4096),
-    "max_features": (256, 65536), "score_words": (64, 65536), "fifo_beats": (64, 65536), "burst_beats": (1, 256), "outstanding": (1, 64),
+    "max_features": (256, 65536), "score_words": (64, 65536), "fifo_beats": (64, 65536), "burst_beats": (2, 256), "outstanding": (2, 64),
     "max_descriptors": (16, 4096), "screen_entries": (64, 65536),
 }  # fmt: skip
 
