@@ -125,8 +125,9 @@ def test_passes_of_damaged_programs_always_end(quick: SimulatedAccelerator) -> N
     """With the code that golden.check says, or with what the damage to addresses and scales leads to."""
     program = program_of(quick)
     rng = random.Random(12)
-    cases = [code for _, code in rng.sample(list(damaged(program.code)), 40)]
-    cases += [mutation(program.code, rng) for _ in range(60)]
+    # A longer one reaches into the inputs, which the host writes after it; tests/control/test_check.py has these.
+    known = [code for _, code in damaged(program.code) if len(code) <= len(program.code)]
+    cases = rng.sample(known, 40) + [mutation(program.code, rng) for _ in range(60)]
     before = quick.device.memory.copy()
     codes = []
     for code in cases:

@@ -31,7 +31,7 @@ def value(a: Asked, name: str) -> Any:
     ("name", "low", "high", "step", "chat"),
     [
         ("temperature", 0.0, 100.0, 0.01, True),
-        ("top_p", 1e-9, 1.0, 1e-9, True),
+        ("top_p", 0.0, 1.0, 1e-9, True),
         ("min_p", 0.0, 1.0, 0.001, True),
         ("repetition_penalty", 0.01, 100.0, 0.001, True),
         ("top_k", -1, 1 << 31, 1, True),
@@ -46,7 +46,9 @@ def value(a: Asked, name: str) -> Any:
 def test_numbers_have_both_ends(name: str, low: Any, high: Any, step: Any, chat: bool) -> None:
     more: dict[str, Any] = {"logprobs": True} if name == "top_logprobs" else {}
     got = [value(asked(chat=chat, **more, **{name: v}), name) for v in (low, high)]
-    if name not in ("seed", "top_k"):
+    if name == "top_p":
+        assert got == [1e-9, high]  # 0: the likeliest token
+    elif name not in ("seed", "top_k"):
         assert got == [low, high]
     for bad in (low - step, high + step, "1", True, [1], low + 0.5 if isinstance(low, int) else float("nan")):
         with pytest.raises(Invalid, match=rf"^{name} must be ") as e:
@@ -133,8 +135,12 @@ def test_tools_and_schemas() -> None:
     for bad in (FUNCTION, [FUNCTION, {}], [{"type": "x", "function": {"name": "f"}}], [{"type": "function"}], [{"type": "function", "function": {"name": 1}}]):  # fmt: skip
         with pytest.raises(Invalid, match="tools must be a list of"):
             asked(tools=bad)
-    with pytest.raises(Invalid, match="tool_choice may be"):
-        asked(tools=[FUNCTION], tool_choice="required")
+    assert asked(tools=[FUNCTION], tool_choice="required").tools == [FUNCTION]
+    for bad in ("sometimes", 1, {}, {"type": "function"}):
+        with pytest.raises(Invalid, match="tool_choice must be"):
+            asked(tools=[FUNCTION], tool_choice=bad)
+    with pytest.raises(Invalid, match="'required' needs tools"):
+        asked(tool_choice="required")
     assert asked(response_format={"type": "text"}).schema is None
     assert asked(response_format={"type": "json_object"}).schema == {"type": "object"}
     schema = {"type": "integer"}
