@@ -211,6 +211,7 @@ def test_what_the_host_writes_during_a_pass_changes_nothing(
 
 def test_a_pass_that_runs_can_be_given_a_time_out(machine: SimulatedAccelerator) -> None:
     """The one register of a pass that it does not keep: a host may stop a pass that it began without one."""
+    run(machine, [0])  # whatever was tested before: lanes of a pass that runs
     machine.write("timeout", 0)
     machine.write("control", start=1)
     machine.device.run(2000)
