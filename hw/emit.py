@@ -50,8 +50,8 @@ def _place(where: str) -> str:
     path, _, line = where.rpartition(":")
     found = Path(path).resolve()
     for root, prefix in (
-        (Path(__file__).resolve().parents[1], ""),
         (Path(amaranth.__file__).resolve().parent, "amaranth/"),
+        (Path(__file__).resolve().parents[1], ""),
     ):
         if found.is_relative_to(root):
             return f"{prefix}{found.relative_to(root).as_posix()}:{line}"
