@@ -51,6 +51,8 @@ PLACES: list[Place] = [
     ("tiny", {"ports": 4, "lanes": 4}, ELEMENTWISE),
     ("tiny", {"ports": 4, "lanes": 16, "fifo_beats": 4096}, ()),
     ("tiny", {"lanes": 8, "attention_lanes": 8}, ATTENTION),
+    ("kv260", {}, LARGE),
+    ("kv260", {}, ()),
 ]
 """Presets with changes, and which blocks; (): all but the largest three. In the order of what they tell."""
 
@@ -94,7 +96,7 @@ def main() -> None:
         config = place(*PLACES[n][:2])
         print(f"{n}: {PLACES[n]}", file=sys.stderr, flush=True)
         blocks = measure(config, PLACES[n][2], cache / "area.json", cache)
-        mine = next((p for p in points if p["config"] == asdict(config)), None)
+        mine = next((p for p in points if AcceleratorConfig(**p["config"]) == config), None)
         if mine is None:
             points.append(mine := {"config": asdict(config), "counts": {}, "blocks": {}})
         mine["blocks"].update(blocks)

@@ -12,7 +12,6 @@ import argparse
 import ast
 import hashlib
 import json
-import random
 import re
 import tempfile
 import time
@@ -304,11 +303,13 @@ def results() -> dict[str, dict[str, object]]:
 
 
 def chosen(seed: int, targets: Sequence[str], count: int) -> dict[str, list[Mutant]]:
-    """The campaign: of each target the same number of mutants, in a random order of its own; where a target has fewer, the others have more."""
+    """The campaign: of each target the same number of mutants; where a target has fewer, the others have more. Those that have run come
+    first, the others in an order that follows from seed and name alone, so that an edit of the sources moves no other mutant."""
+    known = results()
     out: dict[str, list[Mutant]] = {}
     for name in targets:
         out[name] = [m for p in TARGETS[name][0] for m in mutants(p, (ROOT / p).read_text())]
-        random.Random(f"{seed} {name}").shuffle(out[name])
+        out[name].sort(key=lambda m: (m.name not in known, hashlib.sha256(f"{seed} {m.name}".encode()).digest()))
     each = next(n for n in range(count + 1) if n == count or sum(min(n, len(q)) for q in out.values()) >= count)
     return {name: of[:each] for name, of in out.items()}
 

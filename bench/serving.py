@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 
@@ -64,6 +65,39 @@ class Served:
         return [b - a for a, b in zip(self.times, self.times[1:], strict=False)]
 
 
+Who = TypeVar("Who", bound=Hashable)
+
+
+def play(
+    requests: Sequence[Request],
+    submit: Callable[[int, Request], Who],
+    step: Callable[[], tuple[int, list[tuple[Who, bool]]]],
+) -> list[Served]:
+    """Requests in the order of arrival; who has come when a pass ends is in the next one.
+
+    Parameters
+    ----------
+    submit : hands in a request by its number; who it is from then on.
+    step : runs a pass; its cycles, and who has a token by it, and whether that was the last.
+    """
+    out = [Served(r) for r in requests]
+    live: dict[Who, Served] = {}
+    now, following = 0, 0
+    while following < len(out) or live:
+        if not live:
+            now = max(now, out[following].request.at)
+        while following < len(out) and out[following].request.at <= now:
+            live[submit(following, out[following].request)] = out[following]
+            following += 1
+        took, said = step()
+        now += took
+        for who, ended in said:
+            live[who].times.append(now)
+            if ended:
+                del live[who]
+    return out
+
+
 class Plan:
     """Cycles of passes of a model on a configuration."""
 
@@ -97,33 +131,26 @@ class Plan:
         scheduler = Scheduler(
             self.config, group, context, slots, queue=len(requests), cost=costs.cycles, rise=self.rise
         )
-        out = [Served(r) for r in requests]
-        live: dict[Conversation, Served] = {}
-        now, following = 0, 0
-        while following < len(out) or live:
-            if not live:
-                now = max(now, out[following].request.at)
-            while following < len(out) and out[following].request.at <= now:
-                served = out[following]
-                # No two prompts share anything.
-                conversation = scheduler.submit([-1 - following] * served.request.prompt, served.request.new)
-                live[conversation] = served
-                following += 1
+
+        def submit(number: int, request: Request) -> Conversation:
+            # No two prompts share anything.
+            return scheduler.submit([-1 - number] * request.prompt, request.new)
+
+        def step() -> tuple[int, list[tuple[Conversation, bool]]]:
             list(scheduler.admit())
             planned = scheduler.plan()
             assert planned is not None
             given = planned.given
             took = self(given.positions, given.slots, given.head[1])
             costs.measured(given.positions, given.slots, given.head[1], took)  # as the engine does
-            now += took
             chosen = {p.conversation: [0] for p in planned.parts if p.chooses}
             scheduler.complete(planned, chosen)
-            for conversation in chosen:
-                live[conversation].times.append(now)
-                if len(conversation.tokens) == conversation.limit:
-                    scheduler.end(conversation)
-                    del live[conversation]
-        return out
+            ended = {c: len(c.tokens) == c.limit for c in chosen}
+            for conversation in (c for c, last in ended.items() if last):
+                scheduler.end(conversation)
+            return took, list(ended.items())
+
+        return play(requests, submit, step)
 
 
 def side_by_side(plan: Plan, keys: int, count: int) -> float:
@@ -189,19 +216,10 @@ def trace(plan: Plan, requests: int, per_s: float, slots: int = 8) -> dict[str, 
     rng = np.random.default_rng(SEED)
     at = np.cumsum(rng.exponential(plan.config.clock_hz / per_s, requests)).astype(int)
     todo = [Request(int(t), int(rng.integers(20, 300)), int(rng.integers(20, 120))) for t in at]
-    served = plan.serve(todo, slots)
     clock = plan.config.clock_hz
-    first = np.array([s.first for s in served]) / clock
-    between = np.array([b for s in served for b in s.between]) / clock
-    span = (max(s.times[-1] for s in served) - todo[0].at) / clock
-    return {
-        "requests_per_s": per_s,
-        "first_p50_s": float(np.percentile(first, 50)),
-        "first_p95_s": float(np.percentile(first, 95)),
-        "between_p50_s": float(np.percentile(between, 50)),
-        "between_p95_s": float(np.percentile(between, 95)),
-        "tokens_per_s": sum(len(s.times) for s in served) / span,
-    }
+    found = summary(plan.serve(todo, slots))
+    times = {f"{name}_s": found[name] / clock for name in ("first_p50", "first_p95", "between_p50", "between_p95")}
+    return {"requests_per_s": per_s, **times, "tokens_per_s": clock / found["per_token"]}
 
 
 def on_rtl(requests: int, slots: int = 4) -> tuple[list[Served], list[Served]]:
@@ -215,24 +233,18 @@ def on_rtl(requests: int, slots: int = 4) -> tuple[list[Served], list[Served]]:
         expected = plan.serve(todo, slots)
         program = compile_program(model, TINY, slots=slots)
         with SimulatedAccelerator(model, program, timing=memory_timing("kv260", None)) as machine:
-            engine, out = Engine(machine, queue=requests), [Served(r) for r in todo]
-            live: dict[Ticket, Served] = {}
-            now, following = 0, 0
-            while following < len(out) or live:
-                if not live:
-                    now = max(now, out[following].request.at)
-                while following < len(out) and out[following].request.at <= now:
-                    r = out[following].request
-                    prompt = [(7 * following + 13 * i) % model.spec.vocab for i in range(r.prompt)]
-                    live[engine.submit(prompt, max_new_tokens=r.new)] = out[following]
-                    following += 1
+            engine = Engine(machine, queue=requests)
+
+            def submit(number: int, request: Request) -> Ticket:
+                prompt = [(7 * number + 13 * i) % model.spec.vocab for i in range(request.prompt)]
+                return engine.submit(prompt, max_new_tokens=request.new)
+
+            def step() -> tuple[int, list[tuple[Ticket, bool]]]:
                 before = engine.counts.cycles
                 made = engine.step()
-                now += engine.counts.cycles - before
-                for ticket, _ in made:
-                    live[ticket].times.append(now)
-                    if ticket.ended:
-                        del live[ticket]
+                return engine.counts.cycles - before, [(ticket, ticket.ended) for ticket, _ in made]
+
+            out = play(todo, submit, step)
     return out, expected
 
 

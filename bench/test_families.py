@@ -121,7 +121,7 @@ def page(reports: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Families beside BitNet: simulated RTL of the KV260's configurations",
         "",
-        "`make bench` (bench/test_families.py), or for one row `tellme bench --config docs/examples/configurations/kv260_bonsai.toml --model bonsai-1.7b --head screened`. "
+        "`make bench` (bench/test_families.py), or for one row `tellme bench --config docs/examples/configurations/kv260_bonsai.toml --model bonsai-1.7b --head screened --candidates 16`. "
         f"Synthetic weights; timing `kv260`, 250 MHz; {KEYS} cached keys; a screened head. Every pass equals the golden model's, bit for bit. No board has run.",
         "",
         "| model | configuration | candidates | tokens/s | to reach | cycles a token | GB/s | of the beats that the memory gives | planned cycles (`tellme plan`) | without a beat |",
@@ -167,7 +167,7 @@ def plans() -> list[str]:
         "",
         "## What runs where",
         "",
-        f"By `tellme plan` with {KEYS} keys (not simulated but where it stands above), and the buffer in the board's memory with a cache of {CACHE:,} positions, for the full and for the screened head.",
+        f"By `tellme plan` with {KEYS} keys (not simulated but where it stands above), and the buffer in the board's memory with a cache of {CACHE:,} positions, for the full and for the screened head. Buffers above 2,048 MiB are longer than one piece of the board's memory: these do not run there yet ([boards](../boards.md)).",
         "",
         "| model | configuration | full head: tokens/s | buffer, MiB | screened head: tokens/s | buffer, MiB | a token reads, MB | prefill of 128, tokens/s |",
         "|---|---|---|---|---|---|---|---|",

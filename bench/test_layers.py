@@ -90,7 +90,9 @@ def record(name: str, rows: list[str]) -> None:
             found.setdefault(line.split("|")[1].strip(), []).append(line)
     found[name] = rows
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text("\n".join([*HEADER, *(row for n in LAYERS for row in found.get(n, []))]) + "\n")
+    missing = [n for n in LAYERS if n not in found]
+    behind = ["", f"Not run yet: {', '.join(missing)}."] if missing else []
+    PAGE.write_text("\n".join([*HEADER, *(row for n in LAYERS for row in found.get(n, [])), *behind]) + "\n")
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -117,6 +117,26 @@ class _Tracer:
         if name.startswith(self._folder):
             self._now.add((name, code.co_firstlineno))
 
+    def pytest_runtest_setup(self) -> None:
+        sys.settrace(self.trace)  # a test that recurses without end has ended it
+
+    def pytest_sessionstart(self) -> None:
+        from amaranth.sim import Simulator
+
+        run = Simulator.run
+
+        def untraced(simulator: Any) -> None:
+            """The simulator's own calls are many, and none of the sources'."""
+            sys.settrace(None)
+            try:
+                run(simulator)
+            finally:
+                sys.settrace(self.trace)
+
+        Simulator.run = untraced
+        threading.settrace(self.trace)
+        sys.settrace(self.trace)
+
     def pytest_runtest_logreport(self, report: Any) -> None:
         called, self._now = self._now, set()
         test = report.nodeid
@@ -331,8 +351,7 @@ class Bench:
         def child() -> int:
             self._redirect()
             code = self._pytest(arguments, plugin)
-            if not isinstance(plugin, _Forks):
-                result.write_bytes(pickle.dumps(plugin.failed if isinstance(plugin, _Chosen) else vars(plugin.profile)))
+            result.write_bytes(pickle.dumps(plugin.failed if isinstance(plugin, _Chosen) else vars(plugin.profile)))
             return code
 
         code = fork(child, limit)
@@ -392,7 +411,7 @@ class Bench:
             self._import(self._profiles[key])
         if key not in self._profiles:
             there = [t for t in tests if (self.folder / t.split("::")[0]).exists()]
-            code, found = self._child(there, _Traced(self.folder), 3600)
+            code, found = self._child(there, _Tracer(self.folder), 3600)
             if code != 0:
                 raise SystemExit(f"the tests do not pass without a mistake: {self._out.read_text()[-1500:]}")
             PROFILES.mkdir(parents=True, exist_ok=True)
@@ -440,27 +459,3 @@ class Bench:
             os.utime(place, (stat.st_atime, stat.st_mtime))
             self.drop(built)
         return outcome, what, time.monotonic() - begin
-
-
-class _Traced(_Tracer):
-    """The trace, switched on while tests run."""
-
-    def pytest_runtest_setup(self) -> None:
-        sys.settrace(self.trace)  # a test that recurses without end has ended it
-
-    def pytest_sessionstart(self) -> None:
-        from amaranth.sim import Simulator
-
-        run = Simulator.run
-
-        def untraced(simulator: Any) -> None:
-            """The simulator's own calls are many, and none of the sources'."""
-            sys.settrace(None)
-            try:
-                run(simulator)
-            finally:
-                sys.settrace(self.trace)
-
-        Simulator.run = untraced
-        threading.settrace(self.trace)
-        sys.settrace(self.trace)

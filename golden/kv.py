@@ -33,7 +33,7 @@ class CacheFormat:
 
     @property
     def options(self) -> str:
-        """As commands are given it, behind `--kv`."""
+        """As commands are given it, behind `--kv`; and the cache's name in a file of prompts, so it must not change."""
         return f"{self.name}{' --hadamard' if self.hadamard else ''}"
 
     @property

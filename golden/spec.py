@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tellme.golden import elementwise
-from tellme.golden.attention import query_factor
 from tellme.golden.config import MAX_GROUP, AcceleratorConfig
 from tellme.golden.program import Kind
 
@@ -83,7 +82,8 @@ class RopeScaling:
         return dim * math.log(self.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
     def apply(self, inverse: F32, theta: float) -> F32:
-        """Scaled inverse frequencies, in float32 as the reference computes them.
+        """Scaled inverse frequencies, in float32 as the reference computes them; 'yarn' to within the last bits (the reference divides by
+        factor * theta^(2j/D)).
 
         Parameters
         ----------
@@ -331,7 +331,7 @@ class Step:
         linear = {"kind": self.kind(spec), "norm_in": self.normalised(spec), "eps": spec.norm_eps}
         if self.epilogue is not Kind.QKV:
             return linear
-        return {**linear, "q_scale": float(query_factor(spec.head_dim)), **heads}
+        return {**linear, **heads}
 
 
 STEPS: dict[str, Step] = {

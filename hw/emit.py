@@ -10,7 +10,7 @@ import gc
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ _COUNTED = re.compile(r"(?m)^  reg (?:signed )?(?:\[\d+:\d+\] )?(_\d+_);$")
 """Names of Yosys's own."""
 
 
-@lru_cache
+@cache
 def _place(where: str) -> str:
     """File and line, from the repository or the package."""
     path, _, line = where.rpartition(":")

@@ -15,9 +15,9 @@ from tellme.golden.config import AcceleratorConfig, ConfigError
 from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.golden.spec import ModelSpec
 from tellme.hw.plan import Memory, predict, steps
-from tellme.hw.synth.estimate import AreaModel, model
+from tellme.hw.synth.estimate import METRICS, AreaModel, model
 
-RESOURCES = ("lut", "ff", "dsp", "ramb36", "uram")
+RESOURCES = METRICS
 
 Space = Mapping[str, Sequence[Any]]
 """Values of each parameter that is varied."""
@@ -42,7 +42,14 @@ class Workload:
 
 @dataclass(frozen=True)
 class Speed:
-    """tokens_per_s : of all conversations together. ttft_s : of the prompt; None if there is none. bytes_per_s : read in decode."""
+    """How fast a configuration is.
+
+    Parameters
+    ----------
+    tokens_per_s : of all conversations together, tokens/s.
+    ttft_s : of the prompt, s; None if there is none.
+    bytes_per_s : read in decode, bytes/s.
+    """
 
     tokens_per_s: float
     ttft_s: float | None
@@ -143,7 +150,7 @@ def watts(resources: Mapping[str, float], clock_hz: float, bytes_per_s: float) -
 
 
 def evaluate(task: Task, area: AreaModel | None = None) -> dict[str, float | None]:
-    """Of a configuration: tokens_per_s, ttft_s, resources, and the energy of a token, J (estimated all of it).
+    """Of a configuration, estimated: tokens_per_s, ttft_s and bytes_per_s as of `Speed`, and how many of each of RESOURCES.
 
     Parameters
     ----------
@@ -180,9 +187,3 @@ def front(points: Iterable[Mapping[str, Any]], over: Sequence[str] = RESOURCES) 
 
 def _coarse(x: float) -> float:
     return float(f"{x:.4g}")
-
-
-__all__ = [
-    "IDLE_W", "RESOURCES", "Space", "Speed", "Task", "Workload", "candidate", "candidates", "default_space", "evaluate", "fits",
-    "front", "speed", "watts",
-]  # fmt: skip

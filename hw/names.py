@@ -218,11 +218,11 @@ class Names:
 
     def root(self, number: int) -> str:
         """The named thing in which a cell's output ends first."""
-        path = []
+        path: dict[int, None] = {}
         at: int | None = number
         name = None
-        while at is not None and at not in self._roots and len(path) < 10_000 and at not in path[-64:]:
-            path.append(at)
+        while at is not None and at not in self._roots and at not in path:
+            path[at] = None
             cell = self.netlist.cells[at]
             value = self._output(at)
             module = cell.module_idx
@@ -239,8 +239,7 @@ class Names:
         if name is None:
             name = self._roots.get(at, "") if at is not None else ""
         name = name or plain(self.netlist.modules[self.netlist.cells[number].module_idx].name[-1])
-        for step in path:
-            self._roots[step] = name
+        self._roots |= dict.fromkeys(path, name)
         return name
 
     def anonymous(self, index: int, value: Any) -> str:

@@ -142,6 +142,9 @@ NARROW_WARNINGS = {
 }
 """What is said before a model runs so, by what `--kv` is given (docs/measurements/kv.md)."""
 
+Context = Annotated[int, typer.Option("--context", help="Cached keys of the decode pass.")]
+Prompt = Annotated[int, typer.Option("--prompt", help="Tokens to prefill; 0: none.")]
+Timing = Annotated[str, typer.Option("--timing", help="Timing of the memory.")]
 BenchHead = Annotated[
     str, typer.Option("--head", help="full: every row of the head; screened: candidates that its ternary copy chooses.")
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,7 @@ import typer
 from rich.console import Console
 
 from tellme.golden.boards import BOARDS
-from tellme.golden.config import AcceleratorConfig
+from tellme.golden.config import AcceleratorConfig, ConfigError
 from tellme.golden.project import advice
 from tellme.host.commands.build import at_clock
 from tellme.host.commands.common import (
@@ -23,17 +24,17 @@ from tellme.host.commands.common import (
     ConfigFile,
     Kv,
     Planes,
+    Prompt,
     Settings,
     bench_candidates,
     cache_format,
 )
 from tellme.host.configuration import PARAMETERS, Configuration, parse, resolve, text
 from tellme.host.errors import CheckError, UserError
-from tellme.host.machine.exploration import Answer, Kept, Question, explore, judge, key, sources
-from tellme.host.machine.exploration import _task as task_of
+from tellme.host.machine.exploration import Answer, Kept, Question, explore, judge, sources, synthesis_key, task_of
 from tellme.host.machine.farm import farm
 from tellme.host.machine.measurement import shape
-from tellme.host.machine.program import check_fits, usable_context
+from tellme.host.machine.program import check_fits, check_positions
 from tellme.host.machine.simulation import memory_timing, unloadable
 from tellme.host.places import check_new_folder, replacing
 from tellme.host.progress import Status
@@ -126,18 +127,15 @@ def _question(
     base = at_clock(found.config, clock)
     if base.name not in BOARDS:
         raise UserError(f"{base.name!r} is no board: it has no chip to fit; there are {', '.join(BOARDS)}")
-    for what, value, least in (("--margin", margin, 0.0), ("--most", most, 0)):
-        if not least < value < math.inf:
+    for what, value in (("--margin", margin), ("--most", most)):
+        if not 0 < value < math.inf:
             raise UserError(f"{what} must be above 0, not {value:g}")
     if margin > 1:
         raise UserError(f"--margin must be above 0 and at most 1, not {margin:g}")
     if not 1 <= workload["conversations"] <= MOST_CONVERSATIONS:
         raise UserError(f"--conversations must be from 1 to {MOST_CONVERSATIONS}, not {workload['conversations']}")
     check_fits(spec, base, model, workload["kv"])
-    usable = usable_context(spec, base, workload["kv"])
-    for what, value in (("context", workload["context"]), ("prompt", prompt)):
-        if not 0 <= value < usable:
-            raise UserError(f"{what} must be from 0 to {usable - 1} for {model} on {base.name!r}, not {value}")
+    check_positions(spec, base, model, workload["kv"], context=workload["context"], prompt=prompt)
     space = space_of(over, base)
     memory = memory_timing(timing or base.name, None)
     try:
@@ -151,17 +149,17 @@ def _question(
             and len(list(candidates(base, {name: values}, BOARDS[base.name]))) == 1
             and getattr(base, name) not in values
         ):
-            resolve_each(found, name, values)
+            _check_first(base, name, values[0])
     return Question(model, spec, base, space, Workload(**workload), memory, prompt, margin, most)
 
 
-def resolve_each(found: Configuration, name: str, values: tuple[Any, ...]) -> None:
-    """Refuses a list of which no value can be alone, by the words of the first, unless another parameter may mend it."""
+def _check_first(base: AcceleratorConfig, name: str, value: Any) -> None:
+    """Refuses a list of which no value can be alone, by what is said of its first, unless another parameter may mend it."""
     try:
-        resolve(found.config.name, None, [f"{name}={str(values[0]).lower()}"])
-    except UserError as e:
+        replace(base, **{name: value})
+    except ConfigError as e:
         if f"{name} must be" in str(e):
-            raise UserError(f"--over {name}: {str(e).partition(': ')[2]}") from None
+            raise UserError(f"--over {name}: {e}") from None
 
 
 def files(answer: Answer, question: Question, found: Configuration, folder: Path, drawn: bool) -> None:
@@ -179,7 +177,7 @@ def files(answer: Answer, question: Question, found: Configuration, folder: Path
         "feasible",
         "best",
         *SHOWN,
-        *(n for n in PARAMETERS),
+        *PARAMETERS,
         "model",
         "timing",
         "version",
@@ -216,7 +214,7 @@ def synthesise(answer: Answer, question: Question, count: int, kept: Kept, statu
     for n, i in enumerate(list(dict.fromkeys(chosen))[:count]):
         point = answer.points[i]
         config = AcceleratorConfig(**point["config"])
-        name = f"synthesis-{key(task_of(question, config))}"
+        name = synthesis_key(config)
         if name not in kept.found:
             status(f"synthesis of {point['name']}, {n + 1} of {count}")
             try:
@@ -249,7 +247,7 @@ def command(
         ),
     ] = None,
     context: Annotated[int, typer.Option("--context", help="Cached keys of each conversation when decoding.")] = 128,
-    prompt: Annotated[int, typer.Option("--prompt", help="Tokens to prefill; 0: none.")] = 0,
+    prompt: Prompt = 0,
     conversations: Annotated[int, typer.Option("--conversations", help="Conversations decoded together.")] = 1,
     timing: Annotated[
         str | None, typer.Option("--timing", help="Timing of the simulated memory; that of the board if not given.")
@@ -293,20 +291,17 @@ def command(
     folder = out or Path(f"explore-{question.base.name}")
     check_new_folder(folder)
     kept = Kept(folder)
-    try:
-        with Status(Console(stderr=True), "evaluating") as status, farm(workers, scheduler) as run:
-            looked = 0
+    with Status(Console(stderr=True), "evaluating") as status, farm(workers, scheduler) as run:
+        looked = 0
 
-            def said(n: int) -> None:
-                nonlocal looked
-                looked += n
-                status(f"{looked} of {min(question.size, most):,} configurations")
+        def said(n: int) -> None:
+            nonlocal looked
+            looked += n
+            status(f"{looked} of {min(question.size, most):,} configurations")
 
-            answer = explore(question, kept, run, said)
-            if count:
-                synthesise(answer, question, count, kept, status)
-    finally:
-        kept.close()
+        answer = explore(question, kept, run, said)
+        if count:
+            synthesise(answer, question, count, kept, status)
     files(answer, question, found, folder, drawn)
     report(answer, question, folder, as_json)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,8 @@ from tellme.golden.model import ModelSpec
 from tellme.golden.project import advice
 from tellme.golden.registers import STALLS
 from tellme.golden.shapes import SHAPES
+from tellme.host.commands import traces
+from tellme.host.commands.drawing import COLOURS
 from tellme.host.errors import UserError
 from tellme.host.machine.measurement import Measurement
 from tellme.host.places import check_new_folder, replacing
@@ -31,16 +32,6 @@ PUBLISHED = (
     ("bitnet-kv260, prefill", "bitnet-2b", 28.8),
 )
 """Tokens/s measured by others on a KV260: arXiv 2504.16266, 2510.15926, 2512.11550, the public repository bitnet-kv260."""
-
-COLOURS = {
-    "beats": "#3b6fb6",
-    "memory": "#c44e52",
-    "control": "#8c8c8c",
-    "elementwise": "#dd8452",
-    "attention": "#8172b3",
-    "epilogue": "#937860",
-    "drain": "#da8bc3",
-}
 
 
 def operations(spec: ModelSpec) -> int:
@@ -119,16 +110,10 @@ def _breakdown(ax: Axes, measured: Measurement) -> None:
     parts = [
         s for s in trace.spans if s.track == "descriptor" and not s.name.startswith("layer 0") and s.end - s.start > 100
     ]
-    causes: list[Counter[str]] = []
-    stalls = [s for s in trace.spans if s.track == "no beat"]
-    for part in parts:
-        counts: Counter[str] = Counter()
-        for s in stalls:
-            counts[s.name] += max(0, min(s.end, part.end) - max(s.start, part.start))
-        counts["beats"] = part.end - part.start - sum(counts.values())
-        causes.append(counts)
+    found = traces.causes(trace)
+    causes = [found[p.name] for p in parts]
     names = [p.name.removeprefix("layer 1 ") for p in parts]
-    left = [0] * len(parts)
+    left = [0.0] * len(parts)
     for cause in ("beats", *STALLS):
         widths = [c[cause] for c in causes]
         if any(widths):

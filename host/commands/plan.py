@@ -15,19 +15,21 @@ from tellme.host.commands.common import (
     Candidates,
     Clock,
     ConfigFile,
+    Context,
     Hadamard,
     Kv,
     Planes,
+    Prompt,
     Settings,
+    Timing,
     bench_candidates,
     board,
     cache_format,
 )
-from tellme.host.errors import UserError
 from tellme.host.machine.measurement import shape
 from tellme.host.machine.passes import chunks
 from tellme.host.machine.placement import in_use, regions
-from tellme.host.machine.program import check_fits, usable_context
+from tellme.host.machine.program import check_fits, check_positions
 from tellme.host.machine.simulation import memory_timing, unloadable
 from tellme.host.provenance import json_line
 from tellme.host.tables import grid, pairs, show
@@ -38,9 +40,9 @@ def command(
     board_name: Board = None,
     config_file: ConfigFile = None,
     settings: Settings = None,
-    context: Annotated[int, typer.Option("--context", help="Cached keys of the decode pass.")] = 128,
-    prompt: Annotated[int, typer.Option("--prompt", help="Tokens to prefill; 0: none.")] = 128,
-    timing: Annotated[str, typer.Option("--timing", help="Timing of the memory.")] = "kv260",
+    context: Context = 128,
+    prompt: Prompt = 128,
+    timing: Timing = "kv260",
     clock: Clock = None,
     head: BenchHead = "full",
     candidates: Candidates = None,
@@ -56,10 +58,7 @@ def command(
     check_fits(spec, config, model, cache)
     memory = memory_timing(timing, None)
     wanted = bench_candidates(head, candidates, planes, spec.vocab)
-    usable = usable_context(spec, config, cache)
-    for what, value in (("context", context), ("prompt", prompt)):
-        if not 0 <= value < usable:
-            raise UserError(f"{what} must be from 0 to {usable - 1} for {model} on {config.name!r}, not {value}")
+    check_positions(spec, config, model, cache, context=context, prompt=prompt)
     try:
         from tellme.hw.plan import fifo_memory, plan
         from tellme.sim.stream import SustainedMemory

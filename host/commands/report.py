@@ -17,7 +17,19 @@ from tellme.golden.shapes import SHAPES
 from tellme.golden.spec import ModelSpec
 from tellme.host.commands import drawing, traces
 from tellme.host.commands.build import at_clock
-from tellme.host.commands.common import SHAPE_HELP, Board, Clock, ConfigFile, Kv, Settings, board, cache_format
+from tellme.host.commands.common import (
+    SHAPE_HELP,
+    Board,
+    Clock,
+    ConfigFile,
+    Context,
+    Kv,
+    Prompt,
+    Settings,
+    Timing,
+    board,
+    cache_format,
+)
 from tellme.host.commands.page import Section, page, table, tiles
 from tellme.host.commands.pictures import PUBLISHED, operations, weight_bytes
 from tellme.host.errors import UserError
@@ -25,7 +37,13 @@ from tellme.host.files import parse_json, read_json
 from tellme.host.machine.measurement import shape
 from tellme.host.machine.passes import chunks
 from tellme.host.machine.placement import Placement, in_use, regions
-from tellme.host.machine.program import Program, check_fits, compile_sections, planned_sections, usable_context
+from tellme.host.machine.program import (
+    Program,
+    check_fits,
+    check_positions,
+    compile_sections,
+    planned_sections,
+)
 from tellme.host.machine.simulation import memory_timing, unloadable
 from tellme.host.places import check_new_file, replacing
 from tellme.host.provenance import commit, json_line, version
@@ -37,8 +55,11 @@ if TYPE_CHECKING:
 _CHIP = ("lut", "ff", "dsp", "ramb36", "uram")
 
 
-def _figures(bench: Mapping[str, Any], path: Path, config: AcceleratorConfig) -> dict[str, Any]:
-    """Of `tellme bench --json`, or of a run; refused unless they are this configuration's."""
+def _figures(
+    bench: Mapping[str, Any], path: Path, config: AcceleratorConfig, about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Of `tellme bench --json`, or of a run; refused unless they are this configuration's, and a bench's of `about`: model, context
+    and so on, as its JSON names them."""
     try:
         if (
             bench["board"] != config.name
@@ -53,16 +74,19 @@ def _figures(bench: Mapping[str, Any], path: Path, config: AcceleratorConfig) ->
             decode = [int(n) for n in bench["cycles_decode"]]
             if not decode:
                 raise UserError(f"{path}: holds no decode pass (the golden back end counts no cycles)")
-            total = sum(decode) / len(decode)
-            stalls = {k: int(v) for k, v in bench["stalls"].items()}
+            {k: int(v) for k, v in bench["stalls"].items()}
+            tokens = float(bench.get("tokens_per_pass") or 1)  # more than one where tokens are guessed
             return {
                 "kind": "run",
-                "cycles": total,
+                "cycles": sum(decode) / len(decode) / tokens,
+                "tokens_per_pass": tokens,
                 "clock_hz": int(bench["clock_hz"]),
-                "stalls": stalls,
                 "beats": None,
                 "ttft_s": None,
             }
+        for name, value in about.items():
+            if bench.get(name, value) != value:
+                raise UserError(f"{path}: is of {name} {bench[name]}, the report of {value}; give the same to both")
         cycles = int(bench["cycles_per_pass"])
         return {
             "kind": "simulated",
@@ -90,12 +114,16 @@ def _synthesis(path: Path, config: AcceleratorConfig) -> Mapping[str, Any]:
     records = found.get("records", [found])
     try:
         record: Mapping[str, Any] = next(r for r in records if r["board"] == config.name)
-        for r in (record["total"] or {}, *record["blocks"].values()):
-            assert isinstance(r, dict) and all(isinstance(r.get(c, 0), (int, float)) for c in _CHIP)
+        total = record["total"]
+        for r in (*([total] if total else []), *record["blocks"].values()):
+            if not all(isinstance(r[c], (int, float)) for c in (*_CHIP, "lut_logic", "lut_memory", "levels")):
+                raise TypeError("a figure is no number")
+        if not isinstance(record["tool"], str):
+            raise TypeError("tool is no text")
         return record
     except StopIteration:
         raise UserError(f"{path}: has no synthesis of board {config.name!r}") from None
-    except (KeyError, TypeError, AttributeError, AssertionError) as e:
+    except (KeyError, TypeError, AttributeError) as e:
         raise UserError(f"{path}: is not what tellme synth --json prints ({e!r})") from e
 
 
@@ -182,8 +210,10 @@ class _Seen:
 
     @property
     def beats(self) -> int:
-        """Of a token."""
-        return (None if self.measured is None else self.measured["beats"]) or self.planned.decode.beats
+        """Of a token; a run counts none, and takes the plan's."""
+        if self.measured is not None and self.measured["kind"] == "run":
+            return round(self.planned.decode.beats / self.measured["tokens_per_pass"])
+        return self.planned.decode.beats if self.measured is None else int(self.measured["beats"])
 
     @property
     def rate(self) -> float:
@@ -276,9 +306,9 @@ def command(
     board_name: Board = None,
     config_file: ConfigFile = None,
     settings: Settings = None,
-    context: Annotated[int, typer.Option("--context", help="Cached keys of the decode pass.")] = 128,
-    prompt: Annotated[int, typer.Option("--prompt", help="Tokens to prefill; 0: none.")] = 128,
-    timing: Annotated[str, typer.Option("--timing", help="Timing of the memory.")] = "kv260",
+    context: Context = 128,
+    prompt: Prompt = 128,
+    timing: Timing = "kv260",
     clock: Clock = None,
     kv: Kv = "8",
     bench: Annotated[
@@ -298,11 +328,9 @@ def command(
     config = at_clock(board(board_name, config_file, settings), clock)
     spec, cache = shape(model), cache_format(kv)
     check_fits(spec, config, model, cache)
-    usable = usable_context(spec, config, cache)
-    for what, value in (("context", context), ("prompt", prompt)):
-        if not 0 <= value < usable:
-            raise UserError(f"{what} must be from 0 to {usable - 1} for {model} on {config.name!r}, not {value}")
-    measured = None if bench is None else _figures(read_json(bench), bench, config)
+    check_positions(spec, config, model, cache, context=context, prompt=prompt)
+    about = {"model": model, "context": context, "kv": cache.name, "hadamard": cache.hadamard}
+    measured = None if bench is None else _figures(read_json(bench), bench, config, about)
     area = None if synth is None else _synthesis(synth, config)
     recorded = None if trace is None else traces.read(trace)
     try:

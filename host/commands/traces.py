@@ -32,13 +32,18 @@ def read(path: Path) -> tuple[Trace, str]:
         raise UserError(str(e)) from e
 
 
+def layer_of(descriptor: str) -> str:
+    """The layer that a descriptor belongs to; or it itself: load, screened head, head, end."""
+    words = descriptor.split()
+    return words[1] if words[0] == "layer" else descriptor
+
+
 def layers(trace: Trace) -> dict[str, tuple[int, int]]:
-    """(first cycle, end) of every layer of a trace, and of what is before and behind: load, head, by name."""
+    """(first cycle, end) of every layer of a trace, and of what is before and behind, by the names of `layer_of`."""
     out: dict[str, tuple[int, int]] = {}
     for s in trace.spans:
         if s.track == "descriptor":
-            words = s.name.split()
-            name = words[1] if words[0] == "layer" else s.name
+            name = layer_of(s.name)
             first, end = out.get(name, (s.start, s.end))
             out[name] = min(first, s.start), max(end, s.end)
     return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -37,10 +37,7 @@ def command(
     except ImportError as e:
         raise UserError(f"the generator cannot be loaded ({e}); install it: {advice('generate')}") from e
     with Console(stderr=True).status(f"generating the Verilog of {config.name}"):
-        wanted: dict[str, Any] = {
-            name: True for name, given in (("primitives", primitives), ("sources", sources)) if given
-        }
-        text = accelerator_verilog(config, **wanted)
+        text = accelerator_verilog(config, primitives=primitives, sources=sources)
         files = {**beside(config, VERILOG, primitives=primitives), "tellme.v": text}
     for name, content in files.items():
         try:

@@ -18,7 +18,8 @@ def command(
     trace: Annotated[Path, typer.Argument(help="What tellme bench --trace wrote.")],
     out: Annotated[Path, typer.Option("--out", help="Picture: .svg, or .html with the figures below it.")],
     layer: Annotated[
-        str | None, typer.Option("--layer", help="A layer's number, load, head or end; everything if left out.")
+        str | None,
+        typer.Option("--layer", help="A layer's number, load, 'screened head', head or end; everything if left out."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
 ) -> None:
@@ -34,7 +35,7 @@ def command(
     name = title if layer is None else f"{title}: {'layer ' if layer.isdigit() else ''}{layer}"
     deepest = max((int(v) for v in found.levels), default=1)
     picture = drawing.timeline(found, start, end, fifo=deepest, title=name)
-    within = {k: v for k, v in traces.causes(found).items() if layer is None or layer in (k, *k.split()[1:2])}
+    within = {k: v for k, v in traces.causes(found).items() if layer is None or traces.layer_of(k) == layer}
     if out.suffix == ".html":
         chart = drawing.bars(within, drawing.COLOURS, "cycles", "Where the cycles go")
         picture = page(name, [("When", "", picture), ("Where the cycles go", "", chart)])

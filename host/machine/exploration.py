@@ -109,7 +109,7 @@ def sources() -> str:
     names = [p for folder in ("golden", "hw") for p in sorted((root / folder).rglob("*.py"))]
     names += [
         root / "hw" / "synth" / "points.json",
-        *(root / "sim" / n for n in ("stream.py", "stream.cpp", "dram.hpp")),
+        *(root / "sim" / n for n in ("stream.py", "stream.cpp", "dram.hpp", "timing.py")),
     ]
     names += [root / "host" / "machine" / n for n in ("passes.py", "program.py")]
     digest = hashlib.sha256()
@@ -132,9 +132,8 @@ class Kept:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             text = self.path.read_bytes() if self.path.exists() else b""
-            self._file = open(self.path, "ab")  # noqa: SIM115 - closed by close
-            if text and not text.endswith(b"\n"):
-                self._file.write(b"\n")
+            with open(self.path, "ab") as file:
+                file.write(b"\n" * (text != b"" and not text.endswith(b"\n")))
         except OSError as e:
             raise UserError(f"{e.filename or folder}: cannot be used for results ({e.strerror})") from e
         for line in text.splitlines():
@@ -153,16 +152,13 @@ class Kept:
         """
         self.found[key] = found
         try:
-            self._file.write(json.dumps({"key": key, "found": found}).encode() + b"\n")
-            self._file.flush()
+            with open(self.path, "ab") as file:
+                file.write(json.dumps({"key": key, "found": found}).encode() + b"\n")
         except OSError as e:
             raise UserError(f"{self.path}: cannot be written ({e.strerror})") from e
 
-    def close(self) -> None:
-        self._file.close()
 
-
-def _task(question: Question, config: AcceleratorConfig) -> Task:
+def task_of(question: Question, config: AcceleratorConfig) -> Task:
     """What a worker needs.
 
     Raises
@@ -185,8 +181,14 @@ def _task(question: Question, config: AcceleratorConfig) -> Task:
 
 def key(task: Task) -> str:
     """Name of a task's result: a hash of all that it follows from."""
-    about = [sources(), asdict(task.config), asdict(task.spec), asdict(task.memory), asdict(task.workload), task.prompt]  # type: ignore[call-overload]
+    about = [sources(), asdict(task)]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def synthesis_key(config: AcceleratorConfig) -> str:
+    """Name of a synthesis' result: neither model nor workload matters."""
+    about = [sources(), asdict(config), asdict(BOARDS[config.name])]
+    return "synthesis-" + hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _evaluate(tasks: Sequence[Task]) -> list[Point]:
@@ -221,7 +223,7 @@ def look(
     question: Question,
     configs: Sequence[AcceleratorConfig],
     kept: Kept,
-    run: Run[Any, Any],
+    run: Run,
     said: Callable[[int], None],
 ) -> tuple[list[Point], int]:
     """Points of configurations, in their order, and how many of them were new."""
@@ -229,7 +231,7 @@ def look(
     refused: list[str] = []
     for config in configs:
         try:
-            tasks.append(_task(question, config))
+            tasks.append(task_of(question, config))
             refused.append("")
         except UserError as e:
             tasks.append(None)
@@ -251,7 +253,7 @@ def look(
     return points, len(todo)
 
 
-def explore(question: Question, kept: Kept, run: Run[Any, Any], said: Callable[[int], None] = lambda n: None) -> Answer:
+def explore(question: Question, kept: Kept, run: Run, said: Callable[[int], None] = lambda n: None) -> Answer:
     """Looks at a space, whole if it is small, else by an optimiser.
 
     Parameters

@@ -9,14 +9,12 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from tellme.golden.project import advice
 from tellme.host.errors import UserError
 
-Given = TypeVar("Given")
-Found = TypeVar("Found")
-Run = Callable[[Callable[[Given], Found], Sequence[Given]], Iterator[tuple[int, Found]]]
+Run = Callable[[Callable[[Any], Any], Sequence[Any]], Iterator[tuple[int, Any]]]
 """Runs a function on tasks; yields place and result of each as it ends, in any order."""
 
 CONNECT = 10.0
@@ -32,7 +30,7 @@ def _alone(function: Callable[[Any], Any], tasks: Sequence[Any]) -> Iterator[tup
 
 
 @contextmanager
-def farm(workers: int | None = None, scheduler: str | None = None) -> Iterator[Run[Any, Any]]:
+def farm(workers: int | None = None, scheduler: str | None = None) -> Iterator[Run]:
     """Where tasks run.
 
     Parameters
@@ -69,6 +67,8 @@ def farm(workers: int | None = None, scheduler: str | None = None) -> Iterator[R
             )
         client = Client(cluster or scheduler, timeout=CONNECT)
     except (OSError, RuntimeError, TypeError, ValueError) as e:
+        if cluster is not None:
+            cluster.close()
         where = (
             f"--scheduler {scheduler}: no scheduler of dask.distributed answers" if scheduler else "no workers start"
         )

@@ -35,7 +35,7 @@ from tellme.host.image.file import Image
 from tellme.host.image.model import Model, convert, demo_folder, read_spec
 from tellme.host.machine.passes import Pass, PassResult, chunks
 from tellme.host.machine.placement import in_use
-from tellme.host.machine.program import Program, check_fits, compile_program, usable_context
+from tellme.host.machine.program import Program, check_fits, check_positions, compile_program, usable_context
 from tellme.host.machine.simulation import SimulatedAccelerator
 from tellme.host.progress import Status
 from tellme.host.text.tokenizer import Files
@@ -426,10 +426,8 @@ def measure(
     """
     spec = shape(name)
     check_fits(spec, config, name, kv)
+    check_positions(spec, config, name, kv, context=context, prompt=prompt)
     usable = usable_context(spec, config, kv)
-    for what, value in (("context", context), ("prompt", prompt)):
-        if not 0 <= value < usable:
-            raise UserError(f"{what} must be from 0 to {usable - 1} for {name} on {config.name!r}, not {value}")
     tokens = np.random.default_rng([SEED, 2]).integers(0, spec.vocab, max(prompt, 1)).tolist()
     # A cache no longer than needed: its length changes nothing but addresses.
     room = min(usable, max(context, prompt) + config.lanes)

@@ -72,6 +72,14 @@ def usable_context(spec: ModelSpec, config: AcceleratorConfig, kv: CacheFormat =
     return min(limit, by_scores)
 
 
+def check_positions(spec: ModelSpec, config: AcceleratorConfig, name: str, kv: CacheFormat, **positions: int) -> None:
+    """Raises UserError unless a pass may begin behind so many positions, of each of these by name."""
+    usable = usable_context(spec, config, kv)
+    for what, value in positions.items():
+        if not 0 <= value < usable:
+            raise UserError(f"{what} must be from 0 to {usable - 1} for {name} on {config.name!r}, not {value}")
+
+
 def check_fits(spec: ModelSpec, config: AcceleratorConfig, name: str, kv: CacheFormat = EIGHT) -> None:
     """Refuses a model beyond what was built, and a cache that was not.
 
@@ -288,7 +296,8 @@ def _descriptors(program: Program, sections: Mapping[str, Section]) -> bytes:
             block_rows=info["block_rows"],
             inv_n=1 / info["inputs"],
             **{f"scale{n}": config.packing.scale(scale) for n, scale in enumerate(info["scales"])},
-            **(common | heads),
+            **heads,
+            **common,
         )
 
     code = encode(

@@ -93,28 +93,27 @@ class _Recorder:
         self._seen = self.memory.copy()
         return {int(b): self.memory[:, b].reshape(-1).copy() for b in where}
 
-    def expect(self, name: str, value: int, index: int = 0) -> None:
+    def _step(self, kind: str, address: int, value: int) -> None:
         from tellme.sim.standalone.bench import Kind, Step
 
-        self.steps.append(Step(Kind.EXPECT, registers.offset(name, index), value))
+        self.steps.append(Step(Kind[kind], address, value))
+
+    def expect(self, name: str, value: int, index: int = 0) -> None:
+        self._step("EXPECT", registers.offset(name, index), value)
 
     def finish(self) -> None:
         """What memory holds now is what the pass must have made of it."""
-        from tellme.sim.standalone.bench import Kind, Step
-
-        self.steps.append(Step(Kind.COMPARE, 0, len(self.results)))
+        self._step("COMPARE", 0, len(self.results))
         self.results.append(self.changed())
 
     def read(self, offset: int) -> int:
         return self._answers.get(offset, 0)
 
     def write(self, offset: int, value: int) -> None:
-        from tellme.sim.standalone.bench import Kind, Step
-
         if offset == registers.offset("control"):
-            self.steps.append(Step(Kind.LOAD, 0, len(self.loads)))
+            self._step("LOAD", 0, len(self.loads))
             self.loads.append(self.changed())
-        self.steps.append(Step(Kind.WRITE, offset, value))
+        self._step("WRITE", offset, value)
 
     def flush(self, start: int, beats: int) -> None:
         pass
@@ -123,9 +122,7 @@ class _Recorder:
         pass
 
     def wait_done(self, timeout_s: float) -> bool:
-        from tellme.sim.standalone.bench import Kind, Step
-
-        self.steps.append(Step(Kind.WAIT, 0, _WAIT))
+        self._step("WAIT", 0, _WAIT)
         return True
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -19,12 +20,12 @@ from tellme.hw.memory.axi import ID_WIDTH, Axi, AxiLite
 NAME = "README.md"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
-_PARAMETER = re.compile(r"^ {4}(\w+(?:, \w+)*) : (.*?)(?=^ {4}\w[\w, ]* : |^\s*$)", re.M | re.S)
+_PARAMETER = re.compile(r"^(\w+(?:, \w+)*) : (.*?)(?=^\w[\w, ]* : |^\s*$)", re.M | re.S)
 
 
 def _meanings() -> dict[str, str]:
     """What the docstring of the configuration says of each parameter."""
-    section = (AcceleratorConfig.__doc__ or "").split("----------\n", 1)[1]
+    section = inspect.cleandoc(AcceleratorConfig.__doc__ or "").split("----------\n", 1)[1]
     return {
         name: " ".join(text.split()).rstrip(".")
         for names, text in _PARAMETER.findall(section)

@@ -13,12 +13,9 @@ from tellme.golden.kv import LARGEST, NARROW_LARGEST
 from tellme.hw.elementwise.common import ONE, lane_bits, with_flags
 from tellme.hw.elementwise.scales import scale_tag
 from tellme.hw.fp import FloatToFixed, IntToFloat, Multiplier, Reciprocal
-from tellme.hw.fp.dsp import multiply_add
+from tellme.hw.fp.dsp import MULTIPLY_ADD_DELAY, multiply_add
 from tellme.hw.fp.format import float_const
 from tellme.hw.pipeline import delay_line, register, wire
-
-_MULTIPLY_DELAY = 3
-"""Of `multiply_add` with one register on the factors."""
 
 _GROWTH = exact_log2(BLOCK)
 """Bits that a sum of BLOCK numbers has more; and stages of the transform."""
@@ -91,7 +88,7 @@ class Hadamard(wiring.Component):
     @classmethod
     def delay(cls, config: AcceleratorConfig) -> int:
         """Cycles from `x` to `o`."""
-        return cls.turn_delay(config) + cls._wait(config) + _MULTIPLY_DELAY
+        return cls.turn_delay(config) + cls._wait(config) + MULTIPLY_ADD_DELAY
 
     def elaborate(self, platform: object) -> Module:
         m, config = Module(), self._config

@@ -83,6 +83,10 @@ def fits(a: Value, b: Value) -> bool:
     return len(a) <= A_BITS and len(b) <= B_BITS
 
 
+MULTIPLY_ADD_DELAY = 3
+"""Cycles of `multiply_add` with one register on the factors: they, the product, the sum."""
+
+
 def multiply_add(
     m: Module,
     platform: object,

@@ -31,11 +31,12 @@ from tellme.hw.emit import uncollected
 from tellme.hw.primitives import UltraScalePlus
 from tellme.hw.synth.synthesis import GLUE, children
 
-# Blocks are counted by what they hold; those that another's count stands for are never elaborated.
+# Blocks are counted by what they hold; those that another's count stands for are never elaborated. For the whole process: Amaranth
+# warns where it deletes them.
 warnings.filterwarnings("ignore", category=UnusedElaboratable)
 
 POINTS = Path(__file__).parent / "points.json"
-"""What `tellme synth` gave: a list of {"config", "blocks": {name: resources}}, UltraScale+."""
+"""What `python -m bench.area` wrote: a list of {"config", "counts", "blocks": {name: resources}}, UltraScale+."""
 
 METRICS = ("lut", "ff", "dsp", "ramb36", "uram")
 
@@ -223,7 +224,7 @@ _MAXIMA = ("max_hidden", "max_features", "max_kv_dim", "max_heads", "max_head_di
 
 AFFECTS = {
     "tlmm": (*_BEAT, "lanes", "group_size", "block_rows", "max_features", "weight_format"),
-    "elementwise": (*_BEAT, *_PASS, *_MAXIMA, "block_rows", "weight_format"),
+    "elementwise": (*_BEAT, *_PASS, *_MAXIMA, "block_rows", "weight_format", "hadamard"),
     "screened_head": (*_BEAT, "lanes", "block_rows", "screen_entries", *_MAXIMA, "weight_format"),
     "reader": (*_BEAT, "fifo_beats", "outstanding", "burst_beats"),
     "writer": (*_BEAT, "outstanding", "burst_beats"),
@@ -357,6 +358,15 @@ def _own(
     return _least(np.vstack([a, ties]), np.concatenate([b, ties @ held]))
 
 
+def _rows(
+    found: Sequence[tuple[NDArray[np.float64], Mapping[str, float]]], metric: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Counts that a metric is made of [blocks, COUNTS], what is to be explained by them [blocks], and the weight of each row [blocks]."""
+    x, total = np.array([c for c, _ in found]), np.array([r[metric] for _, r in found], np.float64)
+    y = total - x[:, COUNTS.index("lut_ram")] if metric == "lut" else total
+    return x * np.array([k in TAKEN[metric] for k in COUNTS]), y, 1 / (total + FLOOR)
+
+
 def fit(known: Sequence[Point]) -> AreaModel:
     """A model of points."""
     rows: dict[str, list[tuple[NDArray[np.float64], Mapping[str, float]]]] = {}
@@ -367,18 +377,10 @@ def fit(known: Sequence[Point]) -> AreaModel:
     common: dict[str, NDArray[np.float64]] = {}
     own: dict[str, dict[str, NDArray[np.float64]]] = {}
     for metric in ("lut", "ff"):
-        taken = np.array([k in TAKEN[metric] for k in COUNTS])
-        counted = COUNTS.index("lut_ram")
-
-        def table(found: list[tuple[NDArray[np.float64], Mapping[str, float]]]) -> tuple[NDArray[np.float64], ...]:
-            x, total = np.array([c for c, _ in found]), np.array([r[metric] for _, r in found], np.float64)  # noqa: B023
-            y = total - x[:, counted] if metric == "lut" else total  # noqa: B023
-            return x * taken, y, 1 / (total + FLOOR)  # noqa: B023
-
-        x, y, weight = table(every)
+        x, y, weight = _rows(every, metric)
         common[metric] = _least(x * weight[:, None], y * weight)
         for name, found in rows.items():
-            own.setdefault(name, {})[metric] = _own(*table(found), common[metric])
+            own.setdefault(name, {})[metric] = _own(*_rows(found, metric), common[metric])
     tops = [p.blocks[GLUE]["lut"] for p in known if GLUE in p.blocks]
     return AreaModel(common, own, float(np.mean(tops)) if tops else 0.0)
 

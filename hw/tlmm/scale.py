@@ -8,13 +8,11 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from tellme.golden.ternary import EXPONENT, EXPONENT_STEP, LARGEST_SCALE
-from tellme.hw.fp.dsp import multiply_add, positive
+from tellme.hw.fp.dsp import MULTIPLY_ADD_DELAY, multiply_add, positive
 from tellme.hw.interfaces import EXPONENT_BITS
 from tellme.hw.pipeline import delay_line
 
 SCALE_BITS = LARGEST_SCALE.bit_length()
-_PRODUCT_DELAY = 3
-"""Of a multiplier: a register on its factors, behind the product, and behind the sum."""
 
 
 class GroupScaler(wiring.Component):
@@ -76,4 +74,4 @@ class GroupScaler(wiring.Component):
 
 def scaler_delay(units: int) -> int:
     """Cycles from the sums of a beat's units to their scaled sum."""
-    return _PRODUCT_DELAY + units - 1
+    return MULTIPLY_ADD_DELAY + units - 1

@@ -53,7 +53,7 @@ module tellme_memory #(
 
     // What was offered and not taken must still be there: a rule that receivers rely on.
     logic [PORTS-1:0] ar_waits, aw_waits, w_waits;
-    logic [PORTS-1:0][ADDRESS_BITS+7:0] ar_was, aw_was;
+    logic [PORTS-1:0][ADDRESS_BITS+12:0] ar_was, aw_was;
     logic [PORTS-1:0][PORT_BYTES*9:0] w_was;
 
     function automatic int unsigned checked(int port, bit writes_, bit [ADDRESS_BITS-1:0] address, bit [7:0] length,
@@ -73,17 +73,17 @@ module tellme_memory #(
         for (int i = 0; i < PORTS; i++) begin
             noise = {noise[30:0], noise[31] ^ noise[21] ^ noise[1] ^ noise[0]};
 
-            if (ar_waits[i] && !(arvalid[i] && ar_was[i] == {araddr[i], arlen[i]}))
+            if (ar_waits[i] && !(arvalid[i] && ar_was[i] == {araddr[i], arlen[i], arsize[i], arburst[i]}))
                 $fatal(1, "port %0d: a read address was withdrawn", i);
-            if (aw_waits[i] && !(awvalid[i] && aw_was[i] == {awaddr[i], awlen[i]}))
+            if (aw_waits[i] && !(awvalid[i] && aw_was[i] == {awaddr[i], awlen[i], awsize[i], awburst[i]}))
                 $fatal(1, "port %0d: a write address was withdrawn", i);
             if (w_waits[i] && !(wvalid[i] && w_was[i] == {wdata[i], wstrb[i], wlast[i]}))
                 $fatal(1, "port %0d: write data was withdrawn", i);
             ar_waits[i] <= !rst && arvalid[i] && !arready[i];
             aw_waits[i] <= !rst && awvalid[i] && !awready[i];
             w_waits[i] <= !rst && wvalid[i] && !wready[i];
-            ar_was[i] <= {araddr[i], arlen[i]};
-            aw_was[i] <= {awaddr[i], awlen[i]};
+            ar_was[i] <= {araddr[i], arlen[i], arsize[i], arburst[i]};
+            aw_was[i] <= {awaddr[i], awlen[i], awsize[i], awburst[i]};
             w_was[i] <= {wdata[i], wstrb[i], wlast[i]};
 
             // Reads.

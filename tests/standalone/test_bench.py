@@ -41,7 +41,20 @@ MUTANTS = (
     ("fetcher", "index", 0),
     ("registers", "bus__rdata", 0),
 )
-"""Module, register and the bit of it that is inverted: in every block."""
+"""Module, register and the bit of it that is inverted: TLMM, element-wise pipeline, attention, cache writer, the scorer of candidates, executor, fetcher, registers."""
+
+RULES = (
+    (".wlast(~wlast)", "WLAST at the wrong beat"),
+    (".araddr(araddr | 'hff0)", "burst crosses 4 KiB"),
+    (".araddr(araddr ^ 'h8000_0000)", "read outside the memory"),
+    (".awaddr(awaddr ^ 'h8000_0000)", "write outside the memory"),
+    (".arlen(arlen | 8'h80)", "burst of kind 1, size"),
+    (".arburst('0)", "burst of kind 0"),
+    (".arsize(arready ? arsize : ~arsize)", "a read address was withdrawn"),
+    (".awaddr(awready ? awaddr : ~awaddr)", "a write address was withdrawn"),
+    (".wdata(wready ? wdata : ~wdata)", "write data was withdrawn"),
+)
+"""What the memory is connected to in place of the accelerator's own, and what it says then."""
 
 CONFIGS = {
     **PRESETS,
@@ -117,8 +130,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (out / "tellme.v").write_text(mutated((out / "tellme.v").read_text()))
     bench_file = out / "sim/testbench.sv"
     told = 'int mutant = 0;\n    initial void\'($value$plusargs("mutant=%d", mutant));\n    initial begin\n'
-    text = bench_file.read_text()
-    bench_file.write_text(text.replace("initial begin\n", told, 1))
+    text = bench_file.read_text().replace("initial begin\n", told, 1)
+    bench_file.write_text(broken(text))
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "PYTHONPATH")}
     command = ["make", "-C", str(out / "sim"), f"VERILATOR={verilator() / 'bin' / 'verilator'}"]
     made = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -126,6 +139,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert re.search(r"(?m)^PASS: tellme-tiny-\w{8}, 3 passes, \d+ registers, \d+ beats of memory$", made.stdout)
     assert not re.search(r"(?m)^FAIL", made.stdout)
     return out / "sim"
+
+
+def broken(text: str) -> str:
+    """The test bench, in which `rule` says which of RULES its memory is shown broken; 0: none."""
+    changed: dict[str, str] = {}
+    for number, (connection, _) in enumerate(RULES, 1):
+        port, value = connection[1:-1].split("(", 1)
+        changed[port] = f"rule == {number} ? {value} : {changed.get(port, port)}"
+    told = 'int rule = 0;\n    initial void\'($value$plusargs("rule=%d", rule));'
+    ports = ", ".join(f".{port}({value})" for port, value in changed.items())
+    for old, new in ((") memory (.*);", f") memory (.*, {ports});"), ("always #(", f"{told}\n    always #(")):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    return text
 
 
 def simulated(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -142,6 +169,13 @@ def test_it_fails_for_one_wrong_bit_of_the_rtl(folder: Path, number: int) -> Non
     r = simulated(folder, f"+mutant={number}")
     assert r.returncode != 0 and "PASS" not in r.stdout, r.stdout
     assert "FAIL: tellme-tiny-" in r.stdout or "port 0: " in r.stdout, r.stdout
+
+
+@pytest.mark.parametrize("number", range(1, len(RULES) + 1), ids=[c for c, _ in RULES])
+def test_the_memory_says_which_rule_of_the_bus_is_broken(folder: Path, number: int) -> None:
+    r = simulated(folder, f"+rule={number}")
+    assert r.returncode != 0 and "PASS" not in r.stdout
+    assert re.search(rf"port 0: +({RULES[number - 1][1]})", r.stdout + r.stderr), r.stdout[-500:] + r.stderr[-500:]
 
 
 @pytest.mark.parametrize("file", ["script.hex", "load0.hex", "load2.hex", "result0.hex", "result1.hex", "result2.hex"])

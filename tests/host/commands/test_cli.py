@@ -445,7 +445,7 @@ def test_verilog_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     import types
 
     module = types.ModuleType("tellme.hw.verilog")
-    module.accelerator_verilog = lambda config: f"module tellme; // {config.name}\n"  # type: ignore[attr-defined]
+    module.accelerator_verilog = lambda config, **_: f"module tellme; // {config.name}\n"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tellme.hw.verilog", module)
     out = tmp_path / "a" / "b"
     r = tellme("verilog", "--board", "kv260", "--out", str(out))

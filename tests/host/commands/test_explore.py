@@ -6,6 +6,7 @@ import csv
 import json
 import xml.dom.minidom
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,9 @@ from typer.testing import CliRunner
 from tellme.golden.config import KV260, AcceleratorConfig
 from tellme.host.cli import app
 from tellme.host.machine.exploration import KEPT
+from tellme.hw.synth import synthesis
+from tellme.hw.synth.estimate import model
+from tellme.hw.synth.netlist import Resources
 
 SMALL = ["explore", "--board", "ultra96v2", "--model", "demo", "--context", "64", "--workers", "1"]
 SPACE = ["--over", "lanes=1,4", "--over", "group_size=2,3"]
@@ -189,3 +193,32 @@ def test_a_space_too_large_to_walk_is_searched_the_same_way_twice(tmp_path: Path
     assert [p["config"] for p in first["points"]] == [p["config"] for p in second["points"]]
     assert len({json.dumps(p["config"]) for p in first["points"]}) == 4
     assert run(*SMALL, *space, "--no-picture", "--out", str(tmp_path / "a"))["evaluated"] == 0
+
+
+def test_what_is_synthesised_takes_the_estimate_s_place_and_corrects_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Yosys' figures are given: a fifth more LUTs than estimated in every block."""
+    mapped: list[AcceleratorConfig] = []
+
+    def given(config: AcceleratorConfig, **_: Any) -> SimpleNamespace:
+        mapped.append(config)
+        blocks = {
+            name: Resources(lut_logic=round(1.2 * r["lut"]), ff=round(r["ff"]), dsp=int(r["dsp"]), ramb36=r["ramb36"])
+            for name, r in model().blocks(config).items()
+        }
+        return SimpleNamespace(blocks=blocks)
+
+    arguments = [*SMALL, "--over", "lanes=1,4", "--over", "group_size=2,3", "--out", str(tmp_path)]
+    before = {p["name"]: p for p in run(*arguments)["points"]}
+    monkeypatch.setattr(synthesis, "synthesise", given)
+    found = run(*arguments, "--synthesise", "1")
+    assert len(mapped) == 1 and found["evaluated"] == 0
+    (own,) = (p for p in found["points"] if p.get("synthesised"))
+    assert own["lut"] == pytest.approx(1.2 * before[own["name"]]["lut"], rel=0.001)
+    assert own["estimated"]["lut"] == before[own["name"]]["lut"] and own["name"] in found["front"]
+    others = [p for p in found["points"] if p is not own]
+    assert others and all(p["lut"] != before[p["name"]]["lut"] and "estimated" not in p for p in others)
+    # A second run, with another workload, has the synthesis already.
+    run(*arguments, "--synthesise", "1", "--context", "32")
+    assert len(mapped) == 1

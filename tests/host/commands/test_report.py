@@ -84,6 +84,7 @@ def recorded() -> Trace:
     for name, length in (
         ("load", 40),
         *((f"layer {i} {s}", 100) for i in (0, 1) for s in ("qkv", "down")),
+        ("screened head", 60),
         ("head", 300),
     ):
         spans += [Span("descriptor", name, at, at + length), Span("tlmm", "tlmm", at, at + length - 20)]
@@ -199,6 +200,11 @@ def test_a_run_s_figures_are_taken(bench: Path, tmp_path: Path) -> None:
     r = tellme("report", "--model", "demo", "--board", "tiny", "--bench", str(bench), "--out", str(out))
     assert r.exit_code == 0 and "2,000.0 tokens/s run" in r.stdout
     assert "50,000" in checked(out).words
+    # Of a run that guesses, a pass has more than one token.
+    bench.write_text(json.dumps({**facts, "tokens_per_pass": 2.5}))
+    r = tellme("report", "--model", "demo", "--board", "tiny", "--bench", str(bench), "--out", str(out))
+    assert r.exit_code == 0 and "5,000.0 tokens/s run" in r.stdout
+    assert "20,000" in checked(out).words
 
 
 @pytest.mark.parametrize(
@@ -208,6 +214,9 @@ def test_a_run_s_figures_are_taken(bench: Path, tmp_path: Path) -> None:
         ("--bench", "[", "is no JSON"),
         ("--bench", '{"board": "kv260", "lanes": 16, "beat_bytes": 64}', "is of board 'kv260' with 16 lanes"),
         ("--bench", '{"board": "tiny", "lanes": 4, "beat_bytes": 16, "cycles_decode": [], "clock_hz": 1, "stalls": {}}', "no decode pass"),
+        ("--bench", '{"board": "tiny", "lanes": 4, "beat_bytes": 16, "model": "bitnet-2b"}', "is of model bitnet-2b, the report of demo"),
+        ("--bench", '{"board": "tiny", "lanes": 4, "beat_bytes": 16, "model": "demo", "kv": "4"}', "is of kv 4, the report of 8"),
+        ("--synth", '{"board": "tiny", "total": null, "tool": "y", "blocks": {"a": {"lut": 5}}}', "is not what tellme synth --json prints"),
         ("--synth", "{}", "is not what tellme synth --json prints"),
         ("--synth", '{"board": "kv260"}', "has no synthesis of board 'tiny'"),
         ("--synth", '{"board": "tiny"}', "is not what tellme synth --json prints"),
@@ -242,15 +251,23 @@ def test_files_of_another_kind_are_refused(file: str, text: str | None, said: st
     assert not out.exists()
 
 
-@pytest.mark.parametrize("layer", [None, "1", "head", "load"])
+@pytest.mark.parametrize("layer", [None, "1", "screened head", "head", "load"])
 def test_a_layer_is_drawn(layer: str | None, trace: Path, tmp_path: Path) -> None:
     args = () if layer is None else ("--layer", layer)
     picture, page = tmp_path / "layer.svg", tmp_path / "layer.html"
     r = tellme("view", str(trace), "--out", str(picture), "--json", *args)
     assert r.exit_code == 0, r.stderr
     said = json.loads(r.stdout)
-    start, end = {None: (0, 740), "1": (240, 440), "head": (440, 740), "load": (0, 40)}[layer]
-    assert (said["start"], said["end"]) == (start, end) and said["layers"] == ["load", "0", "1", "head"]
+    start, end = {
+        None: (0, 800), "1": (240, 440), "screened head": (440, 500), "head": (500, 800), "load": (0, 40),
+    }[layer]  # fmt: skip
+    assert (said["start"], said["end"]) == (start, end) and said["layers"] == [
+        "load",
+        "0",
+        "1",
+        "screened head",
+        "head",
+    ]
     assert sum(said["cycles"].values()) == end - start
     root = ElementTree.parse(picture).getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -265,7 +282,7 @@ def test_a_layer_is_drawn(layer: str | None, trace: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (("--layer", "7"), "--layer: the trace has no '7'; there are load, 0, 1, head"),
+        (("--layer", "7"), "--layer: the trace has no '7'; there are load, 0, 1, screened head, head"),
         (("--out", "x.png"), "--out must end in .svg or .html, not 'x.png'"),
         (("--out", "/proc/x.svg"), "/proc/x.svg"),
     ],

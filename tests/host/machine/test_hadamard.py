@@ -18,8 +18,7 @@ from tellme.golden.program import Kind, Opcode
 from tellme.host.checkpoints.checkpoint import read_checkpoint
 from tellme.host.errors import UserError
 from tellme.host.machine.backends import GoldenBackend
-from tellme.host.machine.passes import Pass
-from tests.host.machine.test_narrow import checked, cli, compiled, descriptors, tokens
+from tests.host.machine.test_narrow import cli, compiled, descriptors, every_logit
 from tests.host.support import WORD, write_checkpoint
 from tests.models import small_spec
 
@@ -43,18 +42,7 @@ SHAPES: list[Any] = [
 @EVERY
 @pytest.mark.parametrize(("spec", "config"), SHAPES)
 def test_every_logit_equals_golden(tmp_path: Path, spec: Any, config: AcceleratorConfig, kv: CacheFormat) -> None:
-    with checked(write_checkpoint(tmp_path / "m", spec), config, kv=kv, slots=2) as backend:
-        assert backend.kv == kv
-        ids = tokens(config.lanes + 3, spec.vocab)
-        backend.prefill(ids, slot=1)
-        for i, t in enumerate(tokens(3, spec.vocab, 4)):
-            backend.decode(t, len(ids) + i, slot=1)
-        if config.lanes >= 4:
-            n = len(ids) + 3
-            backend.run_pass(Pass.of([1, 2, 3, 4], [0, 1, n, n + 1], [0, 0, 1, 1], head=(0, 4), write_logits=True))
-        mine, theirs = backend.tested.read_cache(1, len(ids)), backend.reference.read_cache(1, len(ids))
-        for name in ("k", "v", "k_scales", "v_scales"):
-            np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
+    every_logit(tmp_path / "m", spec, config, kv)
 
 
 @EVERY

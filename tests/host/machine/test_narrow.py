@@ -45,10 +45,9 @@ def checked(folder: Path, config: AcceleratorConfig, **load: Any) -> CheckedBack
     return CheckedBackend(accelerator, GoldenBackend(read_checkpoint(folder).weights, config, **load))
 
 
-@NARROW
-@pytest.mark.parametrize(("spec", "config"), SHAPES)
-def test_every_logit_equals_golden(tmp_path: Path, spec: Any, config: AcceleratorConfig, kv: CacheFormat) -> None:
-    with checked(write_checkpoint(tmp_path / "m", spec), config, kv=kv, slots=2) as backend:
+def every_logit(folder: Path, spec: Any, config: AcceleratorConfig, kv: CacheFormat) -> Cache:
+    """A prompt, decode passes and a pass of two conversations, each logit held against golden, and the cache, which is given back."""
+    with checked(write_checkpoint(folder, spec), config, kv=kv, slots=2) as backend:
         assert backend.kv == kv
         ids = tokens(config.lanes + 3, spec.vocab)
         backend.prefill(ids, slot=1)
@@ -61,7 +60,14 @@ def test_every_logit_equals_golden(tmp_path: Path, spec: Any, config: Accelerato
         theirs = backend.reference.read_cache(1, len(ids))
         for name in ("k", "v", "k_scales", "v_scales"):
             np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
-        assert np.abs(mine.v).max() == 7 and np.abs(mine.k).max() == (7 if kv.k_narrow else 127)
+        return mine
+
+
+@NARROW
+@pytest.mark.parametrize(("spec", "config"), SHAPES)
+def test_every_logit_equals_golden(tmp_path: Path, spec: Any, config: AcceleratorConfig, kv: CacheFormat) -> None:
+    cache = every_logit(tmp_path / "m", spec, config, kv)
+    assert np.abs(cache.v).max() == 7 and np.abs(cache.k).max() == (7 if kv.k_narrow else 127)
 
 
 @NARROW

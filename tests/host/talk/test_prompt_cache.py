@@ -170,7 +170,7 @@ def test_a_cache_may_fill_the_context_and_have_any_token(model: Model, tmp_path:
         short = {n: found[n][:, :, :20] for n in ("v_scales", "k_scales", "v")}
     for name, part in short.items():
         target = engine(model)
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match="do not belong together"):
             prompt_cache.load(rewritten(file, other, **{name: part}), model, target)
         assert target.scheduler.slots[0].tokens == []
 
