@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -210,11 +211,38 @@ def _make(
     deep = ["sh", "-c", 'ulimit -s unlimited 2>/dev/null; exec "$@"', "sh"]
     environment = {k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
     environment["VERILATOR_ROOT"] = "verilator"
-    for title, command in (("Verilator", deep + verilate), ("make", compile_)):
-        _run(title, command, folder, environment)
+    _run("Verilator", deep + verilate, folder, environment)
+    for path in _runtime(folder, compile_, environment).glob("*.o"):
+        shutil.copyfile(path, folder / path.name)
+    _run("make", compile_, folder, environment)
     for path in folder.iterdir():
         if path.name not in (top, "build.log", "design.v"):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _runtime(folder: Path, make: list[str], environment: dict[str, str]) -> Path:
+    """Folder of Verilator's own objects for the design that was verilated into `folder`; compiled once, for all designs.
+
+    They take as long to compile as a small design.
+
+    Raises
+    ------
+    SimulationError : the compiler failed (with the end of its log).
+    hw.cache.CacheError : the cache cannot be written.
+    """
+    classes = (folder / "Vtop_classes.mk").read_text()
+    settings = re.findall(r"^VM_(?!PARALLEL)\w+ = \w+$", classes, re.MULTILINE)
+    named = re.findall(r"^VM_GLOBAL_\w+ [+:]?= \\\n((?:\s+\w+ \\\n)*)", classes, re.MULTILINE)
+    objects = [f"{name}.o" for block in named for name in re.findall(r"\w+", block)]
+    headers = [(p.name, hashlib.sha256(p.read_bytes()).hexdigest()) for p in sorted((folder / "fst").glob("*.h"))]
+    key = hashlib.sha256(json.dumps([settings, objects, headers, _MAKEFLAGS, tools()]).encode())
+
+    def compile_(entry: Path) -> None:
+        _run("make", [*make, *objects], folder, environment)
+        for name in objects:
+            shutil.copyfile(folder / name, entry / name)
+
+    return cache.entry(key.hexdigest()[:16], compile_)
 
 
 def _run(title: str, command: list[str], folder: Path, environment: dict[str, str]) -> None:

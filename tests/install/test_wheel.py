@@ -106,7 +106,6 @@ def test_nothing_is_imported_from_the_clone(python: Path, place: Path) -> None:
     assert all(line.startswith(str(python.parents[1])) for line in out.stdout.splitlines()), out.stdout
 
 
-@pytest.mark.xdist_group("machine")
 def test_the_demo_runs_on_the_installed_simulation(python: Path, place: Path) -> None:
     r = tellme(
         python, place, "run", "--backend", "sim", "--model", "demo", "--check", "--max-new-tokens", "3",

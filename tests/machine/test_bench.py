@@ -23,8 +23,6 @@ from tellme.hw.plan import predict, steps
 from tellme.sim.stream import SustainedMemory
 from tellme.sim.timing import timing
 
-pytestmark = pytest.mark.xdist_group("machine")
-
 SMALL = ModelSpec(
     hidden=128, layers=4, heads=4, kv_heads=2, head_dim=32, ffn=320, vocab=600, activation="relu2", max_context=256
 )

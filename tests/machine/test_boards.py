@@ -10,8 +10,6 @@ from typer.testing import CliRunner
 from tellme.golden.config import PRESETS
 from tellme.host.cli import app
 
-pytestmark = pytest.mark.xdist_group("boards")
-
 
 @pytest.mark.parametrize("timing", ["kv260", "stress"])
 def test_pynq_z2_speaks_bit_exactly(timing: str) -> None:

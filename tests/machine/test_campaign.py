@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-import pytest
-
 from tellme.host.image.model import Model
 from tests.machine.campaign import KINDS, ODD, PASSES, Campaign, Injection, lost_answer, odd_answer
-
-pytestmark = pytest.mark.xdist_group("machine")
 
 
 def test_faults_are_told_or_change_nothing_and_the_next_pass_is_exact(demo: Model) -> None:

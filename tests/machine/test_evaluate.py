@@ -6,12 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from typer.testing import CliRunner
 
 from tellme.host.cli import app
-
-pytestmark = pytest.mark.xdist_group("machine")
 
 TEXT = "One day, a small fox sat by the road and wanted to find a friend."
 

@@ -15,8 +15,6 @@ from tellme.host.machine.simulation import SimulatedAccelerator
 from tellme.sim.timing import timing
 from tests.oracle.families import FAMILIES, checkpoint, vectors
 
-pytestmark = pytest.mark.xdist_group("machine")  # one build of the preset for all
-
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_checkpoint_of_every_family_is_bit_exact(family: str) -> None:

@@ -28,8 +28,6 @@ from tellme.sim.timing import MemoryTiming, timing
 from tests.control.programs import damaged, mutation, split, with_field
 from tests.machine.conftest import SLOTS
 
-pytestmark = pytest.mark.xdist_group("machine")
-
 TIMEOUT = 20_000
 """Cycles, for a machine whose longest wait without a beat or a write is some thousands."""
 

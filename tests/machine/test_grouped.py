@@ -23,8 +23,6 @@ from tellme.host.text.tokenizer import Files
 from tellme.sim.timing import timing
 from tests.models import random_weights, small_spec
 
-pytestmark = pytest.mark.xdist_group("machine")
-
 GROUPED = replace(TINY, weight_format="grouped")
 LLAMA: dict[str, Any] = dict(group_scales=True, activation="silu", attn_sub_norm=False, ffn_sub_norm=False)
 

@@ -22,8 +22,6 @@ from tellme.host.text.tokenizer import Files
 from tellme.sim.timing import timing
 from tests.models import random_weights, small_spec
 
-pytestmark = pytest.mark.xdist_group("machine")
-
 TURNED = replace(TINY, hadamard=True)
 SLOTS = 2
 SHAPES: dict[str, ModelSpec] = {

@@ -9,10 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
-pytestmark = pytest.mark.xdist_group("machine")
-
 PROMPT = "One day, a small fox"
 
 

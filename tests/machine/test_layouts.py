@@ -28,8 +28,6 @@ from tellme.host.text.tokenizer import Files
 from tellme.sim.timing import timing
 from tests.models import random_weights, small_spec
 
-pytestmark = pytest.mark.xdist_group("machine")
-
 PAIRS = replace(TINY, name="pairs", ports=4, lanes=8, attention_lanes=4, key_tile=16, max_context=128, score_words=512)
 """Beats of two keys, blocks of 32 of them, and more lanes than slots fill evenly."""
 SLOTS = 5

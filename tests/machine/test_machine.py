@@ -28,8 +28,6 @@ from tellme.sim.timing import timing
 from tests.machine.conftest import SLOTS
 from tests.models import random_weights, small_spec
 
-pytestmark = pytest.mark.xdist_group("machine")
-
 F32 = NDArray[np.float32]
 
 

@@ -25,8 +25,6 @@ from tellme.host.text.tokenizer import Files
 from tellme.sim.timing import timing
 from tests.models import load_demo, random_weights, small_spec
 
-pytestmark = pytest.mark.xdist_group("machine")
-
 
 @contextmanager
 def machine(

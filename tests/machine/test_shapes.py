@@ -21,8 +21,6 @@ from tellme.host.text.tokenizer import Files
 from tellme.sim.timing import timing
 from tests.models import random_weights, small_spec
 
-pytestmark = pytest.mark.xdist_group("machine")
-
 LARGE = replace(TINY, name="large-heads", max_hidden=1024, max_features=2048, max_kv_dim=512, max_head_dim=256)
 PLAIN = dict(layers=2, vocab=40, activation="silu", attn_sub_norm=False, ffn_sub_norm=False)
 SHAPES: dict[str, ModelSpec] = {

@@ -16,8 +16,6 @@ from tellme.sim.device import SimDevice
 from tellme.sim.stream import sustained_rate
 from tellme.sim.timing import KV260_TIMING, MemoryTiming, timing
 
-pytestmark = pytest.mark.xdist_group("machine")
-
 PEAK = TINY.clock_hz * TINY.port_bytes
 
 

@@ -17,8 +17,6 @@ from tests.oracle.heldout import TAPPED, VECTORS, fingerprint, stories
 NLL_BOUND = 0.002
 AGREEMENT_BOUND = 0.99
 
-pytestmark = pytest.mark.xdist_group("oracle")  # the scores are computed once in a process
-
 
 def test_vectors_belong_to_the_model_and_text() -> None:
     assert str(np.load(VECTORS)["fingerprint"]) == fingerprint(), "the demo model or text changed: run make oracle"

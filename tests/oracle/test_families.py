@@ -22,8 +22,6 @@ from tellme.host.image.model import Model
 from tests.oracle.families import FAMILIES, LENGTH, SEQUENCES, TAPPED, checkpoint, fingerprint, vectors
 from tests.reference import nll
 
-pytestmark = pytest.mark.xdist_group("families")
-
 LINEAR_BOUND = 1e-5
 """Of a linear layer's outputs, relative to the largest output of the token."""
 TIE = 2e-5

@@ -18,8 +18,6 @@ from tellme.host.image.model import Model
 from tests.oracle.groups import LENGTH, MODELS, SEQUENCES, fingerprint, recorded, vectors, write
 from tests.reference import nll
 
-pytestmark = pytest.mark.xdist_group("groups")
-
 NLL_BOUND = 0.005
 AGREEMENT_BOUND = 0.97
 WIDE = replace(KV260, weight_format="grouped")

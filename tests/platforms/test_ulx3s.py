@@ -14,7 +14,6 @@ from tellme.hw.platforms.ulx3s import DIVIDER, ULX3SPlatform, build_name, figure
 FMAX_MHZ = 80
 
 
-@pytest.mark.xdist_group("ulx3s")
 def test_the_self_test_becomes_a_bitstream_of_80_mhz(tmp_path: Path) -> None:
     out = tmp_path / "b"
     r = CliRunner().invoke(app, ["build", "--board", "ulx3s", "--out", str(out), "--json"])

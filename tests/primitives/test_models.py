@@ -32,8 +32,6 @@ from tests.primitives.bench import (
     wide_bench,
 )
 
-pytestmark = pytest.mark.xdist_group("designs")
-
 
 @cache
 def bench() -> Path:

@@ -43,8 +43,6 @@ from tests.models import small_spec
 from tests.pynq.board import Board, LocalDevice, reference, simulation
 from tests.pynq.files import write_build
 
-pytestmark = pytest.mark.xdist_group("machine")
-
 PROMPT = [0, 7, 300, 41, 1000, 6]
 KINDS = ("simulation", "pynq", "pynq with interrupts", "pynq over the network")
 

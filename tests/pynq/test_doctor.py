@@ -18,8 +18,6 @@ from tests.host.talk.test_session import sensor
 from tests.pynq.board import MIB, OLD, Board
 from tests.pynq.files import hand_off, write_build
 
-pytestmark = pytest.mark.xdist_group("machine")
-
 NAMES = [
     "python",
     "placement",

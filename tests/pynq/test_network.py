@@ -18,8 +18,6 @@ from tests.pynq.board import Board
 from tests.pynq.files import bit, hand_off, write_build
 from tests.pynq.remote import serving
 
-pytestmark = pytest.mark.xdist_group("machine")
-
 
 @pytest.fixture
 def package() -> Iterator[None]:

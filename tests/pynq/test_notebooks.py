@@ -17,8 +17,6 @@ from tellme.hw import cache
 from tests.pynq.board import FOLDER, simulation
 from tests.pynq.files import write_build
 
-pytestmark = pytest.mark.xdist_group("machine")
-
 ROOT = Path(__file__).parent.parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 

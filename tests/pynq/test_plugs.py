@@ -30,8 +30,6 @@ from tellme.host.machine.pynq.network import Lock
 from tests.pynq.board import ENGINE, FOLDER, MIB, TAG, Board, simulation
 from tests.pynq.files import bit, hand_off, write_build
 
-pytestmark = pytest.mark.xdist_group("machine")
-
 RUN = ["--board", "tiny", "--model", "demo", "--prompt", "One day", "--max-new-tokens", "3"]
 
 

@@ -69,6 +69,12 @@ def test_an_interrupt_ends_the_compilers_and_leaves_nothing(folder: Path) -> Non
     assert left(folder) == []
 
 
+def test_what_all_simulators_have_of_verilator_is_compiled_for_the_first_alone() -> None:
+    runner.build(DESIGN)
+    log = (runner.build(f"{DESIGN}// another\n") / "build.log").read_text()
+    assert "-c -o verilator.o" in log and "verilated.o" in log and "-c -o verilated" not in log
+
+
 def test_a_folder_that_no_list_can_name_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for bad in ":;":
         monkeypatch.setattr("cocotb_tools.config.libs_dir", Path(f"/a{bad}b/libs"))

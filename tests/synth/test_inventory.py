@@ -25,7 +25,6 @@ class OneMemory(Elaboratable):
         return m
 
 
-@pytest.mark.xdist_group("designs")
 def test_write_columns_of_every_preset_map_to_byte_enables() -> None:
     for name, design in designs().items():
         check_columns(design.memories)
