@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tellme.host.commands.drawing import element, tag
+from tellme.host.tables import cell
 
 Section = tuple[str, str, str]
 """Title, a sentence (text), and markup."""
@@ -26,12 +27,8 @@ footer { margin-top: 40px; color: #7a8594; font-size: 13px; }
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A table; whole numbers with commas."""
-
-    def cell(value: object) -> str:
-        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
     head = element("tr", "".join(tag("th", h) for h in header))
-    body = "".join(element("tr", "".join(tag("td", cell(v)) for v in row)) for row in rows)
+    body = "".join(element("tr", "".join(tag("td", cell(v).plain) for v in row)) for row in rows)
     return element("table", element("thead", head) + element("tbody", body))
 
 

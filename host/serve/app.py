@@ -554,16 +554,16 @@ class _Chat(_Shape):
         """Text and calls of an answer: `<tool_call>{"name": ..., "arguments": ...}</tool_call>`, as models are trained."""
         calls: list[dict[str, Any]] = []
 
-        def take(match: re.Match[str]) -> str:
-            found = _function(match[1])
-            if found is None:
-                return match[0]
-            calls.append({"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": found})
-            return ""
+        def take(text: str) -> bool:
+            if (found := _function(text)) is not None:
+                calls.append({"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": found})
+            return found is not None
 
-        if self.asked.calls and choice.reason == "stop" and (found := _function(choice.text)) is not None:
-            return "", [{"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": found}]
-        rest = _CALL.sub(take, choice.text) if self.asked.tools else choice.text
+        if self.asked.calls and choice.reason == "stop" and take(choice.text):
+            return "", calls
+        rest = choice.text
+        if self.asked.tools:
+            rest = _CALL.sub(lambda match: "" if take(match[1]) else match[0], rest)
         return (rest.strip() if calls else rest), calls
 
     def last(self, choice: Answer) -> dict[str, Any]:
