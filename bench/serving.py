@@ -99,10 +99,12 @@ def play(
 
 
 class Plan:
-    """Cycles of passes of a model on a configuration."""
+    """Cycles of passes of a model on a configuration. candidates: of the screened head, for each lane with logits; 0: the full head."""
 
-    def __init__(self, spec: ModelSpec, config: AcceleratorConfig, timing: str, rise: float = RISE):
-        self.spec, self.config, self.rise = spec, config, rise
+    def __init__(
+        self, spec: ModelSpec, config: AcceleratorConfig, timing: str, rise: float = RISE, candidates: int = 0
+    ):
+        self.spec, self.config, self.rise, self.candidates = spec, config, rise, candidates
         self.memory = SustainedMemory(memory_timing(timing, None), in_use(config, "sim").phases or None)
         self.most = usable_context(spec, config) - 1
         self._of = lru_cache(maxsize=None)(self._cycles)
@@ -112,7 +114,9 @@ class Plan:
         return self._of(tuple(positions), tuple(slots), heads)
 
     def _cycles(self, positions: tuple[int, ...], slots: tuple[int, ...], heads: int) -> int:
-        return predict(steps(self.spec, self.config, positions, slots, heads), self.config, self.memory).cycles
+        candidates = self.candidates if heads else 0
+        todo = steps(self.spec, self.config, positions, slots, heads, candidates)
+        return predict(todo, self.config, self.memory).cycles
 
     def __call__(self, positions: Sequence[int], slots: Sequence[int], heads: int) -> int:
         # Positions to the middle of 32: a key more or less is some cycles of a million.
@@ -270,6 +274,7 @@ def main() -> None:
     parser.add_argument("--trace", action="store_true", help="nothing but the traces")
     parser.add_argument("--model", choices=tuple(KEYS), help="this one alone")
     parser.add_argument("--timing", default="kv260")
+    parser.add_argument("--candidates", type=int, default=0, help="of the screened head; 0: the full head")
     parser.add_argument("--rise", type=float, default=RISE, help="of the scheduler")
     parser.add_argument(
         "--rtl", type=int, default=0, metavar="N", help="a trace of N requests on the RTL, and nothing else"
@@ -284,7 +289,7 @@ def main() -> None:
     for name, keys in KEYS.items():
         if options.model not in (None, name):
             continue
-        plan = Plan(SHAPES[name], KV260, options.timing, options.rise)
+        plan = Plan(SHAPES[name], KV260, options.timing, options.rise, options.candidates)
         rates = (0.5, 1.0, 2.0) if name == "bitnet-0.7b" else (0.1, 0.25, 0.5)
         if options.trace:
             for rate in rates:
