@@ -176,10 +176,13 @@ runner.simulate(Inverter(), "bench")
     )
     assert r.returncode == 0, r.stdout + r.stderr
     assert "1 cocotb tests passed" in r.stdout
-    (entry,) = (p for p in cache.iterdir() if (p / "done").exists())
-    assert sorted(p.name for p in entry.iterdir() if p.name != "runs") == ["build.log", "design.v", "done", "dut"]
+    entries = [p for p in cache.iterdir() if (p / "done").exists()]
+    (simulator,) = (p for p in entries if (p / "design.v").exists())
+    assert sorted(p.name for p in simulator.iterdir() if p.name != "runs") == ["build.log", "design.v", "done", "dut"]
+    (runtime,) = (p for p in entries if p != simulator)
+    assert {p.suffix for p in runtime.iterdir() if p.name != "done"} == {".o"}
     assert sorted(p.name for p in place.iterdir() if p.name != "__pycache__") == ["bench.py", cache.name]
     listed = tellme(python, place, "cache", "--json", TELLME_BUILD=str(cache))
     facts = json.loads(listed.stdout)
-    assert facts["path"] == str(cache) and [e["name"] for e in facts["entries"]] == [entry.name]
+    assert facts["path"] == str(cache) and {e["name"] for e in facts["entries"]} == {p.name for p in entries}
     assert facts["bytes"] < 5e6
