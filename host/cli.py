@@ -35,7 +35,7 @@ from tellme.host.commands import (
     view,
 )
 from tellme.host.errors import TellmeError
-from tellme.host.provenance import commit, version
+from tellme.host.provenance import commit, given, version
 from tellme.host.text.streams import drop_output, finish_output, output_failed, prepare_streams
 
 
@@ -57,6 +57,8 @@ class _Group(TyperGroup):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         kwargs["standalone_mode"] = False
+        found = args[0] if args else kwargs.get("args")
+        given(sys.argv[1:] if found is None else found)
         prepare_streams()
         try:
             code = super().main(*args, **kwargs)

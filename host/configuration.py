@@ -83,7 +83,7 @@ class Configuration:
     @property
     def sha256(self) -> str:
         """Of the parameters (the build register holds 32 bits of a hash of the same)."""
-        return hashlib.sha256(json.dumps(asdict(self.config), sort_keys=True).encode()).hexdigest()
+        return sha256(self.config)
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
@@ -99,6 +99,11 @@ class Configuration:
             "parameters": {name: getattr(self.config, name) for name in PARAMETERS},
             "derived": derived(self.config),
         }
+
+
+def sha256(config: AcceleratorConfig) -> str:
+    """Hash of all parameters."""
+    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()
 
 
 def changes(config: AcceleratorConfig, base: AcceleratorConfig) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 from tellme.golden.project import DISTRIBUTION
 
 _ROOT = Path(__file__).resolve().parents[1]
+
+_given: list[str] = []
 
 
 @cache
@@ -45,6 +48,16 @@ def commit() -> str | None:
         return None
     found = json.loads(record or "{}").get("vcs_info", {}).get("commit_id")
     return found if isinstance(found, str) else None
+
+
+def given(arguments: Sequence[str]) -> None:
+    """Keeps what the `tellme` command was given, for `command_line`."""
+    _given[:] = arguments
+
+
+def command_line() -> str:
+    """The command that runs, as it is typed in a shell."""
+    return shlex.join(["tellme", *_given])
 
 
 def json_line(result: Mapping[str, Any]) -> str:

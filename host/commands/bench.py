@@ -27,6 +27,7 @@ from tellme.host.commands.common import (
     cache_format,
 )
 from tellme.host.commands.pictures import draw, prepare
+from tellme.host.commands.sweep import Csv, Over, emit, sweep
 from tellme.host.commands.together import Together, together
 from tellme.host.errors import UserError
 from tellme.host.machine.measurement import Measurement, measure, shape
@@ -34,7 +35,6 @@ from tellme.host.machine.placement import regions
 from tellme.host.machine.simulation import check_simulator, memory_timing
 from tellme.host.places import check_new_file, replacing
 from tellme.host.progress import Status
-from tellme.host.provenance import json_line
 from tellme.host.tables import grid, pairs, show
 
 
@@ -101,9 +101,16 @@ def command(
     hadamard: Hadamard = False,
     trace: Annotated[Path | None, typer.Option("--trace", help="Write a trace for Perfetto or Chrome (JSON).")] = None,
     pictures: Annotated[Path | None, typer.Option("--pictures", help="Folder for pictures (SVG).")] = None,
+    over: Over = None,
+    csv_file: Csv = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Measure a model's real shape on the simulated accelerator, with synthetic weights."""
+    if over or csv_file is not None:
+        if trace is not None or pictures is not None:
+            raise UserError("--over and --csv go without --trace and --pictures")
+        sweep(command, over or (), csv_file, as_json, locals())
+        return
     config = at_clock(board(board_name, config_file, settings), clock)
     memory = memory_timing(timing, None)
     wanted = bench_candidates(head, candidates, planes, shape(model).vocab)
@@ -141,7 +148,7 @@ def command(
         )
     # Figures first: they are there even if a file cannot be written.
     if as_json:
-        print(json_line(measured.report()), flush=True)
+        emit(measured.report())
     else:
         _tables(measured, Console())
     if trace is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,7 +29,8 @@ from tellme.host.commands.common import (
     bench_candidates,
     cache_format,
 )
-from tellme.host.configuration import PARAMETERS, Configuration, parse, resolve, text
+from tellme.host.commands.sweep import kinds, lists, write_csv
+from tellme.host.configuration import Configuration, resolve, text
 from tellme.host.errors import CheckError, UserError
 from tellme.host.machine.exploration import Answer, Kept, Question, explore, judge, sources, synthesis_key, task_of
 from tellme.host.machine.farm import farm
@@ -38,7 +39,7 @@ from tellme.host.machine.program import check_fits, check_positions
 from tellme.host.machine.simulation import memory_timing, unloadable
 from tellme.host.places import check_new_folder, replacing
 from tellme.host.progress import Status
-from tellme.host.provenance import commit, json_line, version
+from tellme.host.provenance import command_line, json_line
 from tellme.host.tables import grid, show
 
 if TYPE_CHECKING:
@@ -46,34 +47,6 @@ if TYPE_CHECKING:
 
 MOST_CONVERSATIONS = 32
 SHOWN = ("tokens_per_s", "ttft_s", "joules_per_token", "lut", "ff", "dsp", "ramb36", "uram")
-
-
-def space_of(given: list[str], base: AcceleratorConfig) -> dict[str, tuple[Any, ...]]:
-    """The lists of `--over`: name=value,value.
-
-    Raises
-    ------
-    UserError : one is not, a name comes twice or is no parameter, or none of its values can be built.
-    """
-    out: dict[str, tuple[Any, ...]] = {}
-    for one in given:
-        name, equals, values = one.partition("=")
-        name = name.strip()
-        if name in out or not equals or not values.strip():
-            raise UserError(f"--over {one}: must be name=value,value, each name once, for instance --over lanes=4,8")
-        if name not in PARAMETERS:
-            raise UserError(f"--over {one}: there is no parameter {name!r} to vary; tellme config show lists them")
-        try:
-            found = tuple(dict.fromkeys(parse(f"{name}={v}")[1] for v in values.split(",")))
-        except UserError as e:
-            raise UserError(f"--over {one}: {str(e).partition(': ')[2]}") from None
-        wanted = type(getattr(base, name))
-        for value in found:
-            if type(value) is not wanted:
-                kind = {int: "whole numbers", bool: "true and false", str: "words"}[wanted]
-                raise UserError(f"--over {one}: values of {name} are {kind}, not {value!r}")
-        out[name] = found
-    return out
 
 
 def picture(points: list[dict[str, Any]], best: list[int], title: str, path: Path) -> None:
@@ -136,7 +109,7 @@ def _question(
         raise UserError(f"--conversations must be from 1 to {MOST_CONVERSATIONS}, not {workload['conversations']}")
     check_fits(spec, base, model, workload["kv"])
     check_positions(spec, base, model, workload["kv"], context=workload["context"], prompt=prompt)
-    space = space_of(over, base)
+    space: Mapping[str, Sequence[Any]] = lists(over, kinds(base))
     memory = memory_timing(timing or base.name, None)
     try:
         from tellme.hw.explore import Workload, candidates, default_space
@@ -162,6 +135,15 @@ def _check_first(base: AcceleratorConfig, name: str, value: Any) -> None:
             raise UserError(f"--over {name}: {e}") from None
 
 
+def asked(question: Question) -> dict[str, Any]:
+    """The workload, for reports."""
+    w = question.workload
+    return {
+        "context": w.context, "prompt": question.prompt, "conversations": w.conversations, "kv": w.kv.name,
+        "candidates": w.candidates or None, "planes": w.planes if w.candidates else None,
+    }  # fmt: skip
+
+
 def files(answer: Answer, question: Question, found: Configuration, folder: Path, drawn: bool) -> None:
     """Writes the front's configuration files, the table of all points (CSV), and the picture."""
     front = answer.front()
@@ -172,24 +154,14 @@ def files(answer: Answer, question: Question, found: Configuration, folder: Path
         p["file"] = str(folder / f"{p['name']}.toml")
         with replacing(folder / f"{p['name']}.toml") as whole:
             whole.write_text(text(config, found.board, found.base, said))
-    names = [
-        "name",
-        "feasible",
-        "best",
-        *SHOWN,
-        *PARAMETERS,
-        "model",
-        "timing",
-        "version",
-        "commit",
-        "sources",
-    ]
-    with replacing(folder / "points.csv") as whole, open(whole, "w", newline="") as f:
-        out = csv.DictWriter(f, names, extrasaction="ignore")
-        out.writeheader()
-        for i, p in enumerate(answer.points):
-            about = {"model": question.model, "timing": question.timing.name, "version": version(), "commit": commit()}
-            out.writerow({**p["config"], **p, "best": i in front, **about, "sources": sources()})
+    about = {
+        "model": question.model,
+        "timing": question.timing.name,
+        "workload": asked(question),
+        "sources": sources(),
+    }
+    rows = ({**p, "best": i in front, **about} for i, p in enumerate(answer.points))
+    write_csv(folder / "points.csv", rows)
     if drawn:
         title = f"{question.model} on {question.base.name}, {question.workload.context} keys: estimated"
         picture(answer.points, front, title, folder / "front.svg")
@@ -310,17 +282,13 @@ def report(answer: Answer, question: Question, folder: Path, as_json: bool) -> N
     """Prints what was found."""
     points, front, best, w = answer.points, answer.front(), answer.best(), question.workload
     if as_json:
-        about = {
-            "context": w.context, "prompt": question.prompt, "conversations": w.conversations, "kv": w.kv.name,
-            "candidates": w.candidates or None, "planes": w.planes if w.candidates else None,
-        }  # fmt: skip
         print(
             json_line(
                 {
-                    "model": question.model, "board": question.base.name, "estimated": True, "workload": about,
+                    "model": question.model, "board": question.base.name, "estimated": True, "workload": asked(question),
                     "timing": question.timing.name, "clock_hz": question.base.clock_hz, "margin": question.margin,
                     "space": question.space, "walked": question.size <= question.most, "evaluated": answer.new,
-                    "sources": sources(), "base": points[0]["name"], "best": None if best is None else points[best]["name"],
+                    "sources": sources(), "command": command_line(), "base": points[0]["name"], "best": None if best is None else points[best]["name"],
                     "front": [points[i]["name"] for i in front], "folder": str(folder), "points": points,
                 }
             )

@@ -26,12 +26,12 @@ from tellme.host.commands.common import (
     board,
     cache_format,
 )
+from tellme.host.commands.sweep import Csv, Over, emit, sweep
 from tellme.host.machine.measurement import shape
 from tellme.host.machine.passes import chunks
 from tellme.host.machine.placement import in_use, regions
 from tellme.host.machine.program import check_fits, check_positions
 from tellme.host.machine.simulation import memory_timing, unloadable
-from tellme.host.provenance import json_line
 from tellme.host.tables import grid, pairs, show
 
 
@@ -49,9 +49,14 @@ def command(
     planes: Planes = 1,
     kv: Kv = "8",
     hadamard: Hadamard = False,
+    over: Over = None,
+    csv_file: Csv = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Analyse the weight buffer: FIFO depth, its memory, predicted stalls and tokens/s. Estimated, nothing is simulated."""
+    if over or csv_file is not None:
+        sweep(command, over or (), csv_file, as_json, locals())
+        return
     config = at_clock(board(board_name, config_file, settings), clock)
     spec = shape(model)
     cache = cache_format(kv, hadamard)
@@ -79,38 +84,36 @@ def command(
     )
     if as_json:
         uram, ramb36 = fifo_memory(config)
-        print(
-            json_line(
-                {
-                    "model": model,
-                    "board": config.name,
-                    "clock_hz": config.clock_hz,
-                    "timing": memory.name,
-                    "estimated": True,
-                    "context": context,
-                    "prompt": prompt,
-                    "head": head,
-                    "candidates": wanted or None,
-                    "planes": planes if wanted else None,
-                    "kv": cache.name,
-                    "hadamard": cache.hadamard,
-                    "tokens_per_s": result.tokens_per_s,
-                    "ttft_s": result.ttft_s,
-                    "cycles_per_pass": result.decode.cycles,
-                    "bytes_per_pass": result.decode.beats * config.beat_bytes,
-                    "share_of_beat_rate": result.decode.beats / result.decode.cycles,
-                    "stalls": result.decode.stalls,
-                    "memory_rate": result.rate,
-                    "phases_kib": placement.kib,
-                    "fifo_beats": config.fifo_beats,
-                    "fifo_beats_needed": result.depth,
-                    "uram": uram,
-                    "ramb36": ramb36,
-                    "depths": [
-                        {"beats": d, "uram": u, "ramb36": b, "cycles_per_pass": c} for d, (u, b), c in result.depths
-                    ],
-                }
-            )
+        emit(
+            {
+                "model": model,
+                "board": config.name,
+                "clock_hz": config.clock_hz,
+                "timing": memory.name,
+                "estimated": True,
+                "context": context,
+                "prompt": prompt,
+                "head": head,
+                "candidates": wanted or None,
+                "planes": planes if wanted else None,
+                "kv": cache.name,
+                "hadamard": cache.hadamard,
+                "tokens_per_s": result.tokens_per_s,
+                "ttft_s": result.ttft_s,
+                "cycles_per_pass": result.decode.cycles,
+                "bytes_per_pass": result.decode.beats * config.beat_bytes,
+                "share_of_beat_rate": result.decode.beats / result.decode.cycles,
+                "stalls": result.decode.stalls,
+                "memory_rate": result.rate,
+                "phases_kib": placement.kib,
+                "fifo_beats": config.fifo_beats,
+                "fifo_beats_needed": result.depth,
+                "uram": uram,
+                "ramb36": ramb36,
+                "depths": [
+                    {"beats": d, "uram": u, "ramb36": b, "cycles_per_pass": c} for d, (u, b), c in result.depths
+                ],
+            }
         )
         return
     console = Console()

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.kv import CacheFormat
+from tellme.host.commands.sweep import emit
 from tellme.host.errors import UserError
 from tellme.host.image.model import demo_folder
 from tellme.host.machine.costs import Costs
@@ -17,7 +18,6 @@ from tellme.host.machine.measurement import Cost, Shape, measure_together, shape
 from tellme.host.machine.placement import in_use
 from tellme.host.machine.simulation import check_simulator
 from tellme.host.progress import Status
-from tellme.host.provenance import json_line
 from tellme.host.tables import grid, show
 from tellme.host.talk.replay import Replay, replay
 from tellme.host.talk.work import WORK, find
@@ -150,7 +150,7 @@ def together(t: Together, work: str | None, as_json: bool) -> None:
         )
     r = _report(t, work, kinds, found.tokens if found else t.sequences, costs, found)
     if as_json:
-        print(json_line(r), flush=True)
+        emit(r)
         return
     console = Console()
     rows = [

@@ -18,6 +18,7 @@ from tellme.golden.boards import BOARDS, build_name
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.project import advice
 from tellme.golden.spec import ModelSpec
+from tellme.host.configuration import sha256
 from tellme.host.errors import UserError
 from tellme.host.machine.farm import Run
 from tellme.host.machine.passes import chunks
@@ -207,7 +208,7 @@ def judge(question: Question, config: AcceleratorConfig, found: Mapping[str, Any
     """A point as it is reported."""
     from tellme.hw.explore import fits, watts
 
-    point: Point = {"name": name_of(config), "feasible": False, "reason": refused or None}
+    point: Point = {"name": name_of(config), "sha256": sha256(config), "feasible": False, "reason": refused or None}
     if found is None:
         return {**point, "config": asdict(config)}
     over = fits(found, BOARDS[config.name], question.margin)

@@ -23,6 +23,7 @@ from tellme.host.image.model import Model, demo_folder
 from tellme.host.machine.backends import GoldenBackend
 from tellme.host.talk.generate import Generation
 from tests.host.serve.conftest import Running, serve
+from tests.programs import program
 
 HELLO: list[Any] = [{"role": "user", "content": "Once upon a time"}]
 DAYS = {
@@ -40,6 +41,13 @@ def client(server: Running, **options: Any) -> openai.OpenAI:
     return openai.OpenAI(
         base_url=f"{server.url}/v1", **({"api_key": "none", "max_retries": 0, "timeout": 300} | options)
     )
+
+
+def test_the_page_s_client_is_one_that_runs(server: Running, capsys: pytest.CaptureFixture[str]) -> None:
+    here = {"http://127.0.0.1:8000": server.url, '"demo"': '"story"'}
+    exec(program("docs/serve.md", here), {"__name__": "page"})
+    text = client(server).completions.create(model="story", prompt="One day, a small fox", max_tokens=60, temperature=0)
+    assert capsys.readouterr().out == text.choices[0].text != ""
 
 
 def curl(server: Running, path: str, *options: str, data: Any = None) -> tuple[int, str]:
