@@ -386,13 +386,22 @@ def run_holes(bench: Bench, only: str) -> int:
 
 
 def run_campaign(bench: Bench, a: argparse.Namespace) -> None:
-    """Runs what has no result yet (`--again`: the survivors), target by target, each for a while, so that quick ones come to their end and slow ones to something."""
+    """Runs what has no result yet (`--again`: the survivors; `--names`: these), target by target, each for a while, so that quick ones come to their end and slow ones
+    to something. Only what the campaign draws is kept."""
     end = time.monotonic() + a.seconds
     known = results()
+    targets = a.only.split(",") if a.only else list(TARGETS)
+    drawn = chosen(a.seed, targets, a.count)
     todo = {
         name: [m for m in of if m.name not in known or (a.again and known[m.name]["outcome"] == "survived")]
-        for name, of in chosen(a.seed, a.only.split(",") if a.only else list(TARGETS), a.count).items()
+        for name, of in drawn.items()
     }
+    if a.names:
+        wanted = set(a.names.split(","))
+        todo = {n: [m for p in TARGETS[n][0] for m in mutants(p, (ROOT / p).read_text()) if m.name in wanted] for n in targets}
+        if missing := wanted - {m.name for of in todo.values() for m in of}:
+            raise SystemExit(f"no mutant of {', '.join(targets)} has the name {', '.join(sorted(missing))}")
+    kept = {m.name for of in drawn.values() for m in of}
     while (left := [n for n in todo if todo[n]]) and time.monotonic() < end:
         for name in left:
             by_name = {m.name: m for m in todo[name]}
@@ -402,13 +411,15 @@ def run_campaign(bench: Bench, a: argparse.Namespace) -> None:
             ):
                 mutant = by_name[trial.name]
                 todo[name].remove(mutant)
+                change = f"{mutant.path}:{mutant.line} {mutant.old!r} to {mutant.new!r}"
+                print(f"{outcome:9}{seconds:6.1f} s  {mutant.name} {change}  {what}", flush=True)
+                if mutant.name not in kept:
+                    continue
                 record = {k: v for k, v in asdict(mutant).items() if k != "start"}
                 known[mutant.name] = record | {"outcome": outcome, "test": what, "seconds": round(seconds, 1)}
                 if outcome == "survived" and a.budget < float("inf"):
                     known[mutant.name]["budget"] = a.budget
                 RESULTS.write_text("".join(json.dumps(r) + "\n" for r in known.values()))
-                change = f"{mutant.path}:{mutant.line} {mutant.old!r} to {mutant.new!r}"
-                print(f"{outcome:9}{seconds:6.1f} s  {change}  {what}", flush=True)
 
 
 def main() -> None:
@@ -416,6 +427,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Mistakes put into the sources one at a time.")
     parser.add_argument("--holes", action="store_true", help="the mistakes that once no test saw")
     parser.add_argument("--only", default="", help="holes: names or paths that match; campaign: targets, with commas")
+    parser.add_argument("--names", default="", help="mutants to run whatever was found, by name, with commas")
     parser.add_argument("--count", type=int, default=500, help="mutants that the campaign draws")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="wall clock after which no mutant is begun")
     parser.add_argument(

@@ -245,9 +245,8 @@ class AcceleratorConfig:
 
     @cached_property
     def narrow_context(self) -> int:
-        """Positions of a cache slot whose values are of 4 bits: twice `max_context`, as far as the score memory holds them."""
-        held = 2 * self.score_words * self.keys_per_beat - self.lanes
-        return min(2 * self.max_context, held // self.key_block * self.key_block, MAX_POSITIONS)
+        """Positions of a cache slot whose values are of 4 bits: twice `max_context`, which the score memory holds, as far as they can be numbered."""
+        return min(2 * self.max_context, MAX_POSITIONS)
 
     def context_limit(self, v_narrow: bool = False) -> int:
         """Positions of a cache slot, with values of 8 or 4 bits."""

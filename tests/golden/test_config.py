@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from dataclasses import replace
 from typing import Any
@@ -133,10 +134,22 @@ def test_values_of_4_bits_double_the_context_as_far_as_the_score_memory_holds_it
         assert c.context_limit() == c.max_context <= most == c.most_context <= 2 * c.max_context
         assert most % c.key_block == 0 and most + c.lanes <= 2 * c.keys_per_beat * c.score_words
     assert replace(KV260, narrow_cache=True).most_context == 7936
-    # The score memory's limit, and the registers'.
+    # As full as the score memory may be, and the registers' limit.
     full = replace(KV260, narrow_cache=True, lanes=1, max_context=3968, score_words=2048, key_tile=16)
     assert replace(full, max_context=4064).most_context == 8128 and replace(full, lanes=32).most_context == 7936
     assert replace(KV260, narrow_cache=True, max_context=65536 - 128, score_words=32768).most_context == 65536
+    rng, seen = random.Random(1), 0
+    while seen < 200:
+        tile, words, lanes = (1 << rng.randrange(*r) for r in ((4, 9), (6, 13), (0, 6)))
+        ports = rng.choice((1, 2, 4))
+        most = max(1, (words * max(1, ports // 2) - lanes) // (tile * max(1, ports // 2))) * tile * max(1, ports // 2)
+        try:
+            c = replace(full, ports=ports, key_tile=tile, score_words=words, lanes=lanes, max_context=most)
+        except ConfigError:
+            continue
+        seen += 1
+        assert c.most_context == min(2 * c.max_context, 65536) and c.most_context % c.key_block == 0
+        assert c.most_context + c.lanes <= 2 * c.keys_per_beat * c.score_words
 
 
 def test_the_presets_are_what_their_names_say() -> None:

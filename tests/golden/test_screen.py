@@ -166,6 +166,21 @@ def test_rows_alone_have_their_scale_and_number_behind_them(config: AcceleratorC
         assert beats[i, -1, :4].view("<f4")[0] == scales[i] and beats[i, -1, 4:8].view("<u4")[0] == 1000 + i
 
 
+@pytest.mark.parametrize("config", [TINY, KV260], ids=lambda c: c.name)
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 8, 9, 40])
+def test_candidates_are_pairs_of_logit_and_row_in_any_order(config: AcceleratorConfig, count: int) -> None:
+    rng = np.random.default_rng(count)
+    rows = rng.choice(1 << 32, count, replace=False).astype("<u4")
+    logits = rng.normal(size=count).astype("<f4")
+    width = config.beat_bytes
+    beats = rng.integers(0, 256, (-(-8 * count // width) + 1, width)).astype(np.uint8)  # what lies behind them is not read
+    beats.reshape(-1)[: 8 * count].view("<u4")[::2] = logits.view("<u4")
+    beats.reshape(-1)[: 8 * count].view("<u4")[1::2] = rows
+    got, values = layout.unpack_candidates(beats, count)
+    assert got.tolist() == sorted(rows.tolist()) and got.dtype == np.int64
+    assert dict(zip(got.tolist(), values.tolist(), strict=True)) == dict(zip(rows.tolist(), logits.tolist(), strict=True))
+
+
 def test_a_model_runs_either_head() -> None:
     weights = random_weights(small_spec(vocab=300), 1)
     both = GoldenModel(replace(weights, screen=screen.quantise(*weights.head_rows)), TINY)
