@@ -106,7 +106,7 @@ def command(
     """Measure a model's real shape on the simulated accelerator, with synthetic weights."""
     config = at_clock(board(board_name, config_file, settings), clock)
     memory = memory_timing(timing, None)
-    wanted = bench_candidates(head, candidates, planes, shape(model).vocab)
+    wanted = bench_candidates(head, candidates, planes, shape(model, config).vocab)
     cache = cache_format(kv, hadamard)
     if sequences != 1 or speculate:
         if prompt or complete or trace is not None or pictures is not None:
@@ -121,7 +121,6 @@ def command(
         check_new_file(trace)
     if pictures is not None:
         prepare(pictures)
-    shape(model)
     check_simulator(config)
     errors = Console(stderr=True)
     with Status(errors, "starting", lines=True) as status:

@@ -53,7 +53,7 @@ def command(
 ) -> None:
     """Analyse the weight buffer: FIFO depth, its memory, predicted stalls and tokens/s. Estimated, nothing is simulated."""
     config = at_clock(board(board_name, config_file, settings), clock)
-    spec = shape(model)
+    spec = shape(model, config)
     cache = cache_format(kv, hadamard)
     check_fits(spec, config, model, cache)
     memory = memory_timing(timing, None)

@@ -51,19 +51,21 @@ SEED = 7
 Say = Callable[[str], None]
 
 
-def shape(name: str) -> ModelSpec:
+def shape(name: str, config: AcceleratorConfig | None = None) -> ModelSpec:
     """A model's shape: a published one's by name, or that of a file. Weights are not needed for it, if there is a config.json.
 
     Parameters
     ----------
     name : one of `golden.shapes.SHAPES`, demo, a config.json or its folder, a .gguf file, or a .tlm image.
+    config : an accelerator, whose image it is asked of: a published model's ternary head is one of int8 rows, where that takes none so.
 
     Raises
     ------
     UserError : there is no such model, or its file cannot be used.
     """
     if name in SHAPES:
-        return SHAPES[name]
+        spec = SHAPES[name]
+        return replace(spec, ternary_head=False) if config is not None and not config.ternary_head else spec
     path = demo_folder() if name == "demo" else Path(name)
     if not path.exists():
         raise UserError(
@@ -121,6 +123,8 @@ class Cost:
 def _weights(spec: ModelSpec, planes: int) -> ModelWeights:
     """Random weights of a whole shape, with so many planes of a screened head (0: none): the head takes longer to make than to run."""
     weights = random_weights(spec, SEED)
+    if spec.ternary_head:
+        return weights
     return replace(weights, screen=quantise(*weights.head_rows, planes)) if planes else weights
 
 
@@ -385,6 +389,8 @@ class Measurement:
 def _names(program: Program) -> list[str]:
     """A name for each descriptor."""
     layers = [f"layer {i} {step}" for i in range(program.spec.layers) for step in STEPS]
+    if program.spec.ternary_head:
+        return ["load", *layers, "head", "end"]
     return ["load", *layers, *(["screened head"] if program.screened else []), "head", "end"]
 
 
@@ -424,7 +430,7 @@ def measure(
     UserError : shape, context or prompt do not fit the accelerator.
     CheckError : a result differs from golden's.
     """
-    spec = shape(name)
+    spec = shape(name, config)
     check_fits(spec, config, name, kv)
     check_positions(spec, config, name, kv, context=context, prompt=prompt)
     usable = usable_context(spec, config, kv)
@@ -547,7 +553,7 @@ def measure_together(
     UserError : as `measure`, or a pass does not fit.
     CheckError : a result differs from golden's.
     """
-    spec = shape(name)
+    spec = shape(name, config)
     check_fits(spec, config, name, kv)
     usable = usable_context(spec, config, kv)
     longest = max(n for lanes in shapes for n in lanes)
