@@ -327,7 +327,10 @@ def unpack_screen(
 ) -> tuple[NDArray[np.signedinteger], NDArray[np.uint16]]:
     """Inverse of `pack_screen`; `exact`: of a ternary head, in the type of the format."""
     n, block, t = screen_rows(rows, planes), config.block_rows, tiles(inputs, config)
-    weights, scales = np.empty((n, inputs), config.packing.dtype if exact else np.int8), np.empty(ceil_div(n, block) * block, np.uint16)
+    weights, scales = (
+        np.empty((n, inputs), config.packing.dtype if exact else np.int8),
+        np.empty(ceil_div(n, block) * block, np.uint16),
+    )
     at = 0
     for i in range(0, n, block):
         count = min(block, n - i)

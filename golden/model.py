@@ -136,7 +136,9 @@ class ModelWeights:
     def check_head(self, config: AcceleratorConfig) -> None:
         """Raises ModelError unless a ternary head is in the accelerator's format of weights."""
         if self.spec.ternary_head and self.screen is not None and self.screen.planes.dtype != config.packing.dtype:
-            raise ModelError(f"the ternary head is {self.screen.planes.dtype}, the format {config.packing.name!r} has {config.packing.dtype}")
+            raise ModelError(
+                f"the ternary head is {self.screen.planes.dtype}, the format {config.packing.name!r} has {config.packing.dtype}"
+            )
 
     @property
     def head_rows(self) -> tuple[I8, F32]:

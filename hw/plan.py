@@ -148,7 +148,9 @@ def _screened(
     ]
 
 
-def _ternary_head(spec: ModelSpec, config: AcceleratorConfig, lanes: int, head_count: int, candidates: int) -> list[Step]:
+def _ternary_head(
+    spec: ModelSpec, config: AcceleratorConfig, lanes: int, head_count: int, candidates: int
+) -> list[Step]:
     """A head that is ternary: its matrix; then its candidates, of which nothing is read. Without any every logit is written."""
     tiles, rows = layout.tiles(spec.hidden, config), layout.screen_rows(spec.vocab, 1)
     beats = layout.screen_beats(spec.vocab, 1, spec.hidden, config)

@@ -54,7 +54,9 @@ def _tables(measured: Measurement, console: Console) -> None:
     if r["complete_error"] is not None:
         rows.append(("cycles with every layer run", r["complete_cycles_per_pass"]))
         rows.append(("error of multiplying layers", f"{r['complete_error']:+.3%}"))
-    if measured.candidates:
+    if measured.ternary_head:
+        rows.append(("head", f"ternary, {measured.candidates or 'no'} candidates"))
+    elif measured.candidates:
         rows.append(("head", f"{measured.candidates} candidates, chosen by {measured.planes} ternary plane(s)"))
     if measured.kv.v_narrow:
         rows.append(("cache", "keys in {} bits, values in {}".format(*measured.kv.element_bits)))

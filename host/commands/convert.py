@@ -28,7 +28,12 @@ def _head(checkpoint: Checkpoint, found: Calibration | None) -> dict[str, Any] |
     made = checkpoint.weights.screen
     if made is None:
         return None
-    return {"planes": made.count, "exact": made.exact, "margin": float(made.margin), "calibration": None if found is None else asdict(found)}
+    return {
+        "planes": made.count,
+        "exact": made.exact,
+        "margin": float(made.margin),
+        "calibration": None if found is None else asdict(found),
+    }
 
 
 def command(

@@ -210,7 +210,9 @@ def examine(
         "ternary_weights": spec.layers * spec.layer_weights,
         "laid_out_for": configs[0].name,
         "parts": _parts(spec, configs[0], ternary_statistics(weights, show=True), text, ternary, weights.inputs),
-        "head": None if ternary is None else {"planes": planes, "margin": float(ternary.margin), "exact": ternary.exact},
+        "head": None
+        if ternary is None
+        else {"planes": planes, "margin": float(ternary.margin), "exact": ternary.exact},
         "presets": [_board(p) for p in programs.values() if not isinstance(p, UserError)],
         "refused": {c: str(p) for c, p in programs.items() if isinstance(p, UserError)},
         "verified": verified,

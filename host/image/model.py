@@ -547,7 +547,12 @@ class Model:
         info = self.image.sections["screen"].info
         with golden_errors(f"{self.image.path}: section 'screen'"):
             weights, scales = layout.unpack_screen(
-                self.image.section("screen"), self.spec.vocab, self.planes, self.spec.hidden, self.config, self.spec.ternary_head
+                self.image.section("screen"),
+                self.spec.vocab,
+                self.planes,
+                self.spec.hidden,
+                self.config,
+                self.spec.ternary_head,
             )
         return Screen(weights, scales, np.float32(info["unit"]), np.float32(info["margin"]), self.spec.ternary_head)
 

@@ -171,7 +171,9 @@ def with_ternary_head(checkpoint: Checkpoint, config: AcceleratorConfig) -> Chec
     made = screen.exact_groups(signs, scales, size) if config.packing.group else screen.exact_rows(signs, scales[:, 0])
     if checkpoint.moved is not None:  # nothing is gained by it where no row is rounded
         tied = weights.spec.tied
-        weights = unbalanced(weights, checkpoint.moved) if tied else replace(weights, norm=weights.norm / checkpoint.moved)
+        weights = (
+            unbalanced(weights, checkpoint.moved) if tied else replace(weights, norm=weights.norm / checkpoint.moved)
+        )
     spec = replace(weights.spec, ternary_head=True)
     weights = replace(weights, spec=spec, head=None, head_scales=None, screen=made)
     return replace(checkpoint, weights=weights, moved=None)

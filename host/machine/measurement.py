@@ -73,9 +73,9 @@ def shape(name: str, config: AcceleratorConfig | None = None) -> ModelSpec:
         )
     if path.name == "config.json" or (path / "config.json").is_file():
         path = path if path.name == "config.json" else path / "config.json"
-        config = read_json(path)
+        told = read_json(path)
         with golden_errors(path):
-            return read_config(path, config, read_family(path, config), [])
+            return read_config(path, told, read_family(path, told), [])
     if is_checkpoint(path):
         return open_checkpoint(path).weights.spec
     image = Image(path, verify=False)
@@ -302,7 +302,7 @@ class Measurement:
     Attributes
     ----------
     phases : where the ports' regions began, bytes modulo 64 KiB; () : one behind the other.
-    candidates, planes : of the screened head, 0: the full head.
+    candidates, planes : of the screened head, 0: the full head. ternary_head : the head is ternary itself, without planes.
     kv : elements of the cache.
     decode : one token with `context` cached keys.
     prefill : the passes of a prompt, in order; empty if none was asked for.
@@ -322,6 +322,7 @@ class Measurement:
     prefill: tuple[PrefillPass, ...]
     complete: Cost | None
     trace: Trace | None
+    ternary_head: bool = False
 
     @property
     def tokens_per_s(self) -> float:
@@ -358,6 +359,7 @@ class Measurement:
             "head": "screened" if self.candidates else "full",
             "candidates": self.candidates or None,
             "planes": self.planes or None,
+            "ternary_head": self.ternary_head,
             "kv": self.kv.name,
             "hadamard": self.kv.hadamard,
             "tokens_per_s": self.tokens_per_s,
@@ -502,12 +504,13 @@ def measure(
         phases=in_use(config, "sim").phases,
         context=context,
         candidates=candidates,
-        planes=planes if candidates else 0,
+        planes=planes if candidates and not spec.ternary_head else 0,
         kv=kv,
         decode=decode,
         prefill=tuple(prefill),
         complete=everything,
         trace=recorded,
+        ternary_head=spec.ternary_head,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out, connect, flipped
@@ -239,15 +239,22 @@ class Selector(wiring.Component):
         second = delay_line(m, issue.second, self.score_delay - 1, "product_second")
         score = Signal(signed(score_bits(config)), reset_less=True)
         m.d.comb += [put.addr.eq(lane), put.data.eq(product), put.en.eq(~second), get.addr.eq(lane)]
-        total = product + Mux(second, get.data, 0)
-        if config.ternary_head and config.packing.group:
-            # With scales of groups the sum itself is the score, of more bits than a factor has.
-            wide = Signal(signed(config.row_width - config.packing.activation_bits), reset_less=True)
-            assert len(wide) <= len(score)
-            m.d.sync += wide.eq(self._sum(issue))
-            total = Mux(self.exact, delay_line(m, wide, self.score_delay - 2, "wide"), total)
-        m.d.sync += score.eq(total)
+        m.d.sync += score.eq(product + Mux(second, get.data, self._wide(m, issue, scale)))
         return score
+
+    def _wide(self, m: Module, issue: _Issue, scale: Signal) -> Value:
+        """What is added to the product: of a ternary head with scales of groups the sum itself, of more bits than a factor has."""
+        config = self.config
+        if not (config.ternary_head and config.packing.group):
+            return Const(0)
+        first = Signal(signed(config.row_width - config.packing.activation_bits), name="wide", reset_less=True)
+        assert len(first) <= score_bits(config)
+        last = Signal.like(first, name="wide_exact")
+        late = delay_line(m, first, self.score_delay - 3, "wide")
+        m.d.sync += [first.eq(self._sum(issue)), last.eq(Mux(self.exact, late, 0))]
+        with m.If(self.exact):
+            m.d.sync += scale.eq(0)
+        return last
 
     def _sum(self, issue: _Issue) -> Value:
         """The accumulator of the row that is issued. Exponents of groups are 0 here: below the sum are zeros."""

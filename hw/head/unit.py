@@ -19,8 +19,7 @@ from tellme.hw.interfaces import Int8ReadPort, QueryScalePort, count_bits
 from tellme.hw.pipeline import delay_line
 from tellme.hw.tlmm.accumulate import row_layout
 
-
-WRITE_CYCLES = 6
+WRITE_CYCLES = 5
 """In which the `LogitWriter` takes logits that do not follow the ones before."""
 
 
@@ -89,7 +88,14 @@ class ScreenedHead(wiring.Component):
     @staticmethod
     @cache
     def expected_cycles(
-        config: AcceleratorConfig, *, tiles: int, rows: int, planes: int, candidates: int, lanes: int, every: bool = False
+        config: AcceleratorConfig,
+        *,
+        tiles: int,
+        rows: int,
+        planes: int,
+        candidates: int,
+        lanes: int,
+        every: bool = False,
     ) -> int:
         """Cycles from the first beat until the candidates of `lanes` head lanes are known, if beats are always there and the scores
         of the `rows` rows come in random order.

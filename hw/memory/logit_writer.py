@@ -101,7 +101,8 @@ class LogitWriter(wiring.Component):
                     held.beat.eq(candidate.number >> place_bits),
                     held.data.eq(data),
                     strobe.eq(
-                        ((Const((1 << size) - 1, self._config.beat_bytes) | upper) << (candidate.number[:place_bits] * size))
+                        (Const((1 << size) - 1, self._config.beat_bytes) | upper)
+                        << (candidate.number[:place_bits] * size)
                     ),
                 ]
         with m.Elif(self.writes.valid & self.writes.ready):

@@ -29,7 +29,10 @@ pytestmark = pytest.mark.xdist_group("machine")
 GROUPED = replace(TINY, weight_format="grouped")
 KINDS: dict[str, tuple[AcceleratorConfig, dict[str, Any]]] = {
     "a scale a row": (TINY, dict(vocab=331, tied=False, hidden=96)),
-    "groups": (GROUPED, dict(vocab=270, group_scales=True, activation="silu", attn_sub_norm=False, ffn_sub_norm=False, hidden=192)),
+    "groups": (
+        GROUPED,
+        dict(vocab=270, group_scales=True, activation="silu", attn_sub_norm=False, ffn_sub_norm=False, hidden=192),
+    ),
 }
 
 

@@ -92,7 +92,9 @@ def test_a_ternary_head_of_a_gguf_file_is_kept_with_the_scales_of_its_blocks(tmp
     [(KV260, 128), (TINY, 64), (GROUPED, 32)],
     ids=["no such accelerator", "groups in a format without", "smaller groups"],
 )
-def test_a_head_that_cannot_be_kept_so_is_one_of_int8_rows(tmp_path: Path, config: AcceleratorConfig, size: int) -> None:
+def test_a_head_that_cannot_be_kept_so_is_one_of_int8_rows(
+    tmp_path: Path, config: AcceleratorConfig, size: int
+) -> None:
     path, _ = folder(tmp_path / "m", size)
     assert with_ternary_head(open_checkpoint(path), config) is None
     assert not with_head(open_checkpoint(path), config, None).weights.spec.ternary_head

@@ -358,9 +358,17 @@ class ReferenceMachine:
             self.set("bound", int(fp.bits(r.bound[i])), first + i)
             values = r.every[i]
             if candidates:
-                values = np.stack([fp.bits(r.logits[i]), own.astype(np.uint32)], axis=1).astype("<u4").reshape(-1).view("<f4")
+                values = (
+                    np.stack([fp.bits(r.logits[i]), own.astype(np.uint32)], axis=1)
+                    .astype("<u4")
+                    .reshape(-1)
+                    .view("<f4")
+                )
             if self.get("write_logits"):
-                self.put(f["logits_address"] + (first + i) * f["logits_stride"], layout.pack_floats(values[None], self.config))
+                self.put(
+                    f["logits_address"] + (first + i) * f["logits_stride"],
+                    layout.pack_floats(values[None], self.config),
+                )
 
     def _screen(self, f: dict, gain: NDArray[np.float32] | None) -> None:
         c, lanes = self.config, registers.unpack("head_lanes", self.get("head_lanes"))
