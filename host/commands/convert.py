@@ -43,13 +43,13 @@ def command(
     config_file: ConfigFile = None,
     settings: Settings = None,
     head: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--head",
-            help="auto: a ternary head as it is, where the accelerator takes one, and else full; full: int8 rows; screened: these and a ternary copy of the head, which "
-            "chooses candidates.",
+            help="full: int8 rows; screened: these and a ternary copy of the head, which chooses candidates. Default: a ternary head "
+            "as it is, where the accelerator takes one, and else full.",
         ),
-    ] = "auto",
+    ] = None,
     planes: Annotated[
         int | None,
         typer.Option(
@@ -67,8 +67,8 @@ def command(
     """Convert a checkpoint into an image for one board (and those with the same beats)."""
     config = board(board_name, config_file, settings)
     check_embedding(embedding)
-    if head not in ("auto", "full", "screened"):
-        raise UserError(f"--head of an image must be auto, full or screened, not {head!r}")
+    if head not in (None, "full", "screened"):
+        raise UserError(f"--head of an image must be full or screened, not {head!r}")
     if head != "screened" and (planes is not None or calibration is not None):
         raise UserError("--planes and --calibration need --head screened")
     if planes is not None and calibration is not None:
@@ -90,7 +90,7 @@ def command(
     if head == "screened":
         with Console(stderr=True).status(f"making a ternary copy of the head of {checkpoint.name}"):
             checkpoint, found = with_screen(checkpoint, config, planes=planes, text=text)
-    if head == "auto":
+    if head is None:
         checkpoint = with_ternary_head(checkpoint, config) or checkpoint
     convert(checkpoint, out, config, show=not as_json)
     seconds = time.monotonic() - begun

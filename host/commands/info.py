@@ -154,6 +154,13 @@ def _board(program: Program) -> dict[str, Any]:
     }
 
 
+def _head(ternary: Screen | None) -> dict[str, Any] | None:
+    """What is said of a ternary copy of the head, or of a ternary head."""
+    if ternary is None:
+        return None
+    return {"planes": ternary.count, "margin": float(ternary.margin), **({"exact": True} if ternary.exact else {})}
+
+
 def examine(
     path: Path, config: AcceleratorConfig | None, *, verify: bool, latent: bool, kv: CacheFormat = EIGHT
 ) -> dict[str, Any]:
@@ -210,9 +217,7 @@ def examine(
         "ternary_weights": spec.layers * spec.layer_weights,
         "laid_out_for": configs[0].name,
         "parts": _parts(spec, configs[0], ternary_statistics(weights, show=True), text, ternary, weights.inputs),
-        "head": None
-        if ternary is None
-        else {"planes": planes, "margin": float(ternary.margin), "exact": ternary.exact},
+        "head": _head(ternary),
         "presets": [_board(p) for p in programs.values() if not isinstance(p, UserError)],
         "refused": {c: str(p) for c, p in programs.items() if isinstance(p, UserError)},
         "verified": verified,
@@ -233,7 +238,7 @@ def print_info(facts: dict[str, Any], console: Console) -> None:
         parts.append((p["part"], p["shape"], p["as"], p["bytes"], *shares))
     header: tuple[str, ...] = ("part", "shape", "as", "bytes in an image", "-1", "0", "+1")
     show(grid(f"parts, laid out for {facts['laid_out_for']}", header, parts), console)
-    if facts["head"] and facts["head"]["exact"]:
+    if facts["head"] and facts["head"].get("exact"):
         console.print("ternary head: its logits are exact; no int8 rows", highlight=False)
     elif facts["head"]:
         console.print(

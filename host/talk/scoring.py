@@ -271,7 +271,7 @@ def open_scorer(
                 raise UserError(
                     f"{choice.candidates} candidates are more than the {config.screen_entries} that {config.name} holds; take fewer"
                 )
-            scorer.figures = ScreenFigures(choice, opened.planes)
+            scorer.figures = ScreenFigures(choice, opened.planes, exact=opened.spec.ternary_head)
         return scorer
 
 
@@ -279,7 +279,7 @@ def _figures(name: str, weights: ModelWeights, head: str | None, candidates: int
     choice = choose(name, weights.screen, head, candidates, weights.spec.vocab)
     if choice.mode == "full" or weights.screen is None:
         return None
-    return ScreenFigures(choice, weights.screen.count, weights.screen)
+    return ScreenFigures(choice, weights.screen.count, weights.screen, weights.screen.exact)
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------

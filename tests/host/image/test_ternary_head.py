@@ -116,7 +116,7 @@ def test_convert_says_what_it_made_of_the_head(tmp_path: Path) -> None:
         assert kinds["head"] == ("ternary" if said["spec"]["ternary_head"] else "int8")
         return head  # type: ignore[no-any-return]
 
-    assert facts() == facts("--head", "auto") == {"planes": 1, "exact": True, "margin": 0.0, "calibration": None}
+    assert facts() == {"planes": 1, "exact": True, "margin": 0.0, "calibration": None}
     assert facts("--head", "full") is None
     copy = facts("--head", "screened", "--planes", "1")
     assert copy is not None and not copy["exact"]
