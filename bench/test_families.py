@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,12 @@ class Run:
     def config(self) -> AcceleratorConfig:
         return resolve(None, CONFIGURATIONS / f"{self.configuration}.toml", ()).config
 
-    def planned(self, positions: Sequence[int] = (KEYS,), head_count: int = 1) -> int:
-        """Cycles of a pass as `tellme plan` predicts them."""
+    def planned(self, positions: Sequence[int] = (KEYS,), head_count: int = 1, ternary: bool = True) -> int:
+        """Cycles of a pass as `tellme plan` predicts them; `ternary`: with the model's head as it is, if it is that."""
         candidates = self.candidates if head_count else 0
-        todo = steps(SHAPES[self.model], self.config, positions, [0] * len(positions), head_count, candidates)
+        spec = SHAPES[self.model]
+        spec = replace(spec, ternary_head=spec.ternary_head and ternary)
+        todo = steps(spec, self.config, positions, [0] * len(positions), head_count, candidates)
         return predict(todo, self.config, SustainedMemory(MEMORY)).cycles
 
     @property
@@ -73,7 +75,7 @@ RUNS = {
     "bonsai-8b": Run("bonsai-8b", "kv260_bonsai_large", decode=6.3),
     "falcon-e-1b": Run("falcon-e-1b", "kv260_large", decode=40),
 }
-"""By name; all with a screened head."""
+"""By name; all with candidates of the head: of a ternary one, or of a screened one of int8 rows."""
 
 
 @cache
@@ -122,16 +124,17 @@ def page(reports: dict[str, dict[str, Any]]) -> str:
         "# Families beside BitNet: simulated RTL of the KV260's configurations",
         "",
         "`make bench` (bench/test_families.py), or for one row `tellme bench --config docs/examples/configurations/kv260_bonsai.toml --model bonsai-1.7b --head screened --candidates 16`. "
-        f"Synthetic weights; timing `kv260`, 250 MHz; {KEYS} cached keys; a screened head. Every pass equals the golden model's, bit for bit. No board has run.",
+        f"Synthetic weights; timing `kv260`, 250 MHz; {KEYS} cached keys; a token's candidates from the head, which is ternary itself, or int8 rows screened by a ternary copy. Every pass equals the golden model's, bit for bit. No board has run.",
         "",
-        "| model | configuration | candidates | tokens/s | to reach | cycles a token | GB/s | of the beats that the memory gives | planned cycles (`tellme plan`) | without a beat |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| model | configuration | head | candidates | tokens/s | to reach | cycles a token | GB/s | of the beats that the memory gives | planned cycles (`tellme plan`) | without a beat |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, r in reports.items():
-        run, predicted = RUNS[name], RUNS[name].planned()
+        ternary = r.get("ternary_head", False)
+        run, predicted = RUNS[name], RUNS[name].planned(ternary=ternary)
         stalls = ", ".join(f"{k} {v:,}" for k, v in r["stalls"].items() if v)
         lines.append(
-            f"| {run.model} | {run.configuration} | {run.candidates} | {r['tokens_per_s']:.2f} | {run.decode:g} | {r['cycles_per_pass']:,} | {r['gb_per_s']:.2f} | "
+            f"| {run.model} | {run.configuration} | {'ternary' if ternary else 'int8, screened'} | {run.candidates} | {r['tokens_per_s']:.2f} | {run.decode:g} | {r['cycles_per_pass']:,} | {r['gb_per_s']:.2f} | "
             f"{r['share_of_beat_rate'] / run.memory_rate:.2%} | {predicted:,} ({predicted / r['cycles_per_pass'] - 1:+.2%}) | {stalls} |"
         )
     lines += [
@@ -167,9 +170,9 @@ def plans() -> list[str]:
         "",
         "## What runs where",
         "",
-        f"By `tellme plan` with {KEYS} keys (not simulated but where it stands above), and the buffer in the board's memory with a cache of {CACHE:,} positions, for the full and for the screened head. Buffers above 2,048 MiB are longer than one piece of the board's memory: these do not run there yet ([boards](../boards.md)).",
+        f"By `tellme plan` with {KEYS} keys (not simulated but where it stands above), and the buffer in the board's memory with a cache of {CACHE:,} positions of 8 bits: of the full head, every logit written; and with {CANDIDATES} candidates, of a ternary head (Ternary Bonsai) from the same buffer, of one of int8 rows with its ternary copy. Buffers above 2,048 MiB are longer than one piece of the board's memory: these do not run there yet ([boards](../boards.md)).",
         "",
-        "| model | configuration | full head: tokens/s | buffer, MiB | screened head: tokens/s | buffer, MiB | a token reads, MB | prefill of 128, tokens/s |",
+        "| model | configuration | full head: tokens/s | buffer, MiB | candidates: tokens/s | buffer, MiB | a token reads, MB | prefill of 128, tokens/s |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for title, name, configuration in PLANS:

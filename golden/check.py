@@ -176,7 +176,12 @@ def _screen(
         yield f"logits_stride is {f['logits_stride']}, half a vocabulary of candidates takes {ceil_div(rows, config.word)}"
     if f["logits_address"] + config.lanes * f["logits_stride"] > ADDRESSES:
         yield f"logits_address is {f['logits_address']}: the logits of {config.lanes} lanes go beyond the addresses"
-    if candidates and (why := screen.problem(candidates, head_lanes, rows, config.screen_entries)):
+    if f["exact"] and not config.ternary_head:
+        yield "exact is 1, the accelerator has no logits of a ternary head (ternary_head)"
+    if f["exact"] and f["planes"] != 1:
+        yield f"planes is {f['planes']}, a ternary head has 1"
+    wanted = candidates or screen.MULTIPLE * f["exact"]
+    if wanted and (why := screen.problem(wanted, head_lanes, rows, config.screen_entries)):
         yield why
     yield from _gain(f, 0, config)
 

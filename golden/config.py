@@ -76,6 +76,7 @@ class AcceleratorConfig:
         64 weights, and an exponent for every 64 activations).
     narrow_cache : K and V of the cache may be of 4 bits; attention then takes half the queries and twice the keys at once.
     hadamard : queries and keys may be turned by a Hadamard matrix before they are quantised.
+    ternary_head : a head may be ternary itself: its scores are its logits, no int8 rows are kept of it.
 
     Raises
     ------
@@ -106,6 +107,7 @@ class AcceleratorConfig:
     weight_format: str = "ternary"
     narrow_cache: bool = False
     hadamard: bool = False
+    ternary_head: bool = False
 
     def __post_init__(self) -> None:
         _require(
@@ -159,6 +161,11 @@ class AcceleratorConfig:
         integer("clock_hz", *CLOCK_HZ)
         _require(type(self.narrow_cache) is bool, f"narrow_cache must be true or false, not {self.narrow_cache!r}")
         _require(type(self.hadamard) is bool, f"hadamard must be true or false, not {self.hadamard!r}")
+        _require(type(self.ternary_head) is bool, f"ternary_head must be true or false, not {self.ternary_head!r}")
+        _require(
+            not self.ternary_head or 16 * self.lanes <= self.screen_entries,
+            f"ternary_head needs screen_entries of 16 a lane, {16 * self.lanes}, not {self.screen_entries}",
+        )
         _require(
             not self.narrow_cache or self.attention_lanes >= 2,
             "narrow_cache needs attention_lanes of at least 2: half of them take the even beats' keys, half the odd ones'",
@@ -306,6 +313,7 @@ TINY = AcceleratorConfig(
     screen_entries=512,
     burst_beats=16,
     narrow_cache=True,
+    ternary_head=True,
     clock_hz=100_000_000,
 )
 """A small machine for tests and the demo: one 128-bit port, four lanes."""

@@ -304,14 +304,14 @@ def screen_beats(rows: int, planes: int, inputs: int, config: AcceleratorConfig)
 
 
 def pack_screen(planes: ArrayLike, scales: ArrayLike, config: AcceleratorConfig) -> Beats:
-    """A screened head's ternary rows int8 [rows, planes, inputs] and scales uint16 [rows, planes].
+    """A screened head's ternary rows int8 [rows, planes, inputs], or a ternary head's in the type of the format, and scales uint16 [rows, planes].
 
     The planes of a row are neighbours. Before each row block of `config.block_rows` rows (the last may have fewer) lie its scales.
     """
-    w, s = np.asarray(planes, np.int8), np.asarray(scales, np.uint16)
+    w, s = np.asarray(planes), np.asarray(scales, np.uint16)
     n = screen_rows(w.shape[0], w.shape[1])
     block, beats = config.block_rows, screen_scale_beats(config)
-    rows = np.zeros((n, w.shape[2]), np.int8)
+    rows = np.zeros((n, w.shape[2]), w.dtype)
     rows[: s.size] = w.reshape(s.size, -1)
     values = np.zeros(ceil_div(n, block) * block, "<u2")
     values[: s.size] = s.reshape(-1)
@@ -323,11 +323,14 @@ def pack_screen(planes: ArrayLike, scales: ArrayLike, config: AcceleratorConfig)
 
 
 def unpack_screen(
-    beats: Beats, rows: int, planes: int, inputs: int, config: AcceleratorConfig
-) -> tuple[I8, NDArray[np.uint16]]:
-    """Inverse of `pack_screen`."""
+    beats: Beats, rows: int, planes: int, inputs: int, config: AcceleratorConfig, exact: bool = False
+) -> tuple[NDArray[np.signedinteger], NDArray[np.uint16]]:
+    """Inverse of `pack_screen`; `exact`: of a ternary head, in the type of the format."""
     n, block, t = screen_rows(rows, planes), config.block_rows, tiles(inputs, config)
-    weights, scales = np.empty((n, inputs), np.int8), np.empty(ceil_div(n, block) * block, np.uint16)
+    weights, scales = (
+        np.empty((n, inputs), config.packing.dtype if exact else np.int8),
+        np.empty(ceil_div(n, block) * block, np.uint16),
+    )
     at = 0
     for i in range(0, n, block):
         count = min(block, n - i)

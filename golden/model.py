@@ -91,7 +91,7 @@ class ModelWeights:
     """Weights of a model: specification, layers, last norm, int8 embedding and head rows with a float32 scale each.
 
     A tied model has head and head_scales None: the embedding's are used. `screen` is the ternary copy of the head, None if it
-    has none. `inputs` are the embedding's rows as the checkpoint has them [vocab, hidden], float32, float16, or uint16 with
+    has none; of a `spec.ternary_head` it is the head (`Screen.exact`), and head and head_scales are None. `inputs` are the embedding's rows as the checkpoint has them [vocab, hidden], float32, float16, or uint16 with
     the bits of bfloat16: what tokens begin with, unless it is None: then it is the int8 rows. A list of layers is checked here; a sequence that
     makes its layers when asked for them checks each with `LayerWeights.check`.
 
@@ -119,9 +119,11 @@ class ModelWeights:
             ("embedding", self.embedding, (s.vocab, s.hidden)),
             ("embedding_scales", self.embedding_scales, (s.vocab,)),
             ("inputs", self.inputs, None if self.inputs is None else (s.vocab, s.hidden)),
-            ("head", self.head, None if s.tied else (s.vocab, s.hidden)),
-            ("head_scales", self.head_scales, None if s.tied else (s.vocab,)),
+            ("head", self.head, None if s.tied or s.ternary_head else (s.vocab, s.hidden)),
+            ("head_scales", self.head_scales, None if s.tied or s.ternary_head else (s.vocab,)),
         ]
+        if s.ternary_head != (self.screen is not None and self.screen.exact):
+            raise ModelError("a ternary head must be given as the model's screen, and that as exact")
         if self.screen is not None:
             count = self.screen.count
             shapes.append(("ternary head", self.screen.planes, (s.vocab, count, s.hidden)))
@@ -130,6 +132,13 @@ class ModelWeights:
         if isinstance(self.layers, (list, tuple)):
             for i, layer in enumerate(self.layers):
                 layer.check(s, i)
+
+    def check_head(self, config: AcceleratorConfig) -> None:
+        """Raises ModelError unless a ternary head is in the accelerator's format of weights."""
+        if self.spec.ternary_head and self.screen is not None and self.screen.planes.dtype != config.packing.dtype:
+            raise ModelError(
+                f"the ternary head is {self.screen.planes.dtype}, the format {config.packing.name!r} has {config.packing.dtype}"
+            )
 
     @property
     def head_rows(self) -> tuple[I8, F32]:
@@ -220,6 +229,7 @@ class GoldenModel:
     ) -> None:
         if why := cache.problem(config):
             raise ModelError(why)
+        weights.check_head(config)
         weights.spec.check_fits(config, cache.v_narrow)
         rows = (weights.spec.heads, weights.spec.kv_heads, weights.spec.kv_heads)
         self._largest = np.repeat([LARGEST, largest(cache.k_narrow), largest(cache.v_narrow)], rows)
@@ -404,6 +414,12 @@ class GoldenModel:
         q, scale = elementwise.quantise(last, norm=True, eps=self.spec.norm_eps)
         if keep is not None:
             keep |= {"head.q": q, "head.scale": scale}
+        if self._screen is not None and self._screen.exact:
+            r = screen.exact(q, scale, self._screen, candidates)
+            if candidates:
+                return GoldenPass(r.logits, r.best, keep or {}, r.indices, r.bound, q, scale)
+            assert r.every is not None
+            return GoldenPass(r.every, r.best, keep or {}, head_inputs=q, head_scale=scale)
         if candidates and self._screen is not None:
             r = screen.screened(q, scale, self._screen, self._rows, self._row_scales, candidates)
             return GoldenPass(r.logits, r.best, keep or {}, r.indices, r.bound, q, scale)

@@ -124,6 +124,13 @@ FIELDS: dict[Opcode, tuple[Field, ...]] = {
     + (
         _field("tiles", 3, 0, 16, "K tiles"),
         _field("planes", 3, 16, 2, "ternary planes of a row, 1 or 2"),
+        _field(
+            "exact",
+            3,
+            18,
+            1,
+            "the head is ternary: its scores are its logits; it runs without candidates, too, and writes every logit then",
+        ),
     )
     + _NORM
     + (
@@ -131,7 +138,14 @@ FIELDS: dict[Opcode, tuple[Field, ...]] = {
         _field("logits_stride", 8, 0, 32, "beats from lane to lane"),
         _field("rows", 9, 0, 32, "vocabulary"),
         _field("row_address", 10, 0, 32, "beat address of the int8 rows that candidates are scored with"),
-        _field("bound_unit", 12, 0, 32, "what a bound is a multiple of, besides the activations' scale", True),
+        _field(
+            "bound_unit",
+            12,
+            0,
+            32,
+            "what a bound (if exact, a logit) is a multiple of, besides the activations' scale",
+            True,
+        ),
     ),
 }
 

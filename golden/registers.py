@@ -252,8 +252,12 @@ def geometry(config: AcceleratorConfig) -> int:
     return pack("geometry", **{f.name: getattr(config, f.name) for f in register("geometry").fields})
 
 
+_LATER = ("ternary_head",)
+
+
 def build_hash(config: AcceleratorConfig) -> int:
     """Value of the build register: 32 bits of a SHA-256 of the configuration and VERSION. The clock is not in it: a build runs
-    at what it routed at, and that is the hand-off's to say."""
-    text = json.dumps([VERSION, {k: v for k, v in asdict(config).items() if k != "clock_hz"}], sort_keys=True)
+    at what it routed at, and that is the hand-off's to say. Nor is what came later and is not there: a build without it is the same."""
+    told = {k: v for k, v in asdict(config).items() if k != "clock_hz" and (k not in _LATER or v)}
+    text = json.dumps([VERSION, told], sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")

@@ -149,8 +149,10 @@ def segments(
                 narrow = v_narrow if ph.v else k_narrow
                 for c in range(cells):
                     add(data + c * kv.cell_beats(narrow), kv.cell_reads(ph.keys, narrow))
-        elif opcode is Opcode.SCREEN and candidates and head_count:
+        elif opcode is Opcode.SCREEN and (candidates or v["exact"]) and head_count:
             add(v["address"], layout.screen_beats(v["rows"], v["planes"], v["inputs"], config))
+            if v["exact"]:
+                continue
             beats = layout.row_beats(v["inputs"], config)
             for row in candidates:
                 add(v["row_address"] + row * beats, beats)

@@ -7,6 +7,10 @@ candidates of a lane; their logits are those of the full head, bit for bit, and 
 
 `bound` is the smallest score of a candidate as a logit. How far the best logit is above it (the *margin*) tells how sure it is that
 no row that was left out is larger: it would have to be larger by more than the margin than its own score says.
+
+A head that *is* ternary is its own screen (`Screen.exact`): its scores, times `unit` and the activations' scale, are its logits, no row
+needs int8, and there is no doubt. In the format `grouped` its weights are integers, each with the scale of its group in it, as those of
+every other matrix; else a row has one scale, as a plane has.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellme.golden import fp, head
-from tellme.golden.ternary import ACTIVATION, exact_product
+from tellme.golden.ternary import ACTIVATION, EXPONENT, LARGEST_SCALE, exact_product, group_integers
 
 F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
@@ -41,20 +45,22 @@ _BLOCK = 1 << 13
 
 @dataclass(frozen=True)
 class Screen:
-    """Ternary copy of a head.
+    """Ternary copy of a head, or a head that is ternary.
 
     Attributes
     ----------
-    planes : int8 [rows, planes, features], each -1, 0 or 1.
-    scales : uint16 [rows, planes], in units of `unit`.
+    planes : int8 [rows, planes, features], each -1, 0 or 1; of a head with scales of groups int16, those in it (`ternary.group_integers`).
+    scales : uint16 [rows, planes], in units of `unit`; of a head with scales of groups 1.
     unit : float32.
     margin : a best logit that is above the bound by less may not be the head's largest; 0 if nothing is known of it.
+    exact : it is the head: scores are its logits.
     """
 
-    planes: I8
+    planes: NDArray[np.signedinteger]
     scales: NDArray[np.uint16]
     unit: np.float32
     margin: np.float32 = np.float32(0)
+    exact: bool = False
 
     @property
     def count(self) -> int:
@@ -123,15 +129,63 @@ def quantise(rows: I8, row_scales: F32, planes: int = 1, importance: NDArray[np.
     return Screen(weights, codes.astype(np.uint16), unit)
 
 
+def exact_rows(weights: I8, scales: NDArray[np.float32]) -> Screen:
+    """A head of ternary rows [rows, features] with a scale each [rows].
+
+    Where all scales are multiples of a power of two, up to 2^16 - 1 of it, as are all that differ little in float16 or bfloat16, nothing is rounded; nor is it where
+    they are one. Else they are to within 2^-17 of the largest.
+    """
+    alive = np.where(weights.any(axis=1), scales, 0).astype(np.float32)
+    largest = float(alive.max(initial=0))
+    most = (1 << SCALE_BITS) - 1
+    if largest == 0:
+        unit, codes = np.float32(1), np.zeros(len(alive))
+    elif ((alive == 0) | (alive == largest)).all():
+        unit, codes = np.float32(largest), (alive > 0).astype(np.float64)
+    else:
+        unit = np.float32(2.0 ** (np.frexp(largest)[1] - SCALE_BITS))
+        codes = alive.astype(np.float64) / float(unit)
+        if (codes != np.rint(codes)).any():
+            unit = np.float32(largest / most)
+            codes = np.minimum(np.rint(alive.astype(np.float64) / float(unit)), most)
+    return Screen(weights[:, None], codes.astype(np.uint16)[:, None], unit, exact=True)
+
+
+def exact_groups(weights: I8, scales: NDArray[np.float32], size: int) -> Screen:
+    """A head of ternary rows [rows, features] whose groups of `size` features have scales [rows, groups]: see `ternary.group_integers`.
+
+    Raises
+    ------
+    WeightError : weights of a group of the format `grouped` have two scales.
+    """
+    groups = np.add.reduceat(weights != 0, np.arange(0, weights.shape[1], size), axis=1)
+    used = scales[groups > 0]
+    integers, unit = np.empty(weights.shape, np.int16), np.float32(1)
+    if used.size:
+        largest = used.max()
+        # One scale is exact, whatever it is.
+        unit = largest if (used == largest).all() else np.float32(2.0 ** (np.frexp(largest)[1] - 15))
+    for i in range(0, len(weights), _BLOCK):
+        part = slice(i, i + _BLOCK)
+        integers[part] = group_integers(weights[part], scales[part], size, unit)[0]
+    return Screen(integers[:, None], np.ones((len(weights), 1), np.uint16), unit, exact=True)
+
+
 # ---- using it --------------------------------------------------------------------------------------------------------
 
 
 def scores(q: I8, screen: Screen) -> I64:
     """Scores [lanes, rows] of activations [lanes, features]."""
     out = np.zeros((len(q), len(screen.planes)), np.int64)
+    most = (ACTIVATION << EXPONENT) * LARGEST_SCALE if screen.planes.dtype == np.int16 else ACTIVATION
     for p in range(screen.count):
-        out += exact_product(q, screen.planes[:, p], ACTIVATION) * screen.scales[:, p].astype(np.int64)
+        out += exact_product(q, screen.planes[:, p], most) * screen.scales[:, p].astype(np.int64)
     return out
+
+
+def logits(values: I64, act_scale: F32, screen: Screen) -> F32:
+    """Logits [lanes, rows] of a head that is ternary, from its scores."""
+    return fp.mul(fp.from_int(values), fp.mul(act_scale, screen.unit)[:, None])
 
 
 def select(values: I64, count: int) -> I64:
@@ -143,13 +197,17 @@ def select(values: I64, count: int) -> I64:
 
 
 def bounds(values: I64, chosen: I64, act_scale: F32, screen: Screen) -> F32:
-    """Bounds [lanes]: the smallest score of a candidate, rounded down, as a logit."""
+    """Bounds [lanes]: the smallest score of a candidate, rounded down, as a logit; of a head that is ternary that logit itself."""
+    if screen.exact:
+        return logits(np.take_along_axis(values, chosen, axis=-1).min(axis=-1, keepdims=True), act_scale, screen)[:, 0]
     last = np.take_along_axis(values, chosen, axis=-1).min(axis=-1) >> BOUND_SHIFT
     return fp.mul(fp.from_int(last), fp.mul(act_scale, bound_unit(screen)))
 
 
 def bound_unit(screen: Screen) -> np.float32:
-    """What a bound's integer is a multiple of, besides the activations' scale."""
+    """What a bound's integer is a multiple of, besides the activations' scale; of a head that is ternary every logit's."""
+    if screen.exact:
+        return screen.unit
     return np.float32(screen.unit * np.float32(1 << BOUND_SHIFT))
 
 
@@ -161,23 +219,40 @@ class Screened:
     ----------
     indices : [lanes, N], ascending. logits : float32 [lanes, N], theirs.
     best : [lanes], the token of the largest logit, of equal ones the lowest index. bound : float32 [lanes].
+    every : float32 [lanes, rows], every logit, of a head that is ternary.
     """
 
     indices: I64
     logits: F32
     best: I64
     bound: F32
+    every: F32 | None = None
 
 
 def screened(q: I8, act_scale: F32, screen: Screen, rows: NDArray[np.generic], row_scales: F32, count: int) -> Screened:
     """The screened head of activations [lanes, features] with a scale a lane: `count` candidates each."""
     values = scores(q, screen)
     chosen = select(values, count)
-    logits = np.empty(chosen.shape, np.float32)
+    found = np.empty(chosen.shape, np.float32)
     for lane, own in enumerate(chosen):
-        logits[lane] = head.logits(q[lane : lane + 1], act_scale[lane : lane + 1], rows[own], row_scales[own])[0]
-    best = np.take_along_axis(chosen, head.best(logits)[:, None], axis=-1)[:, 0] if len(chosen) else chosen[:, 0]
-    return Screened(chosen, logits, best, bounds(values, chosen, act_scale, screen))
+        found[lane] = head.logits(q[lane : lane + 1], act_scale[lane : lane + 1], rows[own], row_scales[own])[0]
+    return Screened(chosen, found, _best(chosen, found), bounds(values, chosen, act_scale, screen))
+
+
+def exact(q: I8, act_scale: F32, screen: Screen, count: int = 0) -> Screened:
+    """A head that is ternary, of activations [lanes, features] with a scale a lane: `count` candidates each, and every logit.
+
+    The largest logit is looked for among the candidates: among `MULTIPLE`, where none are asked for.
+    """
+    values = scores(q, screen)
+    every = logits(values, act_scale, screen)
+    chosen = select(values, count or MULTIPLE)
+    found = np.take_along_axis(every, chosen, axis=-1)
+    return Screened(chosen, found, _best(chosen, found), bounds(values, chosen, act_scale, screen), every)
+
+
+def _best(chosen: I64, found: F32) -> I64:
+    return np.take_along_axis(chosen, head.best(found)[:, None], axis=-1)[:, 0] if len(chosen) else chosen[:, 0]
 
 
 def ranks(values: I64, tokens: I64) -> I64:

@@ -49,6 +49,7 @@ _BONSAI = ModelSpec(
     ffn_sub_norm=False,
     qk_norm=True,
     group_scales=True,
+    ternary_head=True,
     rope_theta=1e6,
     norm_eps=1e-6,
     max_context=32768,

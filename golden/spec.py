@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from tellme.golden import elementwise
 from tellme.golden.config import MAX_GROUP, AcceleratorConfig
 from tellme.golden.program import Kind
+from tellme.golden.screen import MAX_ROWS, MULTIPLE
 
 F32 = NDArray[np.float32]
 
@@ -367,6 +368,7 @@ class ModelSpec:
     attn_sub_norm, ffn_sub_norm : whether attention output and gated features are normalised.
     qk_norm : whether every head of Q and K is normalised, before RoPE.
     group_scales : whether groups of a matrix's inputs have scales of their own.
+    ternary_head : whether the head is ternary, and kept as such (`golden.screen`): no int8 rows.
     rope_theta : base of the rotary frequencies.
     norm_eps : epsilon of every RMS norm.
     max_context : positions.
@@ -390,6 +392,7 @@ class ModelSpec:
     ffn_sub_norm: bool = True
     qk_norm: bool = False
     group_scales: bool = False
+    ternary_head: bool = False
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     max_context: int = 256
@@ -413,6 +416,8 @@ class ModelSpec:
             self.activation in known, f"activation must be {' or '.join(map(repr, known))}, not {self.activation!r}"
         )
         _require(self.norm_eps >= 0, f"norm_eps must not be negative, not {self.norm_eps}")
+        least = 2 * MULTIPLE if self.ternary_head else 1
+        _require(self.vocab >= least, f"a ternary head must have at least {least} rows, not {self.vocab}")
 
     @property
     def q_dim(self) -> int:
@@ -467,6 +472,13 @@ class ModelSpec:
             f"groups of a matrix's inputs have scales of their own, but accelerator {config.name!r} has one scale a matrix; build one "
             "with weight_format = 'grouped'",
         )
+        if self.ternary_head:
+            _require(
+                config.ternary_head,
+                f"its head is ternary, without int8 rows, but accelerator {config.name!r} is built without ternary_head; convert the "
+                "checkpoint with --head full, or build one with --set ternary_head=true",
+            )
+            _require(self.vocab <= MAX_ROWS, f"a ternary head has at most {MAX_ROWS:,} rows, not {self.vocab:,}")
 
 
 def rope_tables(spec: ModelSpec, positions: int | None = None) -> tuple[F32, F32]:

@@ -99,13 +99,13 @@ def check_groups(weights: ArrayLike) -> NDArray[np.int16]:
 
 
 def group_integers(
-    weights: NDArray[np.int8], scales: NDArray[np.float32], size: int
+    weights: NDArray[np.int8], scales: NDArray[np.float32], size: int, unit: np.float32 | None = None
 ) -> tuple[NDArray[np.int16], np.float32]:
     """Ternary weights [rows, inputs] whose groups of `size` (a multiple of GROUP, or any size that it is a multiple of and that has
     equal scales within it) have scales [rows, groups], as integers [rows, inputs] and the matrix's scale that they are multiples of.
 
     The matrix's scale is the power of two that brings its largest to 15 bits: float16 scales (11 bits) down to 1/16 of the largest are
-    exact, below they are rounded to it. A scale that rounds to 0 makes its weights 0.
+    exact, below they are rounded to it. A scale that rounds to 0 makes its weights 0. `unit` is given when `weights` are only a part of the matrix.
 
     Raises
     ------
@@ -116,8 +116,9 @@ def group_integers(
     used = np.where(weights != 0, each, 0)
     most = float(used.max(initial=0))
     if most == 0:
-        return np.zeros((rows, k), np.int16), np.float32(1)
-    unit = np.float32(2.0 ** (np.frexp(most)[1] - 15))
+        return np.zeros((rows, k), np.int16), np.float32(1) if unit is None else unit
+    if unit is None:
+        unit = np.float32(2.0 ** (np.frexp(most)[1] - 15))
     integers = np.minimum(np.rint(used / unit), LARGEST_SCALE).astype(np.int16)
     integers *= weights
     return check_groups(integers), unit

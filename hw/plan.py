@@ -21,6 +21,7 @@ from tellme.golden.kv import EIGHT, CacheFormat, KvGeometry
 from tellme.golden.program import DESCRIPTOR_BYTES, Kind
 from tellme.golden.registers import STALLS
 from tellme.golden.schedule import phases
+from tellme.golden.screen import MULTIPLE
 from tellme.golden.spec import STEPS, ModelSpec
 from tellme.hw.attention import cycles as attention
 from tellme.hw.control.check import ProgramCheck
@@ -147,6 +148,26 @@ def _screened(
     ]
 
 
+def _ternary_head(
+    spec: ModelSpec, config: AcceleratorConfig, lanes: int, head_count: int, candidates: int
+) -> list[Step]:
+    """A head that is ternary: its matrix; then its candidates, of which nothing is read. Without any every logit is written."""
+    tiles, rows = layout.tiles(spec.hidden, config), layout.screen_rows(spec.vocab, 1)
+    beats = layout.screen_beats(spec.vocab, 1, spec.hidden, config)
+    stream = engine.expected_cycles(config, tiles=tiles, rows=rows, block_rows=config.block_rows, lanes=lanes)
+    lead = max(0, 2 + ScaleUnit.delay + quantiser_delay(config) + stream - tiles * rows)
+    kept = candidates or MULTIPLE
+    choice = ScreenedHead.expected_cycles(
+        config, tiles=tiles, rows=spec.vocab, planes=1, candidates=kept, lanes=head_count, every=not candidates
+    )
+    scored = RowScorer.exact_cycles(config, rows=kept * head_count, lanes=head_count)
+    return [
+        Step("ternary head lead", "elementwise", STEP_OVER + lead, 0),
+        Step("ternary head", "epilogue", max(choice, beats), beats),
+        Step("candidates", "attention", scored, 0),
+    ]
+
+
 def steps(
     spec: ModelSpec,
     config: AcceleratorConfig,
@@ -163,7 +184,7 @@ def steps(
     ----------
     spec : the model; it must fit the configuration.
     positions, slots : of each lane. head_count : lanes whose logits are computed.
-    candidates : of the screened head, for each of these; 0: the full head. planes : of its ternary copy.
+    candidates : of the screened head, for each of these; 0: the full head, of a ternary one every logit written. planes : of its ternary copy.
     kv : elements of the cache.
     """
     n = len(positions)
@@ -172,7 +193,7 @@ def steps(
     def floats(count: int) -> int:
         return ceil_div(count, width)
 
-    descriptors = 3 + len(STEPS) * spec.layers + (candidates > 0)
+    descriptors = 3 + len(STEPS) * spec.layers + (candidates > 0 and not spec.ternary_head)
     length = descriptors * DESCRIPTOR_BYTES // config.beat_bytes
     # Before anything is read or executed: lanes, then all descriptors, of one slot.
     checks = LaneCheck.expected_cycles(lanes=n) + ProgramCheck.expected_cycles(
@@ -226,7 +247,9 @@ def steps(
             layer.append(Step("attention gain", "control", STEP_OVER + gain, gain))
             layer.append(Step("attention", "attention", attend + Statistics.settle_delay, sum(reads), bursts))
     out += layer * spec.layers
-    if head_count and candidates:
+    if head_count and spec.ternary_head:
+        out += _ternary_head(spec, config, n, head_count, candidates)
+    elif head_count and candidates:
         out += _screened(spec, config, n, head_count, candidates, planes)
     elif head_count:
         tiles = layout.tiles(spec.hidden, config)

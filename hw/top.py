@@ -201,6 +201,8 @@ class Accelerator(wiring.Component):
             tlmm.block_rows.eq(Mux(screened, c.block_rows, d.linear.block_rows)),
         ]
         take(m, d.screen, screen, "tiles planes inputs bound_unit", rows="vocabulary")
+        if c.ternary_head:
+            take(m, d.screen, screen, "exact")
         take(m, registers.write_logits, screen, every="write")
         take(m, registers.head_lanes, screen, first="head_first", count="head_count")
         for unit in (executor, fetcher, screen):
@@ -284,6 +286,8 @@ class Accelerator(wiring.Component):
         connect(m, attention.query_scales, int8.attention_scales)
         connect(m, int8.scales, elementwise.query_scales)
         join(m, screen, int8, "scoring")
+        if self.config.ternary_head:
+            join(m, screen, int8, busy="scaling")
         connect(m, int8.buffer, elementwise.int8)
         connect(m, attention.own, own.attention)
         connect(m, attention.own_scales, own.attention_scales)

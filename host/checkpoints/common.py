@@ -118,6 +118,7 @@ class Checkpoint:
     eos_ids : tokens that end a text.
     notes : what the files do not say and had to be assumed, a line each.
     moved : what `host.checkpoints.balance` multiplied the last norm's gain by; None: nothing.
+    head : rows of the head as the checkpoint has them [vocab, hidden], of a type of `golden.elementwise.ROW_TYPES`; None: nobody knows.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Checkpoint:
     eos_ids: tuple[int, ...]
     notes: tuple[str, ...] = ()
     moved: NDArray[np.float32] | None = None
+    head: NDArray[Any] | None = None
 
 
 _UNSUPPORTED = {

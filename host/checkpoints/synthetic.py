@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tellme.golden import head, ternary
+from tellme.golden import head, screen, ternary
 from tellme.golden.arith import ceil_div
 from tellme.golden.model import LayerWeights, ModelWeights
 from tellme.golden.spec import ModelSpec
@@ -41,6 +41,16 @@ def _grouped(
     return integers, float(unit)
 
 
+def _ternary_head(rng: np.random.Generator, spec: ModelSpec, sigma: float) -> screen.Screen:
+    """A ternary head: of `spec.group_scales` with a scale for every group, else with one for every row; of float16 as files have them."""
+    weights = rng.integers(-1, 2, (spec.vocab, spec.hidden), np.int8)
+    groups = ceil_div(spec.hidden, ternary.GROUP) if spec.group_scales else 1
+    scales = (sigma * rng.uniform(0.5, 1.5, (spec.vocab, groups))).astype(np.float16).astype(np.float32)
+    if spec.group_scales:
+        return screen.exact_groups(weights, scales, ternary.GROUP)
+    return screen.exact_rows(weights, scales[:, 0])
+
+
 def random_weights(spec: ModelSpec, seed: int) -> ModelWeights:
     """A random model, scaled such that activations stay near 1.
 
@@ -63,7 +73,7 @@ def random_weights(spec: ModelSpec, seed: int) -> ModelWeights:
     rng = np.random.default_rng(seed)
     norm = _gain(rng, spec.hidden)
     embedding, scales_e = _rows(rng, spec, 1.0)
-    rows, scales_h = (None, None) if spec.tied else _rows(rng, spec, 0.2)
+    rows, scales_h = (None, None) if spec.tied or spec.ternary_head else _rows(rng, spec, 0.2)
     return ModelWeights(
         spec=spec,
         layers=LazyLayers(spec, layer),
@@ -72,4 +82,5 @@ def random_weights(spec: ModelSpec, seed: int) -> ModelWeights:
         embedding_scales=scales_e,
         head=rows,
         head_scales=scales_h,
+        screen=_ternary_head(rng, spec, 0.2) if spec.ternary_head else None,
     )

@@ -54,7 +54,9 @@ def _tables(measured: Measurement, console: Console) -> None:
     if r["complete_error"] is not None:
         rows.append(("cycles with every layer run", r["complete_cycles_per_pass"]))
         rows.append(("error of multiplying layers", f"{r['complete_error']:+.3%}"))
-    if measured.candidates:
+    if measured.ternary_head:
+        rows.append(("head", f"ternary, {measured.candidates or 'no'} candidates"))
+    elif measured.candidates:
         rows.append(("head", f"{measured.candidates} candidates, chosen by {measured.planes} ternary plane(s)"))
     if measured.kv.v_narrow:
         rows.append(("cache", "keys in {} bits, values in {}".format(*measured.kv.element_bits)))
@@ -113,7 +115,7 @@ def command(
         return
     config = at_clock(board(board_name, config_file, settings), clock)
     memory = memory_timing(timing, None)
-    wanted = bench_candidates(head, candidates, planes, shape(model).vocab)
+    wanted = bench_candidates(head, candidates, planes, shape(model, config).vocab)
     cache = cache_format(kv, hadamard)
     if sequences != 1 or speculate:
         if prompt or complete or trace is not None or pictures is not None:
@@ -128,7 +130,6 @@ def command(
         check_new_file(trace)
     if pictures is not None:
         prepare(pictures)
-    shape(model)
     check_simulator(config)
     errors = Console(stderr=True)
     with Status(errors, "starting", lines=True) as status:

@@ -13,7 +13,7 @@ from tellme.golden.arith import ceil_div
 from tellme.golden.boards import BOARDS, GIB, MIB, ZYNQMP, Board, buffer_bytes, build_name
 from tellme.golden.config import CLOCK_HZ, KV260, AcceleratorConfig
 from tellme.golden.kv import EIGHT, CacheFormat
-from tellme.golden.layout import KvLayout
+from tellme.golden.layout import KvLayout, float_beats
 from tellme.golden.model import ModelSpec
 from tellme.golden.selftest import SELFTEST
 from tellme.golden.shapes import (
@@ -40,7 +40,7 @@ CONTEXT = 128
 
 REFERENCE_MODELS: dict[str, ModelSpec] = {"BitNet 0.73B": BITNET_07B, "BitNet 2B-4T": BITNET_2B}
 
-_GROUPED: dict[str, Any] = {"weight_format": "grouped"}
+_GROUPED: dict[str, Any] = {"weight_format": "grouped", "ternary_head": True}
 _LARGE: dict[str, Any] = {
     "lanes": 8,
     "max_hidden": 4096,
@@ -117,7 +117,17 @@ def fit(
     def cache(positions: int) -> int:
         return spec.layers * KvLayout(c, spec.head_dim, spec.kv_heads, positions, kv).slot_stride
 
-    while context > c.key_block and cache(context) > room:
+    def total(positions: int) -> int:
+        return buffer_bytes(c, weights + cache(positions), board.phases)
+
+    # No longer than a piece of the memory, with logits, inputs and rotary table, if the weights leave it some.
+    rest = c.beat_bytes * c.lanes * float_beats(spec.vocab + spec.hidden + c.key_block, c) + MIB
+
+    def whole(positions: int) -> int:
+        return total(positions) + rest + 4 * positions * spec.head_dim
+
+    piece = ONE_PIECE if board.ps == ZYNQMP and whole(c.key_block) < ONE_PIECE else board.ddr_bytes
+    while context > c.key_block and (cache(context) > room or whole(context) >= piece):
         context -= c.key_block
     if cache(context) > room:
         need = (weights + cache(min(context, c.key_block))) * c.beat_bytes
@@ -128,13 +138,13 @@ def fit(
     rate = min(c.clock_hz * c.beat_bytes, board.memory_rate) / c.beat_bytes
     keys = min(CONTEXT, context)
     read = weights + cache(ceil_div(keys, c.key_block) * c.key_block)
-    total = buffer_bytes(c, weights + cache(context), board.phases)
+    size = total(context)
     return {
         "fits": True,
         "context": context,
-        "buffer_bytes": total,
-        "cma": total <= board.cma_default,
-        "one_piece": board.ps != ZYNQMP or total < ONE_PIECE,
+        "buffer_bytes": size,
+        "cma": size <= board.cma_default,
+        "one_piece": board.ps != ZYNQMP or size < ONE_PIECE,
         "tokens_per_second": rate / read,
     }
 

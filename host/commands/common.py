@@ -21,7 +21,7 @@ from tellme.host.checkpoints.checkpoint import Checkpoint, with_int8_inputs
 from tellme.host.configuration import resolve
 from tellme.host.errors import UserError
 from tellme.host.image.model import Model, preset_of
-from tellme.host.image.screening import with_screen
+from tellme.host.image.screening import with_head
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend, load_weights
 from tellme.host.machine.board import BoardAccelerator
 from tellme.host.machine.passes import Backend
@@ -104,7 +104,8 @@ HeadMode = Annotated[
     typer.Option(
         "--head",
         help="full: score every row of the head; screened: only candidates that its ternary copy chooses; auto: every row "
-        "where these are in doubt. Default: auto if the image has a calibrated copy, else full.",
+        "where these are in doubt. Default: auto if the image has a calibrated copy, else full. A head that is ternary is exact in each: "
+        "full gives every logit, the others (default) those of the candidates.",
     ),
 ]
 Candidates = Annotated[
@@ -203,7 +204,7 @@ def preparation(
     def prepare(checkpoint: Checkpoint) -> Checkpoint:
         if embedding == "int8":
             checkpoint = with_int8_inputs(checkpoint)
-        return checkpoint if mode in (None, "full") else with_screen(checkpoint, config)[0]
+        return with_head(checkpoint, config, mode)
 
     return prepare
 

@@ -18,7 +18,7 @@ from tellme.host.commands.info import try_program
 from tellme.host.errors import UserError
 from tellme.host.files import peek
 from tellme.host.image.model import convert, find_model
-from tellme.host.image.screening import TEXT, Calibration, with_screen
+from tellme.host.image.screening import TEXT, Calibration, with_screen, with_ternary_head
 from tellme.host.places import check_new_file
 from tellme.host.provenance import json_line
 
@@ -28,7 +28,12 @@ def _head(checkpoint: Checkpoint, found: Calibration | None) -> dict[str, Any] |
     made = checkpoint.weights.screen
     if made is None:
         return None
-    return {"planes": made.count, "margin": float(made.margin), "calibration": None if found is None else asdict(found)}
+    return {
+        "planes": made.count,
+        "exact": made.exact,
+        "margin": float(made.margin),
+        "calibration": None if found is None else asdict(found),
+    }
 
 
 def command(
@@ -38,9 +43,13 @@ def command(
     config_file: ConfigFile = None,
     settings: Settings = None,
     head: Annotated[
-        str,
-        typer.Option("--head", help="full; or screened: with a ternary copy of the head, which chooses candidates."),
-    ] = "full",
+        str | None,
+        typer.Option(
+            "--head",
+            help="full: int8 rows; screened: these and a ternary copy of the head, which chooses candidates. Default: a ternary head "
+            "as it is, where the accelerator takes one, and else full.",
+        ),
+    ] = None,
     planes: Annotated[
         int | None,
         typer.Option(
@@ -58,9 +67,9 @@ def command(
     """Convert a checkpoint into an image for one board (and those with the same beats)."""
     config = board(board_name, config_file, settings)
     check_embedding(embedding)
-    if head not in ("full", "screened"):
+    if head not in (None, "full", "screened"):
         raise UserError(f"--head of an image must be full or screened, not {head!r}")
-    if head == "full" and (planes is not None or calibration is not None):
+    if head != "screened" and (planes is not None or calibration is not None):
         raise UserError("--planes and --calibration need --head screened")
     if planes is not None and calibration is not None:
         raise UserError("give --planes or --calibration, not both")
@@ -81,6 +90,8 @@ def command(
     if head == "screened":
         with Console(stderr=True).status(f"making a ternary copy of the head of {checkpoint.name}"):
             checkpoint, found = with_screen(checkpoint, config, planes=planes, text=text)
+    if head is None:
+        checkpoint = with_ternary_head(checkpoint, config) or checkpoint
     convert(checkpoint, out, config, show=not as_json)
     seconds = time.monotonic() - begun
     refusal = try_program(checkpoint.name, checkpoint.weights.spec, config)
@@ -95,6 +106,8 @@ def command(
         print(json_line({**facts, "seconds": seconds, "note": note, "head": _head(checkpoint, found)}))
         return
     print(f"{out}: {checkpoint.name} for {config.name}, {size:,} bytes")
+    if checkpoint.weights.spec.ternary_head:
+        print("ternary head: kept as it is, its logits are exact; no int8 rows")
     if found is not None and checkpoint.weights.screen is not None:
         made = checkpoint.weights.screen
         print(

@@ -250,7 +250,7 @@ def command(
 ) -> None:
     """Search configurations for a board and a model: speed by the plan, area by a fitted model. Nothing is built."""
     found = resolve(board_name, config_file, settings or (), default="kv260")
-    spec = shape(model)
+    spec = shape(model, found.config)
     workload = {
         "context": context, "conversations": conversations, "planes": planes, "kv": cache_format(kv),
         "candidates": bench_candidates(head, candidates, planes, spec.vocab),

@@ -25,6 +25,7 @@ from tellme.host.commands.common import MODEL_HELP, ConfigFile, Hadamard, Kv, La
 from tellme.host.errors import UserError
 from tellme.host.image.file import Image, made_for
 from tellme.host.image.model import Model, find_model
+from tellme.host.image.screening import with_ternary_head
 from tellme.host.machine.program import Program, compile_sections, planned_sections
 from tellme.host.machine.screening import CANDIDATES
 from tellme.host.progress import progress
@@ -113,8 +114,13 @@ def _parts(
     part("norms", f"{s.layers} x {len(s.norms)} + 1", "float32", beats * width)
     blocks = ceil_div(s.vocab, config.key_block)
     size = blocks * layout.head_block_beats(s.hidden, config) * width
-    part("head = embedding" if s.tied else "head", f"{s.vocab} x {s.hidden}", "int8", size)
-    if ternary is not None:
+    if s.ternary_head and ternary is not None:
+        size = layout.screen_beats(s.vocab, 1, s.hidden, config) * width
+        share = Shares().add(np.sign(ternary.planes[:, 0]).astype(np.int8))
+        part("head = embedding" if s.tied else "head", f"{s.vocab} x {s.hidden}", config.packing.name, size, share)
+    else:
+        part("head = embedding" if s.tied else "head", f"{s.vocab} x {s.hidden}", "int8", size)
+    if ternary is not None and not s.ternary_head:
         size = layout.screen_beats(s.vocab, ternary.count, s.hidden, config) * width
         share = Shares().add(ternary.planes.reshape(-1, s.hidden))
         part("ternary copy of the head", f"{s.vocab} x {ternary.count} x {s.hidden}", "ternary", size, share)
@@ -123,7 +129,7 @@ def _parts(
     if own is not None:
         kind = elementwise.row_type(own)
         part("embedding (host)", f"{s.vocab} x {s.hidden}", kind, own.nbytes)
-    elif not s.tied:
+    elif not s.tied or s.ternary_head:
         part("embedding (host)", f"{s.vocab} x {s.hidden}", "int8", s.vocab * (s.hidden + 4))
     part("tokenizer (host)", "", "JSON", files)
     return out
@@ -148,6 +154,13 @@ def _board(program: Program) -> dict[str, Any]:
     }
 
 
+def _head(ternary: Screen | None) -> dict[str, Any] | None:
+    """What is said of a ternary copy of the head, or of a ternary head."""
+    if ternary is None:
+        return None
+    return {"planes": ternary.count, "margin": float(ternary.margin), **({"exact": True} if ternary.exact else {})}
+
+
 def examine(
     path: Path, config: AcceleratorConfig | None, *, verify: bool, latent: bool, kv: CacheFormat = EIGHT
 ) -> dict[str, Any]:
@@ -168,6 +181,8 @@ def examine(
     if is_checkpoint(path):
         with Console(stderr=True).status(f"reading {path}"):
             checkpoint = open_checkpoint(path, latent=latent)
+            if config is not None:
+                checkpoint = with_ternary_head(checkpoint, config) or checkpoint
         name, weights, files, notes = checkpoint.name, checkpoint.weights, checkpoint.tokenizer, checkpoint.notes
         kind = "GGUF checkpoint" if path.is_file() else "Hugging Face checkpoint"
         configs = list(PRESETS.values()) if config is None else [config]
@@ -202,7 +217,7 @@ def examine(
         "ternary_weights": spec.layers * spec.layer_weights,
         "laid_out_for": configs[0].name,
         "parts": _parts(spec, configs[0], ternary_statistics(weights, show=True), text, ternary, weights.inputs),
-        "head": None if ternary is None else {"planes": planes, "margin": float(ternary.margin)},
+        "head": _head(ternary),
         "presets": [_board(p) for p in programs.values() if not isinstance(p, UserError)],
         "refused": {c: str(p) for c, p in programs.items() if isinstance(p, UserError)},
         "verified": verified,
@@ -223,7 +238,9 @@ def print_info(facts: dict[str, Any], console: Console) -> None:
         parts.append((p["part"], p["shape"], p["as"], p["bytes"], *shares))
     header: tuple[str, ...] = ("part", "shape", "as", "bytes in an image", "-1", "0", "+1")
     show(grid(f"parts, laid out for {facts['laid_out_for']}", header, parts), console)
-    if facts["head"]:
+    if facts["head"] and facts["head"].get("exact"):
+        console.print("ternary head: its logits are exact; no int8 rows", highlight=False)
+    elif facts["head"]:
         console.print(
             f"screened head: {facts['head']['planes']} ternary plane(s), "
             + (f"margin {facts['head']['margin']:.3g}" if facts["head"]["margin"] else "not calibrated"),

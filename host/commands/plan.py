@@ -58,7 +58,7 @@ def command(
         sweep(command, over or (), csv_file, as_json, locals())
         return
     config = at_clock(board(board_name, config_file, settings), clock)
-    spec = shape(model)
+    spec = shape(model, config)
     cache = cache_format(kv, hadamard)
     check_fits(spec, config, model, cache)
     memory = memory_timing(timing, None)

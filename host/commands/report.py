@@ -326,7 +326,7 @@ def command(
     """
     check_new_file(out)
     config = at_clock(board(board_name, config_file, settings), clock)
-    spec, cache = shape(model), cache_format(kv)
+    spec, cache = shape(model, config), cache_format(kv)
     check_fits(spec, config, model, cache)
     check_positions(spec, config, model, cache, context=context, prompt=prompt)
     about = {"model": model, "context": context, "kv": cache.name, "hadamard": cache.hadamard}

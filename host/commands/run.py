@@ -142,7 +142,11 @@ def _summary(report: Report, config: AcceleratorConfig, console: Console, backen
     """What is said of a run behind its text."""
     _statistics(report, config, console, backend)
     _guesses(report, console)
-    if machine.screened:
+    if machine.screened and machine.spec is not None and machine.spec.ternary_head:
+        console.print(
+            f"ternary head: {machine.head.candidates} candidates in {machine.screened:,} passes", highlight=False
+        )
+    elif machine.screened:
         console.print(
             f"screened head: {machine.head.candidates} candidates in {machine.screened:,} passes, every row again in "
             f"{machine.fallbacks:,}",

@@ -49,7 +49,7 @@ def _guessed(t: Together, work: str) -> Replay:
     except KeyError:
         raise UserError(f"--work must be one of {', '.join(w.name for w in WORK)}, not {work!r}") from None
     tokenizer = Tokenizer(Files.read(demo_folder()), shape("demo").vocab)
-    spec = shape(t.model)
+    spec = shape(t.model, t.config)
     costs = Costs(spec, t.config, t.kv)
 
     def cost(positions: Any, slots: Any, heads: int) -> float:
@@ -69,7 +69,7 @@ def _planned(t: Together, lanes: Shape) -> int:
 
     given = side_by_side(lanes, t.context)
     asked = given.positions, given.slots, given.head[1]
-    todo = steps(shape(t.model), t.config, *asked, t.candidates, t.planes or 1, t.kv)
+    todo = steps(shape(t.model, t.config), t.config, *asked, t.candidates, t.planes or 1, t.kv)
     return predict(todo, t.config, SustainedMemory(t.memory, in_use(t.config, "sim").phases or None)).cycles
 
 

@@ -10,14 +10,14 @@ Sections of an image, in the order of the program (N is a layer):
 | `N.o` | gain of the post-attention norm, output projection | matrix; one scale |
 | `N.gate` | gain of the FFN sub-norm if any, gate and up matrix | matrix; scales gate, up |
 | `N.down` | gain of the next layer's first norm or of the last norm, down projection | matrix; one scale |
-| `head` | output head | |
-| `screen` | ternary copy of the head; absent, as `rows`, unless the head is screened | planes, unit, margin |
+| `head` | output head; absent, as `rows`, if it is ternary (`ternary_head` of the specification) | |
+| `screen` | ternary copy of the head, or a ternary head; absent, as `rows`, unless the head is screened | planes, unit, margin |
 | `rows` | the head's int8 rows, each by itself | |
 
 where matrix is gain_beats, rows, inputs, block_rows, scales. Blobs: `tokenizer.json`, `tokenizer_config.json`;
 `embedding`, rows as the checkpoint has them in the type that the header's `embedding` names (float32, float16 or bfloat16).
 An image of `--embedding int8`, whose header names no type, has int8 `embedding` and float32 `embedding_scales` if the head
-is not the embedding; otherwise the host takes embedding rows from the head. The header's `model` holds {name, spec, eos_ids,
+is not the embedding, or is ternary; otherwise the host takes embedding rows from the head. The header's `model` holds {name, spec, eos_ids,
 embedding}; spec is a `golden.spec.ModelSpec`.
 """
 
@@ -42,6 +42,7 @@ from tellme.golden.model import LayerWeights, ModelWeights
 from tellme.golden.project import DISTRIBUTION
 from tellme.golden.screen import MAX_PLANES, Screen
 from tellme.golden.spec import LAST_STEP, NORMS, STEPS, ModelSpec, RopeScaling, Step
+from tellme.golden.ternary import damage
 from tellme.host.checkpoints.checkpoint import Checkpoint, golden_errors, is_checkpoint, open_checkpoint, tell
 from tellme.host.checkpoints.common import LazyLayers, sound_floats, undamaged
 from tellme.host.errors import UserError
@@ -66,7 +67,7 @@ class SectionShape:
 
 def section_count(spec: ModelSpec, planes: int = 0) -> int:
     """Sections of an image, whose ternary head has so many planes (0: none)."""
-    return 2 + spec.layers * len(_layer_sections(spec)) + (2 if planes else 0)
+    return 2 + spec.layers * len(_layer_sections(spec)) + (2 if planes and not spec.ternary_head else 0)
 
 
 def _layer_sections(spec: ModelSpec) -> list[Step]:
@@ -90,6 +91,9 @@ def section_shapes(spec: ModelSpec, config: AcceleratorConfig, planes: int = 0) 
                 beats = n + rows * layout.tiles(inputs, config)
                 shape = replace(shape, beats=beats, scales=len(step.matrices))
             yield shape
+    if s.ternary_head:
+        yield SectionShape("screen", layout.screen_beats(s.vocab, 1, s.hidden, config), {"planes": 1})
+        return
     blocks = ceil_div(s.vocab, config.key_block)
     yield SectionShape("head", blocks * layout.head_block_beats(s.hidden, config), {})
     if planes:
@@ -107,6 +111,7 @@ def plan_sections(weights: ModelWeights, config: AcceleratorConfig) -> list[Plan
     """The sections of an image of these weights, made when they are written, each layer read once."""
     s, layers = weights.spec, weights.layers
     s.check_format(config)
+    weights.check_head(config)
 
     def gain_of(i: int, step: Step) -> NDArray[np.float32] | None:
         if step.name == LAST_STEP:
@@ -188,10 +193,10 @@ def _image_parts(checkpoint: Checkpoint, config: AcceleratorConfig) -> dict[str,
     if weights.inputs is not None:
         inputs["embedding"] = elementwise.row_type(weights.inputs)
         blobs["embedding"] = weights.inputs
-    elif not weights.spec.tied:
+    elif _own_embedding(weights.spec):
         blobs |= {"embedding": weights.embedding, "embedding_scales": weights.embedding_scales.astype("<f4")}
     spec = {name: value for name, value in asdict(weights.spec).items() if value is not None}
-    for later in ("qk_norm", "group_scales"):
+    for later in ("qk_norm", "group_scales", "ternary_head"):
         if not spec[later]:
             del spec[later]  # images of models without it stay as they were, and older versions read them
     return {
@@ -200,6 +205,11 @@ def _image_parts(checkpoint: Checkpoint, config: AcceleratorConfig) -> dict[str,
         "sections": plan_sections(weights, config),
         "blobs": blobs,
     }
+
+
+def _own_embedding(spec: ModelSpec) -> bool:
+    """Whether int8 rows of the embedding are kept beside the head."""
+    return not spec.tied or spec.ternary_head
 
 
 def convert(checkpoint: Checkpoint, path: Path, config: AcceleratorConfig, *, show: bool = False) -> None:
@@ -324,7 +334,7 @@ class Model:
         s, kind = self.spec, self.embedding_type
         if kind != "int8":
             return {"embedding": np.dtype(elementwise.ROW_TYPES[kind]).itemsize * s.vocab * s.hidden}
-        return {} if s.tied else {"embedding": s.vocab * s.hidden, "embedding_scales": 4 * s.vocab}
+        return {} if not _own_embedding(s) else {"embedding": s.vocab * s.hidden, "embedding_scales": 4 * s.vocab}
 
     @property
     def embedding_type(self) -> str:
@@ -365,7 +375,7 @@ class Model:
             return None
         info = self.image.sections["screen"].info
         none = np.empty((0, self.planes, 0), np.int8), np.empty((0, self.planes), np.uint16)
-        return Screen(*none, np.float32(info["unit"]), np.float32(info["margin"]))
+        return Screen(*none, np.float32(info["unit"]), np.float32(info["margin"]), self.spec.ternary_head)
 
     @staticmethod
     def open(
@@ -442,7 +452,7 @@ class Model:
 
     def embedding_row(self, token: int) -> tuple[NDArray[np.int8], np.float32]:
         """int8 row [hidden] of a token and its scale, in an image of `--embedding int8`."""
-        if not self.spec.tied:
+        if _own_embedding(self.spec):
             n = self.spec.hidden
             row = self.image.blob("embedding")[token * n : (token + 1) * n].view(np.int8)
             return row, self.image.blob("embedding_scales")[4 * token : 4 * token + 4].view("<f4")[0]
@@ -478,9 +488,11 @@ class Model:
         """
         s, c = self.spec, self.config
         if self.planes:
-            self._screen()
+            ternary = self._screen()
+            if s.ternary_head and ternary is not None:
+                undamaged(f"{self.image.path}: ternary head", damage(np.sign(ternary.planes[:, 0]).astype(np.int8)))
         for shape in section_shapes(s, c):
-            if shape.name == "head":
+            if shape.name in ("head", "screen"):
                 continue
             info, beats = self.image.sections[shape.name].info, self.image.section(shape.name)
             step = STEPS.get(shape.name.split(".")[-1])
@@ -502,11 +514,12 @@ class Model:
             sizes = [n for n, _ in step.shapes(s)]
             for name, packed in layout.split_rows(step, rows, sizes, None).items():
                 undamaged(f"{self.image.path}: {name} of section {shape.name!r}", c.packing.damage(packed))
-        alive, scales = [], []
-        for head, row_scales in self._head_pieces():
-            alive.append(head.any(axis=1))
-            scales.append(row_scales)
-        self._sound_rows("head", np.concatenate(alive)[: s.vocab], np.concatenate(scales)[: s.vocab])
+        if not s.ternary_head:
+            alive, scales = [], []
+            for head, row_scales in self._head_pieces():
+                alive.append(head.any(axis=1))
+                scales.append(row_scales)
+            self._sound_rows("head", np.concatenate(alive)[: s.vocab], np.concatenate(scales)[: s.vocab])
         inputs = self._inputs()
         if inputs is not None:
             flags = []
@@ -516,7 +529,7 @@ class Model:
                     raise UserError(f"{self.image.path}: embedding holds NaN or infinity; convert the checkpoint again")
                 flags.append(values.any(axis=1))
             sound_floats(f"{self.image.path}: embedding, by rows,", np.concatenate(flags))
-        elif not s.tied:
+        elif _own_embedding(s):
             blob = self.image.blob("embedding").reshape(s.vocab, s.hidden)
             flags = [blob[i : i + _ROWS].any(axis=1) for i in range(0, s.vocab, _ROWS)]
             self._sound_rows("embedding", np.concatenate(flags), self.image.blob("embedding_scales").view("<f4"))
@@ -534,9 +547,14 @@ class Model:
         info = self.image.sections["screen"].info
         with golden_errors(f"{self.image.path}: section 'screen'"):
             weights, scales = layout.unpack_screen(
-                self.image.section("screen"), self.spec.vocab, self.planes, self.spec.hidden, self.config
+                self.image.section("screen"),
+                self.spec.vocab,
+                self.planes,
+                self.spec.hidden,
+                self.config,
+                self.spec.ternary_head,
             )
-        return Screen(weights, scales, np.float32(info["unit"]), np.float32(info["margin"]))
+        return Screen(weights, scales, np.float32(info["unit"]), np.float32(info["margin"]), self.spec.ternary_head)
 
     def _head_pieces(self) -> Iterator[tuple[NDArray[np.int8], NDArray[np.float32]]]:
         """Rows and scales of the head, some blocks at a time, the last ones filled up with zeros."""
@@ -567,14 +585,18 @@ class Model:
         """
         self.check_weights()
         s = self.spec
-        rows, row_scales = layout.unpack_head(self.image.section("head"), s.vocab, s.hidden, self.config)
+        if s.ternary_head:
+            rows, row_scales = np.empty((s.vocab, s.hidden), np.int8), np.empty(s.vocab, np.float32)
+        else:
+            rows, row_scales = layout.unpack_head(self.image.section("head"), s.vocab, s.hidden, self.config)
         embedding, embedding_scales, inputs = rows, row_scales, self._inputs()
-        if not s.tied and inputs is not None:
+        own, head = _own_embedding(s), not s.tied and not s.ternary_head
+        if own and inputs is not None:
             embedding, embedding_scales = np.empty_like(rows), np.empty_like(row_scales)
             for i in range(0, s.vocab, _ROWS):
                 part = slice(i, i + _ROWS)
                 embedding[part], embedding_scales[part] = quantise_rows(elementwise.widen(inputs[part]))
-        elif not s.tied:
+        elif own:
             embedding = self.image.blob("embedding").view(np.int8).reshape(s.vocab, s.hidden)
             embedding_scales = self.image.blob("embedding_scales").view("<f4").astype(np.float32)
         with golden_errors(self.image.path):
@@ -584,8 +606,8 @@ class Model:
                 norm=self._gain(s.layers, "input_norm"),
                 embedding=embedding,
                 embedding_scales=embedding_scales,
-                head=None if s.tied else rows,
-                head_scales=None if s.tied else row_scales,
+                head=rows if head else None,
+                head_scales=row_scales if head else None,
                 screen=self._screen(),
                 inputs=inputs,
             )

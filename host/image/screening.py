@@ -7,11 +7,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tellme.golden import screen
+from tellme.golden import elementwise, screen, ternary
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.model import PREFILL_LANES, GoldenModel, ModelWeights
 from tellme.golden.screen import Screen
+from tellme.host.checkpoints.balance import unbalanced
 from tellme.host.checkpoints.checkpoint import Checkpoint, golden_errors
+from tellme.host.checkpoints.common import undamaged
 from tellme.host.errors import UserError
 from tellme.host.text.tokenizer import Tokenizer
 
@@ -27,6 +30,8 @@ SAFETY = 1.25
 """Margin, in units of the largest that a text shows to be needed."""
 POSITIONS = 256
 """Of a text that are looked at."""
+_ROWS = 1 << 12
+"""Rows of a head that are looked at at a time."""
 
 TEXT = """Once upon a time there was a little lighthouse on a cliff by the sea. Every evening the keeper climbed its 112 steps, lit the
 lamp and wrote the weather into a thick book: "Wind from the north-west, rain until noon, two ships." She liked the quiet, but in
@@ -141,6 +146,50 @@ def with_screen(
         assert made.screen is not None
         ternary = replace(made.screen, margin=np.float32(SAFETY * found.needed))
         return replace(checkpoint, weights=replace(made, screen=ternary)), found
+
+
+def with_ternary_head(checkpoint: Checkpoint, config: AcceleratorConfig) -> Checkpoint | None:
+    """A checkpoint whose head is ternary, with that head as it is; None if it is not, or not so that the accelerator can have it: in the format
+    `grouped` with a scale for every 64 inputs or more, else with a scale a row."""
+    rows, weights = checkpoint.head, checkpoint.weights
+    n = weights.spec.vocab
+    if rows is None or not config.ternary_head or not 2 * screen.MULTIPLE <= n <= screen.MAX_ROWS:
+        return None
+    k, size = weights.spec.hidden, config.packing.group or weights.spec.hidden
+    signs, scales = np.empty((n, k), np.int8), np.empty((n, ceil_div(k, size)), np.float32)
+    for i in range(0, n, _ROWS):
+        part = slice(i, i + _ROWS)
+        values = elementwise.widen(rows[part])
+        magnitude = np.zeros((len(values), ceil_div(k, size) * size), np.float32)
+        np.abs(values, out=magnitude[:, :k])
+        groups = magnitude.reshape(len(values), -1, size)
+        scales[part] = groups.max(axis=2)
+        if ((groups != 0) & (groups != scales[part][:, :, None])).any() or not np.isfinite(scales[part]).all():
+            return None
+        signs[part] = np.sign(values)
+    undamaged(f"{checkpoint.name}: head", ternary.damage(signs))
+    made = screen.exact_groups(signs, scales, size) if config.packing.group else screen.exact_rows(signs, scales[:, 0])
+    if checkpoint.moved is not None:  # nothing is gained by it where no row is rounded
+        tied = weights.spec.tied
+        weights = (
+            unbalanced(weights, checkpoint.moved) if tied else replace(weights, norm=weights.norm / checkpoint.moved)
+        )
+    spec = replace(weights.spec, ternary_head=True)
+    weights = replace(weights, spec=spec, head=None, head_scales=None, screen=made)
+    return replace(checkpoint, weights=weights, moved=None)
+
+
+def with_head(checkpoint: Checkpoint, config: AcceleratorConfig, mode: str | None) -> Checkpoint:
+    """A checkpoint with what `--head` asks of its image: its head as it is, if it is ternary; else a ternary copy, unless every row is scored (None, 'full').
+
+    Raises
+    ------
+    UserError : see `with_screen`.
+    """
+    made = with_ternary_head(checkpoint, config)
+    if made is not None:
+        return made
+    return checkpoint if mode in (None, "full") else with_screen(checkpoint, config)[0]
 
 
 def _screened(weights: ModelWeights, planes: int, importance: NDArray[np.float64] | None) -> ModelWeights:

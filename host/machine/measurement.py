@@ -51,19 +51,21 @@ SEED = 7
 Say = Callable[[str], None]
 
 
-def shape(name: str) -> ModelSpec:
+def shape(name: str, config: AcceleratorConfig | None = None) -> ModelSpec:
     """A model's shape: a published one's by name, or that of a file. Weights are not needed for it, if there is a config.json.
 
     Parameters
     ----------
     name : one of `golden.shapes.SHAPES`, demo, a config.json or its folder, a .gguf file, or a .tlm image.
+    config : an accelerator, whose image it is asked of: a published model's ternary head is one of int8 rows, where that takes none so.
 
     Raises
     ------
     UserError : there is no such model, or its file cannot be used.
     """
     if name in SHAPES:
-        return SHAPES[name]
+        spec = SHAPES[name]
+        return replace(spec, ternary_head=False) if config is not None and not config.ternary_head else spec
     path = demo_folder() if name == "demo" else Path(name)
     if not path.exists():
         raise UserError(
@@ -71,9 +73,9 @@ def shape(name: str) -> ModelSpec:
         )
     if path.name == "config.json" or (path / "config.json").is_file():
         path = path if path.name == "config.json" else path / "config.json"
-        config = read_json(path)
+        told = read_json(path)
         with golden_errors(path):
-            return read_config(path, config, read_family(path, config), [])
+            return read_config(path, told, read_family(path, told), [])
     if is_checkpoint(path):
         return open_checkpoint(path).weights.spec
     image = Image(path, verify=False)
@@ -121,6 +123,8 @@ class Cost:
 def _weights(spec: ModelSpec, planes: int) -> ModelWeights:
     """Random weights of a whole shape, with so many planes of a screened head (0: none): the head takes longer to make than to run."""
     weights = random_weights(spec, SEED)
+    if spec.ternary_head:
+        return weights
     return replace(weights, screen=quantise(*weights.head_rows, planes)) if planes else weights
 
 
@@ -298,7 +302,7 @@ class Measurement:
     Attributes
     ----------
     phases : where the ports' regions began, bytes modulo 64 KiB; () : one behind the other.
-    candidates, planes : of the screened head, 0: the full head.
+    candidates, planes : of the screened head, 0: the full head. ternary_head : the head is ternary itself, without planes.
     kv : elements of the cache.
     decode : one token with `context` cached keys.
     prefill : the passes of a prompt, in order; empty if none was asked for.
@@ -318,6 +322,7 @@ class Measurement:
     prefill: tuple[PrefillPass, ...]
     complete: Cost | None
     trace: Trace | None
+    ternary_head: bool = False
 
     @property
     def tokens_per_s(self) -> float:
@@ -354,6 +359,7 @@ class Measurement:
             "head": "screened" if self.candidates else "full",
             "candidates": self.candidates or None,
             "planes": self.planes or None,
+            "ternary_head": self.ternary_head,
             "kv": self.kv.name,
             "hadamard": self.kv.hadamard,
             "tokens_per_s": self.tokens_per_s,
@@ -385,6 +391,8 @@ class Measurement:
 def _names(program: Program) -> list[str]:
     """A name for each descriptor."""
     layers = [f"layer {i} {step}" for i in range(program.spec.layers) for step in STEPS]
+    if program.spec.ternary_head:
+        return ["load", *layers, "head", "end"]
     return ["load", *layers, *(["screened head"] if program.screened else []), "head", "end"]
 
 
@@ -424,7 +432,7 @@ def measure(
     UserError : shape, context or prompt do not fit the accelerator.
     CheckError : a result differs from golden's.
     """
-    spec = shape(name)
+    spec = shape(name, config)
     check_fits(spec, config, name, kv)
     check_positions(spec, config, name, kv, context=context, prompt=prompt)
     usable = usable_context(spec, config, kv)
@@ -496,12 +504,13 @@ def measure(
         phases=in_use(config, "sim").phases,
         context=context,
         candidates=candidates,
-        planes=planes if candidates else 0,
+        planes=planes if candidates and not spec.ternary_head else 0,
         kv=kv,
         decode=decode,
         prefill=tuple(prefill),
         complete=everything,
         trace=recorded,
+        ternary_head=spec.ternary_head,
     )
 
 
@@ -547,7 +556,7 @@ def measure_together(
     UserError : as `measure`, or a pass does not fit.
     CheckError : a result differs from golden's.
     """
-    spec = shape(name)
+    spec = shape(name, config)
     check_fits(spec, config, name, kv)
     usable = usable_context(spec, config, kv)
     longest = max(n for lanes in shapes for n in lanes)

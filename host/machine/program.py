@@ -39,7 +39,7 @@ class Program:
     rope_table : uint8[beats, beat_bytes], what belongs at `rope_address`.
     kv : places inside a layer's cache; layer i's starts at `kv_address + i * slots * kv.slot_stride`.
     window_beats : the whole.
-    screened : it can run a screened head.
+    screened : it can run a screened head, or has a ternary one.
     """
 
     config: AcceleratorConfig
@@ -169,7 +169,7 @@ def compile_sections(
     context = _checked_context(name, spec, sections, config, context, kv)
     spec = replace(spec, max_context=context)
     screened = "screen" in sections
-    length = 1 + len(STEPS) * spec.layers + 2 + screened
+    length = 1 + len(STEPS) * spec.layers + 1 + screened + (not spec.ternary_head)
     if length > config.max_descriptors:
         raise UserError(
             f"{name}: needs {length} descriptors ({spec.layers} layers), accelerator {config.name!r} holds "
@@ -328,9 +328,12 @@ def _descriptors(program: Program, sections: Mapping[str, Section]) -> bytes:
             logits_address=program.logits_address,
             logits_stride=program.logits_stride,
             rows=spec.vocab,
-            row_address=at("rows"),
-            bound_unit=info["unit"] * (1 << BOUND_SHIFT),
+            row_address=0 if spec.ternary_head else at("rows"),
+            exact=spec.ternary_head,
+            bound_unit=info["unit"] if spec.ternary_head else info["unit"] * (1 << BOUND_SHIFT),
         )
+    if spec.ternary_head:
+        return code + encode(Opcode.END)
     code += encode(
         Opcode.HEAD,
         norm_in=1,

@@ -72,7 +72,8 @@ def choose(
     Parameters
     ----------
     ternary : of the model, None: it has none; only what it says of itself counts.
-    mode : None: 'auto' if the model has a calibrated ternary head, and else 'full'.
+    mode : None: 'auto' if the model has a calibrated ternary head, or one that is ternary itself, and else 'full'. Of the latter every mode's logits are exact:
+        'full' gives every row's, 'screened' and 'auto' the candidates', and nothing is in doubt.
 
     Raises
     ------
@@ -80,7 +81,7 @@ def choose(
     """
     check_mode(mode)
     if mode is None:
-        mode = "auto" if ternary is not None and ternary.margin > 0 else "full"
+        mode = "auto" if ternary is not None and (ternary.exact or ternary.margin > 0) else "full"
     if mode == "full":
         if candidates is not None:
             raise UserError("--candidates needs --head screened or auto")
@@ -88,7 +89,7 @@ def choose(
     if ternary is None:
         raise UserError(f"{name}: has no ternary head; convert the checkpoint with --head screened")
     margin = float(ternary.margin)
-    if mode == "auto" and not margin > 0:
+    if mode == "auto" and not margin > 0 and not ternary.exact:
         raise UserError(
             f"{name}: its ternary head was not calibrated, so that nothing says when to fall back; take --head screened, or "
             "convert the checkpoint without --planes"

@@ -27,7 +27,7 @@ from tellme.host.errors import CheckError, UserError
 from tellme.host.files import read_json
 from tellme.host.image.file import Image
 from tellme.host.image.model import Model, check_rows, find_model
-from tellme.host.image.screening import with_screen
+from tellme.host.image.screening import with_head
 from tellme.host.machine.backends import GoldenBackend
 from tellme.host.machine.passes import Backend, Pass, PassResult
 from tellme.host.machine.program import compile_program
@@ -236,8 +236,7 @@ def open_scorer(
         checkpoint = open_checkpoint(path, latent=latent)
         if embedding == "int8":
             checkpoint = with_int8_inputs(checkpoint)
-        if head not in (None, "full"):
-            checkpoint = with_screen(checkpoint, config)[0]
+        checkpoint = with_head(checkpoint, config, head)
         weights = checkpoint.weights
         tokenizer = Tokenizer(checkpoint.tokenizer, weights.spec.vocab)
         scorer = BackendScorer(checkpoint.name, tokenizer, GoldenBackend(weights, config, kv=kv))
@@ -257,7 +256,7 @@ def open_scorer(
     def prepare(checkpoint: Checkpoint) -> Checkpoint:
         if embedding == "int8":
             checkpoint = with_int8_inputs(checkpoint)
-        return checkpoint if head in (None, "full") else with_screen(checkpoint, config)[0]
+        return with_head(checkpoint, config, head)
 
     with Model.open(
         path, config, latent=latent, prepare=prepare
@@ -272,7 +271,7 @@ def open_scorer(
                 raise UserError(
                     f"{choice.candidates} candidates are more than the {config.screen_entries} that {config.name} holds; take fewer"
                 )
-            scorer.figures = ScreenFigures(choice, opened.planes)
+            scorer.figures = ScreenFigures(choice, opened.planes, exact=opened.spec.ternary_head)
         return scorer
 
 
@@ -280,7 +279,7 @@ def _figures(name: str, weights: ModelWeights, head: str | None, candidates: int
     choice = choose(name, weights.screen, head, candidates, weights.spec.vocab)
     if choice.mode == "full" or weights.screen is None:
         return None
-    return ScreenFigures(choice, weights.screen.count, weights.screen)
+    return ScreenFigures(choice, weights.screen.count, weights.screen, weights.screen.exact)
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------

@@ -30,11 +30,13 @@ class ScreenFigures:
     choice : candidates, and the margin below which a pass would be run again.
     planes : of the model's ternary head.
     ternary : the head itself, None where only the machine has it: then candidates and bounds are the machine's, and ranks are not known.
+    exact : the model's head is ternary, so that nothing is in doubt.
     """
 
     choice: HeadChoice
     planes: int
     ternary: Screen | None = None
+    exact: bool = False
     _ranks: list[I64] = field(default_factory=list)
     _missed: list[NDArray[np.bool_]] = field(default_factory=list)
     _margins: list[F64] = field(default_factory=list)
@@ -79,6 +81,7 @@ class ScreenFigures:
             "head": self.choice.mode,
             "candidates": self.choice.candidates,
             "planes": self.planes,
+            "exact": self.exact,
             "margin": self.choice.margin,
             "positions": len(missed),
             "worst_rank": int(np.concatenate(self._ranks).max()) + 1 if self._ranks else None,
@@ -96,8 +99,11 @@ class ScreenFigures:
 def rows(figures: dict[str, Any]) -> list[tuple[str, str]]:
     """The report for people."""
     n = figures["positions"]
+    head = ("screened head", f"{figures['candidates']} candidates, {figures['planes']} ternary plane(s)")
+    if figures["exact"]:
+        head = ("ternary head", f"{figures['candidates']} candidates")
     return [
-        ("screened head", f"{figures['candidates']} candidates, {figures['planes']} ternary plane(s)"),
+        head,
         *(
             [("lowest rank of the true arg-max", f"{figures['worst_rank']:,} of {n:,} positions")]
             if figures["worst_rank"] is not None

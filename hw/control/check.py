@@ -314,6 +314,11 @@ class ProgramCheck(wiring.Component):
     def _check_screen(self, m: Module, rules: _Rules, d: Any, kinds: _Kinds) -> None:
         """The screened head, and the candidates that are wanted of it."""
         c, screen, count = self.config, d.screen, self.candidates
+        if c.ternary_head:  # some are kept though none are wanted
+            count = Mux(screen.exact & (count == 0), MULTIPLE, count)
+            rules.refuse(kinds.screen, screen.exact & (screen.planes != 1))
+        else:
+            rules.refuse(kinds.screen, screen.exact)
         rules.refuse(kinds.screen, d.shared.gain_out | (d.shared.gain_beats != 0))
         rules.refuse(kinds.screen, (screen.planes == 0) | (screen.planes > MAX_PLANES))
         rules.refuse(kinds.screen, (screen.rows == 0) | (screen.rows > MAX_ROWS))

@@ -209,7 +209,8 @@ class Executor(wiring.Component):
                         m.next = "Head-Quantise"
                 with m.Case(Opcode.SCREEN):
                     m.next = "Read"
-                    with m.If(heads & screened):
+                    exact = d.screen.exact if self.config.ternary_head else 0
+                    with m.If(heads & (screened | exact)):
                         m.next = "Screen"
 
     def _run_linear(self, m: Module, has_gain: Value) -> None:

@@ -188,7 +188,8 @@ class Fetcher(wiring.Component):
                         m.next = "Read"
                 with m.Case(Opcode.SCREEN):
                     m.next = "Read"
-                    with m.If(screened & (self.head_count != 0)):
+                    exact = d.screen.exact if self.config.ternary_head else 0
+                    with m.If((screened | exact) & (self.head_count != 0)):
                         m.next = "Screen"
                 with m.Default():
                     m.next = "Idle"
@@ -273,6 +274,9 @@ class Fetcher(wiring.Component):
             m.d.sync += [last.eq(self.chosen.payload.last), walk.address.eq(d.screen.row_address)]
             with m.If(self.chosen.valid):
                 walk.multiply(self.chosen.payload.row, row_beats, "Chosen-Address")
+            if c.ternary_head:  # which has no rows
+                with m.If(d.screen.exact):
+                    m.next = "Read"
         walk.waiting("Chosen-Address")
         with m.State("Chosen-Address"):
             walk.advance(walk.product)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -94,7 +94,8 @@ class CandidateHeaps(wiring.Component):
     idle : nothing is being done.
     worst_lane, worst_key; root_lane, root_key : roots of lanes (by ordinal), no latency.
     give : pulse while idle: candidates are wanted.
-    chosen : their rows, lane by lane.
+    chosen : their rows, lane by lane; the first of each has the smallest score.
+    chosen_score : with a row, its score; only with `ternary_head`.
     """
 
     step = 5
@@ -103,8 +104,10 @@ class CandidateHeaps(wiring.Component):
     def __init__(self, config: AcceleratorConfig) -> None:
         self.config = config
         lane = clog2(config.lanes)
+        scores = {"chosen_score": Out(signed(score_bits(config)))} if config.ternary_head else {}
         super().__init__(
-            {
+            scores
+            | {
                 "start": In(1),
                 "head_count": In(count_bits(config)),
                 "candidates": In(CANDIDATE_BITS),
@@ -267,11 +270,14 @@ class CandidateHeaps(wiring.Component):
 
     def _give(self, m: Module, s: _State, root: Any, first: Any) -> None:
         """Root, then left and right of every pair but the last right one."""
-        row, final, on_right = Signal(INDEX_BITS), Signal(), Signal()
+        final, on_right = Signal(), Signal()
+        key = Signal(key_bits(self.config) if self.config.ternary_head else INDEX_BITS, reset_less=True)
         last = s.count == s.last_pair
-        m.d.comb += [self.chosen.payload.row.eq(row), self.chosen.payload.last.eq(final)]
+        m.d.comb += [self.chosen.payload.row.eq(~key[:INDEX_BITS]), self.chosen.payload.last.eq(final)]
+        if self.config.ternary_head:
+            m.d.comb += self.chosen_score.eq(Cat(key[INDEX_BITS:-1], ~key[-1]).as_signed())
         with m.State("Give-Root"):
-            m.d.sync += [row.eq(~root[:INDEX_BITS]), s.pair.eq(first), final.eq(0), on_right.eq(0)]
+            m.d.sync += [key.eq(root), s.pair.eq(first), final.eq(0), on_right.eq(0)]
             m.next = "Give"
         with m.State("Give"):
             m.d.comb += self.chosen.valid.eq(1)
@@ -287,7 +293,7 @@ class CandidateHeaps(wiring.Component):
         with m.State("Give-Register"):
             m.next = "Give-Next"
         with m.State("Give-Next"):
-            m.d.sync += [row.eq(~Mux(on_right, s.right, s.left)[:INDEX_BITS]), on_right.eq(~on_right)]
+            m.d.sync += [key.eq(Mux(on_right, s.right, s.left)), on_right.eq(~on_right)]
             with m.If(on_right):
                 m.d.sync += s.pair.eq(s.pair + 1)
             with m.If(on_right | last):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out, connect, flipped
@@ -21,6 +21,7 @@ from tellme.hw.head.heap import (
     key_bits,
     score_bits,
 )
+from tellme.hw.head.score import RowScorer, issue_layout
 from tellme.hw.interfaces import count_bits
 from tellme.hw.pipeline import delay_line
 from tellme.hw.queues import Queue
@@ -59,6 +60,8 @@ class _Issue:
         self.second = Signal()
         """The plane, and `whole`: the row's last."""
         self.whole = Signal()
+        self.complete = Signal()
+        """The last plane of a row of the head."""
 
 
 class Selector(wiring.Component):
@@ -83,9 +86,11 @@ class Selector(wiring.Component):
     give : pulse, once not busy: the candidates are wanted.
     chosen : their rows, lane by lane.
     root_lane, root_score : the smallest score of a candidate of a lane (its ordinal), while not busy; no latency.
+    exact, chosen_score, issued, score, room : only with `ternary_head`. Of a head that is ternary: a row with scales of groups has its sum as score; scores
+        of the rows chosen; rows as they are begun, and `score_delay` cycles later their scores; room : a row may be begun.
     """
 
-    score_delay = 6
+    score_delay = RowScorer.score_delay
     """Cycles from the issue of a row's accumulator to its score: registers (two), product (three), sum of planes."""
 
     def __init__(self, config: AcceleratorConfig) -> None:
@@ -93,8 +98,16 @@ class Selector(wiring.Component):
         self.heaps = CandidateHeaps(config)
         self.scale_words = 2 * (config.block_rows * SCALE_BITS // 8 // config.beat_bytes)
         lane = clog2(config.lanes)
+        ternary = {
+            "exact": In(1),
+            "chosen_score": Out(signed(score_bits(config))),
+            "issued": Out(issue_layout(config)),
+            "score": Out(signed(score_bits(config))),
+            "room": In(1),
+        }
         super().__init__(
-            {
+            (ternary if config.ternary_head else {})
+            | {
                 "start": In(1),
                 "busy": Out(1),
                 "head_first": In(lane),
@@ -136,6 +149,14 @@ class Selector(wiring.Component):
         self._issue(m, issue, pending)
         score = self._score(m, platform, issue)
         self._compare(m, issue, score, pending)
+        if self.config.ternary_head:
+            m.d.comb += [
+                self.chosen_score.eq(heaps.chosen_score),
+                self.issued.valid.eq(issue.complete),
+                self.issued.lane.eq(issue.actual),
+                self.issued.row.eq(issue.row),
+                self.score.eq(score),
+            ]
         through = Signal()
         m.d.sync += through.eq(issue.matrix_row == self.matrix_rows)
         drained = delay_line(m, through, self.score_delay + 3, "drained", reset_less=False)
@@ -155,8 +176,9 @@ class Selector(wiring.Component):
             two.eq(self.planes == MAX_PLANES),
             calm.eq(pending.level < PENDING - self.score_delay - 6),
         ]
+        room = self.room if self.config.ternary_head else 1
         m.d.comb += [
-            may.eq(calm & self.heaps.ready),
+            may.eq(calm & self.heaps.ready & room),
             issue.go.eq(self.rows.valid & may),
             issue.whole.eq(~two | issue.second),
             # Whatever `valid` says, and of registers: behind it is the queue of rows of TLMM.
@@ -204,10 +226,7 @@ class Selector(wiring.Component):
             read.addr.eq(issue.matrix_row[column_bits : exact_log2(config.block_rows) + 1]),
         ]
         m.d.sync += [
-            # Scales and exponents of groups are 1 and 0 here: below the sum are zeros.
-            accumulator.eq(
-                Array(self.rows.payload[i][config.packing.activation_bits :] for i in range(lanes))[issue.actual]
-            ),
+            accumulator.eq(self._sum(issue)),
             late.eq(accumulator),
             word.eq(read.data),
             column.eq(issue.matrix_row[:column_bits]),
@@ -220,8 +239,27 @@ class Selector(wiring.Component):
         second = delay_line(m, issue.second, self.score_delay - 1, "product_second")
         score = Signal(signed(score_bits(config)), reset_less=True)
         m.d.comb += [put.addr.eq(lane), put.data.eq(product), put.en.eq(~second), get.addr.eq(lane)]
-        m.d.sync += score.eq(product + Mux(second, get.data, 0))
+        m.d.sync += score.eq(product + Mux(second, get.data, self._wide(m, issue, scale)))
         return score
+
+    def _wide(self, m: Module, issue: _Issue, scale: Signal) -> Value:
+        """What is added to the product: of a ternary head with scales of groups the sum itself, of more bits than a factor has."""
+        config = self.config
+        if not (config.ternary_head and config.packing.group):
+            return Const(0)
+        first = Signal(signed(config.row_width - config.packing.activation_bits), name="wide", reset_less=True)
+        assert len(first) <= score_bits(config)
+        last = Signal.like(first, name="wide_exact")
+        late = delay_line(m, first, self.score_delay - 3, "wide")
+        m.d.sync += [first.eq(self._sum(issue)), last.eq(Mux(self.exact, late, 0))]
+        with m.If(self.exact):
+            m.d.sync += scale.eq(0)
+        return last
+
+    def _sum(self, issue: _Issue) -> Value:
+        """The accumulator of the row that is issued. Exponents of groups are 0 here: below the sum are zeros."""
+        bits = self.config.packing.activation_bits
+        return Array(self.rows.payload[i][bits:].as_signed() for i in range(self.config.lanes))[issue.actual]
 
     def _compare(self, m: Module, issue: _Issue, score: Signal, pending: Queue) -> None:
         """To the queue, if it is better than the lane's worst so far, which only gets better."""
@@ -229,9 +267,9 @@ class Selector(wiring.Component):
         entry = Signal(entry_layout(self.config), reset_less=True)
         key = Signal(key_bits(self.config))
         better = Signal()
-        complete = issue.go & issue.whole & (issue.row < self.vocabulary[: len(issue.row)])
+        m.d.comb += issue.complete.eq(issue.go & issue.whole & (issue.row < self.vocabulary[: len(issue.row)]))
         row = delay_line(m, issue.row, self.score_delay, "score_row")
-        valid = delay_line(m, complete, self.score_delay, "score_valid", reset_less=False)
+        valid = delay_line(m, issue.complete, self.score_delay, "score_valid", reset_less=False)
         m.d.comb += [
             heaps.worst_lane.eq(delay_line(m, issue.lane, self.score_delay, "score_lane")),
             key.eq(Cat(~row[:INDEX_BITS], score[:-1], ~score[-1])),

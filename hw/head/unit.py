@@ -11,12 +11,16 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 
 from tellme.golden.config import AcceleratorConfig, clog2
 from tellme.golden.layout import screen_scale_beats
+from tellme.golden.screen import MULTIPLE
 from tellme.hw.head.heap import CANDIDATE_BITS, CHOSEN, CandidateHeaps
-from tellme.hw.head.score import RowScorer, candidate_layout
+from tellme.hw.head.score import GATHERED, RowScorer, candidate_layout
 from tellme.hw.head.select import MATRIX_BITS, PENDING, Selector, matrix_rows
 from tellme.hw.interfaces import Int8ReadPort, QueryScalePort, count_bits
 from tellme.hw.pipeline import delay_line
 from tellme.hw.tlmm.accumulate import row_layout
+
+WRITE_CYCLES = 5
+"""In which the `LogitWriter` takes logits that do not follow the ones before."""
 
 
 class ScreenedHead(wiring.Component):
@@ -29,8 +33,8 @@ class ScreenedHead(wiring.Component):
     --------------------
     start : pulse; what follows stays stable until not busy.
     head_first, head_count, candidates : the head lanes, and candidates of each.
-    planes, vocabulary, tiles, inputs, bound_unit : fields of the descriptor.
-    write : candidates are written to memory.
+    planes, vocabulary, tiles, inputs, bound_unit : fields of the descriptor; with `ternary_head` also exact.
+    write : candidates are written to memory; of a ternary head every logit, if no candidates are wanted.
     matrix_rows : rows of the ternary matrix, two cycles after planes and vocabulary.
     busy : from the cycle after `start` until the best of every lane has been given.
     weights : the next beat is TLMM's.
@@ -50,7 +54,8 @@ class ScreenedHead(wiring.Component):
         self.config = config
         lane = clog2(config.lanes)
         super().__init__(
-            {
+            ({"exact": In(1)} if config.ternary_head else {})
+            | {
                 "start": In(1),
                 "busy": Out(1),
                 "head_first": In(lane),
@@ -83,14 +88,22 @@ class ScreenedHead(wiring.Component):
     @staticmethod
     @cache
     def expected_cycles(
-        config: AcceleratorConfig, *, tiles: int, rows: int, planes: int, candidates: int, lanes: int
+        config: AcceleratorConfig,
+        *,
+        tiles: int,
+        rows: int,
+        planes: int,
+        candidates: int,
+        lanes: int,
+        every: bool = False,
     ) -> int:
         """Cycles from the first beat until the candidates of `lanes` head lanes are known, if beats are always there and the scores
         of the `rows` rows come in random order.
 
         Row by row: a block's last tile gives a row a cycle while the row FIFO has room; the selector takes a cycle a lane, and waits
-        while the heaps have as much to do as the queue holds.
+        while the heaps have as much to do as the queue holds. `every`: each logit is written, `GATHERED` neighbours of a lane at a time.
         """
+        row_cycles = max(lanes, lanes * WRITE_CYCLES / GATHERED) if every else lanes
         cost = CandidateHeaps.sort_cycles(candidates) * lanes
         waiting = (PENDING - Selector.score_delay - 6) * CandidateHeaps.sort_cycles(candidates)
         depth, left = config.block_rows, rows * planes
@@ -101,7 +114,7 @@ class ScreenedHead(wiring.Component):
             beat += screen_scale_beats(config) + (tiles - 1) * size
             for row in range(first, first + size):
                 beat = max(beat, taken[0]) + 1
-                selected = max(selected, beat) + lanes
+                selected = max(selected, beat) + row_cycles
                 if row % planes == planes - 1:
                     sorted_in = max(sorted_in, selected) + cost * min(1.0, candidates / (row // planes + 1))
                     selected = max(selected, sorted_in - waiting)
@@ -136,7 +149,10 @@ class ScreenedHead(wiring.Component):
             self.scoring.eq(scorer.busy),
         ]
         connect(m, flipped(self.rows), selector.rows)
-        connect(m, selector.chosen, flipped(self.chosen))
+        if config.ternary_head:
+            self._ternary(m, selector, scorer)
+        else:
+            connect(m, selector.chosen, flipped(self.chosen))
         connect(m, scorer.int8, flipped(self.int8))
         connect(m, scorer.query_scales, flipped(self.query_scales))
         connect(m, scorer.written, flipped(self.written))
@@ -144,6 +160,27 @@ class ScreenedHead(wiring.Component):
             m.d.comb += getattr(self, name).eq(getattr(scorer, name))
         self._stream(m, selector, scorer)
         return m
+
+    def _ternary(self, m: Module, selector: Selector, scorer: RowScorer) -> None:
+        """A head that is ternary gives its candidates to the scorer, not to the fetcher, and keeps some for the largest logit where none are wanted."""
+        none = self.candidates == 0
+        for unit in (selector, scorer):
+            m.d.comb += unit.exact.eq(self.exact)
+            with m.If(self.exact & none):
+                m.d.comb += unit.candidates.eq(MULTIPLE)
+        m.d.comb += [
+            scorer.vocabulary.eq(self.vocabulary),
+            scorer.every.eq(self.exact & none & self.write),
+            scorer.issued.eq(selector.issued),
+            scorer.score.eq(selector.score),
+            selector.room.eq(scorer.room),
+            scorer.given.payload.row.eq(selector.chosen.payload.row),
+            scorer.given.payload.score.eq(selector.chosen_score),
+            scorer.given.valid.eq(selector.chosen.valid),
+            self.chosen.payload.eq(selector.chosen.payload),
+            self.chosen.valid.eq(selector.chosen.valid & ~self.exact),
+            selector.chosen.ready.eq(Mux(self.exact, scorer.given.ready, self.chosen.ready)),
+        ]
 
     def _stream(self, m: Module, selector: Selector, scorer: RowScorer) -> None:
         """Scales, weights, scales, weights, ...; then rows."""

@@ -23,7 +23,7 @@ class LogitWriter(wiring.Component):
     --------------------
     address, stride : of lane 0's logits and from lane to lane, beats; stable while `busy`.
     logits : stream of `logit_layout`, whole beats.
-    candidates : stream of `candidate_layout`, eight bytes each; never together.
+    candidates : stream of `candidate_layout`, eight bytes each, or sixteen at a multiple of them; never together.
     writes : stream of `write_layout`.
     holding : a beat is held. busy : one is held or offered.
     """
@@ -51,6 +51,10 @@ class LogitWriter(wiring.Component):
         size = candidate.candidate.shape().size // 8
         places = self._config.beat_bytes // size
         place_bits = exact_log2(places)
+        data, upper = candidate.candidate.as_value().replicate(places), Const(0)
+        if self._config.ternary_head:
+            data = Cat(candidate.candidate, candidate.second).replicate(places // 2)
+            upper = Cat(Const(0, size), candidate.both.replicate(size))
         steps = Signal(STEPS - 1)
         offered = Signal()
         lane = Value.cast(held.lane)
@@ -95,9 +99,10 @@ class LogitWriter(wiring.Component):
                 m.d.sync += [
                     held.lane.eq(candidate.lane),
                     held.beat.eq(candidate.number >> place_bits),
-                    held.data.eq(candidate.candidate.as_value().replicate(places)),
+                    held.data.eq(data),
                     strobe.eq(
-                        Const((1 << size) - 1, self._config.beat_bytes) << (candidate.number[:place_bits] * size)
+                        (Const((1 << size) - 1, self._config.beat_bytes) | upper)
+                        << (candidate.number[:place_bits] * size)
                     ),
                 ]
         with m.Elif(self.writes.valid & self.writes.ready):

@@ -17,6 +17,7 @@ class Int8Sharing(wiring.Component):
     Interface attributes
     --------------------
     attending, scoring : attention's job, or rows, run: their addresses count, and else those of the tables.
+    scaling : a screened head runs: its addresses of scales count; only with `ternary_head`, whose scores take them while tables are read.
     tables, attention, rows : who reads.
     buffer : what is read.
     attention_scales, rows_scales, scales : likewise.
@@ -24,8 +25,10 @@ class Int8Sharing(wiring.Component):
 
     def __init__(self, config: AcceleratorConfig) -> None:
         port, scale = Int8ReadPort(config), QueryScalePort(config)
+        self._ternary = config.ternary_head
         super().__init__(
-            {
+            ({"scaling": In(1)} if config.ternary_head else {})
+            | {
                 "attending": In(1),
                 "scoring": In(1),
                 "tables": In(port),
@@ -43,10 +46,11 @@ class Int8Sharing(wiring.Component):
         for name in ("lane", "word"):
             others = Mux(self.attending, getattr(self.attention, name), getattr(self.tables, name))
             m.d.comb += getattr(self.buffer, name).eq(Mux(self.scoring, getattr(self.rows, name), others))
+        scaling = self.scaling if self._ternary else self.scoring
         m.d.comb += [
             self.buffer.en.eq(self.attention.en | self.tables.en | self.rows.en),
-            self.scales.lane.eq(Mux(self.scoring, self.rows_scales.lane, self.attention_scales.lane)),
-            self.scales.head.eq(Mux(self.scoring, self.rows_scales.head, self.attention_scales.head)),
+            self.scales.lane.eq(Mux(scaling, self.rows_scales.lane, self.attention_scales.lane)),
+            self.scales.head.eq(Mux(scaling, self.rows_scales.head, self.attention_scales.head)),
         ]
         for reader in (self.attention, self.tables, self.rows):
             m.d.comb += reader.data.eq(self.buffer.data)

@@ -30,6 +30,7 @@ CASES = {
     "tiny": (small_spec(layers=1, vocab=300), TINY),
     "tiny-mha-silu": (small_spec(layers=1, kv_heads=4, head_dim=64, activation="silu", attn_sub_norm=False), TINY),
     "tiny-qk-norm": (small_spec(layers=1, qk_norm=True, head_dim=64, attn_sub_norm=False, ffn_sub_norm=False), TINY),
+    "tiny-ternary-head": (small_spec(layers=1, vocab=300, ternary_head=True), TINY),
     "tiny-4": (small_spec(layers=1, vocab=300, max_context=512), TINY),
     "kv260": (replace(BITNET_2B, layers=1), KV260),
     "kv260-8-4": (replace(BITNET_2B, layers=1, max_context=8192), KV260),

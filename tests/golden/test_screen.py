@@ -237,3 +237,85 @@ def test_a_head_that_is_ternary_is_its_own_screen(spread: float) -> None:
     as_logits = screen.scores(q, made) * (act.astype(np.float64) * float(made.unit))[:, None]
     step = float(made.unit) * np.abs(screen.scores(q, replace(made, scales=np.ones_like(made.scales)))).max()
     assert np.abs(logits - as_logits).max() <= (0.51 * step + 1e-5 * np.abs(logits).max()) * float(act.max())
+
+
+# ---- a head that is ternary ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["one scale", "bfloat16", "float32"])
+def test_scores_of_a_ternary_head_are_its_logits(kind: str) -> None:
+    """Against float64 of what a checkpoint says: but for rounding to float32, where scales are such that nothing is lost; of others to within 2^-17 of the largest."""
+    rng = np.random.default_rng(20)
+    w = rng.integers(-1, 2, (300, 96)).astype(np.int8)
+    w[5] = 0
+    scales = rng.uniform(0.5, 1.9, 300).astype(np.float32)
+    if kind == "one scale":
+        scales[:] = np.float32(0.1)
+    elif kind == "bfloat16":
+        scales = (scales.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    made = screen.exact_rows(w, scales)
+    kept = made.scales[:, 0] * np.float64(made.unit)
+    assert made.exact and kept[5] == 0
+    alive = w.any(axis=1)
+    assert np.abs(kept - scales)[alive].max() <= (0 if kind != "float32" else scales.max() * 2.0**-17)
+    q, act = rng.integers(-127, 128, (4, 96)).astype(np.int8), rng.uniform(0.01, 1, 4).astype(np.float32)
+    r = screen.exact(q, act, made)
+    want = (q.astype(np.float64) @ w.T) * kept * act[:, None].astype(np.float64)
+    assert r.every is not None and np.abs(r.every - want).max() <= 3e-7 * np.abs(want).max()
+    assert (r.best == r.every.argmax(axis=1)).all() and r.indices.shape == (4, screen.MULTIPLE)
+
+
+@pytest.mark.parametrize(("size", "features"), [(64, 192), (128, 256), (64, 96)])
+def test_scales_of_groups_are_in_the_integers_of_a_ternary_head(size: int, features: int) -> None:
+    rng = np.random.default_rng(21)
+    w = rng.integers(-1, 2, (200, features)).astype(np.int8)
+    w[7, :size] = 0
+    groups = -(-features // size)
+    scales = rng.uniform(0.25, 1, (200, groups)).astype(np.float16).astype(np.float32)
+    made = screen.exact_groups(w, scales, size)
+    each = np.repeat(scales, size, axis=1)[:, :features]
+    assert made.planes.dtype == np.int16 and (made.planes[:, 0] * np.float64(made.unit) == w * each).all()
+    q, act = rng.integers(-127, 128, (3, features)).astype(np.int8), rng.uniform(0.01, 1, 3).astype(np.float32)
+    r = screen.exact(q, act, made, 48)
+    want = (q.astype(np.float64) @ (w * each).T) * act[:, None].astype(np.float64)
+    assert r.every is not None and np.abs(r.every - want).max() <= 3e-7 * np.abs(want).max()
+    for lane in range(3):
+        order = np.argsort(-want[lane], kind="stable")
+        assert sorted(order[:48]) == r.indices[lane].tolist() and r.best[lane] == order[0]
+        assert (r.logits[lane] == r.every[lane, r.indices[lane]]).all() and r.bound[lane] == r.logits[lane].min()
+    # One scale, of whatever bits, is kept as it is.
+    one = screen.exact_groups(w, np.full_like(scales, 0.1), size)
+    assert one.unit == np.float32(0.1) and (one.planes[:, 0] == w).all()
+
+
+def test_a_ternary_head_is_laid_out_in_the_format_of_the_matrices() -> None:
+    rng = np.random.default_rng(22)
+    grouped = replace(TINY, weight_format="grouped")
+    w = rng.integers(-1, 2, (257, 160)).astype(np.int8)
+    made = screen.exact_groups(w, rng.uniform(0.25, 1, (257, 3)).astype(np.float16).astype(np.float32), 64)
+    beats = layout.pack_screen(made.planes, made.scales, grouped)
+    assert len(beats) == layout.screen_beats(257, 1, 160, grouped)
+    back, scales = layout.unpack_screen(beats, 257, 1, 160, grouped, exact=True)
+    assert (back == made.planes).all() and back.dtype == np.int16 and (scales == 1).all()
+
+
+def test_what_a_ternary_head_must_be() -> None:
+    weights = random_weights(small_spec(vocab=300, ternary_head=True), 1)
+    assert weights.screen is not None and weights.head is None
+    full = GoldenModel(weights, TINY).prefill([5, 6, 7], all_logits=True)
+    some = GoldenModel(weights, TINY).prefill([5, 6, 7], all_logits=True, candidates=48, lanes=2)
+    assert some.candidates is not None and full.candidates is None
+    assert (some.logits == np.take_along_axis(full.logits, some.candidates, 1)).all() and (some.best == full.best).all()
+    for spec, ternary, words in (
+        (weights.spec, replace(weights.screen, exact=False), "must be given as the model's screen"),
+        (weights.spec, None, "must be given as the model's screen"),
+        (replace(weights.spec, ternary_head=False), weights.screen, "must be given as the model's screen"),
+    ):
+        with pytest.raises(ModelError, match=words):
+            replace(weights, spec=spec, screen=ternary)
+    with pytest.raises(ModelError, match="at least 32 rows, not 31"):
+        small_spec(vocab=31, ternary_head=True)
+    with pytest.raises(ModelError, match="built without ternary_head; convert the checkpoint with --head full"):
+        GoldenModel(weights, replace(TINY, ternary_head=False))
+    with pytest.raises(ModelError, match="the ternary head is int8, the format 'grouped' has int16"):
+        GoldenModel(weights, replace(TINY, weight_format="grouped"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tellme.host.cli import app
 from tellme.host.errors import CheckError
 from tellme.host.machine import measurement
 from tellme.host.machine.measurement import Machine, Measurement, measure
+from tellme.host.machine.passes import Pass
 from tellme.hw.plan import predict, steps
 from tellme.sim.stream import SustainedMemory
 from tellme.sim.timing import timing
@@ -107,6 +109,18 @@ def test_the_plan_of_a_screened_head_is_near_the_simulation(lanes: int, candidat
     with Machine(SMALL, 1, TINY, memory, cached=9, context=64, candidates=candidates, planes=planes) as m:
         cost = m.run(list(range(2, 2 + lanes)), 9, head=True, logits=True)
         todo = steps(m.spec, TINY, range(9, 9 + lanes), [0] * lanes, 1, candidates, planes)
+    predicted = predict(todo, TINY, SustainedMemory(memory))
+    assert predicted.beats == cost.beats
+    assert predicted.cycles == pytest.approx(cost.cycles, rel=0.06)
+
+
+@pytest.mark.parametrize(("lanes", "candidates"), [(1, 32), (4, 16), (1, 0), (4, 0)])
+def test_the_plan_of_a_ternary_head_is_near_the_simulation(lanes: int, candidates: int) -> None:
+    """Candidates, and every logit written."""
+    memory, spec, ids = timing("kv260"), replace(SMALL, ternary_head=True), range(9, 9 + lanes)
+    with Machine(spec, 1, TINY, memory, cached=9, context=64, candidates=candidates) as m:
+        cost = m.run_pass(Pass.of(ids, ids, head=(0, lanes), write_logits=True, candidates=candidates))
+        todo = steps(m.spec, TINY, ids, [0] * lanes, lanes, candidates)
     predicted = predict(todo, TINY, SustainedMemory(memory))
     assert predicted.beats == cost.beats
     assert predicted.cycles == pytest.approx(cost.cycles, rel=0.06)

@@ -144,4 +144,4 @@ def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
         rows = weights.inputs if spec.tied else g.floats_as_stored("output.weight", (spec.vocab, spec.hidden))
         assert rows is not None
         weights, moved = balanced(weights, rows)
-    return Checkpoint(path.stem, weights, tokenizer, eos, tuple(notes), moved)
+    return Checkpoint(path.stem, weights, tokenizer, eos, tuple(notes), moved, rows)

@@ -106,7 +106,7 @@ def read_checkpoint(folder: Path, *, latent: bool = False) -> Checkpoint:
         rows = weights.inputs if spec.tied else tensors.floats_as_stored(HEAD)
         assert rows is not None
         weights, moved = balanced(weights, rows)
-    return Checkpoint(folder.resolve().name, weights, files, eos, tuple(notes), moved)
+    return Checkpoint(folder.resolve().name, weights, files, eos, tuple(notes), moved, rows)
 
 
 def _eos(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:

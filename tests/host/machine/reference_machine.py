@@ -349,17 +349,42 @@ class ReferenceMachine:
                 padded[0, : f["rows"]] = logits[i]
                 self.put(f["logits_address"] + (first + i) * f["logits_stride"], layout.pack_floats(padded, c))
 
+    def _exact(self, f: dict, first: int, candidates: int, r: screen.Screened) -> None:
+        """A ternary head: candidates, or every logit."""
+        assert r.every is not None
+        for i, own in enumerate(r.indices):
+            self.set("best_index", int(r.best[i]), first + i)
+            self.set("best_value", int(fp.bits(r.every[i, r.best[i]])), first + i)
+            self.set("bound", int(fp.bits(r.bound[i])), first + i)
+            values = r.every[i]
+            if candidates:
+                values = (
+                    np.stack([fp.bits(r.logits[i]), own.astype(np.uint32)], axis=1)
+                    .astype("<u4")
+                    .reshape(-1)
+                    .view("<f4")
+                )
+            if self.get("write_logits"):
+                self.put(
+                    f["logits_address"] + (first + i) * f["logits_stride"],
+                    layout.pack_floats(values[None], self.config),
+                )
+
     def _screen(self, f: dict, gain: NDArray[np.float32] | None) -> None:
         c, lanes = self.config, registers.unpack("head_lanes", self.get("head_lanes"))
         first, count, candidates = lanes["first"], lanes["count"], self.get("candidates")
-        if not count or not candidates:
+        if not count or not (candidates or f["exact"]):
             return
         n, rows = f["inputs"], f["rows"]
         data = self.beats(f["address"], layout.screen_beats(rows, f["planes"], n, c))
-        weights, scales = layout.unpack_screen(data, rows, f["planes"], n, c)
+        weights, scales = layout.unpack_screen(data, rows, f["planes"], n, c, bool(f["exact"]))
         mine = slice(first, first + count)
         stats = elementwise.Statistics(self.stats.ss[mine], self.stats.amax[mine], self.stats.u[mine])
         q, act_scale = elementwise.quantise(stats, norm=True, eps=f["eps"])
+        if f["exact"]:
+            ternary = screen.Screen(weights, scales, np.float32(f["bound_unit"]), exact=True)
+            self._exact(f, first, candidates, screen.exact(q, act_scale, ternary, candidates))
+            return
         unit = np.float32(f["bound_unit"]) / np.float32(1 << screen.BOUND_SHIFT)
         ternary = screen.Screen(weights, scales, unit)
         values = screen.scores(q, ternary)

@@ -12,15 +12,16 @@ from tellme.golden import screen
 from tellme.golden.config import TINY
 from tellme.host.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from tellme.host.errors import CheckError, UserError
-from tellme.host.image.model import Model, convert
+from tellme.host.image.model import Model, convert, demo_folder
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend
 from tellme.host.machine.driver import Driver
 from tellme.host.machine.passes import Pass
 from tellme.host.machine.program import compile_program
 from tellme.host.machine.screening import FULL, HeadChoice, choose
+from tellme.host.text.tokenizer import Files
 from tests.host.machine.reference_machine import ReferenceMachine
 from tests.host.support import start, write_checkpoint
-from tests.models import small_spec
+from tests.models import random_weights, small_spec
 
 SPEC = small_spec(vocab=300)
 
@@ -192,3 +193,23 @@ def test_candidates_are_read_through_caches_that_are_not_coherent(model: Model) 
         for token in (1, 2):
             got = both.run_pass(Pass.of([token] * 3, range(3), head=(first, count), write_logits=True, candidates=48))
             assert got.candidates is not None and got.candidates.shape == (count, 48)
+
+
+def test_a_ternary_head_gives_candidates_and_every_logit(tmp_path: Path) -> None:
+    """Without doubt, and without a fallback; both are the same logits."""
+    weights = random_weights(replace(SPEC, ternary_head=True, vocab=333), 4)
+    path = tmp_path / "ternary.tlm"
+    convert(Checkpoint("ternary", weights, Files.read(demo_folder()), (1,)), path, TINY)
+    model = Model.open(path, TINY)
+    both = CheckedBackend(_driver(model), GoldenBackend(model.weights(), TINY))
+    both.head = choose("m", model.screen_facts, None, None, 333)
+    assert both.head == HeadChoice(mode="auto", candidates=160)
+    some = both.prefill([1, 2, 3], logits=True)[-1]
+    assert some.candidates is not None and some.candidates.shape == (1, 160)
+    both.head = FULL
+    every = both.prefill([1, 2, 3], logits=True)[-1]
+    assert every.logits is not None and every.candidates is None and every.best_index == some.best_index
+    assert (every.logits[0, some.candidates[0]] == some.logits).all()
+    assert both.fallbacks == 0 and (every.logits.argmax(axis=1) == every.best_index).all()
+    three = both.run_pass(Pass.of([4, 5, 6], range(3, 6), head=(0, 3), write_logits=True))
+    assert three.logits is not None and three.logits.shape == (3, 333)
