@@ -328,7 +328,7 @@ def test_boards_lists_every_board_with_what_fits() -> None:
 def test_boards_say_where_models_beyond_the_presets_run() -> None:
     """The configurations are those of the documents; the models are refused by the preset, and a piece of memory holds 2 GiB."""
     folder = ROOT / "docs" / "examples" / "configurations"
-    assert {f.stem for f in folder.glob("*.toml")} == set(CONFIGURATIONS)
+    assert set(CONFIGURATIONS) <= {f.stem for f in folder.glob("*.toml")}
     for name in CONFIGURATIONS:
         assert resolve(None, folder / f"{name}.toml", ()).config == configured(KV260, name)
     facts = described()
