@@ -123,6 +123,7 @@ $(VENV)/.oracle: $(VENV)/.installed
 oracle: $(VENV)/.oracle
 	$(BIN)/python -m tests.oracle.make_vectors
 	$(BIN)/python -m tests.oracle.make_groups
+	$(BIN)/python -m tests.oracle.make_qwen3
 	$(BIN)/python -m tests.oracle.make_chat_vectors
 	$(BIN)/python -m tests.oracle.make_tokenizer_vectors
 

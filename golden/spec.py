@@ -470,7 +470,7 @@ class ModelSpec:
         _require(
             not self.group_scales or config.packing.group > 0,
             f"groups of a matrix's inputs have scales of their own, but accelerator {config.name!r} has one scale a matrix; build one "
-            "with weight_format = 'grouped'",
+            "with weight_format = 'grouped' (--set weight_format=grouped)",
         )
         if self.ternary_head:
             _require(

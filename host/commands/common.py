@@ -20,7 +20,7 @@ from tellme.golden.shapes import SHAPES
 from tellme.host.checkpoints.checkpoint import Checkpoint, with_int8_inputs
 from tellme.host.configuration import resolve
 from tellme.host.errors import UserError
-from tellme.host.image.model import Model, preset_of
+from tellme.host.image.model import DEMOS, Model, preset_of, weight_format_of
 from tellme.host.image.screening import with_head
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend, load_weights
 from tellme.host.machine.board import BoardAccelerator
@@ -78,8 +78,10 @@ def check_embedding(name: str | None) -> None:
         raise UserError(f"--embedding must be {' or '.join(EMBEDDINGS)}, not {name!r}")
 
 
-SHAPE_HELP = f"Shape: {', '.join(SHAPES)}, or that of demo, a config.json, a .gguf file or a .tlm image."
-MODEL_HELP = "demo, a Hugging Face folder, a .gguf file, or a .tlm image."
+SHAPE_HELP = (
+    f"Shape: {', '.join(SHAPES)}, or that of {' or '.join(DEMOS)}, a config.json, a .gguf file or a .tlm image."
+)
+MODEL_HELP = f"{', '.join(DEMOS)}, a Hugging Face folder, a .gguf file, or a .tlm image."
 
 AnyBoard = Annotated[
     str | None,
@@ -225,12 +227,15 @@ def preset(
     settings: Sequence[str] | None = None,
 ) -> AcceleratorConfig:
     """The configuration of `--board`, `--config` and `--set`. Where they name no board: the preset that the bitstream was built
-    as or that the image was made for; with neither kv260 on a board and tiny elsewhere."""
+    as or that the image was made for, with the format of weights that the image or the demo model has; with neither kv260 on a board
+    and tiny elsewhere."""
     if name is None and file is None and bitstream is not None:
         parts = bitstream.stem.split("-")
         name = parts[1] if len(parts) == 3 and parts[0] == "tellme" else None
     if name is None and file is None and model is not None:
         name = preset_of(model)
+        if kind := weight_format_of(model):
+            settings = [f"weight_format={kind}", *(settings or ())]
     return board(name, file, settings, default="kv260" if backend == "board" else "tiny")
 
 

@@ -37,7 +37,7 @@ def _head(checkpoint: Checkpoint, found: Calibration | None) -> dict[str, Any] |
 
 
 def command(
-    source: Annotated[Path, typer.Argument(help="Hugging Face folder, .gguf file, or demo.")],
+    source: Annotated[Path, typer.Argument(help="Hugging Face folder, .gguf file, demo, or demo-qwen3.")],
     out: Annotated[Path, typer.Argument(help="The .tlm image to write.")],
     board_name: Board = None,
     config_file: ConfigFile = None,

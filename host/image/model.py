@@ -652,8 +652,8 @@ def check_rows(model: Model, embedding: str | None) -> None:
         )
 
 
-DEMO = "demo"
-"""Name of the model that comes with the project."""
+DEMO, DEMO_QWEN3 = "demo", "demo-qwen3"
+"""Names of the models that come with the project: BitNet, and a ternary Qwen3 with group scales."""
 
 
 def demo_folder() -> Path:
@@ -671,15 +671,36 @@ def demo_folder() -> Path:
     return folder
 
 
+_QWEN3 = Path(__file__).resolve().parents[2] / "demo" / "qwen3" / "demo-qwen3.gguf"
+
+
+def demo_qwen3() -> Path:
+    """The second demo model's checkpoint, likewise.
+
+    Raises
+    ------
+    UserError : it is not there.
+    """
+    if not _QWEN3.exists():
+        raise UserError(
+            f"{_QWEN3}: the demo model is missing; install {DISTRIBUTION} again, or give --model a checkpoint"
+        )
+    return _QWEN3
+
+
+DEMOS = {DEMO: demo_folder, DEMO_QWEN3: demo_qwen3}
+"""Where each of them is."""
+
+
 def find_model(name: str) -> Path:
-    """Path of `--model NAME`: 'demo' (for a folder of that name say ./demo), a checkpoint or a `.tlm` file.
+    """Path of `--model NAME`: 'demo' (for a folder of that name say ./demo), 'demo-qwen3', a checkpoint or a `.tlm` file.
 
     Raises
     ------
     UserError : there is nothing of that name.
     """
-    if name == DEMO:
-        return demo_folder()
+    if name in DEMOS:
+        return DEMOS[name]()
     path = Path(name)
     if path.exists():
         return path
@@ -690,7 +711,9 @@ def find_model(name: str) -> Path:
             f"; a model of the Hugging Face hub is fetched first: hf download {name} --local-dir {folder} (hf comes with "
             f"pip install huggingface_hub), then --model {folder}"
         )
-    raise UserError(f"model {name!r} not found; give 'demo', a checkpoint folder, a .gguf file or a .tlm image{hint}")
+    raise UserError(
+        f"model {name!r} not found; give {' or '.join(map(repr, DEMOS))}, a checkpoint folder, a .gguf file or a .tlm image{hint}"
+    )
 
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(?<!\.tlm)(?<!\.gguf)")
@@ -712,3 +735,15 @@ def preset_of(path: Path) -> str | None:
     if not fits:
         raise UserError(f"{path}: was made for beats of {image.geometry}, which none of {', '.join(PRESETS)} has")
     return named if named in fits else fits[0]
+
+
+def weight_format_of(path: Path) -> str | None:
+    """Format of weights that a `.tlm` image was made for, or that a demo model needs. None for any other checkpoint: opening it tells.
+
+    Raises
+    ------
+    UserError : the image cannot be read.
+    """
+    if is_checkpoint(path):
+        return "grouped" if path == _QWEN3 else None
+    return str(Image(path, verify=False).geometry["weight_format"])

@@ -32,7 +32,7 @@ from tellme.host.checkpoints.synthetic import random_weights
 from tellme.host.errors import CheckError, UserError
 from tellme.host.files import read_json
 from tellme.host.image.file import Image
-from tellme.host.image.model import Model, convert, demo_folder, read_spec
+from tellme.host.image.model import DEMOS, Model, convert, demo_folder, read_spec
 from tellme.host.machine.passes import Pass, PassResult, chunks
 from tellme.host.machine.placement import in_use
 from tellme.host.machine.program import Program, check_fits, check_positions, compile_program, usable_context
@@ -56,7 +56,7 @@ def shape(name: str, config: AcceleratorConfig | None = None) -> ModelSpec:
 
     Parameters
     ----------
-    name : one of `golden.shapes.SHAPES`, demo, a config.json or its folder, a .gguf file, or a .tlm image.
+    name : one of `golden.shapes.SHAPES`, demo, demo-qwen3, a config.json or its folder, a .gguf file, or a .tlm image.
     config : an accelerator, whose image it is asked of: a published model's ternary head is one of int8 rows, where that takes none so.
 
     Raises
@@ -66,10 +66,10 @@ def shape(name: str, config: AcceleratorConfig | None = None) -> ModelSpec:
     if name in SHAPES:
         spec = SHAPES[name]
         return replace(spec, ternary_head=False) if config is not None and not config.ternary_head else spec
-    path = demo_folder() if name == "demo" else Path(name)
+    path = DEMOS[name]() if name in DEMOS else Path(name)
     if not path.exists():
         raise UserError(
-            f"model {name!r} is not a known shape; there are {', '.join(SHAPES)}, demo, or a config.json, .gguf or .tlm file"
+            f"model {name!r} is not a known shape; there are {', '.join((*SHAPES, *DEMOS))}, or a config.json, .gguf or .tlm file"
         )
     if path.name == "config.json" or (path / "config.json").is_file():
         path = path if path.name == "config.json" else path / "config.json"

@@ -220,7 +220,7 @@ def open_scorer(
     embedding: str | None = None,
     kv: CacheFormat = EIGHT,
 ) -> Scorer:
-    """A model by name ('demo', a checkpoint, a `.tlm` image) on a back end: 'golden', 'sim' or 'torch'.
+    """A model by name ('demo', 'demo-qwen3', a checkpoint, a `.tlm` image) on a back end: 'golden', 'sim' or 'torch'.
 
     `latent`: as in `host.checkpoints.checkpoint.read_checkpoint`. `head`, `candidates`: the screened head whose figures are wanted. `embedding`: exact, as the checkpoint has it, or int8; None:
     exact, or what an image has. `kv`: elements of the cache.

@@ -199,7 +199,7 @@ def test_an_error_of_the_device_is_exit_code_1(machine: list[ReferenceMachine], 
         ),
         (
             ("--model", "no/where"),
-            "model 'no/where' not found; give 'demo', a checkpoint folder, a .gguf file or a .tlm image",
+            "model 'no/where' not found; give 'demo' or 'demo-qwen3', a checkpoint folder, a .gguf file or a .tlm image",
         ),
         (("--max-new-tokens", "0"), "max-new-tokens must be at least 1, not 0"),
         (("--max-new-tokens", "many"), "--max-new-tokens"),

@@ -35,7 +35,7 @@ def test_a_file_has_the_shape_of_its_model(tmp_path: Path) -> None:
 def test_what_has_no_shape_is_refused_in_a_line(tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
-        match="'bitnet-3b' is not a known shape; there are bitnet-0.7b, bitnet-2b, bonsai-1.7b, bonsai-4b, bonsai-8b, falcon-e-1b, falcon-e-3b, falcon3-1b, falcon3-3b, llama3-8b, demo, or",
+        match="'bitnet-3b' is not a known shape; there are bitnet-0.7b, bitnet-2b, bonsai-1.7b, bonsai-4b, bonsai-8b, falcon-e-1b, falcon-e-3b, falcon3-1b, falcon3-3b, llama3-8b, demo, demo-qwen3, or",
     ):
         shape("bitnet-3b")
     config = json.loads((demo_folder() / "config.json").read_text())
