@@ -78,7 +78,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "layout": (
         ("golden/layout.py", "golden/kv.py", "golden/ternary.py"),
-        ("tests/golden/test_layout.py", "tests/golden/test_kv.py", "tests/golden/test_ternary.py"),
+        ("tests/golden/test_layout.py", "tests/golden/test_kv.py", "tests/golden/test_ternary.py", "tests/golden/test_screen.py"),
     ),
     "formats": (
         ("golden/formats/grouped_ternary.py", "golden/formats/packed_ternary.py", "golden/formats/weight_format.py", "golden/fields.py"),
@@ -398,7 +398,10 @@ def run_campaign(bench: Bench, a: argparse.Namespace) -> None:
     }
     if a.names:
         wanted = set(a.names.split(","))
-        todo = {n: [m for p in TARGETS[n][0] for m in mutants(p, (ROOT / p).read_text()) if m.name in wanted] for n in targets}
+        todo = {
+            n: [m for p in TARGETS[n][0] for m in mutants(p, (ROOT / p).read_text()) if m.name in wanted]
+            for n in targets
+        }
         if missing := wanted - {m.name for of in todo.values() for m in of}:
             raise SystemExit(f"no mutant of {', '.join(targets)} has the name {', '.join(sorted(missing))}")
     kept = {m.name for of in drawn.values() for m in of}

@@ -173,12 +173,16 @@ def test_candidates_are_pairs_of_logit_and_row_in_any_order(config: AcceleratorC
     rows = rng.choice(1 << 32, count, replace=False).astype("<u4")
     logits = rng.normal(size=count).astype("<f4")
     width = config.beat_bytes
-    beats = rng.integers(0, 256, (-(-8 * count // width) + 1, width)).astype(np.uint8)  # what lies behind them is not read
+    beats = rng.integers(0, 256, (-(-8 * count // width) + 1, width)).astype(
+        np.uint8
+    )  # what lies behind them is not read
     beats.reshape(-1)[: 8 * count].view("<u4")[::2] = logits.view("<u4")
     beats.reshape(-1)[: 8 * count].view("<u4")[1::2] = rows
     got, values = layout.unpack_candidates(beats, count)
     assert got.tolist() == sorted(rows.tolist()) and got.dtype == np.int64
-    assert dict(zip(got.tolist(), values.tolist(), strict=True)) == dict(zip(rows.tolist(), logits.tolist(), strict=True))
+    assert dict(zip(got.tolist(), values.tolist(), strict=True)) == dict(
+        zip(rows.tolist(), logits.tolist(), strict=True)
+    )
 
 
 def test_a_model_runs_either_head() -> None:
