@@ -78,7 +78,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "layout": (
         ("golden/layout.py", "golden/kv.py", "golden/ternary.py"),
-        ("tests/golden/test_layout.py", "tests/golden/test_kv.py", "tests/golden/test_ternary.py"),
+        ("tests/golden/test_layout.py", "tests/golden/test_kv.py", "tests/golden/test_ternary.py", "tests/golden/test_screen.py"),
     ),
     "formats": (
         ("golden/formats/grouped_ternary.py", "golden/formats/packed_ternary.py", "golden/formats/weight_format.py", "golden/fields.py"),

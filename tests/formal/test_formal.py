@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 from amaranth import Module, Signal
 
+from tellme.hw.tlmm import tables, unpack
+from tellme.hw.tlmm.tables import gray_walk
+from tellme.hw.tlmm.unpack import index_of
 from tests.formal.control import RegisterBench, SupervisorBench
 from tests.formal.memory import ReaderBench, WriterBench
 from tests.formal.prover import Bench, Monitor, Result, prove
 from tests.formal.queues import QueueBench
+from tests.formal.tlmm import TableBench, UnpackerBench
 
 QUICK = [
     QueueBench("Queue", 2),
@@ -34,6 +40,35 @@ def test_memory_ports_keep_every_claim_for_the_first_cycles(bench: Bench) -> Non
     """`make formal` goes further, and most of them without bound."""
     r = prove(bench, seconds=300, depth=PORT_CYCLES)
     assert r.proved and r.depth == PORT_CYCLES, r
+
+
+@pytest.mark.parametrize("bench", [UnpackerBench(3), TableBench(2), TableBench(3, 2)], ids=lambda b: b.name)
+def test_indices_and_tables_are_what_golden_says(bench: UnpackerBench | TableBench) -> None:
+    """`make formal` has the other group sizes."""
+    r = prove(bench, seconds=300, depth=bench.cycles)
+    assert r.proved and r.depth == bench.cycles, r
+
+
+def test_one_wrong_index_of_a_byte_is_found() -> None:
+    def wrong(weights: tuple[int, ...]) -> tuple[int, int]:
+        index, negate = index_of(weights)
+        return index, negate ^ (weights == (-1, 1, -1))
+
+    with mock.patch.object(unpack, "index_of", wrong):
+        r = prove(UnpackerBench(3), seconds=300, depth=5)
+    assert not r.proved and "an index is its weights" in r.broken, r
+
+
+@pytest.mark.parametrize("mistake", ["sign", "entry"])
+def test_one_wrong_step_of_a_table_is_found(mistake: str) -> None:
+    walk = gray_walk(3)
+    at = 8
+    weights, digit, by = walk[at]
+    walk[at] = (weights, digit, -by) if mistake == "sign" else (walk[at - 1][0], digit, by)
+    with mock.patch.object(tables, "gray_walk", lambda size: walk):
+        r = prove(TableBench(3, 2), seconds=300, depth=19)
+    assert not r.proved and not r.undecided, r
+    assert "an entry" in r.broken or "none is left out" in r.broken, r
 
 
 class Reaching(Bench):
