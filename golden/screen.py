@@ -158,13 +158,15 @@ def exact_groups(weights: I8, scales: NDArray[np.float32], size: int) -> Screen:
     ------
     WeightError : weights of a group of the format `grouped` have two scales.
     """
-    groups = np.add.reduceat(weights != 0, np.arange(0, weights.shape[1], size), axis=1)
-    used = scales[groups > 0]
     integers, unit = np.empty(weights.shape, np.int16), np.float32(1)
-    if used.size:
-        largest = used.max()
+    starts, used = np.arange(0, weights.shape[1], size), []
+    for i in range(0, len(weights), _BLOCK):
+        part = slice(i, i + _BLOCK)
+        own = scales[part][np.logical_or.reduceat(weights[part] != 0, starts, axis=1)]
+        used += [own.min(), own.max()] if own.size else []
+    if used:
         # One scale is exact, whatever it is.
-        unit = largest if (used == largest).all() else np.float32(2.0 ** (np.frexp(largest)[1] - 15))
+        unit = max(used) if min(used) == max(used) else np.float32(2.0 ** (np.frexp(max(used))[1] - 15))
     for i in range(0, len(weights), _BLOCK):
         part = slice(i, i + _BLOCK)
         integers[part] = group_integers(weights[part], scales[part], size, unit)[0]

@@ -115,7 +115,7 @@ def command(
         return
     config = at_clock(board(board_name, config_file, settings), clock)
     memory = memory_timing(timing, None)
-    wanted = bench_candidates(head, candidates, planes, shape(model, config).vocab)
+    wanted = bench_candidates(head, candidates, planes, shape(model, config))
     cache = cache_format(kv, hadamard)
     if sequences != 1 or speculate:
         if prompt or complete or trace is not None or pictures is not None:

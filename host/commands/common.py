@@ -17,6 +17,7 @@ from tellme.golden.config import PRESETS, AcceleratorConfig
 from tellme.golden.kv import CACHE_FORMATS, CacheFormat
 from tellme.golden.screen import MAX_PLANES, MULTIPLE, Screen
 from tellme.golden.shapes import SHAPES
+from tellme.golden.spec import ModelSpec
 from tellme.host.checkpoints.checkpoint import Checkpoint, with_int8_inputs
 from tellme.host.configuration import resolve
 from tellme.host.errors import UserError
@@ -184,15 +185,17 @@ def cache_format(name: str, hadamard: bool = False) -> CacheFormat:
     return replace(CACHE_FORMATS[name], hadamard=hadamard)
 
 
-def bench_candidates(head: str, candidates: int | None, planes: int, vocab: int) -> int:
-    """Candidates that a shape is measured with, 0: the full head."""
+def bench_candidates(head: str, candidates: int | None, planes: int, spec: ModelSpec) -> int:
+    """Candidates that a shape is measured with, 0: the full head, of a ternary one every logit."""
     if head not in ("full", "screened"):
         raise UserError(f"--head of a shape must be full or screened, not {head!r}; nothing falls back here")
     if not 1 <= planes <= MAX_PLANES:
         raise UserError(f"--planes must be 1 or {MAX_PLANES}, not {planes}")
+    if spec.ternary_head and planes != 1:
+        raise UserError("--planes is of a ternary copy of the head; this model's head is ternary itself, leave it out")
     some = np.zeros((0, planes), np.uint16)
     ternary = Screen(np.zeros((0, planes, 0), np.int8), some, np.float32(1))
-    choice = choose("the shape", ternary, head, candidates, vocab)
+    choice = choose("the shape", ternary, head, candidates, spec.vocab)
     return choice.candidates if head == "screened" else 0
 
 

@@ -253,7 +253,7 @@ def command(
     spec = shape(model, found.config)
     workload = {
         "context": context, "conversations": conversations, "planes": planes, "kv": cache_format(kv),
-        "candidates": bench_candidates(head, candidates, planes, spec.vocab),
+        "candidates": bench_candidates(head, candidates, planes, spec),
     }  # fmt: skip
     question = _question(found, model, spec, over or [], workload, timing, prompt, margin, most, clock)
     if count < 0 or (workers is not None and workers < 1):

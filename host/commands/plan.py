@@ -62,7 +62,7 @@ def command(
     cache = cache_format(kv, hadamard)
     check_fits(spec, config, model, cache)
     memory = memory_timing(timing, None)
-    wanted = bench_candidates(head, candidates, planes, spec.vocab)
+    wanted = bench_candidates(head, candidates, planes, spec)
     check_positions(spec, config, model, cache, context=context, prompt=prompt)
     try:
         from tellme.hw.plan import fifo_memory, plan

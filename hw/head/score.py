@@ -183,11 +183,11 @@ class RowScorer(wiring.Component):
         """Beat by beat, row by row, lane by lane."""
         config = self.config
         last_lane, last_number = Signal.like(place.lane), Signal(CANDIDATE_BITS)
-        row_beats, accept, waits = Signal(16), Signal(), Signal(range(WAITS))
+        last_beat, accept, waits = Signal(16), Signal(), Signal(range(WAITS))
         m.d.sync += [
             last_lane.eq(self.head_count - 1),
             last_number.eq(self.candidates - 1),
-            row_beats.eq((self.inputs + (config.beat_bytes - 1)) >> exact_log2(config.beat_bytes)),
+            last_beat.eq((self.inputs - 1) >> exact_log2(config.beat_bytes)),
         ]
         m.d.comb += [
             self.root_lane.eq(place.lane),
@@ -237,7 +237,7 @@ class RowScorer(wiring.Component):
                     m.d.sync += [place.part.eq(place.part + 1), accept.eq(place.part == WORDS - 2)]
                     with m.If(accept):
                         m.d.sync += place.beat.eq(place.beat + 1)
-                        with m.If(place.beat + 1 == row_beats):
+                        with m.If(place.beat == last_beat):
                             m.d.sync += accept.eq(1)
                             m.next = "Tail"
             with m.State("Tail"):

@@ -33,7 +33,7 @@ class ScreenedHead(wiring.Component):
     --------------------
     start : pulse; what follows stays stable until not busy.
     head_first, head_count, candidates : the head lanes, and candidates of each.
-    planes, vocabulary, tiles, inputs, bound_unit : fields of the descriptor; with `ternary_head` also exact.
+    planes, vocabulary, tiles, inputs, bound_unit, exact : fields of the descriptor; exact only with `ternary_head`.
     write : candidates are written to memory; of a ternary head every logit, if no candidates are wanted.
     matrix_rows : rows of the ternary matrix, two cycles after planes and vocabulary.
     busy : from the cycle after `start` until the best of every lane has been given.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -14,6 +15,8 @@ from tellme.host.cli import app
 from tellme.hw.plan import predict, steps
 from tellme.sim.stream import SustainedMemory
 from tellme.sim.timing import timing
+
+BONSAI = str(Path(__file__).resolve().parents[3] / "docs" / "examples" / "configurations" / "kv260_bonsai_large.toml")
 
 
 @pytest.mark.parametrize(
@@ -32,6 +35,10 @@ from tellme.sim.timing import timing
         (["bench", "--model", "bitnet-2b", "--candidates", "64"], "--candidates needs --head screened"),
         (["plan", "--model", "bitnet-2b", "--head", "screened", "--planes", "3"], "--planes must be 1 or 2, not 3"),
         (["plan", "--model", "bitnet-2b", "--head", "screened", "--candidates", "8"], "from 16 to 1024, not 8"),
+        (
+            ["plan", "--config", BONSAI, "--model", "bonsai-8b", "--head", "screened", "--planes", "2"],
+            "--planes is of a ternary copy of the head; this model's head is ternary itself, leave it out",
+        ),
         (["plan", "--model", "gpt"], "model 'gpt' is not a known shape"),
         (["plan", "--model", "bitnet-0.7b", "--board", "tiny"], "hidden is 1536, but accelerator 'tiny' holds"),
         (["plan", "--model", "bitnet-2b", "--context", "4000"], "context must be from 0 to"),
@@ -68,3 +75,16 @@ def test_a_screened_head_is_planned_to_read_less() -> None:
     assert said["screened"]["candidates"] == 256 and said["full"]["candidates"] is None
     assert said["screened"]["bytes_per_pass"] < 0.67 * said["full"]["bytes_per_pass"]
     assert said["screened"]["tokens_per_s"] > 1.45 * said["full"]["tokens_per_s"]
+
+
+def test_a_ternary_head_is_read_as_it_is_only_by_accelerators_that_take_one() -> None:
+    """Two bits a weight and no candidates' rows, instead of eight."""
+    read = {}
+    for key, options in {"exact": (), "int8": ("--set", "ternary_head=false")}.items():
+        r = CliRunner().invoke(
+            app, ["plan", "--config", BONSAI, "--model", "bonsai-4b", "--prompt", "0", "--json", *options]
+        )
+        assert r.exit_code == 0, r.output
+        read[key] = json.loads(r.stdout)["bytes_per_pass"]
+    weights = 151936 * 2560
+    assert read["int8"] - read["exact"] == pytest.approx(weights * (8 - 2) / 8, rel=0.01)

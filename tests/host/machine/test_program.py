@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 
 from tellme.golden import attention, layout
+from tellme.golden.boards import buffer_bytes, phases
 from tellme.golden.check import problem
 from tellme.golden.config import KV260, TINY, AcceleratorConfig
 from tellme.golden.model import ModelSpec, rope_tables
 from tellme.golden.program import DESCRIPTOR_BYTES, Kind, Opcode, decode
 from tellme.golden.schedule import segments
-from tellme.golden.shapes import BITNET_07B, BITNET_2B, FALCON_E_1B
+from tellme.golden.shapes import BITNET_07B, BITNET_2B, BONSAI_8B, FALCON_E_1B
 from tellme.host.configuration import resolve
 from tellme.host.errors import UserError
 from tellme.host.image.model import Model
 from tellme.host.machine.passes import fits_scores, lanes_that_fit
-from tellme.host.machine.program import Program, compile_program, planned_sections, usable_context
+from tellme.host.machine.program import Program, compile_program, compile_sections, planned_sections, usable_context
 from tests.host.support import DEMO, WORD
 from tests.models import small_spec
 
@@ -279,6 +280,24 @@ def test_wide_models_have_programs_for_the_large_kv260(name: str, spec: ModelSpe
     with pytest.raises(UserError, match="accelerator 'kv260' holds at most") as e:
         compile_program(hollow(spec, KV260), KV260)
     assert "\n" not in str(e.value)
+
+
+def test_a_ternary_head_has_one_matrix_and_bonsai_8b_fits_a_piece_of_memory():
+    """With 2,048 positions in 8 bits, where int8 rows beside it took 3,157 MiB; the program has a SCREEN and no HEAD."""
+    config = resolve(None, WIDE.with_name("kv260_bonsai_large.toml"), ()).config
+    sections = planned_sections(BONSAI_8B, config)
+    program = compile_sections("bonsai-8b", BONSAI_8B, sections, config, context=2048)
+    assert buffer_bytes(config, program.window_beats, phases(config)) < 2 << 30
+    assert problem(program.code, config, context=2048, slots=1) is None
+    codes = [decode(program.code[i : i + DESCRIPTOR_BYTES]) for i in range(0, len(program.code), DESCRIPTOR_BYTES)]
+    assert Opcode.HEAD not in [opcode for opcode, _ in codes]
+    opcode, fields = codes[-2]
+    assert opcode is Opcode.SCREEN and fields["exact"] == 1 and "rows" not in sections
+    other = replace(config, ternary_head=False)
+    with pytest.raises(
+        UserError, match="its head is ternary, without int8 rows, but accelerator 'kv260' is built without"
+    ):
+        compile_sections("bonsai-8b", BONSAI_8B, sections, other, context=2048)
 
 
 def test_more_slots_than_the_hardware_tells_apart_are_refused():
