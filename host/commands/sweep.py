@@ -174,9 +174,9 @@ def _point(values: Record, asked: Mapping[str, Any]) -> _Point:
     try:
         found = resolve(a["board_name"], a["config_file"], a["settings"], default="kv260")
         config = at_clock(found.config, a["clock"])
-        spec, cache = shape(a["model"]), cache_format(a["kv"], a["hadamard"])
+        spec, cache = shape(a["model"], config), cache_format(a["kv"], a["hadamard"])
         memory_timing(a["timing"], None)
-        bench_candidates(a["head"], a["candidates"], a["planes"], spec.vocab)
+        bench_candidates(a["head"], a["candidates"], a["planes"], spec)
         check_fits(spec, config, a["model"], cache)
         check_positions(spec, config, a["model"], cache, context=a["context"], prompt=a["prompt"])
         if not 1 <= a.get("sequences", 1) <= config.lanes:
