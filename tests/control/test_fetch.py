@@ -202,7 +202,9 @@ def _program(config: AcceleratorConfig, rng: random.Random) -> bytes:
 def _ternary(config: AcceleratorConfig, rng: random.Random, inputs: int) -> tuple[bytes]:
     """A ternary head, whose rows nobody names."""
     rows, tiles = rng.choice((32, 300, 1 << 20)), layout.tiles(inputs, config)
-    return (encode(Opcode.SCREEN, address=rng.randrange(1 << 31), tiles=tiles, planes=1, exact=1, inputs=inputs, rows=rows),)
+    return (
+        encode(Opcode.SCREEN, address=rng.randrange(1 << 31), tiles=tiles, planes=1, exact=1, inputs=inputs, rows=rows),
+    )
 
 
 async def _choose(dut: Any, rows: list[int], stall: float) -> None:
