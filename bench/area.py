@@ -69,7 +69,8 @@ PLACES: list[Place] = [
 
 
 def place(preset: str, changes: dict[str, Any]) -> AcceleratorConfig:
-    return replace(PRESETS[preset], **changes)
+    """All are without `ternary_head`, which the presets of boards are."""
+    return replace(PRESETS[preset], **{"ternary_head": False, **changes})
 
 
 def measure(config: AcceleratorConfig, only: tuple[str, ...], store: Path, cache: Path) -> dict[str, dict[str, float]]:

@@ -268,15 +268,15 @@ class Fetcher(wiring.Component):
         with m.State("Screen-Length"):
             m.d.sync += walk.beats.eq(walk.product + scale_beats)
             m.next = "Emit-Chosen"
+            if c.ternary_head:  # which has no rows
+                with m.If(d.screen.exact):
+                    m.next = "Emit-Read"
         walk.emit("Chosen")
         with m.State("Chosen"):
             m.d.comb += self.chosen.ready.eq(1)
             m.d.sync += [last.eq(self.chosen.payload.last), walk.address.eq(d.screen.row_address)]
             with m.If(self.chosen.valid):
                 walk.multiply(self.chosen.payload.row, row_beats, "Chosen-Address")
-            if c.ternary_head:  # which has no rows
-                with m.If(d.screen.exact):
-                    m.next = "Read"
         walk.waiting("Chosen-Address")
         with m.State("Chosen-Address"):
             walk.advance(walk.product)

@@ -225,7 +225,7 @@ _MAXIMA = ("max_hidden", "max_features", "max_kv_dim", "max_heads", "max_head_di
 AFFECTS = {
     "tlmm": (*_BEAT, "lanes", "group_size", "block_rows", "max_features", "weight_format"),
     "elementwise": (*_BEAT, *_PASS, *_MAXIMA, "block_rows", "weight_format", "hadamard"),
-    "screened_head": (*_BEAT, "lanes", "block_rows", "screen_entries", *_MAXIMA, "weight_format"),
+    "screened_head": (*_BEAT, "lanes", "block_rows", "screen_entries", *_MAXIMA, "weight_format", "ternary_head"),
     "reader": (*_BEAT, "fifo_beats", "outstanding", "burst_beats"),
     "writer": (*_BEAT, "outstanding", "burst_beats"),
     "program": (*_BEAT, "max_descriptors"),

@@ -192,9 +192,18 @@ def _program(config: AcceleratorConfig, rng: random.Random) -> bytes:
                 rows=rng.choice((1, 300, 32002, 128256, 1 << 20)),
                 row_address=rng.randrange(1 << 30),
             ),
+            *(_ternary(config, rng, inputs) if config.ternary_head else ()),
             encode(Opcode.HEAD, address=1 << 20, blocks=251, inputs=1536),
             encode(Opcode.END),
         )
+    )
+
+
+def _ternary(config: AcceleratorConfig, rng: random.Random, inputs: int) -> tuple[bytes]:
+    """A ternary head, whose rows nobody names."""
+    rows, tiles = rng.choice((32, 300, 1 << 20)), layout.tiles(inputs, config)
+    return (
+        encode(Opcode.SCREEN, address=rng.randrange(1 << 31), tiles=tiles, planes=1, exact=1, inputs=inputs, rows=rows),
     )
 
 

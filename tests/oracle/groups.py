@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 
 from tests.host.support import write_folder
 
-MODELS = {"bonsai": 128, "bonsai-outliers": 128, "bonsai-64": 64}
+TERNARY_HEAD = "bonsai-ternary-head"
+MODELS = {"bonsai": 128, "bonsai-outliers": 128, "bonsai-64": 64, TERNARY_HEAD: 128}
 """Inputs that share a scale. bonsai: as Ternary Bonsai, in groups of 128. bonsai-outliers: with features of the residual stream that are
-far larger than the others, in some tokens more than in others. bonsai-64: groups of 64, of all magnitudes."""
+far larger than the others, in some tokens more than in others. bonsai-64: groups of 64, of all magnitudes. bonsai-ternary-head: its embedding,
+which is the head, is ternary in groups, too."""
 
 FOLDER = Path(__file__).parent / "vectors"
 SEQUENCES, LENGTH = 4, 128

@@ -25,6 +25,7 @@ from tests.oracle.groups import (
     MODELS,
     SEQUENCES,
     TAPPED,
+    TERNARY_HEAD,
     VOCAB,
     fingerprint,
     recorded,
@@ -33,7 +34,7 @@ from tests.oracle.groups import (
 )
 from tests.oracle.make_families import draw
 
-HEAD = {"bonsai": (0.35, 1.8), "bonsai-outliers": (0.35, 1.8), "bonsai-64": (0.35, 1.8)}
+HEAD = dict.fromkeys(MODELS, (0.35, 1.8))
 """Standard deviation of the logarithm of the lengths of head rows, and of the logits of a row of mean length."""
 OUTLIERS, TIMES = (7, 20, 40), (32.0, 16.0, 32.0)
 """Features of the residual stream that are so many times as large as the others, and so are few of their tokens' (massive activations)."""
@@ -75,7 +76,13 @@ def weights(name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         rows[:, OUTLIERS] = np.array(TIMES) * rng.choice([-1, 1], (VOCAB, 3)) * np.exp(rng.normal(0, 0.5, (VOCAB, 1)))
         last *= 1.5
         last[list(OUTLIERS)] /= 1 << 14
-    out["model.embed_tokens.weight"] = rows.astype(np.float16)
+    if name == TERNARY_HEAD:
+        mean = np.abs(rows).reshape(VOCAB, -1, group).mean(-1).astype(np.float16)
+        each = np.repeat(mean.astype(np.float64), group, axis=1)
+        out["model.embed_tokens.weight.signs"] = np.clip(np.rint(rows / each), -1, 1).astype(np.int8)
+        out["model.embed_tokens.weight.scales"] = mean
+    else:
+        out["model.embed_tokens.weight"] = rows.astype(np.float16)
     out["model.norm.weight"] = last.astype(np.float32)
     return out
 
@@ -100,11 +107,13 @@ def tap(model: nn.Module, ids: torch.Tensor) -> dict[str, np.ndarray]:
 
 
 def main() -> int:
-    """Writes every model; prints what the vectors say."""
+    """Writes every model, or those that are named; prints what the vectors say."""
     torch._dynamo.config.disable = True
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     for number, name in enumerate(MODELS):
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         torch.manual_seed(number + 1)
         made = weights(name, np.random.default_rng(number + 1))
         np.savez_compressed(vectors(name), **made)

@@ -15,20 +15,24 @@ from tellme.golden import elementwise, ternary
 from tellme.golden.config import KV260, TINY
 from tellme.golden.model import GoldenModel, ModelWeights
 from tellme.host.image.model import Model
-from tests.oracle.groups import LENGTH, MODELS, SEQUENCES, fingerprint, recorded, vectors, write
+from tellme.host.image.screening import with_head
+from tests.oracle.groups import LENGTH, MODELS, SEQUENCES, TERNARY_HEAD, fingerprint, recorded, vectors, write
 from tests.reference import nll
 
 NLL_BOUND = 0.005
 AGREEMENT_BOUND = 0.97
-WIDE = replace(KV260, weight_format="grouped")
+WIDE = replace(KV260, weight_format="grouped", ternary_head=True)
+GROUPED = replace(TINY, weight_format="grouped")
 PROJECTIONS = {"q": "q", "k": "k", "v": "v", "o": "o", "gate": "gate", "up": "up", "down": "down"}
 
 
 @cache
 def weights(name: str) -> ModelWeights:
-    """Through the folder and the image."""
+    """Through the folder and the image; a ternary head as it is."""
     with TemporaryDirectory() as folder:
-        w = Model.open(write(name, Path(folder) / name), replace(TINY, weight_format="grouped")).weights()
+        path = write(name, Path(folder) / name)
+        w = Model.open(path, GROUPED, prepare=lambda c: with_head(c, GROUPED, None)).weights()
+        assert w.spec.ternary_head == (name == TERNARY_HEAD)
         return replace(w, layers=list(w.layers))
 
 
@@ -55,7 +59,7 @@ def test_vectors_belong_to_the_models_and_are_small() -> None:
         assert str(v["fingerprint"]) == fingerprint(name), f"{name} changed: run make oracle"
         assert v["ids"].shape == (SEQUENCES, LENGTH) and len(np.unique(v["best"])) > 20
         assert v["nll"].mean() < 0.75 * np.log(256)
-    assert sum(vectors(name).stat().st_size for name in MODELS) < 1_800_000
+    assert sum(vectors(name).stat().st_size for name in MODELS) < 2_400_000
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -115,4 +119,18 @@ def test_damaged_scales_do_not_pass() -> None:
     flat = np.sign(layer.down) * np.int16(np.median(np.abs(layer.down[layer.down != 0])))
     for damaged in (rows[:, ::-1].reshape(layer.down.shape), flat):
         agreement, change = distance(replace(w, layers=[*w.layers[:-1], replace(layer, down=damaged)]), "bonsai-64")
+        assert abs(change) > NLL_BOUND or agreement < AGREEMENT_BOUND
+
+
+def test_a_damaged_ternary_head_does_not_pass() -> None:
+    """Every row's scales of groups exchanged, or all as the middle one."""
+    w = weights(TERNARY_HEAD)
+    assert w.screen is not None
+    rows = w.screen.planes[:, 0]
+    sizes = np.abs(rows).reshape(len(rows), -1, 64).max(axis=-1)
+    exchanged = np.sign(rows) * np.repeat(sizes[:, ::-1], 64, axis=1)
+    flat = np.sign(rows) * np.int16(np.median(sizes))
+    for damaged in (exchanged, flat):
+        planes = damaged.astype(np.int16)[:, None]
+        agreement, change = distance(replace(w, screen=replace(w.screen, planes=planes)), TERNARY_HEAD)
         assert abs(change) > NLL_BOUND or agreement < AGREEMENT_BOUND

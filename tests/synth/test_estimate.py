@@ -87,3 +87,5 @@ def test_a_block_is_counted_by_all_that_it_is_made_of() -> None:
     """Counts are kept; what differs must not be taken for the same."""
     turned = counts(replace(TINY, hadamard=True), ["elementwise"])["elementwise"]
     assert turned["dsp"] > counts(TINY, ["elementwise"])["elementwise"]["dsp"]
+    without = counts(replace(TINY, ternary_head=False), ["screened_head"])["screened_head"]
+    assert counts(TINY, ["screened_head"])["screened_head"]["lut_ram"] > without["lut_ram"]
