@@ -3,7 +3,7 @@
 Usage
 -----
 ``python -m tellme.demo.train --out demo/model`` writes a Hugging Face ``bitnet`` folder; with ``--kind qwen3`` it is a GGUF
-file of a ternary Qwen3, trained in two runs (the model's read-me has both commands). It needs PyTorch and tokenizers (extra
+file of a ternary Qwen3, trained in three short runs (the model's read-me has the commands). It needs PyTorch and tokenizers (extra
 ``oracle``) and well under an hour of one CPU core. Everything is seeded; on the same machine and library versions the same
 checkpoint comes out.
 """
@@ -119,7 +119,7 @@ class Run:
         cut = f" of {self.steps:,}" if self.step < self.steps else ""
         return (
             f"{self.step:,}{cut} steps of {self.batch} rows, peak learning rate {self.rate:g}, seed {self.seed}, "
-            f"{self.minutes:.0f} minutes"
+            f"{self.minutes:.0f} minutes by the clock"
         )
 
 
@@ -268,14 +268,16 @@ RECIPES = {
     "qwen3": Recipe(
         kind=QWEN3,
         shape=Shape(num_hidden_layers=4, rms_norm_eps=1e-6),
-        steps=3500,
+        steps=7000,
         batch=4,
         write=write_gguf,
         accelerator=replace(TINY, weight_format="grouped"),
         name="demo-qwen3",
         commands=(
             "--kind qwen3 --steps 3500 --stop 1250 --latent first.pt --out build/first",
-            "--kind qwen3 --begin first.pt --steps 900 --learning-rate 0.002 --seed 1 --report 100 --out demo/qwen3",
+            "--kind qwen3 --begin first.pt --steps 900 --stop 200 --learning-rate 0.002 --seed 1 --report 100 --latent second.pt "
+            "--out build/second",
+            "--kind qwen3 --begin second.pt --steps 150 --learning-rate 0.001 --seed 2 --report 25 --out demo/qwen3",
         ),
         title="Demo model, Qwen3",
         about="""A ternary Qwen3 of the form of Ternary Bonsai (QK-norm, a scale for every group of weights, ternary embedding and head) that
@@ -292,7 +294,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train a demo model and write it in a published form.")
     parser.add_argument("--kind", choices=RECIPES, default="bitnet", help="family (default %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, help="training steps (default 7000, qwen3 3500)")
+    parser.add_argument("--steps", type=int, help="training steps (default 7000)")
     parser.add_argument(
         "--stop", type=int, help="step to stop at, however many the learning rate is for (default: the last)"
     )

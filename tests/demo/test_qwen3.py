@@ -68,7 +68,7 @@ def test_its_figures_are_what_its_readme_says() -> None:
     readme = (demo_qwen3().parent / "README.md").read_text()
     assert f"{got['nll']:.4f} nats a token on the accelerator's arithmetic" in readme
     assert f"{got['scored_tokens']:,} tokens" in readme and f"{demo_qwen3().stat().st_size:,} bytes" in readme
-    assert got["nll"] < 0.45
+    assert got["nll"] < 0.4
 
 
 def test_its_accelerator_is_chosen_unless_one_is_named(tmp_path: Path) -> None:
