@@ -14,12 +14,15 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from tellme.golden.config import TINY, AcceleratorConfig, clog2
-from tellme.golden.program import DESCRIPTOR_BYTES, FIELDS, Opcode
+from tellme.golden.program import DESCRIPTOR_BYTES, FIELDS, Kind, Opcode
 from tellme.hw.control.check import ProgramCheck
-from tellme.hw.control.execute import UNITS, Executor
+from tellme.hw.control.execute import STARTS, UNITS, Executor
 from tellme.hw.control.fetch import Fetcher
 from tellme.hw.control.sequence import PhaseSequencer
 from tests.formal.prover import Bench, Monitor
+
+DESCRIPTOR_GAIN = next(f.start for f in FIELDS[Opcode.LOAD] if f.name == "gain_beats")
+"""Lowest bit of the beats of gain."""
 
 SCALED = replace(TINY, lanes=2, attention_lanes=1, key_tile=16, narrow_cache=False)
 """Two lanes of a pass, whose head takes two sweeps; blocks of 16 keys."""
@@ -305,6 +308,31 @@ class ExecutorBench(Bench):
             "own keys and values stay until the cache is written",
             ~busy["kv_writer"] | ~(e.start_collect | e.start_kv_writer),
         )
+        d = e.descriptor
+        overwrites = e.start_epilogue & (d.shared.opcode == Opcode.LINEAR) & (d.linear.kind == Kind.QKV)
+        monitor.claim("nor does a QKV overwrite them", ~busy["kv_writer"] | ~overwrites)
+        # Every descriptor starts its units, and no others.
+        begun, wanted_units, some = Signal(len(STARTS)), Signal(len(STARTS)), Signal()
+        heads = count != 0
+        gain = raw[DESCRIPTOR_GAIN] & (raw[:3] != Opcode.HEAD) & (raw[:3] != Opcode.SCREEN)
+        units = {
+            Opcode.END: {}, Opcode.LOAD: {"gain": gain, "x": 1, "rope": 1}, Opcode.LINEAR: {"gain": gain, "quantise": 1, "epilogue": 1, "tlmm": 1},
+            Opcode.ATTENTION: {"gain": gain, "kv_writer": 1, "collect": 1, "attention": 1, "sequence": 1}, Opcode.HEAD: {"quantise": heads & ~wanted, "attention": heads & ~wanted},
+            Opcode.SCREEN: {"quantise": heads & wanted, "tlmm": heads & wanted, "screen": heads & wanted},
+        }  # fmt: skip
+        now = Cat(getattr(e, f"start_{u}") for u in STARTS)
+        with m.If(e.request & valid & ~looked.working):
+            m.d.sync += [begun.eq(0), some.eq(1)]
+            with m.Switch(raw[:3]):
+                for opcode, of in units.items():
+                    with m.Case(opcode):
+                        m.d.sync += wanted_units.eq(Cat(of.get(u, Const(0)) for u in STARTS))
+        with m.Else():
+            m.d.sync += begun.eq(begun | now)
+        with m.If(start):
+            m.d.sync += some.eq(0)
+        monitor.claim("a descriptor starts no unit that is another's", ~some | ((now & ~wanted_units) == 0))
+        monitor.claim("and all of its own", ~(some & running & (e.request | e.done)) | (begun == wanted_units))
         # Lanes of the head: all, each once, in order.
         swept, in_head = Signal(3), Signal()
         sweep = e.start_attention & e.head_mode
