@@ -156,7 +156,7 @@ class FetcherBench(Bench):
     def build(self, m: Module, monitor: Monitor) -> None:
         c = SCALED
         m.submodules.fetcher = f = Fetcher(c)
-        lanes_of_a_pass(self, m, monitor, f.parameters, c)
+        lanes, _, _ = lanes_of_a_pass(self, m, monitor, f.parameters, c)
         raw = _descriptor(self, m, self.WIDTHS)
         start, ready, valid, loaded = (self.free(1, n) for n in ("start", "ready", "valid", "loaded"))
         count, wanted = chosen(self, m, 2, "head_count"), chosen(self, m, 1, "candidates")
@@ -198,6 +198,32 @@ class FetcherBench(Bench):
             monitor.assume(~(valid & attention))
         # A LOAD may read nothing of two lanes; an attention at position 0 neither, but has phases of own keys for two of them, twice.
         monitor.claim("it goes on", patience(m, waits, moves, 48 if self.attends else 28))
+
+        # As many segments as golden has of a LOAD, a LINEAR, a HEAD.
+        def given_bit(name: str) -> Value:
+            return self._inputs[name][0]
+
+        segments, due, counted = Signal(4), Signal(4), Signal()
+        with m.If(f.request & valid):
+            m.d.sync += [segments.eq(0), counted.eq(0), due.eq(0)]
+            with m.Switch(raw[:3]):
+                with m.Case(Opcode.LOAD):
+                    m.d.sync += [
+                        counted.eq(1),
+                        due.eq(given_bit("gain_beats") + given_bit("x_beats") + Mux(given_bit("rope_beats"), lanes, 0)),
+                    ]
+                with m.Case(Opcode.LINEAR):
+                    m.d.sync += [
+                        counted.eq(1),
+                        due.eq(given_bit("gain_beats") + (given_bit("tiles") & given_bit("rows"))),
+                    ]
+                with m.Case(Opcode.HEAD):
+                    m.d.sync += [counted.eq(1), due.eq(Mux(given_bit("blocks") & ~wanted, count, 0))]
+        with m.Elif(start):
+            m.d.sync += counted.eq(0)
+        with m.Elif(sent):
+            m.d.sync += segments.eq(segments + 1)
+        monitor.claim("a LOAD, a LINEAR, a HEAD have their segments", ~(counted & f.request) | (segments == due))
         ended = Signal()
         with m.If(start):
             m.d.sync += ended.eq(0)
@@ -303,7 +329,7 @@ class ExecutorBench(Bench):
         monitor.claim("what was started is busy", ~(running & ~e.bad_descriptor) | e.busy)
         monitor.claim("done is when nothing works any more", ~e.done | ~works)
         monitor.claim("nothing is started before the program was found good", ~starts | (e.program_ready & running))
-        monitor.claim("a program that was refused is not run", ~(e.bad_descriptor & starts))
+        monitor.claim("a program that was refused is not run", ~(e.bad_descriptor & (starts | e.program_ready)))
         monitor.claim(
             "own keys and values stay until the cache is written",
             ~busy["kv_writer"] | ~(e.start_collect | e.start_kv_writer),

@@ -30,8 +30,8 @@ QUICK = [
     RegisterBench("timeout", live=True),
     RegisterBench("lanes", live=False),
     ExecutorBench(),
+    FetcherBench(attends=False),
 ]
-WALKS = [SequencerBench(), FetcherBench(attends=False)]
 PORT_CYCLES = 12
 """A burst after an error, which may come in the sixth cycle, is among them."""
 
@@ -49,9 +49,9 @@ def test_memory_ports_keep_every_claim_for_the_first_cycles(bench: Bench) -> Non
     assert r.proved and r.depth == PORT_CYCLES, r
 
 
-@pytest.mark.parametrize("bench", WALKS, ids=lambda b: b.name)
-def test_what_walks_through_a_pass_goes_on_in_the_first_cycles(bench: SequencerBench | FetcherBench) -> None:
-    """`make formal` goes further."""
+def test_the_phases_of_an_attention_come_in_the_first_cycles() -> None:
+    """`make formal` goes further, and most of the claims without bound."""
+    bench = SequencerBench()
     r = prove(bench, seconds=300, depth=bench.depth)
     assert r.proved and r.depth == bench.depth, r
 
@@ -81,7 +81,8 @@ def mistaken(module: ModuleType, old: str, new: str) -> ModuleType:
 def test_a_walk_that_stands_still_or_goes_astray_is_found(
     name: str, module: ModuleType, old: str, new: str, claim: str
 ) -> None:
-    bench = {b.name.split(",")[0]: b for b in [*WALKS, ExecutorBench()]}[name]
+    benches: tuple[Bench, ...] = (SequencerBench(), FetcherBench(attends=False), ExecutorBench())
+    bench = {b.name.split(",")[0]: b for b in benches}[name]
     with mock.patch.object(progress, name, getattr(mistaken(module, old, new), name)):
         r = prove(bench, seconds=300, depth=40)
     assert not r.proved and not r.undecided, r
