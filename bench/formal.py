@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.formal.control import RegisterBench, SupervisorBench
 from tests.formal.memory import ReaderBench, WriterBench, scaled
+from tests.formal.progress import CheckBench, ExecutorBench, FetcherBench, SequencerBench
 from tests.formal.prover import Bench, Result, prove
 from tests.formal.queues import QueueBench
 from tests.formal.tlmm import TableBench, UnpackerBench
@@ -19,7 +20,7 @@ DEPTH = 24
 HEADER = f"""# Proofs
 
 `make formal` ([bench/formal.py](../../bench/formal.py)) proves what the benches in [tests/formal](../../tests/formal) claim: Amaranth to RTLIL, Yosys to AIGER, then ABC of
-the pyosys package, `pdr` without bound and `bmc3` for the first {DEPTH} cycles where `pdr` comes to no end in the time it is given. No design has an assertion in it: claims are written
+the pyosys package, `pdr` without bound and `bmc3` for the first {DEPTH} cycles (or what is named) where `pdr` comes to no end in the time it is given. No design has an assertion in it: claims are written
 beside it, about its ports alone. `make test` proves the quick ones. A claim that breaks is named, with the cycle in which it first can.
 
 ## What is assumed
@@ -27,6 +28,9 @@ beside it, about its ports alone. `make test` proves the quick ones. A claim tha
 - **Queues**: entries of one bit (order and loss do not depend on more); whoever writes keeps the account that the queue's docstring asks for.
 - **Register bus**: a master that keeps to AXI4-Lite (payload stable while it waits); every address, every strobe, two bits of data; the lock of a pass comes and goes.
 - **Supervisor**: nothing. Every input may have any value in every cycle; time-outs of 0 and 3 cycles.
+- **Sequencer, fetcher, executor and the check of programs**: two lanes anywhere in the first blocks of the cache, one or two KV heads, any program of descriptors that the check lets pass (for the check: of any bits). Whoever
+  takes, answers or works does so sometime; "it goes on" counts cycles in which nobody keeps it waiting. The executor is proved with any check of programs, the check apart from it. Whether the
+  beats that are asked for are those that the units wait for is no claim here: the simulations of whole machines see that.
 - **Memory ports**: one port of 16 bytes, bursts of at most 2 beats, 2 in flight, a FIFO of 4 beats, queues of 2; addresses on both sides of a 4 KiB boundary and of the window's end. Memory keeps to
   AXI4: it answers what it owes, in order (each master uses one ID), with any response and as late as it likes. "In time" counts cycles in which memory keeps nobody waiting. `clear` is free.
 - **Indices and tables**: any beats, the indices of groups of every size, inside bytes, across them and short, of a beat of 5 bytes (of the format `grouped` 16); whole tiles of two words of five
@@ -61,7 +65,9 @@ def benches() -> list[tuple[Bench, bool]]:
         RegisterBench("timeout", live=True, arbitrary=True),
         QueueBench("Queue", 2, arbitrary=True),
     ]
-    ports = [
+    control += [ExecutorBench(), FetcherBench(attends=False)]
+    walks: list[Bench] = [SequencerBench(), FetcherBench(), CheckBench()]
+    ports: list[Bench] = [
         WriterBench(clears=False),
         WriterBench(),
         ReaderBench(clears=False),
@@ -71,7 +77,7 @@ def benches() -> list[tuple[Bench, bool]]:
     products: list[Bench] = [UnpackerBench(size) for size in (2, 3, 4, 5)]
     products += [UnpackerBench(size, "grouped") for size in (2, 3, 4, 5)]
     products += [TableBench(2, 8), TableBench(3, 3), TableBench(4, 2), TableBench(5, 2)]
-    return [(b, True) for b in [*queues, *control, *products]] + [(b, False) for b in ports]
+    return [(b, True) for b in [*queues, *control, *products]] + [(b, False) for b in [*walks, *ports]]
 
 
 def attempts(bench: Bench, whole: bool, seconds: float) -> list[tuple[str, Result]]:
@@ -83,7 +89,7 @@ def attempts(bench: Bench, whole: bool, seconds: float) -> list[tuple[str, Resul
     for name in names:
         r = prove(bench, seconds=seconds, only=[name])
         if r.undecided:
-            r = prove(bench, seconds=seconds, depth=DEPTH, only=[name])
+            r = prove(bench, seconds=seconds, depth=getattr(bench, "depth", DEPTH), only=[name])
         out.append((name, r))
         print(f"  {name}: {said(r)}, {r.seconds:.0f} s", flush=True)
     return out

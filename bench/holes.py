@@ -48,6 +48,10 @@ SCORER = "tests/head/test_score.py"
 UNIT = "tests/attention/test_unit.py"
 LARGEST = f"{UNIT}::test_the_largest_sums_fit_their_accumulators"
 
+LAYOUT_TESTS = "tests/golden/test_screen.py"
+WALKS = {name: (f"{FORMAL}[{bench}]",) for name, bench in (("executor", "Executor, 2 lanes, sweeps of 1"), ("fetcher", "Fetcher, 2 lanes, without attention"))}  # fmt: skip
+PHASES = ("tests/formal/test_formal.py::test_the_phases_of_an_attention_come_in_the_first_cycles",)
+
 HOLES = (
     # ---- lanes that begin in the middle of a word --------------------------------------------------------------------
     Hole("span of lanes, host", "host/machine/passes.py", "(first_lane + lanes - 1) // kpb - first_lane // kpb + 1", "(lanes - 1) // kpb + 1", (SCORES,)),
@@ -122,4 +126,30 @@ HOLES = (
     Hole("ties by highest index, hardware", "hw/attention/head.py", "Mux(b.order > a.order, b.as_value(), a.as_value())", "Mux(b.order >= a.order, b.as_value(), a.as_value())", (UNIT,)),
     Hole("ties by last beat, hardware", "hw/attention/head.py", "challenger.order > before.order", "challenger.order >= before.order", (UNIT,)),
     Hole("padding rows count, hardware", "hw/attention/head.py", "Mux((row | k) < vocabulary, order, 0)", "order", (UNIT,)),
+    # ---- conversations that fill their context -----------------------------------------------------------------------
+    Hole("half of a small context for answers", "host/talk/session.py", "max(1, context // 4)", "max(1, context // 2)", (SESSION,)),
+    Hole("exchanges go though all fit", "host/talk/session.py", "            if len(ids) <= room:\n                self._messages", "            if len(ids) < room:\n                self._messages", (SESSION,)),
+    Hole("tokens go though all fit", "host/talk/session.py", "        if len(ids) <= room:\n            return ids, 0", "        if len(ids) < room:\n            return ids, 0", (SESSION,)),
+    Hole("a message that just fits is refused", "host/talk/session.py", "        if len(new) > room:", "        if len(new) >= room:", (SESSION,)),
+    Hole("the message itself is cut", "host/talk/session.py", "keep = max(whole, room // 2)", "keep = room // 2", (SESSION,)),
+    Hole("half an exchange goes", "host/talk/session.py", "messages, dropped = messages[2:], dropped + 2", "messages, dropped = messages[1:], dropped + 1", (SESSION,)),
+    Hole("another try of the first message", "host/talk/session.py", "self._before, self._said = before, text", "self._said = text", (SESSION,)),
+    Hole("another try after a new beginning", "host/talk/session.py", "self._messages, self._ids, self._said = [], [], None", "self._messages, self._ids = [], []", (SESSION,)),
+    Hole("another try after loading", "host/talk/session.py", "        self._said = None\n        return len(found)", "        return len(found)", (SESSION,)),
+    Hole("prefill counts as decode", "host/talk/session.py", "self.seconds_decode += report.seconds - report.seconds_prefill", "self.seconds_decode += report.seconds", (SESSION,)),
+    Hole("head lanes of the last guesses", "host/talk/scheduler.py", "(p.first + p.count - 1, p.first + p.lanes)", "(p.first + p.count - 1, p.first + p.count)", (SCHEDULER,)),
+    Hole("a slot that was given is not used", "host/talk/scheduler.py", "        slot.used = self.passes\n        conversation.computed", "        conversation.computed", (SCHEDULER,)),
+    Hole("ports' lead not written", "host/machine/driver.py", '        self.write("port_lead", free=0)\n', "", (LOADING,)),
+    # ---- order of a pass ---------------------------------------------------------------------------------------------
+    Hole("candidates of eight", "golden/layout.py", '[: 8 * count].view("<u4")', '[: 8 + count].view("<u4")', (LAYOUT_TESTS,)),
+    Hole("every phase of the last unit is final, golden", "golden/schedule.py", "final and last, kv_head", "final, kv_head", (LAYOUTS,)),
+    Hole("a program that was refused is fetched", "hw/control/execute.py", "self.program_ready.eq(~check.bad)", "self.program_ready.eq(1)", WALKS["executor"]),
+    Hole("QKV over keys that are being written", "hw/control/execute.py", "(d.shared.opcode != Opcode.LINEAR) | (d.linear.kind == Kind.QKV)", "(d.shared.opcode != Opcode.LINEAR)", WALKS["executor"]),
+    Hole("gain of a LOAD left out", "hw/control/execute.py", '                        m.next = "Load-Gain"\n', '                        m.next = "Load-X"\n', WALKS["executor"]),
+    Hole("done before writes have arrived", "hw/control/execute.py", "with m.If(~self.writer_busy):", "with m.If(1):", WALKS["executor"]),
+    Hole("a LINEAR ends before its epilogue", "hw/control/execute.py", "with m.If(~self.epilogue_busy & ~self.quantise_busy):", "with m.If(~self.quantise_busy):", WALKS["executor"]),
+    Hole("attention ends before its statistics", "hw/control/execute.py", "with m.If(~self.attention_busy & ~self.collect_busy):", "with m.If(~self.attention_busy):", WALKS["executor"]),
+    Hole("a rotary row is left out", "hw/control/fetch.py", "with m.If(lane != self.parameters.lanes):", "with m.If(lane != self.parameters.lanes - 1):", WALKS["fetcher"]),
+    Hole("no last phase at position 0", "hw/control/sequence.py", "last.eq(cached == 0),", "last.eq(0),", PHASES),
+    Hole("a cache block that is not there", "hw/control/sequence.py", "newest.eq((cached - 1) >> key_bits)", "newest.eq(cached >> key_bits)", PHASES),
 )  # fmt: skip

@@ -257,10 +257,13 @@ class Session:
         ids = [*self._ids, *new]
         if len(ids) <= room:
             return ids, 0
-        # Half of the room, so that this does not happen at every message again.
-        keep = max(len(new), room // 2)
         head = self._ids[:1] if self._ids[:1] == [self.tokenizer.bos_id] else []
-        return [*head, *ids[-(keep - len(head)) :]] if keep > len(head) else new, len(ids) - keep
+        whole = len(head) + len(new)
+        if whole > room:
+            raise self._too_long(whole, room)
+        # Half of the room, so that this does not happen at every message again; the message is never cut.
+        keep = max(whole, room // 2)
+        return [*head, *ids[len(ids) - keep + len(head) :]], len(ids) - keep
 
     def _too_long(self, tokens: int, room: int) -> UserError:
         return UserError(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
+from types import ModuleType
 from unittest import mock
 
 import pytest
 from amaranth import Module, Signal
 
+from tellme.hw.control import execute, fetch, sequence
 from tellme.hw.tlmm import tables, unpack
 from tellme.hw.tlmm.tables import gray_walk
 from tellme.hw.tlmm.unpack import index_of
+from tests.formal import progress
 from tests.formal.control import RegisterBench, SupervisorBench
 from tests.formal.memory import ReaderBench, WriterBench
+from tests.formal.progress import ExecutorBench, FetcherBench, SequencerBench
 from tests.formal.prover import Bench, Monitor, Result, prove
 from tests.formal.queues import QueueBench
 from tests.formal.tlmm import TableBench, UnpackerBench
@@ -24,6 +29,8 @@ QUICK = [
     SupervisorBench(3),
     RegisterBench("timeout", live=True),
     RegisterBench("lanes", live=False),
+    ExecutorBench(),
+    FetcherBench(attends=False),
 ]
 PORT_CYCLES = 12
 """A burst after an error, which may come in the sixth cycle, is among them."""
@@ -40,6 +47,46 @@ def test_memory_ports_keep_every_claim_for_the_first_cycles(bench: Bench) -> Non
     """`make formal` goes further, and most of them without bound."""
     r = prove(bench, seconds=300, depth=PORT_CYCLES)
     assert r.proved and r.depth == PORT_CYCLES, r
+
+
+def test_the_phases_of_an_attention_come_in_the_first_cycles() -> None:
+    """`make formal` goes further, and most of the claims without bound."""
+    bench = SequencerBench()
+    r = prove(bench, seconds=300, depth=bench.depth)
+    assert r.proved and r.depth == bench.depth, r
+
+
+def mistaken(module: ModuleType, old: str, new: str) -> ModuleType:
+    """A module of the sources with one place changed."""
+    text = inspect.getsource(module)
+    assert text.count(old) == 1
+    made = ModuleType(module.__name__)
+    made.__dict__["__file__"] = module.__file__
+    exec(compile(text.replace(old, new), str(module.__file__), "exec"), made.__dict__)  # noqa: S102
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "old", "new", "claim"),
+    [
+        ("PhaseSequencer", sequence, "with m.If(block == 0):", "with m.If(block == 1):", "the final one is the last of them"),
+        ("PhaseSequencer", sequence, 'm.next = "Measure"', 'm.next = "Part"', "the next phase comes in time"),
+        ("Fetcher", fetch, "(segments.ready | (self.beats == 0))", "segments.ready", "it goes on"),
+        ("Fetcher", fetch, "with m.If(self.program_ready):", "with m.If(1):", "no descriptor is asked for before the program has come"),
+        ("Executor", execute, 'm.next = "Attention-Wait"', 'm.next = "Attention-Stream"', "it goes on"),
+        ("Executor", execute, "hold.eq(self.kv_writer_busy & in_the_way)", "hold.eq(0)", "kv_writer is not started while it works"),
+        ("Executor", execute, "lanes_left.eq(lanes_left - self.sweep_count)", "lanes_left.eq(lanes_left)", "and has lanes, no more than there are"),
+    ],
+)  # fmt: skip
+def test_a_walk_that_stands_still_or_goes_astray_is_found(
+    name: str, module: ModuleType, old: str, new: str, claim: str
+) -> None:
+    benches: tuple[Bench, ...] = (SequencerBench(), FetcherBench(attends=False), ExecutorBench())
+    bench = {b.name.split(",")[0]: b for b in benches}[name]
+    with mock.patch.object(progress, name, getattr(mistaken(module, old, new), name)):
+        r = prove(bench, seconds=300, depth=40)
+    assert not r.proved and not r.undecided, r
+    assert r.broken == claim, r
 
 
 @pytest.mark.parametrize("bench", [UnpackerBench(3), TableBench(2), TableBench(3, 2)], ids=lambda b: b.name)

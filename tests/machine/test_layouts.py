@@ -63,6 +63,8 @@ def test_phases_read_every_key_that_a_lane_attends_to_once(config: AcceleratorCo
     positions, slots = data.draw(layouts(config, 7))
     kv = data.draw(st.sampled_from((CACHE_FORMATS["8"], CACHE_FORMATS["8-4"])))
     kpb, halves = config.keys_per_beat, 1 + kv.v_narrow
+    ends = [p.final for p in schedule.phases(config, 2, positions, slots, kv.v_narrow)]
+    assert ends == [False] * (len(ends) - 1) + [True]
     for v in (False, True):
         for lo, hi in schedule.groups(slots):
             assert {slots[i] for i in range(lo, hi + 1)} == {slots[lo]}

@@ -416,6 +416,7 @@ def test_everything_that_loading_says_reaches_its_register(cycles: int):
         machine = ReferenceMachine(TINY, program.window_beats)
         for name in ("timeout", "slots", "context", "program_length", "program_address", "window_beats", "irq_enable"):
             machine.set(name, 0xDEAC)
+        machine.set("port_lead", 1)
         Driver(machine, TINY, timeout_cycles=cycles).load(model, program)
     got = {
         n: machine.get(n) for n in ("timeout", "slots", "context", "program_length", "program_address", "window_beats")
@@ -429,6 +430,7 @@ def test_everything_that_loading_says_reaches_its_register(cycles: int):
         "window_beats": program.window_beats,
     }
     assert registers.unpack("irq_enable", machine.get("irq_enable"))["done"] == 1
+    assert registers.unpack("port_lead", machine.get("port_lead"))["free"] == 0
     assert (machine.get("base_high") << 32 | machine.get("base_low")) == machine.port_bases[0]
 
 

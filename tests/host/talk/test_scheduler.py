@@ -381,6 +381,18 @@ def test_of_slots_that_share_as_much_the_latest_used_does_not_go() -> None:
     assert list(s.admit()) == [(c, None)] and (c.slot, c.cached) == (1, 10)
 
 
+def test_a_slot_that_was_given_is_used_though_no_pass_came() -> None:
+    s = scheduler(slots=2)
+    s.passes = 9
+    s.slots[0].tokens, s.slots[0].used = [5] * 10, 1
+    s.slots[1].tokens, s.slots[1].used = [6] * 10, 2
+    c = s.submit([5] * 12, 1)
+    assert list(s.admit()) == [(c, None)] and c.slot == 0
+    s.end(c)
+    other = s.submit([9] * 20, 1)
+    assert list(s.admit()) == [(other, None)] and other.slot == 1
+
+
 @pytest.mark.parametrize(("shared", "kept"), [(9, True), (10, False)])
 def test_a_slot_of_which_less_than_half_is_shared_is_kept(shared: int, kept: bool) -> None:
     s = scheduler(slots=2)
@@ -459,6 +471,7 @@ def test_a_confirmed_guess_counts_as_computed_and_the_last_token_does_not() -> N
     assert (c.computed, c.tokens, s.slots[0].tokens) == (3, [1, 2, 3, 7], [1, 2, 3])
     planned = s.plan(lambda c, most: Draft((8, 9, 5), 0.9, 2))
     assert planned is not None and planned.parts[0].drafted == 3
+    assert planned.given.head == (0, 4)  # the guesses' logits say what comes behind them
     s.complete(planned, {c: [8, 9, 4]})  # two came true
     assert c.tokens == [1, 2, 3, 7, 8, 9, 4] and c.computed == 6
     assert s.slots[0].tokens == c.tokens[:6] and s.slots[0].used == s.passes == c.served == 2

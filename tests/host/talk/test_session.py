@@ -135,6 +135,68 @@ def test_a_full_context_drops_the_oldest_messages_and_says_how_many(chatty: Mode
     assert say(session, "still here?") is not None
 
 
+def test_a_message_may_take_three_quarters_of_a_context_that_answers_could_fill(story: Model) -> None:
+    session = Session(Counting(story, context=60), story.tokenizer, max_new_tokens=256)
+    word = story.tokenizer.encode_more(" a")
+    assert len(word) == 1
+    with pytest.raises(UserError, match="the message has 46 tokens, at most 45 of the context of 60"):
+        session.ask(" a" * (46 - len(story.tokenizer.encode(""))))
+    turn = session.ask(" a" * (45 - len(story.tokenizer.encode(""))))
+    assert turn.dropped == 0
+
+
+def test_nothing_is_dropped_of_a_conversation_that_just_fits(story: Model, chatty: Model) -> None:
+    backend = Counting(story, context=40)
+    session = Session(backend, story.tokenizer, max_new_tokens=2)
+    list(session.ask("One day"))
+    held = len(session._ids)
+    turn = session.ask(" a" * (38 - held))
+    assert len(turn._generation.report.prompt_ids) == 38 and turn.dropped == 0
+    session._ids = session._ids[:held]
+    assert session.ask(" a" * (39 - held)).dropped > 0
+    first, second = ([{"role": "user", "content": "One"}, {"role": "assistant", "content": "x"}], "day")
+    size = len(chatty.tokenizer.encode_chat([*first, {"role": "user", "content": second}]))
+    for room, dropped in ((size, 0), (size - 1, 2)):
+        talk = Session(Counting(chatty, context=room + 2), chatty.tokenizer, max_new_tokens=2)
+        talk._messages = list(first)
+        assert talk.ask(second).dropped == dropped
+
+
+@pytest.mark.parametrize("length", [9, 10, 15, 19])
+def test_a_message_that_pushes_the_text_before_it_out_is_whole(story: Model, length: int) -> None:
+    session = Session(Counting(story, context=24), story.tokenizer, max_new_tokens=4)
+    list(session.ask("One day, a small fox and a bird"))
+    new = story.tokenizer.encode_more(" a" * length)
+    assert len(new) == length
+    turn = session.ask(" a" * length)
+    ids = turn.report.prompt_ids
+    assert ids[0] == story.tokenizer.bos_id and ids[-length:] == new and len(ids) == max(length + 1, 10)
+    with pytest.raises(UserError, match="the message has 21 tokens, at most 20 of the context of 24"):
+        session.ask(" a" * 20)  # and the start of the document
+
+
+def test_only_what_was_said_last_in_this_conversation_is_answered_again(chatty: Model, tmp_path: Path) -> None:
+    session = Session(Counting(chatty), chatty.tokenizer, max_new_tokens=2)
+    say(session, "One")
+    first = list(session._messages)
+    turn = session.ask("day")
+    list(turn)
+    report, before = turn.report, session.totals.seconds_decode
+    session.totals.add(turn)
+    assert session.totals.seconds_decode - before == pytest.approx(report.seconds - report.seconds_prefill)
+    assert report.seconds_prefill > 0
+    "".join(session.retry())
+    assert session._messages[:-1] == [*first, {"role": "user", "content": "day"}]
+    session.save(tmp_path / "talk.json")
+    session.load(tmp_path / "talk.json")
+    with pytest.raises(UserError, match="there is nothing to answer again"):
+        session.retry()
+    say(session, "and")
+    session.reset()
+    with pytest.raises(UserError, match="there is nothing to answer again"):
+        session.retry()
+
+
 def test_a_full_context_without_template_keeps_the_newest_tokens(story: Model) -> None:
     session = Session(Counting(story, context=24), story.tokenizer, max_new_tokens=4)
     list(session.ask("One day, a small fox"))
