@@ -25,6 +25,7 @@ from tellme.hw.synth.netlist import Resources, flatten
 from tellme.hw.top import Accelerator
 
 TLMM, ATTENTION, ELEMENTWISE = ("tlmm",), ("attention",), ("elementwise",)
+MIDDLE = ("registers", "kv_writer", "reader", "fetcher", "screened_head", "writer", "executor")
 LARGE = (*TLMM, *ATTENTION, *ELEMENTWISE)
 Place = tuple[str, dict[str, Any], tuple[str, ...]]
 ONE = {"lanes": 1, "attention_lanes": 1, "narrow_cache": False}
@@ -45,11 +46,11 @@ PLACES: list[Place] = [
     ("tiny", {"lanes": 8, "group_size": 4}, TLMM),
     ("tiny", {**ONE}, ATTENTION),
     ("tiny", {"lanes": 8}, ELEMENTWISE),
-    ("tiny", {"ports": 2, "lanes": 2, "fifo_beats": 1024, "outstanding": 4}, ()),
+    ("tiny", {"ports": 2, "lanes": 2, "fifo_beats": 1024, "outstanding": 4}, MIDDLE),
     ("tiny", {**ONE, "ports": 4, "group_size": 3}, TLMM),
     ("tiny", {"ports": 4, "lanes": 8, "attention_lanes": 2}, ATTENTION),
     ("tiny", {"ports": 4, "lanes": 4}, ELEMENTWISE),
-    ("tiny", {"ports": 4, "lanes": 16, "fifo_beats": 4096}, ()),
+    ("tiny", {"ports": 4, "lanes": 16, "fifo_beats": 4096}, MIDDLE),
     ("tiny", {"lanes": 8, "attention_lanes": 8}, ATTENTION),
     ("kv260", {}, LARGE),
     ("kv260", {}, ()),
@@ -64,6 +65,9 @@ PLACES: list[Place] = [
     ("tiny", {"ports": 4, "lanes": 8, "group_size": 3, "block_rows": 512}, TLMM),
     ("tiny", {**ONE, "group_size": 4}, TLMM),
     ("tiny", {"ports": 2, "lanes": 16, "group_size": 4}, TLMM),
+    ("tiny", {"lanes": 2, "group_size": 5}, TLMM),
+    ("tiny", {**ONE, "ports": 4, "group_size": 5}, TLMM),
+    ("tiny", {"ports": 2, "fifo_beats": 8192, "max_hidden": 512}, ("reader", "registers")),
 ]
 """Presets with changes, and which blocks; (): all but the largest three. In the order of what they tell."""
 
@@ -77,14 +81,14 @@ def measure(config: AcceleratorConfig, only: tuple[str, ...], store: Path, cache
     """Resources of blocks of a configuration: `only` these, or all but the largest."""
     known: dict[str, dict[str, float]] = json.loads(store.read_text()) if store.exists() else {}
     target = synthesis.target_of(config)
-    modules = synthesis._modules(to_rtlil(Accelerator(config), synthesis.TOP, synthesis._platform(config)))
+    modules = synthesis.modules_of(to_rtlil(Accelerator(config), synthesis.TOP, synthesis.platform_for(config)))
     blocks: dict[str, dict[str, float]] = {}
-    every = [synthesis.GLUE, *synthesis._children(modules, synthesis.TOP)]
+    every = [synthesis.GLUE, *synthesis.blocks_in(modules, synthesis.TOP)]
     for block in only or [b for b in every if b not in LARGE]:
         key = synthesis.digest(yosys.version(), synthesis.block_text(modules, block)[1], json.dumps(target))
         if key not in known:
             began = time.monotonic(), os.times().children_user
-            path = synthesis._map(modules, block, config.name, target, lambda *_: None, cache)
+            path = synthesis.mapped(modules, block, config.name, target, lambda *_: None, cache)
             top = synthesis.TOP if block == synthesis.GLUE else f"{synthesis.TOP}.{block}"
             netlist = flatten([path], top, glue=synthesis.GLUE)
             found = reduce(Resources.__add__, netlist.resources().values(), Resources()).record()
@@ -96,14 +100,41 @@ def measure(config: AcceleratorConfig, only: tuple[str, ...], store: Path, cache
     return blocks
 
 
+def save(points: list[dict[str, Any]], path: Path) -> None:
+    """Writes points, one a line."""
+    synthesis.write(path, "[\n" + ",\n".join(json.dumps(p) for p in points) + "\n]\n")
+
+
+SAME = ("add", "dsp", "ramb36", "uram")
+"""Counts that say whether a block is still the one that was synthesised."""
+
+
+def recount(point: dict[str, Any]) -> None:
+    """Counts the blocks of a point anew, as far as they are what was synthesised: after a change of what is counted."""
+    found = counts(AcceleratorConfig(**point["config"]), point["counts"])
+    for name, old in point["counts"].items():
+        new = {k: round(v, 2) for k, v in found[name].items()}
+        off = [k for k in SAME if abs(new[k] - old[k]) > 0.001 * old[k]]
+        if off:
+            print(f"{name}: kept as it was, since the block has changed ({', '.join(off)})", file=sys.stderr)
+        else:
+            point["counts"][name] = new
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", action="store_true", help="synthesise nothing; count the points anew")
     parser.add_argument("--only", help="places of the list, as 0,3")
     parser.add_argument("--out", type=Path, default=POINTS)
     given = parser.parse_args()
     cache = user_cache.prepare() / user_cache.syntheses().name
     chosen = [int(n) for n in given.only.split(",")] if given.only else range(len(PLACES))
     points = json.loads(given.out.read_text()) if given.out.exists() else []
+    if given.count:
+        for point in points:
+            recount(point)
+        save(points, given.out)
+        return
     for n in chosen:
         config = place(*PLACES[n][:2])
         print(f"{n}: {PLACES[n]}", file=sys.stderr, flush=True)
@@ -112,8 +143,9 @@ def main() -> None:
         if mine is None:
             points.append(mine := {"config": asdict(config), "counts": {}, "blocks": {}})
         mine["blocks"].update(blocks)
-        mine["counts"].update({b: c for b, c in counts(config, blocks).items()})
-        synthesis.write(given.out, json.dumps(points, indent=1) + "\n")
+        for name, found in counts(config, blocks).items():
+            mine["counts"][name] = {k: round(v, 2) for k, v in found.items()}
+        save(points, given.out)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any
 import amaranth
 from amaranth._toolchain.yosys import find_yosys
 from amaranth._utils import to_binary
-from amaranth.back import rtlil, verilog
+from amaranth.back import rtlil
 from amaranth.hdl import Elaboratable, Fragment
 from amaranth.hdl._ir import PortDirection, build_netlist
 from amaranth.lib.wiring import Out, Signature
@@ -206,6 +206,11 @@ def to_readable_verilog(
 ) -> str:
     """Verilog of a component. Parameters as in `to_readable_rtlil`."""
     text = to_readable_rtlil(component, name, platform, separator=separator, sources=sources)
+    return "".join(_without_counted(part) for part in re.split(r"(?m)^(?=module )", _verilog(text, sources=sources)))
+
+
+def _verilog(text: str, *, sources: bool = False) -> str:
+    """Verilog of RTLIL, by Amaranth's Yosys and as Amaranth writes it, without its own attributes."""
     yosys = find_yosys(lambda version: version >= (0, 40))
     remove = ["generator", "top", "amaranth.hierarchy", "amaranth.decoding", *([] if sources else ["src"])]
     attributes = " ".join(f"-remove {word}" for word in remove)
@@ -217,8 +222,8 @@ def to_readable_verilog(
         f"attrmap -modattr {attributes}",
         "write_verilog -norename",
     ]
-    verilog_text = str(yosys.run(["-q", "-"], "\n".join(script), ignore_warnings=True))
-    return "".join(_without_counted(part) for part in re.split(r"(?m)^(?=module )", verilog_text))
+    # It warns that processes may not be translatable to Verilog; those that Amaranth emits are.
+    return str(yosys.run(["-q", "-"], "\n".join(script), ignore_warnings=True))
 
 
 def _without_counted(module: str) -> str:
@@ -236,5 +241,4 @@ def _without_counted(module: str) -> str:
 
 def to_verilog(component: Elaboratable, name: str = "dut", platform: object = None, *, separator: str = "__") -> str:
     """Verilog of a component. Parameters as in `to_rtlil`."""
-    text = to_rtlil(component, name, platform, separator=separator)
-    return str(verilog._convert_rtlil_text(text, strip_internal_attrs=True))
+    return _verilog(to_rtlil(component, name, platform, separator=separator))

@@ -63,7 +63,7 @@ def constants(config: AcceleratorConfig) -> dict[str, int]:
         for f in r.fields:
             field = f"TELLME_{name}_{f.name.upper()}"
             out |= {f"{field}_SHIFT": f.start, f"{field}_WIDTH": f.width, f"{field}_MASK": f.top << f.start}
-    for name, numbers in _enumerations().items():
+    for name, (_, numbers) in _enumerations().items():
         out |= {f"TELLME_{name.upper()}_{key}": value for key, value in numbers.items()}
     for key, value in asdict(config).items():
         if isinstance(value, int):
@@ -71,11 +71,12 @@ def constants(config: AcceleratorConfig) -> dict[str, int]:
     return out
 
 
-def _enumerations() -> dict[str, dict[str, int]]:
+def _enumerations() -> dict[str, tuple[str, dict[str, int]]]:
+    """Of each: what it is about, and its numbers."""
     return {
-        "error": {e.name: e.value for e in ErrorCode},
-        "stall": {s.upper(): i for i, s in enumerate(STALLS)},
-        "busy": {b.upper(): i for i, b in enumerate(BUSY)},
+        "error": ("why a pass stopped: STATUS_ERROR", {e.name: e.value for e in ErrorCode}),
+        "stall": ("order of the words of STALL", {s.upper(): i for i, s in enumerate(STALLS)}),
+        "busy": ("order of the words of BUSY", {b.upper(): i for i, b in enumerate(BUSY)}),
     }
 
 
@@ -108,11 +109,7 @@ def header(config: AcceleratorConfig) -> str:
             for f in r.fields:
                 yield f"/* {f.doc} */"
                 yield from (define(f"TELLME_{name}_{f.name.upper()}_{part}") for part in ("SHIFT", "WIDTH", "MASK"))
-        for about, (kind, values) in zip(
-            ("why a pass stopped: STATUS_ERROR", "order of the words of STALL", "order of the words of BUSY"),
-            _enumerations().items(),
-            strict=True,
-        ):
+        for kind, (about, values) in _enumerations().items():
             yield f"\n/* {about} */"
             yield f"enum tellme_{kind} {{"
             yield ",\n".join(f"  TELLME_{kind.upper()}_{key} = {value}" for key, value in values.items())

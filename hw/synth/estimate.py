@@ -2,9 +2,8 @@
 
 A block is elaborated (not made into a netlist), and counted: registers, bits of each kind of operator, bits that are chosen among,
 memories, vendor primitives. DSPs and UltraRAM follow exactly, as do block RAMs by the rule that Yosys maps memories by (`ram`). Look-up
-tables and flip-flops are linear in the counts, one set of coefficients for all blocks, times a factor of each block: the geometric
-mean of measured over fitted at its points. The points are committed (`POINTS`, made by `python -m bench.area`); the fit takes
-milliseconds.
+tables and flip-flops are linear in the counts: one set of coefficients for all blocks, and each block's own as far as its points say
+something else. The points are committed (`POINTS`, made by `python -m bench.area`); the fit takes milliseconds.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from tellme.golden.boards import BOARDS
 from tellme.golden.config import TINY, AcceleratorConfig
 from tellme.hw.emit import uncollected
 from tellme.hw.primitives import UltraScalePlus
+from tellme.hw.synth.inventory import fragments
 from tellme.hw.synth.synthesis import GLUE, children
 
 # Blocks are counted by what they hold; those that another's count stands for are never elaborated. For the whole process: Amaranth
@@ -40,9 +40,13 @@ POINTS = Path(__file__).parent / "points.json"
 
 METRICS = ("lut", "ff", "dsp", "ramb36", "uram")
 
-COUNTS = ("one", "ff", "add", "compare", "logic", "table", "choose", "lut_ram", "ram_mux")
+COUNTS = (
+    "one", "ff", "add", "compare", "logic", "absorbed", "table", "choose", "enable", "gate", "clear", "lut_ram", "ram_mux",
+)  # fmt: skip
 """What is counted of a block for the fit: the block itself, register bits, bits of sums and differences, of comparisons, of other
-operators, LUTs of tables of constants, bits of choices, LUTs of memory, and bits of memory that are chosen among several of its words."""
+operators, of those that a sum takes in (its LUTs have inputs left), LUTs of tables of constants, bits of choices (one less than what
+is chosen among), of registers that are held, of what is zero unless it is chosen, of constants under a condition, LUTs of memory, and
+bits of memory that are chosen among several of its words."""
 
 TAKEN = {"lut": tuple(c for c in COUNTS if c != "lut_ram"), "ff": ("one", "ff")}
 """Counts that a resource follows from. LUTs of memory are counted as they are, and only the others fitted."""
@@ -56,6 +60,9 @@ WIDE = 16
 SHIFT = 3
 """Registers in a row that become a shift register (xilinx_srl -minlen)."""
 
+TABLE = 3
+"""Cases with constants that are a table."""
+
 ADD, COMPARE = ("+", "-"), ("<", "<=", ">", ">=", "==", "!=")
 FREE = ("u", "s", "~", "<<", ">>", "b", "r|", "r&", "r^")
 """Operators that are wiring, or small."""
@@ -66,11 +73,45 @@ Resources = dict[str, float]
 # ---- counting --------------------------------------------------------------------------------------------------------
 
 
+_Place = tuple[Any, ...]
+"""What is assigned: the same for every statement that assigns it."""
+
+
+def _place(v: Any) -> _Place:
+    if isinstance(v, ast.Slice):
+        return (*_place(v.value), v.start, v.stop)
+    if isinstance(v, ast.Part):
+        return (*_place(v.value), id(v.offset))
+    return tuple(x for part in v.parts for x in _place(part)) if isinstance(v, ast.Concat) else (id(v),)
+
+
+@dataclass
+class _Sources:
+    """What a signal is assigned: always, under conditions, and constants under conditions."""
+
+    bits: int
+    always: int = 0
+    chosen: int = 0
+    constants: int = 0
+
+
+def _table(values: Sequence[int], bits: int, inputs: int) -> int:
+    """LUTs of a table of constants: of its columns those that are neither constant nor another's (complement)."""
+    every = (1 << len(values)) - 1
+    columns = set()
+    for bit in range(bits):
+        column = sum((v >> bit & 1) << i for i, v in enumerate(values))
+        columns.add(min(column, every ^ column))
+    columns.discard(0)
+    return len(columns) << max(0, min(inputs, ceil_log2(len(values)) + 2) - 6)
+
+
 class _Counter:
     """Walks values and statements, each value once."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self._absorbed: set[int] = set()
         self._uses: Counter[int] = Counter()
         self._copies: dict[int, tuple[Any, Any, int]] = {}  # registers, what they take, and when
         self._seen: set[int] = set()
@@ -94,13 +135,19 @@ class _Counter:
                     self.counts["dsp"] += not constant and len(a) + len(b) > WIDE
                 if v.operator in ADD:
                     self.counts["add"] += len(v)
+                    self._absorbed |= {id(o) for o in v.operands}
                 elif v.operator in COMPARE:
                     self.counts["compare"] += max(len(o) for o in v.operands)
                 elif v.operator not in FREE:
-                    self.counts["logic"] += len(v)
+                    self.counts["absorbed" if id(v) in self._absorbed else "logic"] += len(v)
                 stack += v.operands
             elif isinstance(v, ast.SwitchValue):
-                self.counts["choose"] += len(v) * (len(v.cases) - 1)
+                among = sum(not isinstance(value, ast.Const) for _, value in v.cases)
+                self.counts["choose"] += len(v) * max(0, among - 1)
+                if among == 0:
+                    self.counts["table"] += _table([c.value for _, c in v.cases], len(v), len(v.test))
+                elif among < len(v.cases):
+                    self.counts["gate"] += len(v)
                 stack += [v.test, *(value for _, value in v.cases)]
             elif isinstance(v, ast.Part):
                 self.counts["choose"] += len(v) * (min(1 << len(v.offset), ceil_div(len(v.value), v.stride)) - 1)
@@ -110,25 +157,45 @@ class _Counter:
             elif isinstance(v, ast.Concat):
                 stack += v.parts
 
-    def statements(self, statements: Iterable[Any], registers: bool = False, when: int = 0) -> None:
-        """when : stands for the condition that they are under."""
+    def statements(self, statements: Iterable[Any], registers: bool = False) -> None:
+        """registers : of a clock domain, which hold what is not assigned."""
+        sources: dict[_Place, _Sources] = {}
+        self._walk(statements, registers, 0, sources)
+        for found in sources.values():
+            among = found.always + found.chosen
+            self.counts["choose"] += found.bits * max(0, among - 1)
+            if among and not found.always:
+                self.counts["enable" if registers else "gate"] += found.bits
+            self.counts["clear"] += found.bits * found.constants
+
+    def _walk(self, statements: Iterable[Any], registers: bool, when: int, sources: dict[_Place, _Sources]) -> None:
+        """when : stands for the condition that they are under, 0: none."""
         for s in statements:
             if isinstance(s, ast.Assign):
                 self.value(s.rhs)
                 if registers and isinstance(s.lhs, ast.Signal) and s.lhs.reset_less:
                     self._copies[id(s.lhs)] = s.lhs, s.rhs, when
+                found = sources.setdefault(_place(s.lhs), _Sources(len(s.lhs)))
+                if when == 0:
+                    found.always = 1
+                elif not isinstance(s.rhs, ast.Const):
+                    found.chosen += 1
             elif isinstance(s, ast.Switch):
                 self.value(s.test)
-                table: dict[int, int] = {}  # bits of what only constants are chosen for
-                for case in s.cases:
+                constants: dict[_Place, dict[int, int]] = {}  # by case
+                for i, case in enumerate(s.cases):
                     for x in case[1]:
                         if isinstance(x, ast.Assign) and isinstance(x.rhs, ast.Const):
-                            table[id(x.lhs)] = len(x.lhs)
-                        elif isinstance(x, ast.Assign):
-                            self.counts["choose"] += len(x.lhs)
-                    self.statements(case[1], registers, id(case))
-                inputs = min(len(s.test), ceil_log2(max(1, len(s.cases))) + 2)
-                self.counts["table"] += sum(table.values()) * (1 << max(0, inputs - 6))
+                            constants.setdefault(_place(x.lhs), {})[i] = x.rhs.value
+                    self._walk(case[1], registers, id(case), sources)
+                for place, values in constants.items():
+                    found = sources[place]
+                    if len(values) >= TABLE:
+                        found.chosen += 1
+                        every = [values.get(i, 0) for i in range(len(s.cases))]
+                        self.counts["table"] += _table(every, found.bits, len(s.test))
+                    else:
+                        found.constants += len(values)
 
     def shifts(self) -> tuple[int, int]:
         """(Register bits, LUTs) of chains of at least `SHIFT` registers of which only the last is read: shift registers."""
@@ -153,12 +220,6 @@ class _Counter:
                 bits += length * len(first)
                 luts += ceil_div(length, 32) * len(first)
         return bits, luts
-
-
-def _fragments(fragment: Any) -> Iterable[Any]:
-    yield fragment
-    for part, *_ in fragment.subfragments:
-        yield from _fragments(part)
 
 
 def ram(width: int, depth: int, style: str, *, ultra: bool, registered: bool = True) -> tuple[float, float, float]:
@@ -186,9 +247,9 @@ def count(component: Elaboratable, platform: object) -> dict[str, float]:
     """What a block is written of: COUNTS, and dsp, ramb36, uram."""
     c = _Counter()
     registers = ast.SignalSet()
-    memory = np.zeros(3)
+    memory, read = np.zeros(3), 0
     ultra = bool(getattr(platform, "ultra_ram", True))
-    for part in _fragments(Fragment.get(component, platform)):
+    for _, part in fragments(Fragment.get(component, platform)):
         if isinstance(part, Instance):
             c.counts["dsp"] += str(part.type).startswith("DSP")
             c.counts["lut_ram"] += 8 * (part.type == "RAM32M16")
@@ -198,8 +259,14 @@ def count(component: Elaboratable, platform: object) -> dict[str, float]:
             if part._write_ports:
                 style = str(part._attrs.get("ram_style", ""))
                 if (style == "distributed" or not registered) and depth > 64:
-                    c.counts["ram_mux"] += len(part._read_ports) * width * (ceil_div(depth, 64) - 1)
-                memory += len(part._read_ports) * np.array(ram(width, depth, style, ultra=ultra, registered=registered))
+                    # A LUT for two of the words; MUXF7 and MUXF8 choose among these.
+                    c.counts["ram_mux"] += len(part._read_ports) * width * ceil_div(ceil_div(depth, 64), 2)
+                one = ram(width, depth, style, ultra=ultra, registered=registered)
+                if one[2] and depth > 4096:
+                    c.counts["ram_mux"] += len(part._read_ports) * width * ceil_div(ceil_div(depth, 4096), 2)
+                if one[0] and registered:  # what was read is kept beside the LUTs
+                    read += len(part._read_ports) * width
+                memory += len(part._read_ports) * np.array(one)
             else:
                 c.counts["table"] += width * ceil_div(depth, 64)  # a ROM
         else:
@@ -211,7 +278,7 @@ def count(component: Elaboratable, platform: object) -> dict[str, float]:
     counts = {name: float(c.counts[name]) for name in (*COUNTS, "dsp")}
     counts["one"] = 1.0
     shifted, luts = c.shifts()
-    counts["ff"] = float(sum(len(s) for s in registers) - shifted)
+    counts["ff"] = float(sum(len(s) for s in registers) - shifted + read)
     counts["lut_ram"] += float(memory[0]) + luts
     return {**counts, "ramb36": float(memory[1]), "uram": float(memory[2])}
 
@@ -343,7 +410,7 @@ class AreaModel:
         return {m: sum(b[m] for b in found) for m in METRICS}
 
 
-HOLD = 0.3
+HOLD = 0.03
 """How strongly a block's coefficients are held to those of all blocks."""
 
 

@@ -40,10 +40,11 @@ class Ram:
     registered: bool
 
 
-def _fragments(fragment: Fragment, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Fragment]]:
+def fragments(fragment: Fragment, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Fragment]]:
+    """A fragment and all inside it, each with its path."""
     yield path, fragment
     for i, (part, name, _) in enumerate(fragment.subfragments):
-        yield from _fragments(part, (*path, name or f"U{i}"))
+        yield from fragments(part, (*path, name or f"U{i}"))
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Inventory:
 def inventory(component: Elaboratable, platform: object) -> Inventory:
     """Elaborates a component for a platform, and lists its primitives and memories."""
     found = Inventory(Counter(), [])
-    for path, fragment in _fragments(Fragment.get(component, platform)):
+    for path, fragment in fragments(Fragment.get(component, platform)):
         if isinstance(fragment, Instance):
             parameters = {k: v.value if isinstance(v, Const) else v for k, v in fragment.parameters.items()}
             inputs = {k: Value.cast(v) for k, (v, kind) in fragment.ports.items() if kind == "i"}

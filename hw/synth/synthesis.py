@@ -114,18 +114,18 @@ def synthesise(
     yosys.version()
     progress(TOP, "elaboration")
     cache = cache or user_cache.prepare() / user_cache.syntheses().name
-    modules = _modules(_rtlil(config, cache))
+    modules = modules_of(_rtlil(config, cache))
     board = BOARDS.get(config.name)
     target = target_of(config)
     chip = {} if board is None else _chip(board)
-    chosen = list(dict.fromkeys(blocks)) or [GLUE, *_children(modules, TOP)]
+    chosen = list(dict.fromkeys(blocks)) or [GLUE, *blocks_in(modules, TOP)]
     for name in chosen:
         if name != GLUE and f"{TOP}.{name}" not in modules:
-            raise UnknownBlock(f"block {name!r} is unknown; {_known(_children(modules, TOP))}")
+            raise UnknownBlock(f"block {name!r} is unknown; {_known(blocks_in(modules, TOP))}")
     with ThreadPoolExecutor(jobs) as pool:
         try:
-            mapped = pool.map(lambda b: _map(modules, b, config.name, target, progress, cache), chosen)
-            files = dict(zip(chosen, mapped, strict=True))
+            found = pool.map(lambda b: mapped(modules, b, config.name, target, progress, cache), chosen)
+            files = dict(zip(chosen, found, strict=True))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             yosys.stop()
@@ -157,7 +157,8 @@ def target_of(config: AcceleratorConfig) -> dict[str, str]:
     }
 
 
-def _platform(config: AcceleratorConfig) -> object:
+def platform_for(config: AcceleratorConfig) -> object:
+    """What a configuration is elaborated for: its board's chip, UltraScale+ without a board."""
     return platform_of(config) or UltraScalePlus()
 
 
@@ -185,7 +186,7 @@ def check_blocks(config: AcceleratorConfig, blocks: Sequence[str]) -> None:
     """
     if not set(blocks) - {GLUE}:
         return
-    platform = _platform(config)
+    platform = platform_for(config)
     top = children(config, platform)
     for name in blocks:
         parts: dict[str, object] | None = top
@@ -223,7 +224,7 @@ def _rtlil(config: AcceleratorConfig, cache: Path) -> str:
     parameters = repr([(f.name, getattr(config, f.name)) for f in fields(config)])
     path = cache / f"{config.name}-{digest(parameters, *sources)}.il"
     if not path.exists():
-        platform = _platform(config)
+        platform = platform_for(config)
         check_columns(inventory(Accelerator(config), platform).memories)
         text = to_rtlil(Accelerator(config), TOP, platform)
         for old in cache.glob(f"{config.name}-*.il"):
@@ -232,7 +233,7 @@ def _rtlil(config: AcceleratorConfig, cache: Path) -> str:
     return path.read_text()
 
 
-def _modules(text: str) -> dict[str, str]:
+def modules_of(text: str) -> dict[str, str]:
     """Texts of the modules by name, without the numbers that Amaranth adds to module names (they change with others)."""
     text = re.sub(rf"\\{TOP}\b[\w.$]*", lambda name: re.sub(r"\$\d+(?=\.|$)", "", name[0]), text)
     found: dict[str, str] = {}
@@ -244,7 +245,8 @@ def _modules(text: str) -> dict[str, str]:
     return found
 
 
-def _children(modules: dict[str, str], parent: str) -> list[str]:
+def blocks_in(modules: dict[str, str], parent: str) -> list[str]:
+    """Names of the modules right inside one."""
     prefix = f"{parent}."
     return [m[len(prefix) :] for m in modules if m.startswith(prefix) and "." not in m[len(prefix) :]]
 
@@ -258,13 +260,13 @@ def _black_box(name: str, text: str) -> str:
 def block_text(modules: dict[str, str], block: str) -> tuple[str, str]:
     """(Name of its top module, RTLIL) of a block."""
     if block == GLUE:
-        children = _children(modules, TOP)
+        children = blocks_in(modules, TOP)
         return TOP, modules[TOP] + "".join(_black_box(f"{TOP}.{b}", modules[f"{TOP}.{b}"]) for b in children)
     top = f"{TOP}.{block}"
     return top, "".join(t for m, t in modules.items() if m == top or m.startswith(f"{top}."))
 
 
-def _map(
+def mapped(
     modules: dict[str, str], block: str, board: str, target: dict[str, str], progress: Progress, cache: Path
 ) -> Path:
     """The JSON netlist of a block, from the cache or from Yosys. The cache keeps the latest of each block of each board."""

@@ -265,7 +265,7 @@ from pathlib import Path
 from tellme.golden.config import TINY
 from tellme.hw.synth import synthesis, yosys
 synthesis._rtlil = lambda config, cache: ""
-synthesis._modules = lambda text: {"tellme": "", "tellme.counters": "", "tellme.executor": ""}
+synthesis.modules_of = lambda text: {"tellme": "", "tellme.counters": "", "tellme.executor": ""}
 yosys.run = lambda script, folder, progress: yosys.follow(
     ["sh", "-c", "sleep 100 & echo $!; wait"], folder, "yosys.log", lambda line: print(line, end="", flush=True)
 )
