@@ -325,6 +325,15 @@ def test_a_device_that_does_not_answer_times_out_and_recovers():
     assert accelerator.decode(0, 0).head_count == 1
 
 
+def test_a_pass_is_done_when_its_register_says_so_and_not_when_somebody_woke():
+    accelerator, machine, _ = start(DEMO)
+    machine.hang = True
+    machine.wait_done = lambda timeout_s: True  # type: ignore[method-assign]
+    with pytest.raises(DeviceError, match=r"did not finish a pass in 10 s \(status 0x1\)"):
+        accelerator.decode(0, 0)
+    assert machine.resets == 1
+
+
 def test_a_device_that_stays_busy_is_given_up():
     accelerator, machine, _ = start(DEMO)
     accelerator.timeout_s = 0.01
