@@ -325,6 +325,15 @@ def test_a_device_that_does_not_answer_times_out_and_recovers():
     assert accelerator.decode(0, 0).head_count == 1
 
 
+def test_a_program_runs_at_another_clock_than_it_was_compiled_for():
+    with Model.open(DEMO, TINY) as model:
+        program = compile_program(model, replace(TINY, clock_hz=TINY.clock_hz - 1_000_000))
+        machine = ReferenceMachine(TINY, program.window_beats)
+        accelerator = Driver(machine, TINY)
+        accelerator.load(model, program)
+        assert accelerator.decode(0, 0).head_count == 1
+
+
 def test_a_pass_is_done_when_its_register_says_so_and_not_when_somebody_woke():
     accelerator, machine, _ = start(DEMO)
     machine.hang = True
