@@ -140,6 +140,9 @@ HOLES = (
     Hole("head lanes of the last guesses", "host/talk/scheduler.py", "(p.first + p.count - 1, p.first + p.lanes)", "(p.first + p.count - 1, p.first + p.count)", (SCHEDULER,)),
     Hole("a slot that was given is not used", "host/talk/scheduler.py", "        slot.used = self.passes\n        conversation.computed", "        conversation.computed", (SCHEDULER,)),
     Hole("ports' lead not written", "host/machine/driver.py", '        self.write("port_lead", free=0)\n', "", (LOADING,)),
+    Hole("a copy of what the host held", "host/machine/driver.py", "            self.device.invalidate(a, beats)\n", "", (f"{DRIVER}::test_a_cache_is_read_written_and_copied_through_caches_that_are_not_coherent",)),
+    Hole("woken is done", "host/machine/driver.py", "if not in_time or not status", "if not in_time and not status", (f"{DRIVER}::test_a_pass_is_done_when_its_register_says_so_and_not_when_somebody_woke",)),
+    Hole("a program is of one clock", "host/machine/driver.py", "replace(program.config, clock_hz=self.config.clock_hz) != self.config", "program.config != self.config", (f"{DRIVER}::test_a_program_runs_at_another_clock_than_it_was_compiled_for",)),
     # ---- order of a pass ---------------------------------------------------------------------------------------------
     Hole("candidates of eight", "golden/layout.py", '[: 8 * count].view("<u4")', '[: 8 + count].view("<u4")', (LAYOUT_TESTS,)),
     Hole("every phase of the last unit is final, golden", "golden/schedule.py", "final and last, kv_head", "final, kv_head", (LAYOUTS,)),

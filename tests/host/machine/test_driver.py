@@ -325,6 +325,24 @@ def test_a_device_that_does_not_answer_times_out_and_recovers():
     assert accelerator.decode(0, 0).head_count == 1
 
 
+def test_a_program_runs_at_another_clock_than_it_was_compiled_for():
+    with Model.open(DEMO, TINY) as model:
+        program = compile_program(model, replace(TINY, clock_hz=TINY.clock_hz - 1_000_000))
+        machine = ReferenceMachine(TINY, program.window_beats)
+        accelerator = Driver(machine, TINY)
+        accelerator.load(model, program)
+        assert accelerator.decode(0, 0).head_count == 1
+
+
+def test_a_pass_is_done_when_its_register_says_so_and_not_when_somebody_woke():
+    accelerator, machine, _ = start(DEMO)
+    machine.hang = True
+    machine.wait_done = lambda timeout_s: True  # type: ignore[method-assign]
+    with pytest.raises(DeviceError, match=r"did not finish a pass in 10 s \(status 0x1\)"):
+        accelerator.decode(0, 0)
+    assert machine.resets == 1
+
+
 def test_a_device_that_stays_busy_is_given_up():
     accelerator, machine, _ = start(DEMO)
     accelerator.timeout_s = 0.01
@@ -463,12 +481,15 @@ def test_a_cache_is_read_written_and_copied_through_caches_that_are_not_coherent
     golden = GoldenBackend(weights, TINY, slots=3)
     golden.prefill(prompt, slot=1)
     accelerator.prefill(prompt, slot=1)
-    for _ in range(2):  # again: what the host holds of it from the first time is old
+    for again in (False, True):  # what the host holds of it from the first time is old
         n = len(prompt)
+        if not again:
+            accelerator.copy_cache(1, 0, n)  # before anybody has read what it copies
         mine, theirs = accelerator.read_cache(1, n), golden.read_cache(1, n)
         for name in ("k", "v", "k_scales", "v_scales"):
             assert np.array_equal(getattr(mine, name), getattr(theirs, name)), name
-        accelerator.copy_cache(1, 0, n)
+        if again:
+            accelerator.copy_cache(1, 0, n)
         accelerator.write_cache(2, theirs)
         for slot in (0, 2, 1):
             want = golden.decode(7, n, slot=1, logits=True)
