@@ -322,14 +322,15 @@ class ProgramCheck(wiring.Component):
         rules.refuse(kinds.screen, d.shared.gain_out | (d.shared.gain_beats != 0))
         rules.refuse(kinds.screen, (screen.planes == 0) | (screen.planes > MAX_PLANES))
         rules.refuse(kinds.screen, (screen.rows == 0) | (screen.rows > MAX_ROWS))
-        rules.refuse(kinds.screen, screen.logits_stride << exact_log2(c.word) < screen.rows)
-        bad_count, few_rows = Signal(), Signal()
+        bad_count, few_rows, short = Signal(), Signal(), Signal()
         held = Signal(len(count) + len(self.head_count))
         m.d.sync += [
             bad_count.eq((count[: exact_log2(MULTIPLE)] != 0) | (count > MAX_CANDIDATES)),
             few_rows.eq((count << 1) > screen.rows),
+            short.eq(screen.logits_stride << exact_log2(c.word) < screen.rows),
             held.eq(_times(count, self.head_count)),
         ]
+        rules.refuse(kinds.screen, short)
         rules.refuse(kinds.screen & (count != 0), bad_count | few_rows | (held > c.screen_entries))
 
     @staticmethod
