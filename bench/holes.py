@@ -152,6 +152,7 @@ HOLES = (
     Hole("done before writes have arrived", "hw/control/execute.py", "with m.If(~self.writer_busy):", "with m.If(1):", WALKS["executor"]),
     Hole("a LINEAR ends before its epilogue", "hw/control/execute.py", "with m.If(~self.epilogue_busy & ~self.quantise_busy):", "with m.If(~self.quantise_busy):", WALKS["executor"]),
     Hole("attention ends before its statistics", "hw/control/execute.py", "with m.If(~self.attention_busy & ~self.collect_busy):", "with m.If(~self.attention_busy):", WALKS["executor"]),
+    Hole("no burst ends a fetch that has no beats", "hw/control/fetch.py", "(segments.ready | (self.beats == 0))", "segments.ready", WALKS["fetcher"]),
     Hole("a rotary row is left out", "hw/control/fetch.py", "with m.If(lane != self.parameters.lanes):", "with m.If(lane != self.parameters.lanes - 1):", WALKS["fetcher"]),
     Hole("no last phase at position 0", "hw/control/sequence.py", "last.eq(cached == 0),", "last.eq(0),", PHASES),
     Hole("a cache block that is not there", "hw/control/sequence.py", "newest.eq((cached - 1) >> key_bits)", "newest.eq(cached >> key_bits)", PHASES),

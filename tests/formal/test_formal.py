@@ -71,7 +71,6 @@ def mistaken(module: ModuleType, old: str, new: str) -> ModuleType:
     [
         ("PhaseSequencer", sequence, "with m.If(block == 0):", "with m.If(block == 1):", "the final one is the last of them"),
         ("PhaseSequencer", sequence, 'm.next = "Measure"', 'm.next = "Part"', "the next phase comes in time"),
-        ("Fetcher", fetch, "(segments.ready | (self.beats == 0))", "segments.ready", "it goes on"),
         ("Fetcher", fetch, "with m.If(self.program_ready):", "with m.If(1):", "no descriptor is asked for before the program has come"),
         ("Executor", execute, 'm.next = "Attention-Wait"', 'm.next = "Attention-Stream"', "it goes on"),
         ("Executor", execute, "hold.eq(self.kv_writer_busy & in_the_way)", "hold.eq(0)", "kv_writer is not started while it works"),
