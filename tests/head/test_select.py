@@ -52,6 +52,7 @@ def run(
         ctx.set(dut.vocabulary, rows)
         ctx.set(dut.matrix_rows, matrix)
         ctx.set(dut.chosen.ready, 0)
+        ctx.set(dut.room, 1)
         await ctx.tick()
         ctx.set(dut.start, 1)
         await ctx.tick()
