@@ -151,6 +151,8 @@ def page(reports: Reports) -> str:
     for name, published, run, key, bound in TARGETS:
         values = [f"{r[key]:.4g}" if (r := reports.get((run, c))) and r[key] is not None else "-" for c in CONDITIONS]
         lines.append(f"| {name} | {published} | {bound:g} | {' | '.join(values)} |".replace("| -0", "| <= 0"))
+    if left := [str(run) for run in RUNS if (run, FAST) not in reports]:
+        lines += ["", f"Not run: {'; '.join(left)}."]
     lines += [
         "",
         "## Decode",

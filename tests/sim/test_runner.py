@@ -56,7 +56,11 @@ def test_a_disk_that_fills_up_is_one_line(folder: Path) -> None:
 def test_an_interrupt_ends_the_compilers_and_leaves_nothing(folder: Path) -> None:
     make(folder, f"sleep 100 & echo $! > {folder / 'child'}; wait")
     script = f"from tellme.sim import runner\nrunner.build({DESIGN!r})"
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
+    )
     until = time.monotonic() + 60
     while not (folder / "child").exists() or not (folder / "child").read_text():
         assert time.monotonic() < until and process.poll() is None

@@ -275,7 +275,11 @@ synthesis.synthesise(TINY, blocks=["counters", "executor"], jobs=2, cache=Path(s
 
 def test_an_interrupt_ends_every_yosys_at_once_and_leaves_nothing(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-c", _ENDLESS, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", _ENDLESS, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
     )
     assert process.stdout is not None
     children = [int(process.stdout.readline()) for _ in range(2)]
