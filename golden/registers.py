@@ -253,11 +253,12 @@ def geometry(config: AcceleratorConfig) -> int:
 
 
 _LATER = ("ternary_head",)
+"""Parameters that count in a build's hash only where they are on: builds without them keep their names."""
 
 
 def build_hash(config: AcceleratorConfig) -> int:
     """Value of the build register: 32 bits of a SHA-256 of the configuration and VERSION. The clock is not in it: a build runs
-    at what it routed at, and that is the hand-off's to say. Nor is what came later and is not there: a build without it is the same."""
+    at what it routed at, and that is the hand-off's to say."""
     told = {k: v for k, v in asdict(config).items() if k != "clock_hz" and (k not in _LATER or v)}
     text = json.dumps([VERSION, told], sort_keys=True)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")

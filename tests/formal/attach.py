@@ -123,7 +123,7 @@ def prove_attached(
         yosys.run(
             [
                 "read_verilog -sv design.v",
-                *(f"read_verilog -sv -formal {f}" for f in files),
+                *(f'read_verilog -sv -formal "{f}"' for f in files),
                 "read_verilog -sv -formal attached.v",
                 "hierarchy -check -top attached",
                 "proc",

@@ -27,7 +27,7 @@ def properties(master: bool, body: str, folder: Path) -> Path:
         kind = next((w for n, w in widths.items() if re.fullmatch(rf"i_axi_(aw|w|b|ar|r){n}", port)), "1")
         return f"input wire [({kind})-1:0] {port}"
 
-    path = folder / "properties.v"
+    path = folder / "the properties.v"
     path.write_text(
         "module mine #(parameter C_AXI_ID_WIDTH = 1, C_AXI_DATA_WIDTH = 8, C_AXI_ADDR_WIDTH = 8, MOST = 0) ("
         + ", ".join(width(p) for p in ports)

@@ -18,6 +18,8 @@ from tellme.hw.head.select import Selector
 
 CONFIG = replace(TINY, name="select", block_rows=64, screen_entries=128)
 I64 = NDArray[np.int64]
+STUCK = 50_000
+"""Cycles that no test comes near."""
 
 
 def run(
@@ -76,11 +78,13 @@ def run(
             assert done == (taken and (row % CONFIG.block_rows == CONFIG.block_rows - 1 or row == matrix - 1))
             await ctx.tick()
             cycles += 1
+            assert cycles < STUCK
             row += taken
         ctx.set(dut.rows.valid, 0)
         while ctx.get(dut.busy):
             await ctx.tick()
             cycles += 1
+            assert cycles < STUCK
         for lane in range(lanes[1]):
             ctx.set(dut.root_lane, lane)
             roots.append(ctx.get(dut.root_score))
