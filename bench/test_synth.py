@@ -17,7 +17,7 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "docs" / "measurements"
 BOARDS = {"kv260": ["--ecp5"], "ultra96v2": [], "pynq_z2": []}
 """Other boards have the design of the KV260 in a chip with at least as much of everything (tests/platforms)."""
-CONFIGURATIONS = ("kv260_bonsai", "kv260_bonsai_large", "kv260_large")
+CONFIGURATIONS = ("kv260_decode", "kv260_bonsai", "kv260_bonsai_large", "kv260_large")
 """Files of docs/examples/configurations; they have the limits of the KV260."""
 COLUMNS = ("lut_logic", "lut_memory", "lut", "ff", "carry", "dsp", "ramb36", "uram", "levels")
 LIMITS = {"lut": 88_000, "ff": 164_000, "dsp": 1_000, "ramb36": 116, "uram": 60, "levels": 6}

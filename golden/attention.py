@@ -20,12 +20,12 @@ F32 = NDArray[np.float32]
 I8 = NDArray[np.int8]
 I64 = NDArray[np.int64]
 
-SCORE_FRAC = 14
+SCORE_FRAC = 10
 SCORE_WIDTH = 24
-"""Scores are log2 values, signed Q10.14."""
+"""Scores are log2 values, signed Q14.10: as exact as int8 queries and keys ask for, and wide enough for every model."""
 
 LEVEL_FRAC = 4
-"""Levels are log2 values, Q12.4."""
+"""Levels are log2 values, Q16.4."""
 
 _ABOVE = 19
 """Sixteenths by which the largest level is raised before its fraction is cut: what levels and scores are cut by at most, and a little."""
@@ -47,7 +47,7 @@ class Softmax:
 
     Attributes
     ----------
-    scores : [..., queries, keys], Q10.14; of invalid keys, too.
+    scores : [..., queries, keys], Q14.10; of invalid keys, too.
     maximum : [..., queries], largest score of a valid key.
     exponent : [..., queries], e: weights are in units of 2^(e - 143), a power of two a query.
     weights : [..., queries, keys], Pq, P x V scale, 0..WEIGHT_MAX; 0 of an invalid key.
@@ -73,31 +73,31 @@ def query_factor(head_dim: int) -> np.float32:
 
 
 def score(dot: NDArray[np.generic], query_scale: F32, key_scale: F32) -> I64:
-    """Scores in Q10.14 of dot products [..., queries, keys], scales [..., queries] and [..., keys]."""
+    """Scores in Q14.10 of dot products [..., queries, keys], scales [..., queries] and [..., keys]."""
     t = fp.mul(fp.from_int(dot), fp.mul(query_scale[..., :, None], key_scale[..., None, :]))
     return fp.to_fixed(t, SCORE_FRAC, SCORE_WIDTH)
 
 
 def split(difference: I64) -> tuple[I64, I64]:
-    """2^-difference as mantissa in units of 2^-24 (2^24 .. 2^25 - 1) and right shift; difference in Q10.14, not negative."""
+    """2^-difference as mantissa in units of 2^-24 (2^24 .. 2^25 - 1) and right shift; difference in Q14.10, not negative."""
     return _POWERS[-difference & ((1 << SCORE_FRAC) - 1)], (difference + (1 << SCORE_FRAC) - 1) >> SCORE_FRAC
 
 
 def power(difference: I64) -> I64:
-    """P = 2^-difference in units of 2^-24 (0..2^24); difference in Q10.14, not negative. 0 from 2^-26 down."""
+    """P = 2^-difference in units of 2^-24 (0..2^24); difference in Q14.10, not negative. 0 from 2^-26 down."""
     mantissa, shift = split(difference)
     return mantissa >> np.minimum(shift, 26)  # 25 bits: nothing is left
 
 
 def level(scores: I64, value_scale: F32) -> I64:
-    """log2 of weight x V scale x 2^127 in Q12.4, between 0 and 0.22 too low.
+    """log2 of weight x V scale x 2^127 in Q16.4, between 0 and 0.22 too low.
 
     The pattern of a float, read as a fixed-point number, is its biased log2 to within 0.09. Infinities and NaN count
-    2^1024 times as much, so that they are the largest whatever the scores.
+    2^16384 times as much, so that they are the largest whatever the scores.
     """
     pattern = fp.bits(value_scale).astype(np.int64) & 0x7FFFFFFF
     infinite = pattern >= fp.INF_BITS
-    return (scores >> (SCORE_FRAC - LEVEL_FRAC)) + (pattern >> (fp.MANTISSA_BITS - LEVEL_FRAC)) + (infinite << 14)
+    return (scores >> (SCORE_FRAC - LEVEL_FRAC)) + (pattern >> (fp.MANTISSA_BITS - LEVEL_FRAC)) + (infinite << SCORE_WIDTH - SCORE_FRAC + LEVEL_FRAC)
 
 
 def exponent(largest: Any, maximum: Any) -> Any:

@@ -25,11 +25,11 @@ cycles before."""
 SCORE_BITS = 24
 """Of a score T."""
 
-EXPONENT_BITS = 11
+EXPONENT_BITS = 15
 """Of e of a query."""
 
-LEVEL_BITS = 16
-"""Of a level, signed: a score's whole part, a V scale's biased exponent, and 2^10 behind an infinite one, with
+LEVEL_BITS = 20
+"""Of a level, signed: a score's whole part, a V scale's biased exponent, and 2^14 behind an infinite one, with
 LEVEL_FRAC."""
 
 

@@ -346,7 +346,7 @@ class ScorePass(wiring.Component):
         for k in range(self.sizes.config.keys_per_beat):
             log2 = Cat(v_scales[k][MANTISSA_BITS - LEVEL_FRAC : 31], v_scales[k][MANTISSA_BITS:31].all())
             late = delay_line(m, log2, self.delay - 2, f"value_level_{k}")
-            m.d.comb += maxima.value_levels[k].eq(Cat(late[:-1], Const(0, 2), late[-1]))
+            m.d.comb += maxima.value_levels[k].eq(Cat(late[:-1], Const(0, 6), late[-1]))
         m.d.comb += [
             maxima.begin.eq(delay_line(m, issue.beat == 0, self.delay, "begin")),
             maxima.fresh.eq(delay_line(m, phase.first, self.delay, "fresh")),
