@@ -19,12 +19,14 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Options:
-    """What is int8 besides the linear layers."""
+    """What is int8 besides the linear layers, or rounded otherwise."""
 
     query: bool = False
     cache: bool = False
     embedding: bool = False
     head: bool = False
+    scores: bool = False
+    """Scores are multiples of 2^-10, as powers of two."""
     groups: bool = False
     """Activations of linear layers have a power of four for every 64, up to 64."""
 
@@ -107,6 +109,8 @@ def forward(
         q, k, v = kept.query(q), kept.key(k), kept.value(v)
         k, v = (np.repeat(t, s.heads // s.kv_heads, axis=1) for t in (k, v))
         scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(s.head_dim) + mask
+        if options.scores:
+            scores = np.rint(scores * np.log2(np.e) * 1024) / 1024 / np.log2(np.e)
         p = np.exp(scores - scores.max(-1, keepdims=True))
         p /= p.sum(-1, keepdims=True)
         o = np.einsum("hqk,khd->qhd", p, v).reshape(n, -1)

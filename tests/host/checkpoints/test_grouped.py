@@ -206,7 +206,7 @@ def test_scales_of_blocks_of_rows_as_trilm_has_them(tmp_path: Path, ranks: int):
         assert got.spec == weights.spec and payload(got) == payload(weights)
     ids = [3, 1, 4, 1]
     logits = GoldenModel(got, GROUPED).run_pass(ids, range(4), [0] * 4, (0, 4)).logits
-    want = forward(got, ids, Options(True, True, True, True, groups=True))
+    want = forward(got, ids, Options(True, True, True, True, scores=True, groups=True))
     assert np.abs(logits - want).max() < 0.02 * np.abs(want).max()
 
 
