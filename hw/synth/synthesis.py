@@ -13,8 +13,10 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import reduce
 from pathlib import Path
@@ -216,6 +218,26 @@ def digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:24]
 
 
+KEPT_SECONDS = 24 * 3600
+"""After which a netlist that nobody used goes from the cache: other configurations and processes use those of the same board."""
+
+
+def _taken(path: Path) -> bool:
+    """Whether a file of the cache is there; it is used from now on."""
+    with suppress(FileNotFoundError):
+        os.utime(path)
+        return True
+    return False
+
+
+def _forget(cache: Path, pattern: str) -> None:
+    """Removes what has not been used for `KEPT_SECONDS`."""
+    for old in cache.glob(pattern):
+        with suppress(FileNotFoundError):
+            if time.time() - old.stat().st_mtime > KEPT_SECONDS:
+                old.unlink()
+
+
 def _rtlil(config: AcceleratorConfig, cache: Path) -> str:
     """RTLIL of the top, kept by the hash of the sources: elaboration takes a minute."""
     root = Path(__file__).resolve().parent.parent.parent
@@ -223,12 +245,11 @@ def _rtlil(config: AcceleratorConfig, cache: Path) -> str:
     sources = [p.read_text() for p in files if p.parent.name != "synth"]
     parameters = repr([(f.name, getattr(config, f.name)) for f in fields(config)])
     path = cache / f"{config.name}-{digest(parameters, *sources)}.il"
-    if not path.exists():
+    if not _taken(path):
         platform = platform_for(config)
         check_columns(inventory(Accelerator(config), platform).memories)
         text = to_rtlil(Accelerator(config), TOP, platform)
-        for old in cache.glob(f"{config.name}-*.il"):
-            old.unlink(missing_ok=True)
+        _forget(cache, f"{config.name}-*.il")
         write(path, text)
     return path.read_text()
 
@@ -269,12 +290,12 @@ def block_text(modules: dict[str, str], block: str) -> tuple[str, str]:
 def mapped(
     modules: dict[str, str], block: str, board: str, target: dict[str, str], progress: Progress, cache: Path
 ) -> Path:
-    """The JSON netlist of a block, from the cache or from Yosys. The cache keeps the latest of each block of each board."""
+    """The JSON netlist of a block, from the cache or from Yosys."""
     top, text = block_text(modules, block)
     mapping = [command.format(top=f"\\{top}", **target) for command in MAP]
     script = ["read_rtlil block.il", *mapping, "write_json netlist.json"]
     kept = cache / f"{board}-{block}-{digest(yosys.version(), text, *script)}.json"
-    if kept.exists():
+    if _taken(kept):
         progress(block, "cached")
         return kept
     cache.mkdir(parents=True, exist_ok=True)
@@ -282,8 +303,7 @@ def mapped(
     try:
         (folder / "block.il").write_text(text)
         yosys.run(script, folder, progress=lambda step: progress(block, step))
-        for old in cache.glob(f"{board}-{block}-*.json"):
-            old.unlink(missing_ok=True)
+        _forget(cache, f"{board}-{block}-*.json")
         os.replace(folder / "netlist.json", kept)
     except yosys.SynthesisError:
         raise  # the folder stays, with the log that the message names

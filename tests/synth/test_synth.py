@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from amaranth.back import rtlil
@@ -18,7 +22,7 @@ from typer.testing import CliRunner
 
 from tellme.golden.config import TINY
 from tellme.host.cli import app
-from tellme.hw.synth import yosys
+from tellme.hw.synth import synthesis, yosys
 from tellme.hw.synth.levels import LevelError, Levels
 from tellme.hw.synth.netlist import Cell, Netlist, Resources, count, flatten
 from tellme.hw.synth.synthesis import synthesise
@@ -192,6 +196,30 @@ def test_a_combinational_loop_is_found() -> None:
     loop.cells = [Cell(f"c{i}", "LUT1", "top", {}, {"I0": [i]}, {"O": [1 - i]}) for i in range(2)]
     with pytest.raises(LevelError, match="combinational loop through c"):
         Levels(loop)
+
+
+def test_netlists_of_other_configurations_of_a_board_stay_until_they_are_old(tmp_path: Path) -> None:
+    """Two syntheses at once must not take each other's files away."""
+
+    def run(script: Sequence[str], folder: Path, **_: Any) -> None:
+        (folder / "netlist.json").write_text("{}")
+
+    def mapped(module: str) -> Path:
+        return synthesis.mapped(
+            {"tellme.a": module}, "a", "kv260", {"family": "xcup", "options": ""}, lambda *_: None, tmp_path
+        )
+
+    with (
+        mock.patch.object(synthesis, "block_text", lambda modules, block: ("a", modules["tellme.a"])),
+        mock.patch.object(synthesis.yosys, "run", run),
+    ):
+        first, second = mapped("one"), mapped("two")
+        assert first.exists() and second.exists() and first != second
+        for path in (first, second):
+            os.utime(path, (0, 0))
+        assert mapped("one") == first  # used again: it is new
+        third = mapped("three")
+    assert sorted(tmp_path.iterdir()) == sorted([first, third])
 
 
 def test_a_block_alone_is_the_block_of_the_whole_and_the_second_run_is_cached(tmp_path: Path) -> None:
