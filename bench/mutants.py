@@ -3,7 +3,7 @@
 A mutant is one place changed as a designer errs: a constant, a comparison, an operator, a width, a condition, a reset, an enable, an order. Only the
 tests of `TARGETS` that should see a file's mistakes run on it, in a copy of the sources, with simulators of their own cache. Results are lines of
 docs/measurements/mutants.jsonl, one a mutant, under a name that does not depend on line numbers: what has a line is not run again, so that a campaign
-may be stopped at any time. `--holes` runs the mistakes of `bench/holes.py` that once no test saw.
+may be stopped at any time. Batches of mutants are shared over the farm. `--holes` runs the mistakes of `bench/holes.py` that once no test saw.
 """
 
 from __future__ import annotations
@@ -13,19 +13,23 @@ import ast
 import hashlib
 import json
 import re
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from bench.holes import FORMAL, HOLES, READS, WRITES
-from bench.trials import ROOT, Bench, Trial
+from bench.trials import Batch, Trial, verdicts
+from bench.workers import ROOT, add_options, workers
+from tellme.host.farm import Run
+from tellme.host.places import replacing
 
 RESULTS = ROOT / "docs" / "measurements" / "mutants.jsonl"
 TABLE = ROOT / "docs" / "measurements" / "mutants.md"
 REASONS = ROOT / "bench" / "survivors.json"
 """Why a survivor lives: by its name."""
+
+TOGETHER = 6
+"""Mutants of a batch: what pytest needs to collect is shared, and no more is lost when a worker ends."""
 
 TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # name: (sources, tests that should see a mistake in them)
@@ -363,7 +367,7 @@ def write_table(seed: int, count: int) -> None:
     TABLE.write_text(HEADER + table(seed, count))
 
 
-def run_holes(bench: Bench, only: str) -> int:
+def run_holes(run: Run, only: str) -> int:
     """The mistakes that once no test saw, each with its own tests; returns how many live."""
     alive = 0
     by_tests: dict[tuple[str, ...], list[Trial]] = {}
@@ -378,19 +382,21 @@ def run_holes(bench: Bench, only: str) -> int:
         line = text[: text.index(hole.old)].count("\n") + 1
         trial = Trial(hole.name, hole.path, text.replace(hole.old, hole.new), line)
         by_tests.setdefault(hole.tests, []).append(trial)
-    for tests, trials in by_tests.items():
-        for trial, outcome, what, seconds in bench.judge_all(tests, trials, float("inf"), traced=False):
+    batches = {", ".join(t): Batch(t, tuple(trials), traced=False) for t, trials in by_tests.items()}
+    for _, found in run(verdicts, batches):
+        for name, outcome, what, seconds in found:
             alive += outcome == "survived"
-            print(f"{outcome:9}{seconds:6.0f} s  {trial.name}  {what}", flush=True)
+            print(f"{outcome:9}{seconds:6.0f} s  {name}  {what}", flush=True)
     return alive
 
 
-def run_campaign(bench: Bench, a: argparse.Namespace) -> None:
-    """Runs what has no result yet (`--again`: the survivors; `--names`: these), target by target, each for a while, so that quick ones come to their end and slow ones
-    to something. Only what the campaign draws is kept."""
-    end = time.monotonic() + a.seconds
+def run_campaign(run: Run, a: argparse.Namespace) -> None:
+    """Runs what has no result yet (`--again`: the survivors; `--names`: these), in batches, of every target in turn, so that quick ones come to their end and slow
+    ones to something. Only what the campaign draws is kept."""
     known = results()
     targets = a.only.split(",") if a.only else list(TARGETS)
+    if unknown := set(targets) - TARGETS.keys():
+        raise SystemExit(f"no target {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
     drawn = chosen(a.seed, targets, a.count)
     todo = {
         name: [m for m in of if m.name not in known or (a.again and known[m.name]["outcome"] == "survived")]
@@ -405,24 +411,30 @@ def run_campaign(bench: Bench, a: argparse.Namespace) -> None:
         if missing := wanted - {m.name for of in todo.values() for m in of}:
             raise SystemExit(f"no mutant of {', '.join(targets)} has the name {', '.join(sorted(missing))}")
     kept = {m.name for of in drawn.values() for m in of}
-    while (left := [n for n in todo if todo[n]]) and time.monotonic() < end:
-        for name in left:
-            by_name = {m.name: m for m in todo[name]}
-            trials = [Trial(m.name, m.path, m.apply((ROOT / m.path).read_text()), m.line, a.budget) for m in todo[name]]
-            for trial, outcome, what, seconds in bench.judge_all(
-                TARGETS[name][1], trials, min(a.turn, end - time.monotonic()), traced=not a.untraced
-            ):
-                mutant = by_name[trial.name]
-                todo[name].remove(mutant)
-                change = f"{mutant.path}:{mutant.line} {mutant.old!r} to {mutant.new!r}"
-                print(f"{outcome:9}{seconds:6.1f} s  {mutant.name} {change}  {what}", flush=True)
-                if mutant.name not in kept:
-                    continue
-                record = {k: v for k, v in asdict(mutant).items() if k != "start"}
-                known[mutant.name] = record | {"outcome": outcome, "test": what, "seconds": round(seconds, 1)}
-                if outcome == "survived" and a.budget < float("inf"):
-                    known[mutant.name]["budget"] = a.budget
-                RESULTS.write_text("".join(json.dumps(r) + "\n" for r in known.values()))
+    by_name = {m.name: m for of in todo.values() for m in of}
+    until = time.time() + a.seconds
+    batches: dict[str, Batch] = {}
+    for first in range(0, max(map(len, todo.values())), TOGETHER):
+        for name, of in todo.items():
+            trials = [
+                Trial(m.name, m.path, m.apply((ROOT / m.path).read_text()), m.line, a.budget)
+                for m in of[first : first + TOGETHER]
+            ]
+            if trials:
+                batches[f"{name}, from {first}"] = Batch(TARGETS[name][1], tuple(trials), not a.untraced, until)
+    for _, found in run(verdicts, batches):
+        for name, outcome, what, seconds in found:
+            mutant = by_name[name]
+            change = f"{mutant.path}:{mutant.line} {mutant.old!r} to {mutant.new!r}"
+            print(f"{outcome:9}{seconds:6.1f} s  {mutant.name} {change}  {what}", flush=True)
+            if mutant.name not in kept:
+                continue
+            record = {k: v for k, v in asdict(mutant).items() if k != "start"}
+            known[mutant.name] = record | {"outcome": outcome, "test": what, "seconds": round(seconds, 1)}
+            if outcome == "survived" and a.budget < float("inf"):
+                known[mutant.name]["budget"] = a.budget
+        with replacing(RESULTS) as whole:
+            whole.write_text("".join(json.dumps(r) + "\n" for r in known.values()))
 
 
 def main() -> None:
@@ -439,7 +451,7 @@ def main() -> None:
         default=float("inf"),
         help="show a mutant the quickest tests only, of so many seconds together; --again shows what survives more",
     )
-    parser.add_argument("--turn", type=float, default=120, help="seconds that a target has until it is another's turn")
+    add_options(parser)
     parser.add_argument(
         "--untraced", action="store_true", help="show every mutant all tests in their order: for quick ones"
     )
@@ -450,16 +462,17 @@ def main() -> None:
     if a.table:
         write_table(a.seed, a.count)
         return
-    with tempfile.TemporaryDirectory(prefix="tellme-mutants-") as folder:
-        bench = Bench(Path(folder) / "sources", Path(folder) / "cache")
+    with workers(a, "batches") as run:
         if a.holes:
-            alive = run_holes(bench, a.only)
+            alive = run_holes(run, a.only)
             raise SystemExit(f"{alive} mistakes are seen by no test" if alive else None)
-        run_campaign(bench, a)
+        run_campaign(run, a)
     write_table(a.seed, a.count)
     known = results()
     print(f"{len(known)} mutants, {sum(r['outcome'] == 'survived' for r in known.values())} survived")
 
 
 if __name__ == "__main__":
-    main()
+    from bench.mutants import main as run  # workers find the functions of a module, not of a program
+
+    run()

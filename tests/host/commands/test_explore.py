@@ -151,7 +151,7 @@ def test_tables_name_the_best(tmp_path: Path) -> None:
         (["--over", "group_size=6,7"], "--over group_size: group_size must be a whole number from 2 to 5, not 6"),
         (["--most", "0"], "--most must be above 0, not 0"),
         (["--synthesise", "-1"], "--synthesise must be at least 0"),
-        (["--workers", "0"], "--workers at least 1"),
+        (["--workers", "0"], "--workers must be at least 1, not 0"),
         (["--workers", "1", "--scheduler", "tcp://x:1"], "--workers and --scheduler exclude each other"),
         (["--out", "/dev/null"], "is a file; give a folder"),
         (["--out", "/proc/here"], "cannot be written"),
