@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from cocotb.triggers import FallingEdge, RisingEdge
 
-from tellme.golden.config import KV260, TINY, AcceleratorConfig
+from tellme.golden.config import KV260, MAX_HEADS, TINY, AcceleratorConfig
 from tellme.hw.memory import KvWriter
 from tellme.sim import harness, runner
 from tests.memory.common import SMALL
 
-CONFIGS = {c.name: c for c in (KV260, TINY, replace(SMALL, narrow_cache=True))}
+MANY_HEADS = replace(TINY, max_heads=MAX_HEADS, max_kv_dim=32 * MAX_HEADS)
+CONFIGS = {c.name: c for c in (KV260, MANY_HEADS, replace(SMALL, narrow_cache=True))}
 
 
 def place(c: AcceleratorConfig, p: dict[str, Any], memory: np.ndarray, data: np.ndarray, scales: np.ndarray) -> None:
@@ -173,6 +174,10 @@ def test_own_keys_and_values_land_in_the_cache(
     }  # fmt: skip
     folder = harness.build(KvWriter(c))
     runner.run(folder, __name__, top="tb_top", testcase="check_job", parameters=parameters)
+
+
+def test_as_many_heads_as_there_may_be_land_in_the_cache() -> None:
+    test_own_keys_and_values_land_in_the_cache("tiny", 1, 3, 1, MAX_HEADS, [0], 1.0, 1.0, (0, 0))
 
 
 def test_a_job_that_a_soft_reset_ends_leaves_nothing_behind() -> None:
