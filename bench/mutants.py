@@ -106,7 +106,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "checker": (("hw/control/lanes.py", "hw/control/check.py", "hw/control/counters.py"), ("tests/control/test_check.py", "tests/control/test_registers.py")),
     "sequencer": (("hw/control/sequence.py", "hw/control/fetch.py"), ("tests/control/test_fetch.py",)),
     "reader": (("hw/memory/reader.py",), (*READS, "tests/memory/test_reader.py")),
-    "writer": (("hw/memory/writer.py", "hw/memory/logit_writer.py"), (*WRITES, "tests/memory/test_writer.py")),
+    "writer": (("hw/memory/writer.py", "hw/memory/logit_writer.py"), (*WRITES, "tests/memory/test_logit_writer.py", "tests/memory/test_writer.py")),
     "cache writer": (("hw/memory/kv_writer.py", "hw/memory/columns.py"), ("tests/memory/test_kv_writer.py", "tests/memory/test_columns.py")),
     "select": (("hw/head/select.py", "hw/head/heap.py", "hw/head/score.py"), ("tests/head",)),
     "tlmm": (
