@@ -14,8 +14,10 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
 
 from bench.holes import FORMAL, HOLES, READS, WRITES
 from bench.trials import Batch, Trial, verdicts
@@ -323,8 +325,8 @@ def table(seed: int, count: int) -> str:
     known = results()
     reasons: dict[str, str] = json.loads(REASONS.read_text()) if REASONS.exists() else {}
     rows = [
-        "| target | drawn | run | killed | survived | of these equivalent | killed of those that are not |",
-        "|---|---|---|---|---|---|---|",
+        "| target | drawn | run | killed | survived | of these equivalent | killed of those that are not | s, median |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     sums = [0] * 5
     kept: list[dict[str, object]] = []
@@ -334,8 +336,8 @@ def table(seed: int, count: int) -> str:
         numbers = [len(of), len(mine), len(mine) - len(live), len(live), sum(r["name"] in reasons for r in live)]
         sums = [a + b for a, b in zip(sums, numbers, strict=True)]
         kept += mine
-        rows.append(_row(name, numbers))
-    rows.append(_row("all", sums))
+        rows.append(_row(name, numbers, mine))
+    rows.append(_row("all", sums, kept))
     rows += ["", "Survivors:", "", "| name | place | change | why it lives |", "|---|---|---|---|"]
     for r in sorted(kept, key=lambda r: (str(r["path"]), int(str(r["line"])))):
         if r["outcome"] == "survived":
@@ -351,15 +353,17 @@ HEADER = """# Mutants
 What tests say when one place of the sources is wrong: `make mutants` ([bench/mutants.py](../../bench/mutants.py)). The campaign draws the same number of mutants for each target, whatever its
 size. A mutant is shown to the tests of its target that call the changed function, the quickest first, and is killed if one fails or all of them hang; what survives would perhaps be seen by other
 tests (those of whole machines), which the campaign does not run. A survivor that is looked at gets a test, and is run again; or it is *equivalent*, and its reason is named. Lines are those of the
-sources that were mutated; the names do not depend on them. A campaign may be stopped and continued: what is in [mutants.jsonl](mutants.jsonl) is not run again.
+sources that were mutated; the names do not depend on them. A campaign may be stopped and continued: what is in [mutants.jsonl](mutants.jsonl) is not run again. Seconds are by the
+clock, on two cores that others used, too: they say which targets are slow, not how slow.
 
 """
 
 
-def _row(name: str, numbers: list[int]) -> str:
+def _row(name: str, numbers: list[int], of: Sequence[Mapping[str, Any]]) -> str:
     drawn, run, killed, _, equivalent = numbers
     rate = f"{killed / (run - equivalent):.1%}" if run > equivalent else ""
-    return f"| {name} | {' | '.join(f'{n:,}' for n in numbers)} | {rate} |"
+    seconds = f"{median(r['seconds'] for r in of):.1f}" if of else ""
+    return f"| {name} | {' | '.join(f'{n:,}' for n in numbers)} | {rate} | {seconds} |"
 
 
 def write_table(seed: int, count: int) -> None:
