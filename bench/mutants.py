@@ -30,6 +30,9 @@ TABLE = ROOT / "docs" / "measurements" / "mutants.md"
 REASONS = ROOT / "bench" / "survivors.json"
 """Why a survivor lives: by its name."""
 
+CAMPAIGN = 500
+"""Mutants that the table is of, whatever a run of a few targets draws."""
+
 TOGETHER = 6
 """Mutants of a batch: what pytest needs to collect is shared, and no more is lost when a worker ends."""
 
@@ -447,7 +450,7 @@ def main() -> None:
     parser.add_argument("--holes", action="store_true", help="the mistakes that once no test saw")
     parser.add_argument("--only", default="", help="holes: names or paths that match; campaign: targets, with commas")
     parser.add_argument("--names", default="", help="mutants to run whatever was found, by name, with commas")
-    parser.add_argument("--count", type=int, default=500, help="mutants that the campaign draws")
+    parser.add_argument("--count", type=int, default=CAMPAIGN, help="mutants that the campaign draws")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="wall clock after which no mutant is begun")
     parser.add_argument(
         "--budget",
@@ -471,7 +474,7 @@ def main() -> None:
             alive = run_holes(run, a.only)
             raise SystemExit(f"{alive} mistakes are seen by no test" if alive else None)
         run_campaign(run, a)
-    write_table(a.seed, a.count)
+    write_table(a.seed, CAMPAIGN if a.only else a.count)
     known = results()
     print(f"{len(known)} mutants, {sum(r['outcome'] == 'survived' for r in known.values())} survived")
 
