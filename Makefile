@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TELLME := $(BIN)/python -m tellme
 WORKERS ?= 2
+# Where bench, faults and mutants run: workers here, or those of a scheduler of dask.distributed.
+FARM = $(if $(SCHEDULER),--scheduler $(SCHEDULER),--workers $(WORKERS))
 
 .PHONY: help setup demo test lint bench memory formal faults fuzz soak serving requests mutants unisims oracle verilog wheels docs clean
 
 help:
 	@echo "make demo     stream a story from the simulated accelerator, checked against the golden model"
 	@echo "make test     lint and every test"
-	@echo "make bench    real-scale runs; results in docs/measurements/"
+	@echo "make bench    real-scale runs, on WORKERS processes (2), or with SCHEDULER=tcp://host:8786 those of a cluster, as make faults and"
+	@echo "              make mutants; results in docs/measurements/"
 	@echo "make memory   the memory model against rates of boards; docs/measurements/memory.md"
 	@echo "make formal   proofs of queues, register bus, supervisor and memory ports; docs/measurements/formal.md"
 	@echo "make faults   10,000 faults in passes of the simulated machine; docs/measurements/faults.md"
@@ -82,7 +85,7 @@ docs: setup
 	$(BIN)/python -m properdocs build
 
 bench: setup
-	$(BIN)/python -m pytest -q -s bench
+	$(BIN)/python -m bench.parts $(FARM)
 
 memory: setup
 	$(BIN)/python -m bench.memory
@@ -91,7 +94,7 @@ formal: setup
 	$(BIN)/python -m bench.formal
 
 faults: setup
-	$(BIN)/python -m bench.faults --workers $(WORKERS)
+	$(BIN)/python -m bench.faults $(FARM)
 
 fuzz: setup
 	$(or $(FUZZ_PYTHON),$(BIN)/python) -m bench.fuzzing
@@ -109,8 +112,8 @@ requests: setup
 	$(BIN)/python -m bench.requests --backend sim --count 200
 
 mutants: setup
-	$(BIN)/python -m bench.mutants --holes
-	$(BIN)/python -m bench.mutants --count $(or $(COUNT),500)
+	$(BIN)/python -m bench.mutants --holes $(FARM)
+	$(BIN)/python -m bench.mutants --count $(or $(COUNT),500) $(FARM)
 
 unisims: setup
 	$(BIN)/python -m bench.unisims "$(UNISIMS)"

@@ -1,6 +1,6 @@
 """Faults in passes by the thousand (`make faults`), and tokens by the thousand (`make soak`), on the simulated machine.
 
-`python -m bench.faults`: injections of tests/machine/campaign.py, shared by several workers; each machine's results are a line of docs/measurements/faults.jsonl, and what has one is
+`python -m bench.faults`: injections of tests/machine/campaign.py, shared over the farm; each machine's results are a line of docs/measurements/faults.jsonl, and what has one is
 not run again. `python -m bench.faults --soak`: conversations at random places of random lengths under random stalls of memory, every logit compared with golden.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import random
 import subprocess
 import tempfile
@@ -19,6 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from bench.workers import add_options, workers
 from tellme.golden import schedule, screen
 from tellme.golden.config import TINY
 from tellme.golden.registers import ErrorCode
@@ -37,19 +37,22 @@ OUTCOMES = ("detected", "harmless", "data", "hung", "wrong")
 
 # Of ten blocks: what each is for. "lost" and "odd" have a twentieth of the others' injections, each on a machine of its own.
 BLOCKS = ("plain", "screened", "random start", "plain", "bus", "plain", "screened", "lost", "plain", "odd")
-Task = tuple[int, str, int, str, str]
-"""Seed, kind of block, injections, images: as it is, and with planes of a screened head."""
+Task = tuple[int, str, int]
+"""Seed, kind of block, injections."""
 
 
 def block(task: Task) -> list[dict[str, object]]:
     """The injections of a seed, on one simulator."""
-    seed, what, count, plain, screened = task
+    seed, what, count = task
     out: list[dict[str, object]] = []
 
     def add(number: int, injection: Injection, exact: bool) -> None:
         out.append(asdict(injection) | {"number": number, "exact": exact, "seed": seed, "block": what})
 
-    with Model.open(Path(screened if what == "screened" else plain), TINY) as model:
+    with (
+        tempfile.TemporaryDirectory(prefix="tellme-faults-") as folder,
+        Model.open(image(Path(folder), screened=what == "screened"), TINY) as model,
+    ):
         if what in ("lost", "odd"):
             for number in range(count):
                 add(number, (lost_answer if what == "lost" else odd_answer)(model, seed, number), True)
@@ -66,26 +69,26 @@ def block(task: Task) -> list[dict[str, object]]:
     return out
 
 
-def tasks(seed: int, count: int, size: int, images: tuple[str, str]) -> Iterator[Task]:
+def tasks(seed: int, count: int, size: int) -> Iterator[Task]:
     """Blocks of a campaign."""
     done, n = 0, 0
     while done < count:
         what = BLOCKS[n % len(BLOCKS)]
         injections = max(1, size // 20) if what in ("lost", "odd") else size
         injections = min(injections, count - done)
-        yield seed + n, what, injections, *images
+        yield seed + n, what, injections
         done += injections
         n += 1
 
 
-def images(folder: Path) -> tuple[str, str]:
-    """The demo model for the tiny preset, and the same with one plane of a screened head."""
-    plain, screened = folder / "demo.tlm", folder / "screened.tlm"
+def image(folder: Path, *, screened: bool) -> Path:
+    """The demo model for the tiny preset, or the same with one plane of a screened head."""
     checkpoint = read_checkpoint(demo_folder())
-    convert(checkpoint, plain, TINY)
-    planes = screen.quantise(*checkpoint.weights.head_rows, 1)
-    convert(replace(checkpoint, weights=replace(checkpoint.weights, screen=planes)), screened, TINY)
-    return str(plain), str(screened)
+    if screened:
+        planes = screen.quantise(*checkpoint.weights.head_rows, 1)
+        checkpoint = replace(checkpoint, weights=replace(checkpoint.weights, screen=planes))
+    convert(checkpoint, folder / "demo.tlm", TINY)
+    return folder / "demo.tlm"
 
 
 def summary(part: list[dict[str, object]], commit: str) -> dict[str, object]:
@@ -147,20 +150,16 @@ def faults(a: argparse.Namespace) -> None:
     blocks = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     have = {b["seed"] for b in blocks}
     begin, sources = time.monotonic(), commit()
-    with tempfile.TemporaryDirectory(prefix="tellme-faults-") as folder:
-        todo = [t for t in tasks(a.seed, a.count, a.block, images(Path(folder))) if t[0] not in have]
-        with multiprocessing.get_context("spawn").Pool(a.workers) as pool, results.open("a") as out:
-            for part in pool.imap_unordered(block, todo):
-                blocks.append(summary(part, sources))
-                out.write(json.dumps(blocks[-1]) + "\n")
-                out.flush()
-                (FOLDER / "faults.md").write_text(HEADER + table(blocks))
-                print(
-                    f"{sum(b['injections'] for b in blocks):,} injections", *blocks[-1]["bad"], sep="\n  ", flush=True
-                )
-                if time.monotonic() - begin > a.seconds:
-                    pool.terminate()
-                    break
+    todo = {f"seed {t[0]}, {t[1]}": t for t in tasks(a.seed, a.count, a.block) if t[0] not in have}
+    with workers(a, "machines") as run, results.open("a") as out:
+        for _, part in run(block, todo):
+            blocks.append(summary(part, sources))
+            out.write(json.dumps(blocks[-1]) + "\n")
+            out.flush()
+            (FOLDER / "faults.md").write_text(HEADER + table(blocks))
+            print(f"{sum(b['injections'] for b in blocks):,} injections", *blocks[-1]["bad"], sep="\n  ", flush=True)
+            if time.monotonic() - begin > a.seconds:
+                break
     print(table(blocks))
     bad = [r for b in blocks for r in b["bad"]]
     if bad:
@@ -234,7 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Faults and endurance of the simulated machine.")
     parser.add_argument("--soak", action="store_true", help="tokens instead of faults")
     parser.add_argument("--count", type=int, default=10_000, help="injections or tokens")
-    parser.add_argument("--workers", type=int, default=2)
+    add_options(parser)
     parser.add_argument("--block", type=int, default=200, help="injections that a simulator lives for")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
@@ -245,4 +244,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from bench.faults import main as run  # workers find the functions of a module, not of a program
+
+    run()

@@ -3,7 +3,7 @@
 A mutant is one place changed as a designer errs: a constant, a comparison, an operator, a width, a condition, a reset, an enable, an order. Only the
 tests of `TARGETS` that should see a file's mistakes run on it, in a copy of the sources, with simulators of their own cache. Results are lines of
 docs/measurements/mutants.jsonl, one a mutant, under a name that does not depend on line numbers: what has a line is not run again, so that a campaign
-may be stopped at any time. `--holes` runs the mistakes of `bench/holes.py` that once no test saw.
+may be stopped at any time. Batches of mutants are shared over the farm. `--holes` runs the mistakes of `bench/holes.py` that once no test saw.
 """
 
 from __future__ import annotations
@@ -13,19 +13,28 @@ import ast
 import hashlib
 import json
 import re
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from statistics import median
+from typing import Any
 
 from bench.holes import FORMAL, HOLES, READS, WRITES
-from bench.trials import ROOT, Bench, Trial
+from bench.trials import Batch, Trial, verdicts
+from bench.workers import ROOT, add_options, workers
+from tellme.host.farm import Run
+from tellme.host.places import replacing
 
 RESULTS = ROOT / "docs" / "measurements" / "mutants.jsonl"
 TABLE = ROOT / "docs" / "measurements" / "mutants.md"
 REASONS = ROOT / "bench" / "survivors.json"
 """Why a survivor lives: by its name."""
+
+CAMPAIGN = 500
+"""Mutants that the table is of, whatever a run of a few targets draws."""
+
+TOGETHER = 6
+"""Mutants of a batch: what pytest needs to collect is shared, and no more is lost when a worker ends."""
 
 TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # name: (sources, tests that should see a mistake in them)
@@ -102,7 +111,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "checker": (("hw/control/lanes.py", "hw/control/check.py", "hw/control/counters.py"), ("tests/control/test_check.py", "tests/control/test_registers.py")),
     "sequencer": (("hw/control/sequence.py", "hw/control/fetch.py"), ("tests/control/test_fetch.py",)),
     "reader": (("hw/memory/reader.py",), (*READS, "tests/memory/test_reader.py")),
-    "writer": (("hw/memory/writer.py", "hw/memory/logit_writer.py"), (*WRITES, "tests/memory/test_writer.py")),
+    "writer": (("hw/memory/writer.py", "hw/memory/logit_writer.py"), (*WRITES, "tests/memory/test_logit_writer.py", "tests/memory/test_writer.py")),
     "cache writer": (("hw/memory/kv_writer.py", "hw/memory/columns.py"), ("tests/memory/test_kv_writer.py", "tests/memory/test_columns.py")),
     "select": (("hw/head/select.py", "hw/head/heap.py", "hw/head/score.py"), ("tests/head",)),
     "tlmm": (
@@ -319,8 +328,8 @@ def table(seed: int, count: int) -> str:
     known = results()
     reasons: dict[str, str] = json.loads(REASONS.read_text()) if REASONS.exists() else {}
     rows = [
-        "| target | drawn | run | killed | survived | of these equivalent | killed of those that are not |",
-        "|---|---|---|---|---|---|---|",
+        "| target | drawn | run | killed | survived | of these equivalent | killed of those that are not | s, median |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     sums = [0] * 5
     kept: list[dict[str, object]] = []
@@ -330,8 +339,8 @@ def table(seed: int, count: int) -> str:
         numbers = [len(of), len(mine), len(mine) - len(live), len(live), sum(r["name"] in reasons for r in live)]
         sums = [a + b for a, b in zip(sums, numbers, strict=True)]
         kept += mine
-        rows.append(_row(name, numbers))
-    rows.append(_row("all", sums))
+        rows.append(_row(name, numbers, mine))
+    rows.append(_row("all", sums, kept))
     rows += ["", "Survivors:", "", "| name | place | change | why it lives |", "|---|---|---|---|"]
     for r in sorted(kept, key=lambda r: (str(r["path"]), int(str(r["line"])))):
         if r["outcome"] == "survived":
@@ -347,15 +356,17 @@ HEADER = """# Mutants
 What tests say when one place of the sources is wrong: `make mutants` ([bench/mutants.py](../../bench/mutants.py)). The campaign draws the same number of mutants for each target, whatever its
 size. A mutant is shown to the tests of its target that call the changed function, the quickest first, and is killed if one fails or all of them hang; what survives would perhaps be seen by other
 tests (those of whole machines), which the campaign does not run. A survivor that is looked at gets a test, and is run again; or it is *equivalent*, and its reason is named. Lines are those of the
-sources that were mutated; the names do not depend on them. A campaign may be stopped and continued: what is in [mutants.jsonl](mutants.jsonl) is not run again.
+sources that were mutated; the names do not depend on them. A campaign may be stopped and continued: what is in [mutants.jsonl](mutants.jsonl) is not run again. Seconds are by the
+clock, on two cores that others used, too: they say which targets are slow, not how slow.
 
 """
 
 
-def _row(name: str, numbers: list[int]) -> str:
+def _row(name: str, numbers: list[int], of: Sequence[Mapping[str, Any]]) -> str:
     drawn, run, killed, _, equivalent = numbers
     rate = f"{killed / (run - equivalent):.1%}" if run > equivalent else ""
-    return f"| {name} | {' | '.join(f'{n:,}' for n in numbers)} | {rate} |"
+    seconds = f"{median(r['seconds'] for r in of):.1f}" if of else ""
+    return f"| {name} | {' | '.join(f'{n:,}' for n in numbers)} | {rate} | {seconds} |"
 
 
 def write_table(seed: int, count: int) -> None:
@@ -363,7 +374,7 @@ def write_table(seed: int, count: int) -> None:
     TABLE.write_text(HEADER + table(seed, count))
 
 
-def run_holes(bench: Bench, only: str) -> int:
+def run_holes(run: Run, only: str) -> int:
     """The mistakes that once no test saw, each with its own tests; returns how many live."""
     alive = 0
     by_tests: dict[tuple[str, ...], list[Trial]] = {}
@@ -378,19 +389,21 @@ def run_holes(bench: Bench, only: str) -> int:
         line = text[: text.index(hole.old)].count("\n") + 1
         trial = Trial(hole.name, hole.path, text.replace(hole.old, hole.new), line)
         by_tests.setdefault(hole.tests, []).append(trial)
-    for tests, trials in by_tests.items():
-        for trial, outcome, what, seconds in bench.judge_all(tests, trials, float("inf"), traced=False):
+    batches = {", ".join(t): Batch(t, tuple(trials), traced=False) for t, trials in by_tests.items()}
+    for _, found in run(verdicts, batches):
+        for name, outcome, what, seconds in found:
             alive += outcome == "survived"
-            print(f"{outcome:9}{seconds:6.0f} s  {trial.name}  {what}", flush=True)
+            print(f"{outcome:9}{seconds:6.0f} s  {name}  {what}", flush=True)
     return alive
 
 
-def run_campaign(bench: Bench, a: argparse.Namespace) -> None:
-    """Runs what has no result yet (`--again`: the survivors; `--names`: these), target by target, each for a while, so that quick ones come to their end and slow ones
-    to something. Only what the campaign draws is kept."""
-    end = time.monotonic() + a.seconds
+def run_campaign(run: Run, a: argparse.Namespace) -> None:
+    """Runs what has no result yet (`--again`: the survivors; `--names`: these), in batches, of every target in turn, so that quick ones come to their end and slow
+    ones to something. Only what the campaign draws is kept."""
     known = results()
     targets = a.only.split(",") if a.only else list(TARGETS)
+    if unknown := set(targets) - TARGETS.keys():
+        raise SystemExit(f"no target {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}")
     drawn = chosen(a.seed, targets, a.count)
     todo = {
         name: [m for m in of if m.name not in known or (a.again and known[m.name]["outcome"] == "survived")]
@@ -405,24 +418,30 @@ def run_campaign(bench: Bench, a: argparse.Namespace) -> None:
         if missing := wanted - {m.name for of in todo.values() for m in of}:
             raise SystemExit(f"no mutant of {', '.join(targets)} has the name {', '.join(sorted(missing))}")
     kept = {m.name for of in drawn.values() for m in of}
-    while (left := [n for n in todo if todo[n]]) and time.monotonic() < end:
-        for name in left:
-            by_name = {m.name: m for m in todo[name]}
-            trials = [Trial(m.name, m.path, m.apply((ROOT / m.path).read_text()), m.line, a.budget) for m in todo[name]]
-            for trial, outcome, what, seconds in bench.judge_all(
-                TARGETS[name][1], trials, min(a.turn, end - time.monotonic()), traced=not a.untraced
-            ):
-                mutant = by_name[trial.name]
-                todo[name].remove(mutant)
-                change = f"{mutant.path}:{mutant.line} {mutant.old!r} to {mutant.new!r}"
-                print(f"{outcome:9}{seconds:6.1f} s  {mutant.name} {change}  {what}", flush=True)
-                if mutant.name not in kept:
-                    continue
-                record = {k: v for k, v in asdict(mutant).items() if k != "start"}
-                known[mutant.name] = record | {"outcome": outcome, "test": what, "seconds": round(seconds, 1)}
-                if outcome == "survived" and a.budget < float("inf"):
-                    known[mutant.name]["budget"] = a.budget
-                RESULTS.write_text("".join(json.dumps(r) + "\n" for r in known.values()))
+    by_name = {m.name: m for of in todo.values() for m in of}
+    until = time.time() + a.seconds
+    batches: dict[str, Batch] = {}
+    for first in range(0, max(map(len, todo.values())), TOGETHER):
+        for name, of in todo.items():
+            trials = [
+                Trial(m.name, m.path, m.apply((ROOT / m.path).read_text()), m.line, a.budget)
+                for m in of[first : first + TOGETHER]
+            ]
+            if trials:
+                batches[f"{name}, from {first}"] = Batch(TARGETS[name][1], tuple(trials), not a.untraced, until)
+    for _, found in run(verdicts, batches):
+        for name, outcome, what, seconds in found:
+            mutant = by_name[name]
+            change = f"{mutant.path}:{mutant.line} {mutant.old!r} to {mutant.new!r}"
+            print(f"{outcome:9}{seconds:6.1f} s  {mutant.name} {change}  {what}", flush=True)
+            if mutant.name not in kept:
+                continue
+            record = {k: v for k, v in asdict(mutant).items() if k != "start"}
+            known[mutant.name] = record | {"outcome": outcome, "test": what, "seconds": round(seconds, 1)}
+            if outcome == "survived" and a.budget < float("inf"):
+                known[mutant.name]["budget"] = a.budget
+        with replacing(RESULTS) as whole:
+            whole.write_text("".join(json.dumps(r) + "\n" for r in known.values()))
 
 
 def main() -> None:
@@ -431,7 +450,7 @@ def main() -> None:
     parser.add_argument("--holes", action="store_true", help="the mistakes that once no test saw")
     parser.add_argument("--only", default="", help="holes: names or paths that match; campaign: targets, with commas")
     parser.add_argument("--names", default="", help="mutants to run whatever was found, by name, with commas")
-    parser.add_argument("--count", type=int, default=500, help="mutants that the campaign draws")
+    parser.add_argument("--count", type=int, default=CAMPAIGN, help="mutants that the campaign draws")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="wall clock after which no mutant is begun")
     parser.add_argument(
         "--budget",
@@ -439,7 +458,7 @@ def main() -> None:
         default=float("inf"),
         help="show a mutant the quickest tests only, of so many seconds together; --again shows what survives more",
     )
-    parser.add_argument("--turn", type=float, default=120, help="seconds that a target has until it is another's turn")
+    add_options(parser)
     parser.add_argument(
         "--untraced", action="store_true", help="show every mutant all tests in their order: for quick ones"
     )
@@ -450,16 +469,17 @@ def main() -> None:
     if a.table:
         write_table(a.seed, a.count)
         return
-    with tempfile.TemporaryDirectory(prefix="tellme-mutants-") as folder:
-        bench = Bench(Path(folder) / "sources", Path(folder) / "cache")
+    with workers(a, "batches") as run:
         if a.holes:
-            alive = run_holes(bench, a.only)
+            alive = run_holes(run, a.only)
             raise SystemExit(f"{alive} mistakes are seen by no test" if alive else None)
-        run_campaign(bench, a)
-    write_table(a.seed, a.count)
+        run_campaign(run, a)
+    write_table(a.seed, CAMPAIGN if a.only else a.count)
     known = results()
     print(f"{len(known)} mutants, {sum(r['outcome'] == 'survived' for r in known.values())} survived")
 
 
 if __name__ == "__main__":
-    main()
+    from bench.mutants import main as run  # workers find the functions of a module, not of a program
+
+    run()

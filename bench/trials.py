@@ -4,12 +4,16 @@ What a trial costs is mostly what Python needs to start, to import and to collec
 trace that says which functions each of them calls. Then pytest collects them once, and each trial is a fork of that process, in which the code of the changed function takes the
 place of the old one, wherever it is referred to; the tests that call it run, the quickest first, up to the first that fails. What is changed outside of functions is read again by a
 process that has imported the packages of others only, and shown to all tests.
+
+Trials of the same tests are a batch, which a worker of the farm gives to a process of its own (`python -m bench.trials`): it must have imported none of
+the sources, and have no threads.
 """
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import fcntl
 import gc
 import hashlib
 import importlib
@@ -17,10 +21,12 @@ import itertools
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -29,9 +35,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.workers import ROOT, end_with_parent, module
+from tellme.host.errors import CheckError
+from tellme.host.places import replacing
 from tellme.hw.cache import root as build_cache
-
-ROOT = Path(__file__).resolve().parents[1]
 
 PATIENCE = 6.0
 """Times what the tests take without a mistake, after which a mutant counts as killed (it hangs)."""
@@ -39,12 +46,13 @@ LEAST_SECONDS = 60.0
 UNTIMED_SECONDS = 900.0
 """Of tests whose time is not known."""
 OURS = ("tellme", "tests", "bench")
-SOURCES = ("golden", "hw", "sim", "host")
 PRELOADED = (
     "numpy", "amaranth", "jinja2", "starlette", "httpx2", "cocotb_tools", "pydantic", "hypothesis", "tokenizers", "llguidance", "jsonschema", "gguf", "safetensors",
 )  # fmt: skip
 """What takes long to import, and keeps no threads."""
 PROFILES = ROOT / "build" / "mutants"
+SIMULATOR = re.compile("[0-9a-f]{16}")
+"""Names of simulators in the cache."""
 
 
 def copy(folder: Path) -> None:
@@ -59,6 +67,10 @@ def copy(folder: Path) -> None:
             target.symlink_to(os.readlink(source))
         elif source.is_file():
             shutil.copyfile(source, target)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes() if path.exists() else b"").hexdigest()
 
 
 def _link(source: str, target: str) -> None:
@@ -86,11 +98,13 @@ def function_at(text: str, line: int) -> int:
 
 @dataclass
 class Profile:
-    """A run of tests without a mistake. seconds: of each test; calls: path -> first line of a function -> tests that call it; modules: what they import of others."""
+    """A run of tests without a mistake. seconds: of each test; calls: path -> first line of a function -> tests that call it; modules: what they import of others;
+    sources: path -> hash of what they import of ours, after whose change the profile is another."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     calls: dict[str, dict[int, set[str]]] = field(default_factory=dict)
     modules: set[str] = field(default_factory=set)
+    sources: dict[str, str] = field(default_factory=dict)
 
     def order(self, path: str, function: int, budget: float = float("inf")) -> list[str]:
         """Tests that call a function, the quickest first, as many as take so many seconds together; of all tests, for a module's body, or a function that
@@ -155,6 +169,9 @@ class _Tracer:
                 path = os.path.relpath(os.path.realpath(name), self._folder)
                 self.profile.calls.setdefault(path, {}).setdefault(line, set()).update(mine)
         self.profile.modules = {n for n in list(sys.modules) if n.split(".")[0] not in OURS}
+        files = (getattr(m, "__file__", None) for n, m in list(sys.modules.items()) if n.split(".")[0] in OURS)
+        paths = {os.path.relpath(os.path.realpath(f), self._folder) for f in files if f}
+        self.profile.sources = {p: _sha256(Path(self._folder, p)) for p in sorted(paths)}
 
 
 class _Chosen:
@@ -291,6 +308,7 @@ def fork(child: Callable[[], int], limit: float) -> int | None:
         code = 99
         with contextlib.suppress(BaseException):
             os.setsid()
+            end_with_parent()
             code = child()
             sys.stdout.flush()
         os._exit(code)
@@ -320,19 +338,16 @@ class Bench:
     def __init__(self, folder: Path, cache: Path):
         self.folder, self.cache = folder.resolve(), cache.resolve()
         copy(self.folder)
-        if (root := build_cache()).is_dir():  # what is built already is not built again
-            shutil.copytree(root, self.cache, copy_function=_link, ignore=shutil.ignore_patterns("locks", ".*"))
-        self.cache.mkdir(parents=True, exist_ok=True)
-        self._profiles: dict[tuple[str, ...], Profile] = {}
+        self.cache.mkdir(parents=True)
         self._out = self.folder.with_name("output")
         self.failed = self.folder.with_name("failed")
 
-    def _pytest(self, arguments: Sequence[str], plugin: Any) -> int:
-        """In a child: runs pytest on the copy."""
+    def _pytest(self, arguments: Sequence[str], plugin: Any, cache: Path) -> int:
+        """In a child: runs pytest on the copy, with a cache of simulators."""
         import pytest
 
         os.chdir(self.folder)
-        os.environ |= {"PYTHONPATH": str(self.folder), "TELLME_BUILD": str(self.cache), "PYTHONDONTWRITEBYTECODE": "1"}
+        os.environ |= {"PYTHONPATH": str(self.folder), "TELLME_BUILD": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
         for name in [n for n in sys.modules if n.split(".")[0] in OURS]:
             del sys.modules[name]
         # An editable install of the project finds its package by a hook or by a path.
@@ -343,14 +358,14 @@ class Bench:
         options = ["-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "--durations=0"]
         return int(pytest.main([*options, *arguments], plugins=[plugin]))
 
-    def _child(self, arguments: Sequence[str], plugin: Any, limit: float) -> tuple[int | None, Any]:
+    def _child(self, arguments: Sequence[str], plugin: Any, limit: float, cache: Path) -> tuple[int | None, Any]:
         """(pytest's result, or None when the time was over; what the plugin holds at the end)."""
         result = self._out.with_suffix(".pickle")
         result.unlink(missing_ok=True)
 
         def child() -> int:
             self._redirect()
-            code = self._pytest(arguments, plugin)
+            code = self._pytest(arguments, plugin, cache)
             result.write_bytes(pickle.dumps(plugin.failed if isinstance(plugin, _Chosen) else vars(plugin.profile)))
             return code
 
@@ -373,6 +388,7 @@ class Bench:
     ) -> Iterator[tuple[Trial, str, str, float]]:
         """As `judge`, of many trials, as far as they come in so many seconds: (trial, outcome, test, seconds). Not `traced`: all tests in their order."""
         profile = self.profile(tests) if traced else Profile()
+        self.link(build_cache())
         end = time.monotonic() + seconds
         within = [t for t in trials if function_at((self.folder / t.path).read_text(), t.line)]
         left = [t for t in trials if t not in within]
@@ -386,7 +402,7 @@ class Bench:
                     os.close(reading)
                     self._redirect()
                     files = list(dict.fromkeys(t.split("::")[0] for t in profile.seconds)) or list(tests)
-                    code = self._pytest(files, _Forks(self, profile, within, writing, end))
+                    code = self._pytest(files, _Forks(self, profile, within, writing, end), self.cache)
                 os._exit(code)
             os.close(writing)
             with os.fdopen(reading) as lines:
@@ -403,32 +419,43 @@ class Bench:
             yield trial, *self.judge(trial, tests, profile)
 
     def profile(self, tests: Sequence[str]) -> Profile:
-        """Runs tests without a mistake, once; they must pass. What they import of others this process imports, too."""
-        key = tuple(tests)
-        kept = PROFILES / f"{self._digest(tests)}.pickle"
-        if key not in self._profiles and kept.exists():
-            self._profiles[key] = Profile(**pickle.loads(kept.read_bytes()))
-            self._import(self._profiles[key])
-        if key not in self._profiles:
-            there = [t for t in tests if (self.folder / t.split("::")[0]).exists()]
-            code, found = self._child(there, _Tracer(self.folder), 3600)
-            if code != 0:
-                raise SystemExit(f"the tests do not pass without a mistake: {self._out.read_text()[-1500:]}")
-            PROFILES.mkdir(parents=True, exist_ok=True)
-            kept.write_bytes(pickle.dumps(found))
-            profile = Profile(**found)
-            self._import(profile)
-            self._profiles[key] = profile
-        return self._profiles[key]
+        """Runs tests without a mistake, once for all processes of a machine; they must pass. What they import of others this process imports, too.
 
-    def _digest(self, tests: Sequence[str]) -> str:
-        """Of tests and of all that they may call."""
-        key = hashlib.sha256(repr(tuple(tests)).encode())
-        for part in sorted({*SOURCES, *(t.split("::")[0] for t in tests)}):
-            at = self.folder / part
-            for path in sorted(at.rglob("*.py")) if at.is_dir() else [at]:
-                key.update(path.read_bytes())
-        return key.hexdigest()[:16]
+        Raises
+        ------
+        CheckError : they do not pass.
+        """
+        at = [self.folder / t.split("::")[0] for t in tests]
+        files = sorted(str(p.relative_to(self.folder)) for t in at for p in (t.rglob("*.py") if t.is_dir() else [t]))
+        name = hashlib.sha256(repr((tuple(tests), files)).encode()).hexdigest()[:16]
+        kept, built = PROFILES / f"{name}.pickle", PROFILES / name
+        PROFILES.mkdir(parents=True, exist_ok=True)
+        with open(PROFILES / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            profile = Profile(**pickle.loads(kept.read_bytes())) if kept.exists() else Profile()
+            if not profile.sources or any(_sha256(self.folder / p) != h for p, h in profile.sources.items()):
+                # With nothing built: what a simulator takes to build is most of what a test of a changed one takes.
+                shutil.rmtree(built, ignore_errors=True)
+                built.mkdir()
+                code, found = self._child(tests, _Tracer(self.folder), 3600, built)
+                if code != 0:
+                    raise CheckError(f"the tests do not pass without a mistake: {self._out.read_text()[-800:]}")
+                with replacing(kept) as whole:
+                    whole.write_bytes(pickle.dumps(found))
+                profile = Profile(**found)
+        self.link(built)
+        self._import(profile)
+        return profile
+
+    def link(self, root: Path) -> None:
+        """Fills the cache with what another has, which is not built again: simulators as they are, the rest as links of files, which may be added to."""
+        for entry in root.iterdir() if root.is_dir() else ():
+            at = self.cache / entry.name
+            if SIMULATOR.fullmatch(entry.name):
+                if not at.exists():
+                    at.symlink_to(entry)
+            elif entry.name != "locks" and entry.is_dir():
+                shutil.copytree(entry, at, copy_function=_link, dirs_exist_ok=True)
 
     def _import(self, profile: Profile) -> None:
         for name in sorted(profile.modules):
@@ -449,7 +476,7 @@ class Bench:
             os.utime(place, (stat.st_atime + 86400, stat.st_mtime + 86400))
             limit = sum(profile.seconds[t] for t in chosen) * PATIENCE + LEAST_SECONDS if chosen else UNTIMED_SECONDS
             files = list(dict.fromkeys(t.split("::")[0] for t in chosen)) or list(tests)
-            code, failed = self._child(["-x", *files], _Chosen(chosen), limit)
+            code, failed = self._child(["-x", *files], _Chosen(chosen), limit, self.cache)
             if code is None:
                 outcome = "hung"
             elif code != 0:
@@ -459,3 +486,48 @@ class Bench:
             os.utime(place, (stat.st_atime, stat.st_mtime))
             self.drop(built)
         return outcome, what, time.monotonic() - begin
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Trials of the same tests. traced: as `Bench.judge_all`; until: seconds since the epoch, after which none is begun."""
+
+    tests: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    traced: bool = True
+    until: float = float("inf")
+
+
+Verdict = tuple[str, str, str, float]
+"""A trial's name; its outcome, the test, seconds (`Bench.judge`)."""
+
+
+def verdicts(batch: Batch) -> list[Verdict]:
+    """In a worker: what becomes of a batch's trials, those that were not begun left out.
+
+    Raises
+    ------
+    CheckError : the tests do not pass without a mistake, or the process ended.
+    """
+    if time.time() > batch.until:
+        return []
+    done = module("bench.trials", given=pickle.dumps(batch), errors=subprocess.PIPE)
+    if done.returncode:
+        raise CheckError(f"{', '.join(batch.tests)}: {done.stderr.decode(errors='replace').strip()[-800:]}")
+    return [(name, outcome, what, seconds) for name, outcome, what, seconds in json.loads(done.stdout)]
+
+
+def main() -> None:
+    """Reads a batch (pickle), and prints its verdicts (JSON)."""
+    batch: Batch = pickle.load(sys.stdin.buffer)
+    with tempfile.TemporaryDirectory(prefix="tellme-trials-") as folder:
+        bench = Bench(Path(folder) / "sources", Path(folder) / "cache")
+        seconds = batch.until - time.time()
+        found = bench.judge_all(batch.tests, batch.trials, seconds, traced=batch.traced)
+        json.dump([(t.name, outcome, what, took) for t, outcome, what, took in found], sys.stdout)
+
+
+if __name__ == "__main__":
+    from bench.trials import main as run  # a batch is of this module, not of the program
+
+    run()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from tellme.golden.spec import ModelSpec
+from tellme.host.checkpoints import huggingface
 from tellme.host.checkpoints.balance import unbalanced
 from tellme.host.checkpoints.common import GGUF_MAGIC, Checkpoint, golden_errors, tell
 from tellme.host.checkpoints.huggingface import read_checkpoint
@@ -16,6 +20,7 @@ __all__ = [
     "is_checkpoint",
     "open_checkpoint",
     "read_checkpoint",
+    "read_shape",
     "tell",
     "with_int8_inputs",
 ]
@@ -51,8 +56,26 @@ def open_checkpoint(path: Path, *, latent: bool = False) -> Checkpoint:
     """
     if path.is_dir():
         return read_checkpoint(path, latent=latent)
+    return _gguf(path).read_gguf(path, latent=latent)
+
+
+def read_shape(path: Path) -> tuple[ModelSpec, Callable[[int], bool] | None]:
+    """The shape of a checkpoint (a folder, its config.json, or a GGUF file), and whether its head is ternary with a scale for every so many features, None
+    if there are no weights. Nothing else is read.
+
+    Raises
+    ------
+    UserError : it cannot be used; see `host.checkpoints.huggingface.read_shape` and `host.checkpoints.gguf.read_shape`.
+    """
+    if path.name == "config.json" or path.is_dir():
+        return huggingface.read_shape(path if path.name == "config.json" else path / "config.json")
+    found: tuple[ModelSpec, Callable[[int], bool]] = _gguf(path).read_shape(path)
+    return found
+
+
+def _gguf(path: Path) -> Any:
     try:
-        from tellme.host.checkpoints.gguf import read_gguf
+        from tellme.host.checkpoints import gguf
     except ImportError as e:
         raise UserError(f"{path}: GGUF files cannot be read ({e}); give a Hugging Face checkpoint folder") from e
-    return read_gguf(path, latent=latent)
+    return gguf

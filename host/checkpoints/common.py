@@ -174,6 +174,19 @@ def group_scales(where: str, values: NDArray[np.float32], first: int) -> tuple[N
     return np.sign(values).astype(np.int8), scales
 
 
+def head_scales(rows: NDArray[np.float32], size: int) -> NDArray[np.float32] | None:
+    """Scales [rows, groups] of rows of a ternary head, of which each `size` features hold -s, 0 and s; None if any hold something else."""
+    n, k = rows.shape
+    groups = ceil_div(k, size)
+    magnitude = np.zeros((n, groups * size), np.float32)
+    np.abs(rows, out=magnitude[:, :k])
+    magnitude = magnitude.reshape(n, groups, size)
+    scales: NDArray[np.float32] = magnitude.max(axis=2)
+    if ((magnitude != 0) & (magnitude != scales[:, :, None])).any() or not np.isfinite(scales).all():
+        return None
+    return scales
+
+
 def several_scales(
     where: str, group: int, magnitude: NDArray[np.float32], first: int, before: float | np.floating[Any]
 ) -> UserError:

@@ -32,8 +32,8 @@ from tellme.host.commands.common import (
 from tellme.host.commands.sweep import kinds, lists, write_csv
 from tellme.host.configuration import Configuration, resolve, text
 from tellme.host.errors import CheckError, UserError
+from tellme.host.farm import farm
 from tellme.host.machine.exploration import Answer, Kept, Question, explore, judge, sources, synthesis_key, task_of
-from tellme.host.machine.farm import farm
 from tellme.host.machine.measurement import shape
 from tellme.host.machine.program import check_fits, check_positions
 from tellme.host.machine.simulation import memory_timing, unloadable
@@ -256,14 +256,12 @@ def command(
         "candidates": bench_candidates(head, candidates, planes, spec),
     }  # fmt: skip
     question = _question(found, model, spec, over or [], workload, timing, prompt, margin, most, clock)
-    if count < 0 or (workers is not None and workers < 1):
-        raise UserError(f"--synthesise must be at least 0 and --workers at least 1, not {count} and {workers}")
-    if workers is not None and scheduler is not None:
-        raise UserError("--workers and --scheduler exclude each other")
+    if count < 0:
+        raise UserError(f"--synthesise must be at least 0, not {count}")
     folder = out or Path(f"explore-{question.base.name}")
     check_new_folder(folder)
-    kept = Kept(folder)
     with Status(Console(stderr=True), "evaluating") as status, farm(workers, scheduler) as run:
+        kept = Kept(folder)
         looked = 0
 
         def said(n: int) -> None:

@@ -161,6 +161,11 @@ def _head(ternary: Screen | None) -> dict[str, Any] | None:
     return {"planes": ternary.count, "margin": float(ternary.margin), **({"exact": True} if ternary.exact else {})}
 
 
+def _planes(weights: ModelWeights) -> int:
+    """Of the ternary copy of a head, or of a ternary head; 0: none."""
+    return 0 if weights.screen is None else weights.screen.count
+
+
 def examine(
     path: Path, config: AcceleratorConfig | None, *, verify: bool, latent: bool, kv: CacheFormat = EIGHT
 ) -> dict[str, Any]:
@@ -181,11 +186,10 @@ def examine(
     if is_checkpoint(path):
         with Console(stderr=True).status(f"reading {path}"):
             checkpoint = open_checkpoint(path, latent=latent)
-            if config is not None:
-                checkpoint = with_ternary_head(checkpoint, config) or checkpoint
-        name, weights, files, notes = checkpoint.name, checkpoint.weights, checkpoint.tokenizer, checkpoint.notes
+            configs = list(PRESETS.values()) if config is None else [config]
+            made = {c.name: (with_ternary_head(checkpoint, c) or checkpoint).weights for c in configs}
+        name, files, notes = checkpoint.name, checkpoint.tokenizer, checkpoint.notes
         kind = "GGUF checkpoint" if path.is_file() else "Hugging Face checkpoint"
-        configs = list(PRESETS.values()) if config is None else [config]
         text = len(files.tokenizer) + len(files.config)
     else:
         image = Image(path, verify=False)
@@ -202,13 +206,12 @@ def examine(
         if not configs:
             raise UserError(f"{path}: was made for beats of {image.geometry}, which none of {', '.join(PRESETS)} has")
         model = Model(image, configs[0])
-        name, weights = model.name, model.weights()
+        name, made = model.name, dict.fromkeys((c.name for c in configs), model.weights())
         kind = f".tlm image, {image.bytes:,} bytes, beats of {configs[0].ports} x {configs[0].port_bytes} bytes"
         text = image.blob_bytes("tokenizer.json") + image.blob_bytes("tokenizer_config.json")
-    spec = weights.spec
-    ternary = weights.screen
-    planes = 0 if ternary is None else ternary.count
-    programs = {c.name: try_program(name, spec, c, planes, kv) for c in configs}
+    weights = made[configs[0].name]
+    spec, ternary = weights.spec, weights.screen
+    programs = {c.name: try_program(name, made[c.name].spec, c, _planes(made[c.name]), kv) for c in configs}
     return {
         "model": name,
         "kind": kind,

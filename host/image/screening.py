@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,10 @@ from tellme.golden.arith import ceil_div
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.model import PREFILL_LANES, GoldenModel, ModelWeights
 from tellme.golden.screen import Screen
+from tellme.golden.spec import ModelSpec
 from tellme.host.checkpoints.balance import unbalanced
-from tellme.host.checkpoints.checkpoint import Checkpoint, golden_errors
-from tellme.host.checkpoints.common import undamaged
+from tellme.host.checkpoints.checkpoint import Checkpoint, golden_errors, read_shape
+from tellme.host.checkpoints.common import head_scales, undamaged
 from tellme.host.errors import UserError
 from tellme.host.text.tokenizer import Tokenizer
 
@@ -148,24 +150,41 @@ def with_screen(
         return replace(checkpoint, weights=replace(made, screen=ternary)), found
 
 
+def takes_ternary_head(spec: ModelSpec, config: AcceleratorConfig) -> bool:
+    """Whether an accelerator keeps a head of such a size as it is, if it is ternary."""
+    return config.ternary_head and 2 * screen.MULTIPLE <= spec.vocab <= screen.MAX_ROWS
+
+
+def shape_for(path: Path, config: AcceleratorConfig | None) -> ModelSpec:
+    """The shape that `tellme convert` would give an image of a checkpoint: a folder, its config.json, or a GGUF file. Of the weights nothing is read but the
+    first layer of a GGUF file, and, where the accelerator keeps a ternary head as it is, the head up to its first row that is not ternary; a folder
+    without weights has no ternary head.
+
+    Raises
+    ------
+    UserError : see `host.checkpoints.checkpoint.read_shape`.
+    """
+    spec, is_ternary = read_shape(path)
+    if config is None or is_ternary is None or not takes_ternary_head(spec, config):
+        return spec
+    return replace(spec, ternary_head=is_ternary(config.packing.group or spec.hidden))
+
+
 def with_ternary_head(checkpoint: Checkpoint, config: AcceleratorConfig) -> Checkpoint | None:
     """A checkpoint whose head is ternary, with that head as it is; None if it is not, or not so that the accelerator can have it: in the format
     `grouped` with a scale for every 64 inputs or more, else with a scale a row."""
     rows, weights = checkpoint.head, checkpoint.weights
-    n = weights.spec.vocab
-    if rows is None or not config.ternary_head or not 2 * screen.MULTIPLE <= n <= screen.MAX_ROWS:
+    if rows is None or not takes_ternary_head(weights.spec, config):
         return None
-    k, size = weights.spec.hidden, config.packing.group or weights.spec.hidden
+    n, k, size = weights.spec.vocab, weights.spec.hidden, config.packing.group or weights.spec.hidden
     signs, scales = np.empty((n, k), np.int8), np.empty((n, ceil_div(k, size)), np.float32)
     for i in range(0, n, _ROWS):
         part = slice(i, i + _ROWS)
         values = elementwise.widen(rows[part])
-        magnitude = np.zeros((len(values), ceil_div(k, size) * size), np.float32)
-        np.abs(values, out=magnitude[:, :k])
-        groups = magnitude.reshape(len(values), -1, size)
-        scales[part] = groups.max(axis=2)
-        if ((groups != 0) & (groups != scales[part][:, :, None])).any() or not np.isfinite(scales[part]).all():
+        own = head_scales(values, size)
+        if own is None:
             return None
+        scales[part] = own
         signs[part] = np.sign(values)
     undamaged(f"{checkpoint.name}: head", ternary.damage(signs))
     made = screen.exact_groups(signs, scales, size) if config.packing.group else screen.exact_rows(signs, scales[:, 0])

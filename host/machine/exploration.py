@@ -20,7 +20,7 @@ from tellme.golden.project import advice
 from tellme.golden.spec import ModelSpec
 from tellme.host.configuration import sha256
 from tellme.host.errors import UserError
-from tellme.host.machine.farm import Run
+from tellme.host.farm import Run
 from tellme.host.machine.passes import chunks
 from tellme.host.machine.placement import in_use
 from tellme.host.machine.program import check_fits, usable_context
@@ -239,10 +239,10 @@ def look(
             refused.append(str(e))
     keys = [None if t is None else key(t) for t in tasks]
     todo = [i for i, k in enumerate(keys) if k is not None and k not in kept.found]
-    parts = [todo[n : n + TOGETHER] for n in range(0, len(todo), TOGETHER)]
+    parts = {f"configurations from {n}": todo[n : n + TOGETHER] for n in range(0, len(todo), TOGETHER)}
     said(len(configs) - len(todo))
-    for place, found in run(_evaluate, [[tasks[i] for i in part] for part in parts]):
-        for i, one in zip(parts[place], found, strict=True):
+    for part, found in run(_evaluate, {name: [tasks[i] for i in part] for name, part in parts.items()}):
+        for i, one in zip(parts[part], found, strict=True):
             name = keys[i]
             assert name is not None
             kept.put(name, one)
@@ -259,7 +259,7 @@ def explore(question: Question, kept: Kept, run: Run, said: Callable[[int], None
 
     Parameters
     ----------
-    run : where tasks run (`host.machine.farm`). said : told how many configurations more were looked at.
+    run : where tasks run (`host.farm`). said : told how many configurations more were looked at.
 
     Raises
     ------

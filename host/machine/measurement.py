@@ -24,15 +24,13 @@ from tellme.golden.registers import BUSY, STALLS
 from tellme.golden.screen import quantise
 from tellme.golden.shapes import SHAPES
 from tellme.golden.spec import STEPS, ModelSpec
-from tellme.host.checkpoints.checkpoint import Checkpoint, golden_errors, is_checkpoint, open_checkpoint
+from tellme.host.checkpoints.checkpoint import Checkpoint, golden_errors, is_checkpoint
 from tellme.host.checkpoints.common import LazyLayers
-from tellme.host.checkpoints.huggingface.config import read_family
-from tellme.host.checkpoints.huggingface.config import read_spec as read_config
 from tellme.host.checkpoints.synthetic import random_weights
 from tellme.host.errors import CheckError, UserError
-from tellme.host.files import read_json
 from tellme.host.image.file import Image
 from tellme.host.image.model import DEMOS, Model, convert, demo_folder, read_spec
+from tellme.host.image.screening import shape_for
 from tellme.host.machine.passes import Pass, PassResult, chunks
 from tellme.host.machine.placement import in_use
 from tellme.host.machine.program import Program, check_fits, check_positions, compile_program, usable_context
@@ -52,12 +50,13 @@ Say = Callable[[str], None]
 
 
 def shape(name: str, config: AcceleratorConfig | None = None) -> ModelSpec:
-    """A model's shape: a published one's by name, or that of a file. Weights are not needed for it, if there is a config.json.
+    """A model's shape: a published one's by name, or that of a file. Weights are not needed for it, if there is a config.json
+    (but for a ternary head, see `host.image.screening.shape_for`).
 
     Parameters
     ----------
     name : one of `golden.shapes.SHAPES`, demo, demo-qwen3, a config.json or its folder, a .gguf file, or a .tlm image.
-    config : an accelerator, whose image it is asked of: a published model's ternary head is one of int8 rows, where that takes none so.
+    config : an accelerator, whose image it is asked of: a ternary head is one of int8 rows, where that takes none so.
 
     Raises
     ------
@@ -71,13 +70,8 @@ def shape(name: str, config: AcceleratorConfig | None = None) -> ModelSpec:
         raise UserError(
             f"model {name!r} is not a known shape; there are {', '.join((*SHAPES, *DEMOS))}, or a config.json, .gguf or .tlm file"
         )
-    if path.name == "config.json" or (path / "config.json").is_file():
-        path = path if path.name == "config.json" else path / "config.json"
-        told = read_json(path)
-        with golden_errors(path):
-            return read_config(path, told, read_family(path, told), [])
-    if is_checkpoint(path):
-        return open_checkpoint(path).weights.spec
+    if path.name == "config.json" or is_checkpoint(path):
+        return shape_for(path, config)
     image = Image(path, verify=False)
     try:
         with golden_errors(path):

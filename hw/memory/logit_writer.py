@@ -17,7 +17,7 @@ STEPS = 3
 
 
 class LogitWriter(wiring.Component):
-    """Gives each beat of logits its address, `address + lane * stride + beat`. A beat every 4 cycles at most.
+    """Gives each beat of logits its address, `address + lane * stride + beat`. A beat every 5 cycles at most.
 
     Interface attributes
     --------------------

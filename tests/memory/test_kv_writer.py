@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import cocotb
@@ -11,12 +12,13 @@ import numpy as np
 import pytest
 from cocotb.triggers import FallingEdge, RisingEdge
 
-from tellme.golden.config import KV260, TINY, AcceleratorConfig
+from tellme.golden.config import KV260, MAX_HEADS, TINY, AcceleratorConfig
 from tellme.hw.memory import KvWriter
 from tellme.sim import harness, runner
 from tests.memory.common import SMALL
 
-CONFIGS = {c.name: c for c in (KV260, TINY, replace(SMALL, narrow_cache=True))}
+MANY_HEADS = replace(TINY, max_heads=MAX_HEADS, max_kv_dim=32 * MAX_HEADS)
+CONFIGS = {c.name: c for c in (KV260, MANY_HEADS, replace(SMALL, narrow_cache=True))}
 
 
 def place(c: AcceleratorConfig, p: dict[str, Any], memory: np.ndarray, data: np.ndarray, scales: np.ndarray) -> None:
@@ -43,8 +45,14 @@ def place(c: AcceleratorConfig, p: dict[str, Any], memory: np.ndarray, data: np.
 
 
 @cocotb.test()
-async def check_job(dut: Any) -> None:
-    p = runner.parameters()
+async def check_jobs(dut: Any) -> None:
+    """One behind the other: each must find everything as the first one did."""
+    await FallingEdge(dut.reset)
+    for p in runner.parameters()["jobs"]:
+        await check_job(dut, p)
+
+
+async def check_job(dut: Any, p: dict[str, Any]) -> None:
     c = CONFIGS[p["config"]]
     rng = np.random.default_rng(p["seed"])
     data = rng.integers(0, 256, (2, p["kv_heads"], c.lanes, p["cells"], c.cell), np.uint8)
@@ -60,7 +68,6 @@ async def check_job(dut: Any) -> None:
     memory = rng.integers(0, 256, (p["beats"], c.beat_bytes), np.uint8)
     want = memory.copy()
     place(c, p, want, data, scales)
-    await FallingEdge(dut.reset)
     names = ("cells", "kv_heads", "slot_stride", "head_stride", "k_narrow", "v_narrow")
     job = {name: p[name] for name in names} | {"kv_address": p["address"]}
     dut.parameters__lanes.value = p["lanes"]
@@ -134,30 +141,8 @@ async def check_job(dut: Any) -> None:
             assert cycles == expected
 
 
-@pytest.mark.parametrize("narrow", [(0, 0), (0, 1), (1, 1)])
-@pytest.mark.parametrize(("grant", "take"), [(1.0, 1.0), (0.6, 0.4)])
-@pytest.mark.parametrize(
-    ("config", "lanes", "first", "cells", "kv_heads", "slots"),
-    [
-        ("kv260", 16, 120, 4, 5, [0] * 16),  # over the edge of a block
-        ("kv260", 1, 4095, 3, 2, [1]),  # the last position
-        ("tiny", 4, 30, 2, 3, [0] * 4),
-        ("tiny", 3, 254, 4, 1, [2, 2, 0]),
-        ("tiny", 1, 0, 2, 1, [0]),
-        ("small", 16, 60, 2, 2, [1] * 8 + [3] * 8),
-    ],
-)
-def test_own_keys_and_values_land_in_the_cache(
-    config: str,
-    lanes: int,
-    first: int,
-    cells: int,
-    kv_heads: int,
-    slots: list[int],
-    grant: float,
-    take: float,
-    narrow: tuple[int, int],
-) -> None:
+def job(config: str, lanes: int, first: int, cells: int, kv_heads: int, slots: list[int]) -> dict[str, Any]:
+    """What is written where, in caches that lie one behind the other but for odd gaps."""
     c = CONFIGS[config]
     blocks = -(-min(c.max_context, first + lanes) // c.key_block)
     head_stride = blocks * (2 * c.scale_beats + 2 * cells * c.key_tile) + 1
@@ -166,22 +151,43 @@ def test_own_keys_and_values_land_in_the_cache(
     # Lanes of another slot may stand anywhere.
     positions = [p if s == slots[0] else n for n, (p, s) in enumerate(zip(positions, slots, strict=True))]
     beats = 5 + (max(slots) + 1) * slot_stride
-    parameters = {
+    return {
         "config": config, "lanes": lanes, "cells": cells, "kv_heads": kv_heads, "address": 5, "beats": beats,
         "slot_stride": slot_stride, "head_stride": head_stride, "positions": positions, "slots": slots,
-        "grant": grant, "take": take, "seed": 3, "k_narrow": narrow[0], "v_narrow": narrow[1],
+        "grant": 1.0, "take": 1.0, "seed": 3, "k_narrow": 0, "v_narrow": 0,
     }  # fmt: skip
-    folder = harness.build(KvWriter(c))
-    runner.run(folder, __name__, top="tb_top", testcase="check_job", parameters=parameters)
+
+
+def run(*jobs: dict[str, Any]) -> None:
+    """On one simulator: what it takes to start is most of what a job takes."""
+    folder = harness.build(KvWriter(CONFIGS[jobs[0]["config"]]))
+    runner.run(folder, __name__, top="tb_top", testcase="check_jobs", parameters={"jobs": jobs})
+
+
+@pytest.mark.parametrize(
+    ("config", "lanes", "first", "cells", "kv_heads", "slots"),
+    [
+        ("tiny", 4, 30, 2, 3, [0] * 4),  # over the edge of a block
+        ("tiny", 3, 254, 4, 1, [2, 2, 0]),
+        ("tiny", 1, 0, 2, 1, [0]),
+        ("small", 16, 60, 2, 2, [1] * 8 + [3] * 8),
+        ("kv260", 16, 120, 4, 5, [0] * 16),
+        ("kv260", 1, 4095, 3, 2, [1]),  # the last position
+    ],
+)
+def test_own_keys_and_values_land_in_the_cache(
+    config: str, lanes: int, first: int, cells: int, kv_heads: int, slots: list[int]
+) -> None:
+    """Elements of 8 and of 4 bits; with refused reads and a slow writer, too."""
+    one = job(config, lanes, first, cells, kv_heads, slots)
+    ways = product([(0, 0), (0, 1), (1, 1)], [(1.0, 1.0), (0.6, 0.4)])
+    run(*(one | {"k_narrow": k, "v_narrow": v, "grant": grant, "take": take} for (k, v), (grant, take) in ways))
+
+
+def test_as_many_heads_as_there_may_be_land_in_the_cache() -> None:
+    run(job("tiny", 1, 3, 1, MAX_HEADS, [0]))
 
 
 def test_a_job_that_a_soft_reset_ends_leaves_nothing_behind() -> None:
     """Ended in every state, with a write that nobody takes; the next job writes what it should, of narrow values too."""
-    c = CONFIGS["tiny"]
-    head_stride = 2 * (2 * c.scale_beats + 4 * c.key_tile) + 1
-    parameters = {
-        "config": "tiny", "lanes": 3, "cells": 2, "kv_heads": 2, "address": 5, "beats": 5 + 3 * (2 * head_stride + 3),
-        "slot_stride": 2 * head_stride + 3, "head_stride": head_stride, "positions": [30, 31, 32], "slots": [2, 2, 2],
-        "grant": 1.0, "take": 1.0, "seed": 3, "k_narrow": 0, "v_narrow": 1, "clears": [*range(1, 24), 40],
-    }  # fmt: skip
-    runner.run(harness.build(KvWriter(c)), __name__, top="tb_top", testcase="check_job", parameters=parameters)
+    run(job("tiny", 3, 30, 2, 2, [2] * 3) | {"v_narrow": 1, "clears": [*range(1, 24), 40]})

@@ -29,6 +29,7 @@ read here is the one of the published files (and of `dequantize_row_i2_s`); of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tellme.golden.model import LayerWeights, ModelWeights
-from tellme.golden.spec import MATRICES, NORMS
+from tellme.golden.spec import MATRICES, NORMS, ModelSpec
 from tellme.host.checkpoints.balance import balanced
 from tellme.host.checkpoints.common import Checkpoint, LazyLayers, golden_errors, unsupported
 from tellme.host.checkpoints.gguf.header import SPLIT
@@ -73,19 +74,13 @@ def _refuse_parts(g: Gguf) -> None:
         raise UserError(f"{g.path}: holds no tensors, only metadata (a vocabulary?); give the file of the model itself")
 
 
-def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
-    """Reads and checks a GGUF file.
+def _norms(spec: ModelSpec) -> dict[str, tuple[str, int]]:
+    """Tensor and features of every norm of a layer."""
+    return {name: (NORMS[name].gguf, size) for name, size in spec.norms.items()}
 
-    Parameters
-    ----------
-    path : the file.
-    latent : quantise floating-point matrices by their mean magnitude, instead of refusing those that are not ternary.
 
-    Raises
-    ------
-    UserError : whatever is wrong with the file or not supported of the model, with file, tensor or field and the limit. Weights
-        that are not ternary are found when their layer is read.
-    """
+def _opened(path: Path, latent: bool) -> tuple[Gguf, str, ModelSpec, list[str]]:
+    """A file whose header has been checked, its architecture, the model's shape, and what was assumed. Raises UserError as `read_gguf`."""
     g = Gguf(path)
     _refuse_parts(g)
     architecture = g.text("general.architecture")
@@ -101,17 +96,47 @@ def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
         if extra[0].endswith(".bias"):
             raise UserError(f"{g.where(extra[0])}{more}: linear layers with a bias are not supported")
         raise UserError(f"{g.where(extra[0])}{more}: no place in this model; it may not be of the supported kind")
-    norms = {name: (NORMS[name].gguf, size) for name, size in spec.norms.items()}
     for i in range(spec.layers):
         for part, shape in spec.matrices.items():
             g.require(f"blk.{i}.{MATRICES[part].gguf}.weight", shape)
-        for tensor, features in norms.values():
+        for tensor, features in _norms(spec).values():
             g.require(f"blk.{i}.{tensor}.weight", (features,))
 
     if not latent and any(
         g.several_scales(f"blk.0.{MATRICES[part].gguf}.weight", shape) for part, shape in spec.matrices.items()
     ):
         spec = replace(spec, group_scales=True)
+    return g, architecture, spec, notes
+
+
+def read_shape(path: Path) -> tuple[ModelSpec, Callable[[int], bool]]:
+    """The model's shape, and whether its head is ternary with a scale for every so many features (`Gguf.has_scales`).
+
+    Raises
+    ------
+    UserError : as `read_gguf`.
+    """
+    g, _, spec, _ = _opened(path, False)
+    name, of = "token_embd.weight" if spec.tied else "output.weight", (spec.vocab, spec.hidden)
+    g.require(name, of)
+    return spec, lambda size: g.has_scales(name, of, size)
+
+
+def read_gguf(path: Path, *, latent: bool = False) -> Checkpoint:
+    """Reads and checks a GGUF file.
+
+    Parameters
+    ----------
+    path : the file.
+    latent : quantise floating-point matrices by their mean magnitude, instead of refusing those that are not ternary.
+
+    Raises
+    ------
+    UserError : whatever is wrong with the file or not supported of the model, with file, tensor or field and the limit. Weights
+        that are not ternary are found when their layer is read.
+    """
+    g, architecture, spec, notes = _opened(path, latent)
+    norms = _norms(spec)
 
     def layer(i: int) -> LayerWeights:
         parts: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tellme.golden import head, ternary
 from tellme.golden.arith import ceil_div
-from tellme.host.checkpoints.common import golden_errors, group_scales, several_scales, sound, sound_floats
+from tellme.host.checkpoints.common import golden_errors, group_scales, head_scales, several_scales, sound, sound_floats
 from tellme.host.checkpoints.gguf.elements import I2_S, INTEGERS, OWN, UNPACK, block_of, type_name, unpack_i2_s
 from tellme.host.checkpoints.gguf.header import Entry, Header
 from tellme.host.errors import UserError
@@ -137,6 +137,14 @@ class Gguf(Header):
             if scales.any():
                 low, high = min(low, float(scales[scales > 0].min())), max(high, float(scales.max()))
         return high > low * _HALF_STEP
+
+    def has_scales(self, name: str, shape: tuple[int, int], size: int) -> bool:
+        """Whether every `size` elements of a row hold -s, 0 and s. Ternary types whose blocks are as long have it in their name, and are not read.
+        Raises UserError as `float_pieces`."""
+        e = self.require(name, shape)
+        if e.type in UNPACK and block_of(e.type)[0] % size == 0:
+            return True
+        return all(head_scales(piece, size) is not None for _, piece in self.float_pieces(name, shape))
 
     def matrix(
         self, name: str, shape: tuple[int, int], *, latent: bool = False, groups: bool = False

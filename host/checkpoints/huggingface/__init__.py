@@ -23,16 +23,18 @@ they are read.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tellme.golden.model import ModelWeights
+from tellme.golden.spec import ModelSpec
 from tellme.host.checkpoints.balance import balanced
-from tellme.host.checkpoints.common import Checkpoint, LazyLayers, golden_errors
+from tellme.host.checkpoints.common import Checkpoint, LazyLayers, golden_errors, head_scales
 from tellme.host.checkpoints.huggingface.config import read_family, read_spec
 from tellme.host.checkpoints.huggingface.source import EMBEDDING, HEAD, NORM, Source
-from tellme.host.checkpoints.tensors import Tensors, adapter
+from tellme.host.checkpoints.tensors import INDEX, WHOLE, Tensors, adapter
 from tellme.host.errors import UserError
 from tellme.host.files import listing, peek, read_json
 from tellme.host.text.tokenizer import Files
@@ -107,6 +109,31 @@ def read_checkpoint(folder: Path, *, latent: bool = False) -> Checkpoint:
         assert rows is not None
         weights, moved = balanced(weights, rows)
     return Checkpoint(folder.resolve().name, weights, files, eos, tuple(notes), moved, rows)
+
+
+def read_shape(path: Path) -> tuple[ModelSpec, Callable[[int], bool] | None]:
+    """The shape that a config.json tells, and whether the head of the weights beside it is ternary with a scale for every so many features: all rows are
+    read, up to the first that has not. None if there are no weights.
+
+    Raises
+    ------
+    UserError : it cannot be used, or has a family that is not supported; asked of the head: it cannot be read.
+    """
+    if not path.exists():
+        raise UserError(_no_config(path.parent))
+    told = read_json(path)
+    with golden_errors(path):
+        spec = read_spec(path, told, read_family(path, told), [])
+    folder = path.parent
+    if not (folder / WHOLE).exists() and not (folder / INDEX).exists():
+        return spec, None
+
+    def is_ternary(size: int) -> bool:
+        tensors, name = Tensors(folder), EMBEDDING if spec.tied else HEAD
+        tensors.require_floats(name, (spec.vocab, spec.hidden))
+        return all(head_scales(piece, size) is not None for _, piece in tensors.float_pieces(name))
+
+    return spec, is_ternary
 
 
 def _eos(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:

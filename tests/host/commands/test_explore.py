@@ -151,7 +151,7 @@ def test_tables_name_the_best(tmp_path: Path) -> None:
         (["--over", "group_size=6,7"], "--over group_size: group_size must be a whole number from 2 to 5, not 6"),
         (["--most", "0"], "--most must be above 0, not 0"),
         (["--synthesise", "-1"], "--synthesise must be at least 0"),
-        (["--workers", "0"], "--workers at least 1"),
+        (["--workers", "0"], "--workers must be at least 1, not 0"),
         (["--workers", "1", "--scheduler", "tcp://x:1"], "--workers and --scheduler exclude each other"),
         (["--out", "/dev/null"], "is a file; give a folder"),
         (["--out", "/proc/here"], "cannot be written"),
@@ -226,3 +226,44 @@ def test_what_is_synthesised_takes_the_estimate_s_place_and_corrects_the_others(
     # A second run, with another workload, has the synthesis already.
     run(*arguments, "--synthesise", "1", "--context", "32")
     assert len(mapped) == 1
+
+
+SMALLEST = {
+    "lanes": 1, "group_size": 2, "block_rows": 128, "attention_lanes": 1, "key_tile": 32, "max_hidden": 256, "max_features": 1024, "max_kv_dim": 256,
+    "max_heads": 16, "max_head_dim": 128, "max_context": 256, "score_words": 512, "fifo_beats": 64, "max_descriptors": 128, "screen_entries": 64,
+    "burst_beats": 16, "outstanding": 2, "narrow_cache": "false",
+}  # fmt: skip
+"""Of a PYNQ-Z2, to be mapped soon."""
+MAP_SMALLEST = [
+    *("explore", "--board", "pynq_z2", *(x for n, v in SMALLEST.items() for x in ("--set", f"{n}={v}")), "--model", "demo"),
+    *("--context", "64", "--over", "burst_beats=16", "--workers", "1", "--no-picture"),
+]  # fmt: skip
+
+
+def test_blocks_that_yosys_maps_are_what_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Yosys itself, on blocks that it maps in seconds; the others are as estimated. (All of them: bench/test_explore.py.)"""
+    reports: list[synthesis.Report] = []
+    whole = synthesis.synthesise
+
+    def some(config: AcceleratorConfig, **options: Any) -> SimpleNamespace:
+        reports.append(whole(config, blocks=("counters", "supervisor"), **options))
+        others = {
+            name: Resources(lut_logic=round(r["lut"]), ff=round(r["ff"]), dsp=int(r["dsp"]), ramb36=r["ramb36"])
+            for name, r in model().blocks(config).items()
+        }
+        return SimpleNamespace(blocks=others | reports[-1].blocks)
+
+    monkeypatch.setattr(synthesis, "synthesise", some)
+    found = run(*MAP_SMALLEST, "--out", str(tmp_path), "--synthesise", "1")
+    (report,), (own,) = reports, (p for p in found["points"] if p.get("synthesised"))
+    estimate = model().blocks(AcceleratorConfig(**own["config"]))
+    for metric in ("lut", "ff"):
+        change = sum(r.record()[metric] - estimate[name][metric] for name, r in report.blocks.items())
+        assert own[metric] == pytest.approx(own["estimated"][metric] + change, abs=len(estimate)), metric
+    for name, r in report.blocks.items():
+        assert r.lut > 20 and r.ff > 50
+        assert r.lut == pytest.approx(estimate[name]["lut"], abs=20), f"{name}: the model is of what Yosys maps"
+        assert r.ff == pytest.approx(estimate[name]["ff"], abs=30)
+    kept = (json.loads(line) for line in (tmp_path / KEPT).read_text().splitlines())
+    (mapped,) = (e["found"] for e in kept if e["key"].startswith("synthesis-"))
+    assert all(mapped[name]["lut"] == r.lut for name, r in report.blocks.items())

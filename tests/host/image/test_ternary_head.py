@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from tellme.host.cli import app
 from tellme.host.errors import UserError
 from tellme.host.image.model import Model, convert
 from tellme.host.image.screening import with_head, with_ternary_head
+from tellme.host.machine.measurement import shape
 from tellme.host.machine.program import compile_program
 from tellme.host.machine.screening import HeadChoice, choose
-from tests.host.checkpoints.gguf_support import PQ2_0, write_gguf
+from tests.host.checkpoints.gguf_support import PQ2_0, T, write_gguf
 from tests.host.checkpoints.test_grouped import made
 from tests.host.support import config_json, tensors_of, write_folder
 from tests.models import random_weights, small_spec
@@ -98,6 +100,68 @@ def test_a_head_that_cannot_be_kept_so_is_one_of_int8_rows(
     path, _ = folder(tmp_path / "m", size)
     assert with_ternary_head(open_checkpoint(path), config) is None
     assert not with_head(open_checkpoint(path), config, None).weights.spec.ternary_head
+
+
+def heads(path: Path, kind: str, size: int) -> Path:
+    """A checkpoint of which `kind` says where it is and what its last row holds."""
+    weights, rows = made(128, 5, tied=False), head_of(1024, 256, size)
+    if "odd" in kind:
+        rows[-1, 7] = 2
+    if "folder" not in kind:
+        types = {"output.weight": (rows, PQ2_0 if kind == "blocks" else T.F32)}
+        return write_gguf(path / "m.gguf", weights, "qwen3", PQ2_0, tensors=types)
+    floats = {**tensors_of(random_weights(small_spec(vocab=300, hidden=128, tied="tied" in kind, **LLAMA), 2))}
+    name = "model.embed_tokens.weight" if "tied" in kind else "lm_head.weight"
+    floats[name] = rows[-300:, :128].copy()
+    spec = small_spec(vocab=300, hidden=128, tied="tied" in kind, **LLAMA)
+    return write_folder(path / "m", config_json(spec), floats)
+
+
+@pytest.mark.parametrize("config", [TINY, GROUPED, KV260], ids=["a scale a row", "groups", "no such accelerator"])
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [("blocks", 128), *product(("floats", "odd floats", "folder", "odd folder", "tied folder"), (128, 32))],
+)
+def test_shapes_of_checkpoints_are_those_of_their_images(
+    tmp_path: Path, kind: str, size: int, config: AcceleratorConfig
+) -> None:
+    """Without reading anything but the head."""
+    path = heads(tmp_path, kind, size)
+    checkpoint = open_checkpoint(path)
+    want = (with_ternary_head(checkpoint, config) or checkpoint).weights.spec.ternary_head
+    found = [size == 128 and config is GROUPED, size == 128 and "folder" in kind and config is TINY]
+    assert want is (any(found) and "odd" not in kind)
+    assert shape(str(path), config).ternary_head is want
+    if path.is_dir():
+        assert shape(str(path / "config.json"), config).ternary_head is want
+        (path / "model.safetensors").unlink()
+        assert shape(str(path), config).ternary_head is False, "without weights"
+
+
+def test_what_is_said_of_a_checkpoint_is_said_of_its_image(tmp_path: Path) -> None:
+    """By the commands, also where no accelerator is named."""
+
+    def said(*arguments: str) -> dict[str, Any]:
+        result = CliRunner().invoke(app, [*arguments, "--json"])
+        assert result.exit_code == 0, result.output
+        found: dict[str, Any] = json.loads(result.stdout)
+        return found
+
+    path, image = str(folder(tmp_path / "m", 128)[0]), str(tmp_path / "m.tlm")
+    said("convert", path, image, "--board", "tiny")
+    one, other = (
+        said("plan", "--model", m, "--board", "tiny", "--context", "20", "--prompt", "9") for m in (path, image)
+    )
+    assert one["bytes_per_pass"] == other["bytes_per_pass"] and one["tokens_per_s"] == other["tokens_per_s"]
+    full = said(
+        "plan", "--model", path, "--board", "tiny", "--context", "20", "--prompt", "9", "--set", "ternary_head=false"
+    )
+    assert full["bytes_per_pass"] > one["bytes_per_pass"]
+    all_of, of_tiny, of_image = said("info", path), said("info", path, "--board", "tiny"), said("info", image)
+    tiny = next(p for p in all_of["presets"] if p["board"] == "tiny")
+    assert [tiny] == of_tiny["presets"] and tiny == next(p for p in of_image["presets"] if p["board"] == "tiny")
+    kinds = {p["part"]: p["as"] for p in all_of["parts"]}
+    assert kinds["head"] == "int8", f"laid out for {all_of['laid_out_for']}, which takes none"
 
 
 def test_convert_says_what_it_made_of_the_head(tmp_path: Path) -> None:

@@ -271,6 +271,12 @@ def test_top_k_comes_before_top_p():
     assert list(np.flatnonzero(distribution(x, Sampling(temperature=1, top_k=2, top_p=0.5)))) == [0]
 
 
+def test_a_sum_of_top_k_that_is_p_reaches_it():
+    """Four equal ones of which two are half."""
+    kept = distribution(np.float32([0, 1, 1, 1, 1, 1]), Sampling(temperature=1.0, top_k=4, top_p=0.5))
+    assert kept.tolist() == [0, 0.5, 0.5, 0, 0, 0]
+
+
 def test_equal_logits_rank_by_id():
     x = np.zeros(10, np.float32)
     assert list(np.flatnonzero(distribution(x, Sampling(temperature=1, top_k=3)))) == [0, 1, 2]

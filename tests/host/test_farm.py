@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from tellme.golden.config import PRESETS, AcceleratorConfig
 from tellme.host.cli import app
-from tellme.host.errors import UserError
+from tellme.host.errors import CheckError, UserError
+from tellme.host.farm import TaskError, farm
 from tellme.host.machine.exploration import KEPT
-from tellme.host.machine.farm import farm
 from tests.own_boards import forgotten
 
 EXPLORE = ["explore", "--board", "ultra96v2", "--model", "demo", "--over", "lanes=1,2", "--json"]
@@ -30,7 +30,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, lis
     """A scheduler and two workers, each a process; the address, and the workers."""
     folder = tmp_path_factory.mktemp("cluster")
     file = folder / "scheduler.json"
-    here_too = {"PYTHONPATH": str(Path(__file__).parents[3])}  # tasks of this module
+    here_too = {"PYTHONPATH": str(Path(__file__).parents[2])}  # tasks of this module
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
     quiet["env"] = os.environ | here_too
     dask = [sys.executable, "-m", "dask"]
@@ -63,15 +63,15 @@ def test_results_are_those_of_one_process_and_a_killed_worker_costs_only_time(
     cluster: tuple[str, list[subprocess.Popen[bytes]]], tmp_path: Path
 ) -> None:
     address, workers = cluster
-    tasks = [(n, str(tmp_path)) for n in range(12)]
+    tasks = {f"the square of {n}": (n, str(tmp_path)) for n in range(12)}
     with farm(workers=1) as run:
         alone = dict(run(square, tasks))
     assert {pid for _, pid in alone.values()} == {os.getpid()}
-    found: dict[int, tuple[int, int]] = {}
+    found: dict[str, tuple[int, int]] = {}
     with farm(scheduler=address) as run:
-        for place, result in run(square, tasks):
-            assert place not in found
-            found[place] = result
+        for name, result in run(square, tasks):
+            assert name not in found
+            found[name] = result
             if len(found) == 3:
                 workers[0].send_signal(signal.SIGKILL)
                 workers[0].wait()
@@ -106,7 +106,7 @@ def test_exploring_on_a_cluster_finds_the_same(
 def test_boards_of_a_file_are_known_to_workers(
     cluster: tuple[str, list[subprocess.Popen[bytes]]], tmp_path: Path
 ) -> None:
-    example = Path(__file__).parents[3] / "docs" / "examples" / "zcu102.toml"
+    example = Path(__file__).parents[2] / "docs" / "examples" / "zcu102.toml"
     arguments = ["explore", "--config", str(example), "--model", "demo", "--over", "lanes=1", "--scheduler", cluster[0]]
     with forgotten():
         result = CliRunner().invoke(app, [*arguments, "--json", "--no-picture", "--out", str(tmp_path)])
@@ -117,26 +117,44 @@ def test_boards_of_a_file_are_known_to_workers(
 
 
 def test_local_workers_find_the_same(tmp_path: Path) -> None:
-    tasks = [(n, str(tmp_path)) for n in range(4)]
+    tasks = {str(n): (n, str(tmp_path)) for n in range(4)}
     with farm(workers=2) as run:
         found = dict(run(square, tasks))
-    assert {i: v for i, (v, _) in found.items()} == {n: n * n for n in range(4)}
+    assert {name: v for name, (v, _) in found.items()} == {str(n): n * n for n in range(4)}
     assert os.getpid() not in {pid for _, pid in found.values()}
 
 
 def wrong(task: int) -> int:
-    raise UserError(f"task {task} cannot be")
+    if task == 3:
+        raise UserError(f"task {task} cannot be")
+    return 1 // task
 
 
 def test_an_error_of_a_task_is_that_of_the_run(cluster: tuple[str, list[subprocess.Popen[bytes]]]) -> None:
     for where in ({"workers": 1}, {"scheduler": cluster[0]}):
-        with farm(**where) as run, pytest.raises(UserError, match="task 3 cannot be"):  # type: ignore[arg-type]
-            list(run(wrong, [3]))
+        with farm(**where) as run:  # type: ignore[arg-type]
+            with pytest.raises(UserError, match="task 3 cannot be"):
+                list(run(wrong, {"three": 3}))
+            with pytest.raises(TaskError, match="nothing") as caught:
+                list(run(wrong, {"nothing": 0}))
+            assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def deadly(folder: str) -> None:
+    """Ends its worker."""
+    (Path(folder) / str(os.getpid())).touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_task_that_kills_every_worker_is_given_up_and_named(tmp_path: Path) -> None:
+    with farm(workers=2) as run, pytest.raises(CheckError, match="the deadly one: given up"):
+        list(run(deadly, {"the deadly one": str(tmp_path)}))
+    assert len(list(tmp_path.iterdir())) > 2, "others tried it, too"
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nowhere", "tcp://", "http://127.0.0.1:9"])
 def test_no_scheduler_is_said_in_one_line(address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tellme.host.machine.farm.CONNECT", 2.0)
+    monkeypatch.setattr("tellme.host.farm.CONNECT", 2.0)
     result = CliRunner().invoke(app, [*EXPLORE, "--out", str(tmp_path / "x"), "--scheduler", address])
     assert result.exit_code != 0 and isinstance(result.exception, SystemExit), result.output
     said = result.output.replace("\n", " ")

@@ -1,0 +1,46 @@
+"""Mistakes on the farm: what tests say of them, whatever the workers."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import pytest
+
+from bench.trials import Batch, Trial, verdicts
+from bench.workers import ROOT, workers
+from tellme.host.errors import CheckError
+
+PATH, TESTS = "golden/head.py", ("tests/golden/test_head.py",)
+ARG_MAX = "tests/golden/test_head.py::test_arg_max_takes_the_first_of_equal_logits"
+
+
+def trial(name: str, old: str, new: str) -> Trial:
+    """`old`, which stands once in the file, becomes `new`."""
+    text = (ROOT / PATH).read_text()
+    assert text.count(old) == 1, old
+    return Trial(name, PATH, text.replace(old, new), text[: text.index(old)].count("\n") + 1)
+
+
+LAST = trial("the last of equal ones", "np.argmax(values, axis=-1)", "values.shape[1] - 1 - np.argmax(values[:, ::-1], axis=-1)")  # fmt: skip
+SAME = trial("the same in other words", "np.argmax(values, axis=-1)", "values.argmax(axis=-1)")
+OUTSIDE = trial("outside of functions", "_PRODUCT = 1 << 14", "_PRODUCT = 1 << 4")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_mistakes_are_seen_and_what_is_none_survives(count: int) -> None:
+    batches = {"two": Batch(TESTS, (LAST, SAME)), "one": Batch(TESTS, (OUTSIDE,))}
+    with workers(argparse.Namespace(workers=count, scheduler=None), "batches") as run:
+        found = {name: [(trial, outcome, test) for trial, outcome, test, _ in of] for name, of in run(verdicts, batches)}  # fmt: skip
+    assert found["two"] == [(LAST.name, "killed", ARG_MAX), (SAME.name, "survived", "")]
+    ((name, outcome, test),) = found["one"]
+    assert (name, outcome) == (OUTSIDE.name, "killed") and test.startswith(TESTS[0])
+
+
+def test_nothing_is_begun_when_the_time_is_over() -> None:
+    assert verdicts(Batch(TESTS, (LAST,), until=time.time() - 1)) == []
+
+
+def test_tests_that_fail_by_themselves_are_named() -> None:
+    with pytest.raises(CheckError, match="tests/golden/test_nowhere.py: .*do not pass without a mistake"):
+        verdicts(Batch(("tests/golden/test_nowhere.py",), (LAST,)))
