@@ -13,16 +13,17 @@ So a decoding conversation waits for no prompt longer than a pass, and a prompt 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
+from typing import NamedTuple
 
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.host.errors import UserError
 from tellme.host.machine.passes import Pass, fits_scores
-from tellme.host.talk.drafts import Draft
+from tellme.host.talk.drafts import NO_DRAFT, Draft
 
 Cost = Callable[[Sequence[int], Sequence[int], int], float]
 """What a pass costs: positions, slots, head lanes."""
@@ -68,14 +69,13 @@ class Conversation:
         return len(self.tokens) > self.prompt
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
+class Part(NamedTuple):
     """Neighbouring lanes of one conversation: `count` tokens that are known, then those of a draft."""
 
     conversation: Conversation
     first: int
     count: int
-    draft: Draft = Draft()
+    draft: Draft = NO_DRAFT
     drafted: int = 0
 
     @property
@@ -348,31 +348,38 @@ class Scheduler:
         heapify(gains)
         positions, slots, heads = self._lanes_of({c: counts[c] for c in order})
         tokens = float(len(decoding))
-        best, best_rate = dict(taken), tokens / self.cost(positions, slots, heads)
+        cost = self.cost
+        best, best_rate = 0, tokens / cost(positions, slots, heads)
+        whose: list[Conversation] = []
         while left and gains and gains[0][0] < 0.0:
-            negative, _, c = gains[0]
+            negative, key, c = gains[0]
             assert c.slot is not None
-            taken[c] += 1
+            draft = found[c]
+            taken[c] = n = taken[c] + 1
+            whose.append(c)
             heads += 1
-            at = slots.index(c.slot) + taken[c]
+            at = slots.index(c.slot) + n
             slots.insert(at, c.slot)
-            positions.insert(at, c.computed + taken[c])
+            positions.insert(at, c.computed + n)
             tokens -= negative
             left -= 1
-            if taken[c] == len(found[c].tokens):
+            if n == len(draft.tokens):
                 heappop(gains)
             else:
-                heapreplace(gains, (negative * found[c].chance, c.key, c))
+                heapreplace(gains, (negative * draft.chance, key, c))
             # Over a step (another sweep of the head) several may pay where one does not.
-            if (rate := tokens / self.cost(positions, slots, heads)) > best_rate:
-                best, best_rate = dict(taken), rate
-        for c in taken:
-            if best[c]:
+            if (rate := tokens / cost(positions, slots, heads)) > best_rate:
+                best, best_rate = len(whose), rate
+        if best:
+            sent = Counter(whose[:best])
+            for c in sent:
                 c.guessed = self.passes
-            elif not any(best.values()) and self.passes - c.guessed >= PROBE:
-                best[c], c.guessed = 1, self.passes
-                break
-        return {c: (found[c], n) for c, n in best.items() if n}
+            return {c: (found[c], n) for c, n in sent.items()}
+        for c in taken:
+            if self.passes - c.guessed >= PROBE:
+                c.guessed = self.passes
+                return {c: (found[c], 1)}
+        return {}
 
     def _arrange(
         self,
@@ -386,8 +393,9 @@ class Scheduler:
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
+        none = (NO_DRAFT, 0)
         for c in order:
-            draft, drafted = drafts.get(c, (Draft(), 0))
+            draft, drafted = drafts.get(c, none)
             count, first = counts[c], len(tokens)
             while count + drafted > 1 and not fits_scores(
                 self.config, self.group, c.computed, count + drafted, first, self.kv
@@ -396,9 +404,11 @@ class Scheduler:
             part = Part(c, first, count, draft, drafted)
             parts.append(part)
             assert c.slot is not None
-            tokens += [*c.tokens[c.computed : c.computed + count], *draft.tokens[:drafted]]
-            positions += range(c.computed, c.computed + part.lanes)
-            slots += [c.slot] * part.lanes
+            lanes = count + drafted
+            tokens += c.tokens[c.computed : c.computed + count]
+            tokens += draft.tokens[:drafted]
+            positions += range(c.computed, c.computed + lanes)
+            slots += [c.slot] * lanes
         heads = [(p.first + p.count - 1, p.first + p.lanes) for p in parts if p.chooses]
         head = (heads[0][0], heads[-1][1] - heads[0][0]) if heads else (0, 0)
         return Planned(Pass.of(tokens, positions, slots, head=head, write_logits=logits and bool(heads)), tuple(parts))
@@ -415,5 +425,5 @@ class Scheduler:
             c.tokens += new
             assert c.slot is not None
             slot = self.slots[c.slot]
-            slot.tokens = c.tokens[: c.computed]
+            slot.tokens += c.tokens[len(slot.tokens) : c.computed]
             slot.used = self.passes
