@@ -66,14 +66,17 @@ extern void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *, void (
 extern void qemu_plugin_register_vcpu_syscall_cb(id_t_, void (*)(id_t_, unsigned, int64_t, uint64_t, uint64_t,
     uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t));
 int qemu_plugin_version = 1;
-static uint64_t count;
-static void ran(unsigned cpu, void *n) { count += (uint64_t)n; }
+static uint64_t count[THREADS];
+static void ran(unsigned cpu, void *n) { count[cpu] += (uint64_t)n; }
 static void block(id_t_ id, struct qemu_plugin_tb *tb) {
     qemu_plugin_register_vcpu_tb_exec_cb(tb, ran, 0, (void *)(uint64_t)qemu_plugin_tb_n_insns(tb));
 }
 static void call(id_t_ id, unsigned cpu, int64_t n, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e,
     uint64_t f, uint64_t g, uint64_t h) {
-    if (n == MARK) fprintf(stderr, "count %llu\n", (unsigned long long)count);
+    if (n != MARK) return;
+    fprintf(stderr, "count");
+    for (int i = 0; i < THREADS; i++) fprintf(stderr, " %llu", (unsigned long long)count[i]);
+    fprintf(stderr, "\n");
 }
 int qemu_plugin_install(id_t_ id, const void *info, int argc, char **argv) {
     qemu_plugin_register_vcpu_tb_trans_cb(id, block);
