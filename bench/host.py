@@ -130,6 +130,7 @@ def scheduling(name: str, keys: int, count: int, speculate: bool, memory: int) -
     def step() -> None:
         planned = scheduler.plan((lambda c, most: drafts.guess(c.key, most)) if speculate else None)
         assert planned is not None
+        lanes = planned.lanes
         new: dict[Conversation, Sequence[int]] = {}
         for part in planned.parts:
             said = [next(following[part.conversation])]
@@ -144,8 +145,7 @@ def scheduling(name: str, keys: int, count: int, speculate: bool, memory: int) -
                 drafts.extend(part.conversation.key, said)
             new[part.conversation] = said
         scheduler.complete(planned, new)
-        given = planned.given
-        costs.measured(given.positions, given.slots, given.head[1], 4_000_000)
+        costs.measured(*lanes, 4_000_000)
 
     return step, drafts
 

@@ -50,16 +50,9 @@ class Costs:
         self._sets = [spec.layers * spec.kv_heads * ceil_div(n * group, sets) for n in range(config.lanes + 1)]
         self._k_keys, self._v_keys = (config.keys_per_beat << n for n in (kv.k_narrow, kv.v_narrow))
 
-    def _formula(self, positions: Sequence[int], slots: Sequence[int], sweeps: int) -> int:
-        lanes = len(slots)
-        total = self._matrices + self._head * sweeps + self._lane * lanes
-        # As golden.schedule.groups, which takes longer than the rest: lanes of a slot are neighbours.
-        first, attention = 0, self._attention
-        while first < lanes:
-            count = slots.count(slots[first])
-            total += attention(positions[first], count)
-            first += count
-        return total
+    def _formula(self, firsts: Sequence[int], lanes: Sequence[int], sweeps: int) -> int:
+        attention = sum(map(self._attention, firsts, lanes))
+        return self._matrices + self._head * sweeps + self._lane * sum(lanes) + attention
 
     def _attention_of(self, first: int, lanes: int) -> int:
         """Of neighbouring lanes of one slot, the first at position `first`."""
@@ -67,19 +60,20 @@ class Costs:
         beats = -(-keys // self._k_keys) - (-keys // self._v_keys)  # of keys and of values, each rounded up
         return self._sets[lanes] * (beats * self._cells + ROUND)
 
-    def cycles(self, positions: Sequence[int], slots: Sequence[int], heads: int) -> float:
-        """Of a pass with these lanes, `heads` of which have logits. What counts is how passes compare."""
+    def cycles(self, firsts: Sequence[int], lanes: Sequence[int], heads: int) -> float:
+        """Of a pass with so many lanes of each conversation, the first of them at these positions; `heads` of all have logits. What counts is how passes
+        compare."""
         sweeps = -(-heads // self._sweep)
-        formula = self._formula(positions, slots, sweeps)
+        formula = self._formula(firsts, lanes, sweeps)
         known = self._measured
-        factor = known.get((len(slots), sweeps))
+        factor = known.get((sum(lanes), sweeps))
         if factor is None:
             factor = sum(known.values()) / len(known) if known else 1.0
         return formula * factor
 
-    def measured(self, positions: Sequence[int], slots: Sequence[int], heads: int, cycles: int) -> None:
-        """Counts in what a pass took."""
+    def measured(self, firsts: Sequence[int], lanes: Sequence[int], heads: int, cycles: int) -> None:
+        """Counts in what a pass took; the others as of `cycles`."""
         sweeps = -(-heads // self._sweep)
-        key = (len(slots), sweeps)
-        factor = cycles / self._formula(positions, slots, sweeps)
+        key = (sum(lanes), sweeps)
+        factor = cycles / self._formula(firsts, lanes, sweeps)
         self._measured[key] = self._measured.get(key, factor) * (1 - RECENT) + factor * RECENT

@@ -26,7 +26,7 @@ from tellme.host.machine.passes import Pass, fits_scores
 from tellme.host.talk.drafts import NO_DRAFT, Draft
 
 Cost = Callable[[Sequence[int], Sequence[int], int], float]
-"""What a pass costs: positions, slots, head lanes."""
+"""What a pass costs: of each conversation in it the first position and how many lanes, and the head lanes of all."""
 PROBE = 32
 """Passes without a guess after which a conversation may guess one token again, though it has not paid."""
 RISE = 1.5
@@ -95,6 +95,12 @@ class Planned:
     given: Pass
     parts: tuple[Part, ...]
 
+    @property
+    def lanes(self) -> tuple[list[int], list[int], int]:
+        """What it is for `Cost`."""
+        at = self.given.positions
+        return [at[p.first] for p in self.parts], [p.lanes for p in self.parts], self.given.head[1]
+
 
 @dataclass
 class Slot:
@@ -145,7 +151,7 @@ class Scheduler:
         self.slots = [Slot() for _ in range(slots)]
         self.waiting: deque[Conversation] = deque()
         self.active: list[Conversation] = []
-        self.cost: Cost = cost or (lambda positions, slots, heads: 1.0 + 0.01 * len(slots))
+        self.cost: Cost = cost or (lambda firsts, lanes, heads: 1.0 + 0.01 * sum(lanes))
         self.passes = 0
         self._arrived = 0
         self.rise = rise
@@ -290,16 +296,9 @@ class Scheduler:
 
     @staticmethod
     def _lanes_of(counts: Mapping[Conversation, int]) -> tuple[list[int], list[int], int]:
-        """Positions, slots and head lanes of a pass with so many lanes of each."""
-        positions: list[int] = []
-        slots: list[int] = []
-        heads = 0
-        for c, n in counts.items():
-            assert c.slot is not None
-            positions += range(c.computed, c.computed + n)
-            slots += [c.slot] * n
-            heads += n if c.decoding else int(c.computed + n == len(c.tokens))
-        return positions, slots, heads
+        """What a pass with so many lanes of each is for `cost`."""
+        heads = sum(n if c.decoding else int(c.computed + n == len(c.tokens)) for c, n in counts.items())
+        return [c.computed for c in counts], list(counts.values()), heads
 
     def _cost_of(self, counts: Mapping[Conversation, int]) -> float:
         """Of a pass with so many lanes of each."""
@@ -346,21 +345,19 @@ class Scheduler:
         # Gain of the next guess of each, the largest first, then who came first.
         gains = [(-found[c].chance, c.key, c) for c in taken]
         heapify(gains)
-        positions, slots, heads = self._lanes_of({c: counts[c] for c in order})
+        firsts, lanes, heads = self._lanes_of({c: counts[c] for c in order})
+        place = {c: i for i, c in enumerate(order)}
         tokens = float(len(decoding))
         cost = self.cost
-        best, best_rate = 0, tokens / cost(positions, slots, heads)
+        best, best_rate = 0, tokens / cost(firsts, lanes, heads)
         whose: list[Conversation] = []
         while left and gains and gains[0][0] < 0.0:
             negative, key, c = gains[0]
-            assert c.slot is not None
             draft = found[c]
             taken[c] = n = taken[c] + 1
             whose.append(c)
             heads += 1
-            at = slots.index(c.slot) + n
-            slots.insert(at, c.slot)
-            positions.insert(at, c.computed + n)
+            lanes[place[c]] += 1
             tokens -= negative
             left -= 1
             if n == len(draft.tokens):
@@ -368,7 +365,7 @@ class Scheduler:
             else:
                 heapreplace(gains, (negative * draft.chance, key, c))
             # Over a step (another sweep of the head) several may pay where one does not.
-            if (rate := tokens / cost(positions, slots, heads)) > best_rate:
+            if (rate := tokens / cost(firsts, lanes, heads)) > best_rate:
                 best, best_rate = len(whose), rate
         if best:
             sent = Counter(whose[:best])
