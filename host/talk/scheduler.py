@@ -265,8 +265,10 @@ class Scheduler:
             return None
         lanes = self.config.lanes
         order = sorted(self.active, key=lambda c: (c.served, c.key))
-        decoding = [c for c in order if c.decoding]
-        prompts = [c for c in order if not c.decoding]
+        decoding: list[Conversation] = []
+        prompts: list[Conversation] = []
+        for c in order:
+            (decoding if c.decoding else prompts).append(c)
         self._alone = self._prompts_alone(prompts, decoding[:lanes])
         if self._alone:
             decoding = []
@@ -391,6 +393,7 @@ class Scheduler:
         positions: list[int] = []
         slots: list[int] = []
         none = (NO_DRAFT, 0)
+        head = (0, 0)
         for c in order:
             draft, drafted = drafts.get(c, none)
             count, first = counts[c], len(tokens)
@@ -398,17 +401,18 @@ class Scheduler:
                 self.config, self.group, c.computed, count + drafted, first, self.kv
             ):
                 drafted, count = (drafted - 1, count) if drafted else (0, count - 1)
-            part = Part(c, first, count, draft, drafted)
-            parts.append(part)
+            parts.append(Part(c, first, count, draft, drafted))
             assert c.slot is not None
             lanes = count + drafted
+            if c.computed + count == len(c.tokens):  # it chooses
+                begin = head[0] if head[1] else first + count - 1
+                head = begin, first + lanes - begin
             tokens += c.tokens[c.computed : c.computed + count]
             tokens += draft.tokens[:drafted]
             positions += range(c.computed, c.computed + lanes)
             slots += [c.slot] * lanes
-        heads = [(p.first + p.count - 1, p.first + p.lanes) for p in parts if p.chooses]
-        head = (heads[0][0], heads[-1][1] - heads[0][0]) if heads else (0, 0)
-        return Planned(Pass.of(tokens, positions, slots, head=head, write_logits=logits and bool(heads)), tuple(parts))
+        write = logits and head[1] > 0
+        return Planned(Pass.of(tokens, positions, slots, head=head, write_logits=write), tuple(parts))
 
     def complete(self, planned: Planned, chosen: Mapping[Conversation, Sequence[int]]) -> None:
         """What a pass gave: the new tokens of each conversation that chose some. The first is behind its known tokens, each
@@ -416,9 +420,9 @@ class Scheduler:
         self.passes += 1
         for part in planned.parts:
             c = part.conversation
-            new = list(chosen.get(c, ()))
+            new = chosen.get(c, ())
             c.served = self.passes
-            c.computed += part.count + max(0, len(new) - 1)
+            c.computed += part.count + (len(new) - 1 if new else 0)
             c.tokens += new
             assert c.slot is not None
             slot = self.slots[c.slot]
