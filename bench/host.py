@@ -5,10 +5,11 @@
 
 Without a board there are two ways to say how long that is on a Cortex-A53 at 1.3 GHz. The first takes processor time here, on one core, and an A53 for SLOWER times as slow. The
 second counts the instructions of the same work, done by Python and NumPy for AArch64 under QEMU, and takes an A53 to need CYCLES cycles for one; so it does not depend on this machine nor on who else
-uses it. ROOT holds Debian's arm64 packages libc6, libpython3.11-stdlib, python3.11-minimal, libgcc-s1, libstdc++6, zlib1g and libexpat1, unpacked (`dpkg -x`), FOLDER NumPy's wheel for
+uses it. ROOT holds Debian's arm64 packages libc6, libffi8, libpython3.11-minimal, libpython3.11-stdlib, python3.11-minimal, libgcc-s1, libstdc++6, zlib1g and libexpat1, unpacked (`dpkg -x`), FOLDER NumPy's wheel for
 manylinux2014_aarch64; a C compiler makes the plugin that counts.
 
-NumPy uses vectors of 128 bits here, as there, and no exponential in vectors, which it has not for the A53. One of the four cores is counted, as the engine's thread is one; the others are the server's.
+NumPy uses vectors of 128 bits here, as there, and no exponential in vectors, which it has not for the A53. Counted is the engine's thread, which is one of four cores;
+the threads that look through logits with it are on the others, which are the server's.
 Passes are as long as the plan says, those with guesses too. Histories hold as many ended tokens as are remembered at most (under QEMU an eighth).
 """
 
@@ -39,6 +40,7 @@ from tellme.golden.shapes import SHAPES
 from tellme.host.machine.costs import Costs
 from tellme.host.talk.drafts import MEMORY, Drafts
 from tellme.host.talk.scheduler import Conversation, Scheduler
+from tellme.host.text import sampling
 from tellme.host.text.sampling import Sampler, Sampling, draw
 
 SLOWER = 10.0
@@ -50,6 +52,10 @@ WAYS = {
     "top-p 0.95": Sampling(temperature=0.8, top_p=0.95),
     "temperature alone": Sampling(temperature=0.8),
 }
+THREADS = 4
+"""That look through logits, on a board with so many cores."""
+MOST_THREADS = 64
+"""That are counted under QEMU."""
 CANDIDATES = 256
 GUESSES = 8
 MARK = 173
@@ -225,12 +231,26 @@ def marked(keys: dict[str, int]) -> None:
                 print("work", name, count, work.lanes(), work.what, sep="\t", file=sys.stderr, flush=True)
 
 
-def counted(qemu: str, root: Path, numpy: Path, keys: dict[str, int]) -> list[tuple[str, int, int, str, float]]:
-    """Model, conversations, lanes, what, and instructions a pass."""
+def counted(
+    qemu: str, root: Path, numpy: Path, keys: dict[str, int], threads: int
+) -> list[tuple[str, int, int, str, float, float]]:
+    """Model, conversations, lanes, what, and instructions a pass, of the engine's thread and of the busiest of the others."""
     with tempfile.TemporaryDirectory() as folder:
         plugin = Path(folder) / "count.so"
         subprocess.run(
-            ["cc", "-shared", "-fPIC", "-O2", f"-DMARK={MARK}", "-x", "c", "-", "-o", str(plugin)],
+            [
+                "cc",
+                "-shared",
+                "-fPIC",
+                "-O2",
+                f"-DMARK={MARK}",
+                f"-DTHREADS={MOST_THREADS}",
+                "-x",
+                "c",
+                "-",
+                "-o",
+                str(plugin),
+            ],
             input=PLUGIN,
             text=True,
             check=True,
@@ -240,18 +260,20 @@ def counted(qemu: str, root: Path, numpy: Path, keys: dict[str, int]) -> list[tu
             "-E", f"PYTHONPATH={numpy}:{Path.cwd()}", "-E", "PYTHONDONTWRITEBYTECODE=1",
             "-E", "LD_LIBRARY_PATH=/lib/aarch64-linux-gnu:/usr/lib/aarch64-linux-gnu",
             str(root / "usr/bin/python3.11"), "-m", "bench.host", "--marks",
-            ",".join(f"{name}={k}" for name, k in keys.items()),
+            ",".join(f"{name}={k}" for name, k in keys.items()), "--threads", str(threads),
         ]  # fmt: skip
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
-    out, counts = [], []
+    out = []
+    counts: list[list[int]] = []
     for line in done.stderr.splitlines():
         if line.startswith("count "):
-            counts.append(int(line.split()[1]))
+            counts.append([int(n) for n in line.split()[1:]])
         elif line.startswith("work\t"):
             _, name, count, lanes, what = line.split("\t")
-            out.append((name, int(count), int(lanes), what, (counts[-1] - counts[-2]) / TIMES))
+            one, *others = ((b - a) / TIMES for a, b in zip(*counts[-2:], strict=True))
+            out.append((name, int(count), int(lanes), what, one, max(others)))
     return out
 
 
@@ -260,11 +282,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--slower", type=float, default=SLOWER)
     parser.add_argument("--cycles", type=float, default=CYCLES)
+    parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--qemu")
     parser.add_argument("--root", type=Path)
     parser.add_argument("--numpy", type=Path)
     parser.add_argument("--marks", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not 1 <= options.threads < MOST_THREADS:
+        parser.error(f"--threads must be from 1 to {MOST_THREADS - 1}")
+    sampling.THREADS = options.threads
     if options.marks:
         marked({name: int(k) for name, k in (part.split("=") for part in options.marks.split(","))})
         return
@@ -284,11 +310,14 @@ def main() -> None:
         return plans[name].exact(positions, [i for i, n in enumerate(of) for _ in range(n)], lanes) / KV260.clock_hz
 
     if options.qemu:
-        print("| model | conversations | lanes | what | instructions, thousands | share of a pass on the KV260 |")
-        print("|---|---|---|---|---|---|")
-        for name, count, lanes, what, n in counted(options.qemu, options.root, options.numpy, KEYS):
+        print(
+            "| model | conversations | lanes | what | instructions, thousands | of the busiest other thread | share of a pass on the KV260 |"
+        )
+        print("|---|---|---|---|---|---|---|")
+        found = counted(options.qemu, options.root, options.numpy, KEYS, options.threads)
+        for name, count, lanes, what, n, other in found:
             share = n * options.cycles / CLOCK_HZ / seconds(name, count, lanes)
-            print(f"| {name} | {count} | {lanes} | {what} | {n / 1e3:,.0f} | {share:.1%} |")
+            print(f"| {name} | {count} | {lanes} | {what} | {n / 1e3:,.0f} | {other / 1e3:,.0f} | {share:.1%} |")
         return
     print("| model | conversations | lanes | what | here, ms a pass | share of a pass on the KV260 |")
     print("|---|---|---|---|---|---|")
