@@ -17,7 +17,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
-from typing import NamedTuple
 
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.kv import EIGHT, CacheFormat
@@ -69,7 +68,8 @@ class Conversation:
         return len(self.tokens) > self.prompt
 
 
-class Part(NamedTuple):
+@dataclass(eq=False, slots=True)
+class Part:
     """Neighbouring lanes of one conversation: `count` tokens that are known, then those of a draft."""
 
     conversation: Conversation
