@@ -317,7 +317,7 @@ def main() -> None:
         found = counted(options.qemu, options.root, options.numpy, KEYS, options.threads)
         for name, count, lanes, what, n, other in found:
             share = n * options.cycles / CLOCK_HZ / seconds(name, count, lanes)
-            print(f"| {name} | {count} | {lanes} | {what} | {n / 1e3:,.0f} | {other / 1e3:,.0f} | {share:.1%} |")
+            print(f"| {name} | {count} | {lanes} | {what} | {n / 1e3:,.0f} | {other / 1e3:,.0f} | {share:.2%} |")
         return
     print("| model | conversations | lanes | what | here, ms a pass | share of a pass on the KV260 |")
     print("|---|---|---|---|---|---|")

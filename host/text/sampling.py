@@ -262,7 +262,7 @@ def draw(
     for i in [i for i, s in enumerate(samplers) if not (s.seen and (finite or math.isfinite(largest[i])))]:
         _checked(logits[i])
         samplers[i].seen = True
-    if min(s.sampling.temperature for s in samplers) >= COLD:
+    if min([s.sampling.temperature for s in samplers]) >= COLD:
         return _Near(logits, samplers, largest, ahead).draw()
     if len(samplers) > 1:
         one = [slice(i, i + 1) for i in range(len(samplers))]
@@ -310,7 +310,8 @@ def _below(logits: NDArray[np.float32], limits: NDArray[np.float32], words: NDAr
     and ones behind the last."""
     count, n = logits.shape
     below = np.empty((count, 32 * words.shape[1]), np.bool_)
-    below[:, n:] = True
+    if n % 32:
+        below[:, n:] = True
     np.less(logits, limits[:, None], out=below[:, :n])
     words.ravel()[:] = np.packbits(below).view(np.uint32)
 
@@ -319,10 +320,13 @@ def _below_by_threads(logits: NDArray[np.float32], limits: NDArray[np.float32], 
     """`_below`; several threads look at some of the sequences each, which NumPy does at once."""
     count = len(logits)
     parts = max(1, min(THREADS, count, logits.size // LONG))
+    if parts == 1:
+        return _below(logits, limits, words)
+    helpers = _helpers()
     done: SimpleQueue[Exception | None] = SimpleQueue()
     cuts = [count * i // parts for i in range(parts + 1)]
     for a, b in zip(cuts[1:], cuts[2:], strict=False):
-        _helpers().put((logits[a:b], limits[a:b], words[a:b], done))
+        helpers.put((logits[a:b], limits[a:b], words[a:b], done))
     end = cuts[1]
     _below(logits[:end], limits[:end], words[:end])
     for _ in range(1, parts):
@@ -365,9 +369,11 @@ class _Near:
         self._logits, self._samplers, self._largest, self._ahead = logits, samplers, largest, ahead
         self._settings = [s.sampling for s in samplers]
         n = logits.shape[1]
+        self._topped = any([s.top_p < 1.0 for s in self._settings])
         self._most = most = [s.top_k if 0 < s.top_k < n else n for s in self._settings]
         warmth = [s.temperature for s in self._settings]
-        low = [m - t * (math.log(k) + far) for m, t, k in zip(largest, warmth, most, strict=True)]
+        below = {k: math.log(k) + far for k in set(most)}
+        low = [m - t * below[k] for m, t, k in zip(largest, warmth, most, strict=True)]
         limits = np.array(low, np.float32)
         self._low: list[float] = limits.tolist()
         found = _not_below(logits, limits)
@@ -444,12 +450,14 @@ class _Near:
         """Places that the numbers fall on; -1: on nothing that may be drawn."""
         settings, values, weights, sums, places = self._settings, self._values, self._weights, self._sums, self._places
         if len(lanes) < len(values):
-            values, weights, sums, places = values[lanes], weights[lanes], sums[lanes], places[lanes]
+            # Mostly one is tried again, and a slice is not copied.
+            of = lanes if len(lanes) > 1 else slice(lanes[0], lanes[0] + 1)
+            values, weights, sums, places = values[of], weights[of], sums[of], places[of]
         drawn = [u * (self._near[i] + self._far[i]) for u, i in zip(numbers, lanes, strict=True)]
         column = (sums > np.array(drawn)[:, None]).argmax(axis=1)
         at = np.arange(len(lanes)), column
         above = [0.0] * len(lanes)
-        if any([settings[i].top_p < 1.0 for i in lanes]):
+        if self._topped:
             value = values[at][:, None]
             higher = values > value
             equal = values == value
@@ -460,12 +468,11 @@ class _Near:
         out = []
         n = self._logits.shape[1]
         on: list[int] = places[at].tolist()
-        weighing: list[float] = weights[at].tolist()
-        for lane, number, place, weight, mass in zip(lanes, drawn, on, weighing, above, strict=True):
+        for i, (lane, number, place, mass) in enumerate(zip(lanes, drawn, on, above, strict=True)):
             s, near = settings[lane], self._near[lane]
             if number >= near:
                 out.append(self._distant(lane, number - near))
-            elif weight >= s.min_p and (
+            elif (s.min_p == 0.0 or weights[i, column[i]] >= s.min_p) and (
                 s.top_p == 1.0 or mass < s.top_p * near or self._in(lane, place - lane * n, mass)
             ):
                 out.append(place - lane * n)
