@@ -57,13 +57,13 @@ class Costs:
     def _attention_of(self, first: int, lanes: int) -> int:
         """Of neighbouring lanes of one slot, the first at position `first`."""
         keys = first + lanes
-        beats = -(-keys // self._k_keys) - (-keys // self._v_keys)  # of keys and of values, each rounded up
+        beats = ceil_div(keys, self._k_keys) + ceil_div(keys, self._v_keys)
         return self._sets[lanes] * (beats * self._cells + ROUND)
 
     def cycles(self, firsts: Sequence[int], lanes: Sequence[int], heads: int) -> float:
         """Of a pass with so many lanes of each conversation, the first of them at these positions; `heads` of all have logits. What counts is how passes
         compare."""
-        sweeps = -(-heads // self._sweep)
+        sweeps = ceil_div(heads, self._sweep)
         formula = self._formula(firsts, lanes, sweeps)
         known = self._measured
         factor = known.get((sum(lanes), sweeps))
@@ -73,7 +73,7 @@ class Costs:
 
     def measured(self, firsts: Sequence[int], lanes: Sequence[int], heads: int, cycles: int) -> None:
         """Counts in what a pass took; the others as of `cycles`."""
-        sweeps = -(-heads // self._sweep)
+        sweeps = ceil_div(heads, self._sweep)
         key = (sum(lanes), sweeps)
         factor = cycles / self._formula(firsts, lanes, sweeps)
         self._measured[key] = self._measured.get(key, factor) * (1 - RECENT) + factor * RECENT
