@@ -1,7 +1,8 @@
 """What the host does for a pass beside the accelerator: scheduling, guesses, sampling. Its share of a pass on the KV260.
 
-    python -m bench.host [--slower N]
-    python -m bench.host --qemu qemu-aarch64 --root ROOT --numpy FOLDER [--cycles N]
+    python -m bench.host [--slower N] [--threads N]
+    python -m bench.host --qemu qemu-aarch64 --root ROOT --numpy FOLDER [--cycles N] [--threads N]
+    python -m bench.host --clock
 
 Without a board there are two ways to say how long that is on a Cortex-A53 at 1.3 GHz. The first takes processor time here, on one core, and an A53 for SLOWER times as slow. The
 second counts the instructions of the same work, done by Python and NumPy for AArch64 under QEMU, and takes an A53 to need CYCLES cycles for one; so it does not depend on this machine nor on who else
@@ -9,7 +10,7 @@ uses it. ROOT holds Debian's arm64 packages libc6, libffi8, libpython3.11-minima
 manylinux2014_aarch64; a C compiler makes the plugin that counts.
 
 NumPy uses vectors of 128 bits here, as there, and no exponential in vectors, which it has not for the A53. Counted is the engine's thread, which is one of four cores;
-the threads that look through logits with it are on the others, which are the server's.
+the threads that look through logits with it are on the others, which are the server's. What waking them costs is in neither; --clock has it, of this machine.
 Passes are as long as the plan says, those with guesses too. Histories hold as many ended tokens as are remembered at most (under QEMU an eighth).
 """
 
@@ -23,6 +24,7 @@ os.environ.setdefault(
 
 import argparse
 import ctypes
+import math
 import shlex
 import subprocess
 import sys
@@ -173,13 +175,34 @@ def drawing(sampling: Sampling, logits: NDArray[np.float32], count: int, guesses
     return once
 
 
-def works(name: str, keys: int, count: int, memory: int = MEMORY) -> list[Work]:
-    """All that is measured."""
-    # A hundred tokens that may come, and all others far below.
+def a_hundred_may_come(name: str) -> NDArray[np.float32]:
+    """Logits float32[vocab]: a hundred tokens that may come, and all others far below."""
     vocab = SHAPES[name].vocab
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 2, vocab).astype(np.float32)
     logits[rng.integers(0, vocab, 100)] += rng.uniform(5, 20, 100).astype(np.float32)
+    return logits
+
+
+def by_the_clock(names: Sequence[str]) -> None:
+    """Prints what eight and sixteen draws by temperature alone take with one thread and with two, in turn: the least."""
+    print("| model | draws | one thread, ms | two threads, ms |")
+    print("|---|---|---|---|")
+    for name in names:
+        for count in (8, 16):
+            once = drawing(WAYS["temperature alone"], a_hundred_may_come(name), count)
+            least = {1: math.inf, 2: math.inf}
+            for threads in [1, 2] * 5 * TIMES:
+                sampling.THREADS = threads
+                began = time.perf_counter()
+                once()
+                least[threads] = min(least[threads], time.perf_counter() - began)
+            print(f"| {name} | {count} | {1e3 * least[1]:.3f} | {1e3 * least[2]:.3f} |", flush=True)
+
+
+def works(name: str, keys: int, count: int, memory: int = MEMORY) -> list[Work]:
+    """All that is measured."""
+    logits = a_hundred_may_come(name)
     plain, _ = scheduling(name, keys, count, False, memory)
     guessing, drafts = scheduling(name, keys, count, True, memory)
     passes = [0]
@@ -283,6 +306,7 @@ def main() -> None:
     parser.add_argument("--slower", type=float, default=SLOWER)
     parser.add_argument("--cycles", type=float, default=CYCLES)
     parser.add_argument("--threads", type=int, default=THREADS)
+    parser.add_argument("--clock", action="store_true", help="draws with one thread and with two, by the clock")
     parser.add_argument("--qemu")
     parser.add_argument("--root", type=Path)
     parser.add_argument("--numpy", type=Path)
@@ -300,6 +324,10 @@ def main() -> None:
         parser.error("--qemu needs --root and --numpy")
 
     from bench.serving import KEYS, Plan
+
+    if options.clock:
+        by_the_clock(list(KEYS))
+        return
 
     plans = {name: Plan(SHAPES[name], KV260, "kv260") for name in KEYS}
 
