@@ -1,14 +1,16 @@
 """What the host does for a pass beside the accelerator: scheduling, guesses, sampling. Its share of a pass on the KV260.
 
-    python -m bench.host [--slower N]
-    python -m bench.host --qemu qemu-aarch64 --root ROOT --numpy FOLDER [--cycles N]
+    python -m bench.host [--slower N] [--threads N]
+    python -m bench.host --qemu qemu-aarch64 --root ROOT --numpy FOLDER [--cycles N] [--threads N]
+    python -m bench.host --clock
 
 Without a board there are two ways to say how long that is on a Cortex-A53 at 1.3 GHz. The first takes processor time here, on one core, and an A53 for SLOWER times as slow. The
 second counts the instructions of the same work, done by Python and NumPy for AArch64 under QEMU, and takes an A53 to need CYCLES cycles for one; so it does not depend on this machine nor on who else
-uses it. ROOT holds Debian's arm64 packages libc6, libpython3.11-stdlib, python3.11-minimal, libgcc-s1, libstdc++6, zlib1g and libexpat1, unpacked (`dpkg -x`), FOLDER NumPy's wheel for
+uses it. ROOT holds Debian's arm64 packages libc6, libffi8, libpython3.11-minimal, libpython3.11-stdlib, python3.11-minimal, libgcc-s1, libstdc++6, zlib1g and libexpat1, unpacked (`dpkg -x`), FOLDER NumPy's wheel for
 manylinux2014_aarch64; a C compiler makes the plugin that counts.
 
-NumPy uses vectors of 128 bits here, as there, and no exponential in vectors, which it has not for the A53. One of the four cores is counted, as the engine's thread is one; the others are the server's.
+NumPy uses vectors of 128 bits here, as there, and no exponential in vectors, which it has not for the A53. Counted is the engine's thread, which is one of four cores;
+the threads that look through logits with it are on the others, which are the server's. What waking them costs is in neither; --clock has it, of this machine.
 Passes are as long as the plan says, those with guesses too. Histories hold as many ended tokens as are remembered at most (under QEMU an eighth).
 """
 
@@ -22,6 +24,7 @@ os.environ.setdefault(
 
 import argparse
 import ctypes
+import math
 import shlex
 import subprocess
 import sys
@@ -39,6 +42,7 @@ from tellme.golden.shapes import SHAPES
 from tellme.host.machine.costs import Costs
 from tellme.host.talk.drafts import MEMORY, Drafts
 from tellme.host.talk.scheduler import Conversation, Scheduler
+from tellme.host.text import sampling
 from tellme.host.text.sampling import Sampler, Sampling, draw
 
 SLOWER = 10.0
@@ -50,6 +54,10 @@ WAYS = {
     "top-p 0.95": Sampling(temperature=0.8, top_p=0.95),
     "temperature alone": Sampling(temperature=0.8),
 }
+THREADS = 4
+"""That look through logits, on a board with so many cores."""
+MOST_THREADS = 64
+"""That are counted under QEMU."""
 CANDIDATES = 256
 GUESSES = 8
 MARK = 173
@@ -66,14 +74,17 @@ extern void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *, void (
 extern void qemu_plugin_register_vcpu_syscall_cb(id_t_, void (*)(id_t_, unsigned, int64_t, uint64_t, uint64_t,
     uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t));
 int qemu_plugin_version = 1;
-static uint64_t count;
-static void ran(unsigned cpu, void *n) { count += (uint64_t)n; }
+static uint64_t count[THREADS];
+static void ran(unsigned cpu, void *n) { count[cpu] += (uint64_t)n; }
 static void block(id_t_ id, struct qemu_plugin_tb *tb) {
     qemu_plugin_register_vcpu_tb_exec_cb(tb, ran, 0, (void *)(uint64_t)qemu_plugin_tb_n_insns(tb));
 }
 static void call(id_t_ id, unsigned cpu, int64_t n, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e,
     uint64_t f, uint64_t g, uint64_t h) {
-    if (n == MARK) fprintf(stderr, "count %llu\n", (unsigned long long)count);
+    if (n != MARK) return;
+    fprintf(stderr, "count");
+    for (int i = 0; i < THREADS; i++) fprintf(stderr, " %llu", (unsigned long long)count[i]);
+    fprintf(stderr, "\n");
 }
 int qemu_plugin_install(id_t_ id, const void *info, int argc, char **argv) {
     qemu_plugin_register_vcpu_tb_trans_cb(id, block);
@@ -127,6 +138,7 @@ def scheduling(name: str, keys: int, count: int, speculate: bool, memory: int) -
     def step() -> None:
         planned = scheduler.plan((lambda c, most: drafts.guess(c.key, most)) if speculate else None)
         assert planned is not None
+        lanes = planned.lanes
         new: dict[Conversation, Sequence[int]] = {}
         for part in planned.parts:
             said = [next(following[part.conversation])]
@@ -141,8 +153,7 @@ def scheduling(name: str, keys: int, count: int, speculate: bool, memory: int) -
                 drafts.extend(part.conversation.key, said)
             new[part.conversation] = said
         scheduler.complete(planned, new)
-        given = planned.given
-        costs.measured(given.positions, given.slots, given.head[1], 4_000_000)
+        costs.measured(*lanes, 4_000_000)
 
     return step, drafts
 
@@ -164,13 +175,34 @@ def drawing(sampling: Sampling, logits: NDArray[np.float32], count: int, guesses
     return once
 
 
-def works(name: str, keys: int, count: int, memory: int = MEMORY) -> list[Work]:
-    """All that is measured."""
-    # A hundred tokens that may come, and all others far below.
+def a_hundred_may_come(name: str) -> NDArray[np.float32]:
+    """Logits float32[vocab]: a hundred tokens that may come, and all others far below."""
     vocab = SHAPES[name].vocab
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 2, vocab).astype(np.float32)
     logits[rng.integers(0, vocab, 100)] += rng.uniform(5, 20, 100).astype(np.float32)
+    return logits
+
+
+def by_the_clock(names: Sequence[str]) -> None:
+    """Prints what eight and sixteen draws by temperature alone take with one thread and with two, in turn: the least."""
+    print("| model | draws | one thread, ms | two threads, ms |")
+    print("|---|---|---|---|")
+    for name in names:
+        for count in (8, 16):
+            once = drawing(WAYS["temperature alone"], a_hundred_may_come(name), count)
+            least = {1: math.inf, 2: math.inf}
+            for threads in [1, 2] * 5 * TIMES:
+                sampling.THREADS = threads
+                began = time.perf_counter()
+                once()
+                least[threads] = min(least[threads], time.perf_counter() - began)
+            print(f"| {name} | {count} | {1e3 * least[1]:.3f} | {1e3 * least[2]:.3f} |", flush=True)
+
+
+def works(name: str, keys: int, count: int, memory: int = MEMORY) -> list[Work]:
+    """All that is measured."""
+    logits = a_hundred_may_come(name)
     plain, _ = scheduling(name, keys, count, False, memory)
     guessing, drafts = scheduling(name, keys, count, True, memory)
     passes = [0]
@@ -222,12 +254,26 @@ def marked(keys: dict[str, int]) -> None:
                 print("work", name, count, work.lanes(), work.what, sep="\t", file=sys.stderr, flush=True)
 
 
-def counted(qemu: str, root: Path, numpy: Path, keys: dict[str, int]) -> list[tuple[str, int, int, str, float]]:
-    """Model, conversations, lanes, what, and instructions a pass."""
+def counted(
+    qemu: str, root: Path, numpy: Path, keys: dict[str, int], threads: int
+) -> list[tuple[str, int, int, str, float, float]]:
+    """Model, conversations, lanes, what, and instructions a pass, of the engine's thread and of the busiest of the others."""
     with tempfile.TemporaryDirectory() as folder:
         plugin = Path(folder) / "count.so"
         subprocess.run(
-            ["cc", "-shared", "-fPIC", "-O2", f"-DMARK={MARK}", "-x", "c", "-", "-o", str(plugin)],
+            [
+                "cc",
+                "-shared",
+                "-fPIC",
+                "-O2",
+                f"-DMARK={MARK}",
+                f"-DTHREADS={MOST_THREADS}",
+                "-x",
+                "c",
+                "-",
+                "-o",
+                str(plugin),
+            ],
             input=PLUGIN,
             text=True,
             check=True,
@@ -237,18 +283,20 @@ def counted(qemu: str, root: Path, numpy: Path, keys: dict[str, int]) -> list[tu
             "-E", f"PYTHONPATH={numpy}:{Path.cwd()}", "-E", "PYTHONDONTWRITEBYTECODE=1",
             "-E", "LD_LIBRARY_PATH=/lib/aarch64-linux-gnu:/usr/lib/aarch64-linux-gnu",
             str(root / "usr/bin/python3.11"), "-m", "bench.host", "--marks",
-            ",".join(f"{name}={k}" for name, k in keys.items()),
+            ",".join(f"{name}={k}" for name, k in keys.items()), "--threads", str(threads),
         ]  # fmt: skip
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
-    out, counts = [], []
+    out = []
+    counts: list[list[int]] = []
     for line in done.stderr.splitlines():
         if line.startswith("count "):
-            counts.append(int(line.split()[1]))
+            counts.append([int(n) for n in line.split()[1:]])
         elif line.startswith("work\t"):
             _, name, count, lanes, what = line.split("\t")
-            out.append((name, int(count), int(lanes), what, (counts[-1] - counts[-2]) / TIMES))
+            one, *others = ((b - a) / TIMES for a, b in zip(*counts[-2:], strict=True))
+            out.append((name, int(count), int(lanes), what, one, max(others)))
     return out
 
 
@@ -257,11 +305,16 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--slower", type=float, default=SLOWER)
     parser.add_argument("--cycles", type=float, default=CYCLES)
+    parser.add_argument("--threads", type=int, default=THREADS)
+    parser.add_argument("--clock", action="store_true", help="draws with one thread and with two, by the clock")
     parser.add_argument("--qemu")
     parser.add_argument("--root", type=Path)
     parser.add_argument("--numpy", type=Path)
     parser.add_argument("--marks", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if not 1 <= options.threads < MOST_THREADS:
+        parser.error(f"--threads must be from 1 to {MOST_THREADS - 1}")
+    sampling.THREADS = options.threads
     if options.marks:
         marked({name: int(k) for name, k in (part.split("=") for part in options.marks.split(","))})
         return
@@ -272,6 +325,10 @@ def main() -> None:
 
     from bench.serving import KEYS, Plan
 
+    if options.clock:
+        by_the_clock(list(KEYS))
+        return
+
     plans = {name: Plan(SHAPES[name], KV260, "kv260") for name in KEYS}
 
     def seconds(name: str, count: int, lanes: int) -> float:
@@ -281,11 +338,14 @@ def main() -> None:
         return plans[name].exact(positions, [i for i, n in enumerate(of) for _ in range(n)], lanes) / KV260.clock_hz
 
     if options.qemu:
-        print("| model | conversations | lanes | what | instructions, thousands | share of a pass on the KV260 |")
-        print("|---|---|---|---|---|---|")
-        for name, count, lanes, what, n in counted(options.qemu, options.root, options.numpy, KEYS):
+        print(
+            "| model | conversations | lanes | what | instructions, thousands | of the busiest other thread | share of a pass on the KV260 |"
+        )
+        print("|---|---|---|---|---|---|---|")
+        found = counted(options.qemu, options.root, options.numpy, KEYS, options.threads)
+        for name, count, lanes, what, n, other in found:
             share = n * options.cycles / CLOCK_HZ / seconds(name, count, lanes)
-            print(f"| {name} | {count} | {lanes} | {what} | {n / 1e3:,.0f} | {share:.1%} |")
+            print(f"| {name} | {count} | {lanes} | {what} | {n / 1e3:,.0f} | {other / 1e3:,.0f} | {share:.2%} |")
         return
     print("| model | conversations | lanes | what | here, ms a pass | share of a pass on the KV260 |")
     print("|---|---|---|---|---|---|")

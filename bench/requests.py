@@ -163,7 +163,7 @@ def block(model: Model, name: str, backend_name: str, seed: int, count: int) -> 
     began = time.monotonic()
     engine = Engine(backend, queue=8)
     if rng.random() < 0.5:
-        engine.scheduler.cost = lambda positions, slots, heads: 1.0  # guess whatever may be
+        engine.scheduler.cost = lambda firsts, lanes, heads: 1.0  # guess whatever may be
     pending = list(requests(model, tokenizer, seed, count))
     live: list[Reader] = []
     ended: list[Reader] = []

@@ -146,7 +146,7 @@ class Plan:
             assert planned is not None
             given = planned.given
             took = self(given.positions, given.slots, given.head[1])
-            costs.measured(given.positions, given.slots, given.head[1], took)  # as the engine does
+            costs.measured(*planned.lanes, took)  # as the engine does
             chosen = {p.conversation: [0] for p in planned.parts if p.chooses}
             scheduler.complete(planned, chosen)
             ended = {c: len(c.tokens) == c.limit for c in chosen}

@@ -32,6 +32,8 @@ _MIN_NORMAL_CODE = 0x00FFFFFF
 """`_smallest` of 2^-126."""
 _NAN = np.array(NAN_BITS, np.uint32).view(np.float32)[()]
 _LOWEST = np.float32(-np.inf)
+_ONE = np.uint32(1)
+_ALL_ONES = np.uint32(0xFFFFFFFF)
 
 
 # ---- patterns --------------------------------------------------------------------------------------------------------
@@ -53,7 +55,7 @@ def _canonical(x: F32) -> F32:
 
 
 def _has_nan(x: NDArray[np.floating]) -> bool:
-    return bool(np.isnan(np.max(x, initial=_LOWEST)))  # a maximum with a NaN is one
+    return bool(np.isnan(np.maximum.reduce(x, axis=None, initial=_LOWEST)))  # a maximum with a NaN is one
 
 
 @np.errstate(all="ignore")
@@ -70,9 +72,9 @@ def _flush(x: ArrayLike) -> F32:
 
 def _smallest(v: F32) -> int:
     """The smallest magnitude that is not zero, as 2 * pattern - 1; 2^32 - 1 if there is none."""
-    code = np.asarray(v.view(np.uint32) << np.uint32(1))
-    code -= np.uint32(1)  # zero wraps to the largest
-    return int(code.min(initial=np.uint32(0xFFFFFFFF)))
+    code = np.asarray(v.view(np.uint32) << _ONE)
+    code -= _ONE  # zero wraps to the largest
+    return int(np.minimum.reduce(code, axis=None, initial=_ALL_ONES))
 
 
 def neg(x: ArrayLike) -> F32:

@@ -52,11 +52,9 @@ def _guessed(t: Together, work: str) -> Replay:
     spec = shape(t.model, t.config)
     costs = Costs(spec, t.config, t.kv)
 
-    def cost(positions: Any, slots: Any, heads: int) -> float:
+    def cost(firsts: Any, lanes: Any, heads: int) -> float:
         # As if each conversation had `context` keys before every pass.
-        first = {slot: p for p, slot in reversed(list(zip(positions, slots, strict=True)))}
-        at = [t.context + p - first[slot] for p, slot in zip(positions, slots, strict=True)]
-        return costs.cycles(at, slots, heads)
+        return costs.cycles([t.context] * len(lanes), lanes, heads)
 
     w = find(work)
     text = tokenizer.encode(w.prompt), tokenizer.encode_more(w.answer)

@@ -46,40 +46,34 @@ class Costs:
         self._measured: dict[tuple[int, int], float] = {}
         # Asked for several times a pass, of the same conversations.
         self._attention = lru_cache(4096)(self._attention_of)
+        group, sets = spec.heads // spec.kv_heads, config.attention_lanes >> kv.v_narrow
+        self._sets = [spec.layers * spec.kv_heads * ceil_div(n * group, sets) for n in range(config.lanes + 1)]
+        self._k_keys, self._v_keys = (config.keys_per_beat << n for n in (kv.k_narrow, kv.v_narrow))
 
-    def _sweeps(self, heads: int) -> int:
-        return ceil_div(heads, self._sweep)
+    def _formula(self, firsts: Sequence[int], lanes: Sequence[int], sweeps: int) -> int:
+        attention = sum(map(self._attention, firsts, lanes))
+        return self._matrices + self._head * sweeps + self._lane * sum(lanes) + attention
 
     def _attention_of(self, first: int, lanes: int) -> int:
         """Of neighbouring lanes of one slot, the first at position `first`."""
-        s, c = self._spec, self._config
-        sets = ceil_div(lanes * (s.heads // s.kv_heads), c.attention_lanes >> self._kv.v_narrow)
         keys = first + lanes
-        beats = sum(ceil_div(keys, c.keys_per_beat << n) for n in (self._kv.k_narrow, self._kv.v_narrow))
-        return s.layers * s.kv_heads * sets * (beats * self._cells + ROUND)
+        beats = ceil_div(keys, self._k_keys) + ceil_div(keys, self._v_keys)
+        return self._sets[lanes] * (beats * self._cells + ROUND)
 
-    def _formula(self, positions: Sequence[int], slots: Sequence[int], heads: int) -> float:
-        lanes = len(slots)
-        total = self._matrices + self._head * self._sweeps(heads) + self._lane * lanes
-        # As golden.schedule.groups, which takes longer than the rest.
-        first, attention = 0, self._attention
-        for lane in range(1, lanes + 1):
-            if lane == lanes or slots[lane] != slots[first]:
-                total += attention(positions[first], lane - first)
-                first = lane
-        return total
-
-    def cycles(self, positions: Sequence[int], slots: Sequence[int], heads: int) -> float:
-        """Of a pass with these lanes, `heads` of which have logits. What counts is how passes compare."""
-        formula = self._formula(positions, slots, heads)
+    def cycles(self, firsts: Sequence[int], lanes: Sequence[int], heads: int) -> float:
+        """Of a pass with so many lanes of each conversation, the first of them at these positions; `heads` of all have logits. What counts is how passes
+        compare."""
+        sweeps = ceil_div(heads, self._sweep)
+        formula = self._formula(firsts, lanes, sweeps)
         known = self._measured
-        factor = known.get((len(slots), self._sweeps(heads)))
+        factor = known.get((sum(lanes), sweeps))
         if factor is None:
             factor = sum(known.values()) / len(known) if known else 1.0
         return formula * factor
 
-    def measured(self, positions: Sequence[int], slots: Sequence[int], heads: int, cycles: int) -> None:
-        """Counts in what a pass took."""
-        key = (len(slots), self._sweeps(heads))
-        factor = cycles / self._formula(positions, slots, heads)
+    def measured(self, firsts: Sequence[int], lanes: Sequence[int], heads: int, cycles: int) -> None:
+        """Counts in what a pass took; the others as of `cycles`."""
+        sweeps = ceil_div(heads, self._sweep)
+        key = (sum(lanes), sweeps)
+        factor = cycles / self._formula(firsts, lanes, sweeps)
         self._measured[key] = self._measured.get(key, factor) * (1 - RECENT) + factor * RECENT

@@ -31,21 +31,24 @@ class Draft:
     """Tokens of the run that was found."""
 
 
+NO_DRAFT = Draft()
+
+
 class History:
-    """One text: its tokens, and where each run of them last ended."""
+    """One text: its tokens, the last `LONGEST` of them, and where each run of them last ended."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
+        self.ending: tuple[int, ...] = ()
         self._ends: dict[tuple[int, ...], int] = {}
 
     def push(self, token: int) -> None:
         """Appends a token. What it ends can be found from the next token on."""
-        t, ends = self.tokens, self._ends
-        run, at = tuple(t[-LONGEST:]), len(t)
-        while len(run) >= SHORTEST:
-            ends[run] = at
-            run = run[1:]
-        t.append(token)
+        ends, run, at = self._ends, self.ending, len(self.tokens)
+        for first in range(len(run) - SHORTEST + 1):
+            ends[run[first:]] = at
+        self.tokens.append(token)
+        self.ending = (*run, token)[-LONGEST:]
 
     def find(self, run: tuple[int, ...]) -> int | None:
         """Where the token behind the latest run like this is."""
@@ -77,7 +80,9 @@ class Drafts:
 
     def extend(self, key: int, tokens: Sequence[int]) -> None:
         """Tells what conversation `key` says next."""
-        history = self._open.setdefault(key, History())
+        history = self._open.get(key)
+        if history is None:
+            history = self._open[key] = History()
         for token in tokens:
             history.push(token)
 
@@ -104,11 +109,11 @@ class Drafts:
         """The next tokens of conversation `key`, at most `most`."""
         own = self._open.get(key)
         if own is None or most < 1:
-            return Draft()
-        ending = tuple(own.tokens[-LONGEST:])
+            return NO_DRAFT
+        ending = own.ending
         shortest = ending[-SHORTEST:]
         if own.find(shortest) is None and shortest not in self._latest:
-            return Draft()  # nor has a longer one come before
+            return NO_DRAFT  # nor has a longer one come before
         for n in range(len(ending), SHORTEST - 1, -1):
             run = ending[-n:]
             at = own.find(run)
@@ -123,7 +128,7 @@ class Drafts:
                     period = len(own.tokens) - at
                     found = [own.tokens[at + i % period] for i in range(most)]
                 return Draft(tuple(found), self.chance(n), n)
-        return Draft()
+        return NO_DRAFT
 
     def learn(self, draft: Draft, sent: int, tried: int, right: int) -> None:
         """Of the `sent` tokens of a draft the first `right` came true, and `tried` were looked at: those behind the first wrong one say nothing."""

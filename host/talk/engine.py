@@ -342,7 +342,7 @@ class Engine:
             lanes = [self._tickets[p.conversation].choice.needs_all for p in planned.parts for _ in range(p.lanes)]
             result = self._run_pass(given, lanes[first : first + count])
             if self.costs is not None and result.cycles:
-                self.costs.measured(given.positions, given.slots, given.head[1], result.cycles)
+                self.costs.measured(*planned.lanes, result.cycles)
             return planned, [result]
         assert only.slot is not None
         rest = only.tokens[only.computed :]

@@ -13,7 +13,7 @@ So a decoding conversation waits for no prompt longer than a pass, and a prompt 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heapreplace
@@ -22,10 +22,10 @@ from tellme.golden.config import AcceleratorConfig
 from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.host.errors import UserError
 from tellme.host.machine.passes import Pass, fits_scores
-from tellme.host.talk.drafts import Draft
+from tellme.host.talk.drafts import NO_DRAFT, Draft
 
 Cost = Callable[[Sequence[int], Sequence[int], int], float]
-"""What a pass costs: positions, slots, head lanes."""
+"""What a pass costs: of each conversation in it the first position and how many lanes, and the head lanes of all."""
 PROBE = 32
 """Passes without a guess after which a conversation may guess one token again, though it has not paid."""
 RISE = 1.5
@@ -68,14 +68,14 @@ class Conversation:
         return len(self.tokens) > self.prompt
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Part:
     """Neighbouring lanes of one conversation: `count` tokens that are known, then those of a draft."""
 
     conversation: Conversation
     first: int
     count: int
-    draft: Draft = Draft()
+    draft: Draft = NO_DRAFT
     drafted: int = 0
 
     @property
@@ -94,6 +94,12 @@ class Planned:
 
     given: Pass
     parts: tuple[Part, ...]
+
+    @property
+    def lanes(self) -> tuple[list[int], list[int], int]:
+        """What it is for `Cost`."""
+        at = self.given.positions
+        return [at[p.first] for p in self.parts], [p.lanes for p in self.parts], self.given.head[1]
 
 
 @dataclass
@@ -145,7 +151,7 @@ class Scheduler:
         self.slots = [Slot() for _ in range(slots)]
         self.waiting: deque[Conversation] = deque()
         self.active: list[Conversation] = []
-        self.cost: Cost = cost or (lambda positions, slots, heads: 1.0 + 0.01 * len(slots))
+        self.cost: Cost = cost or (lambda firsts, lanes, heads: 1.0 + 0.01 * sum(lanes))
         self.passes = 0
         self._arrived = 0
         self.rise = rise
@@ -259,8 +265,10 @@ class Scheduler:
             return None
         lanes = self.config.lanes
         order = sorted(self.active, key=lambda c: (c.served, c.key))
-        decoding = [c for c in order if c.decoding]
-        prompts = [c for c in order if not c.decoding]
+        decoding: list[Conversation] = []
+        prompts: list[Conversation] = []
+        for c in order:
+            (decoding if c.decoding else prompts).append(c)
         self._alone = self._prompts_alone(prompts, decoding[:lanes])
         if self._alone:
             decoding = []
@@ -290,16 +298,9 @@ class Scheduler:
 
     @staticmethod
     def _lanes_of(counts: Mapping[Conversation, int]) -> tuple[list[int], list[int], int]:
-        """Positions, slots and head lanes of a pass with so many lanes of each."""
-        positions: list[int] = []
-        slots: list[int] = []
-        heads = 0
-        for c, n in counts.items():
-            assert c.slot is not None
-            positions += range(c.computed, c.computed + n)
-            slots += [c.slot] * n
-            heads += n if c.decoding else int(c.computed + n == len(c.tokens))
-        return positions, slots, heads
+        """What a pass with so many lanes of each is for `cost`."""
+        heads = sum(n if c.decoding else int(c.computed + n == len(c.tokens)) for c, n in counts.items())
+        return [c.computed for c in counts], list(counts.values()), heads
 
     def _cost_of(self, counts: Mapping[Conversation, int]) -> float:
         """Of a pass with so many lanes of each."""
@@ -346,33 +347,38 @@ class Scheduler:
         # Gain of the next guess of each, the largest first, then who came first.
         gains = [(-found[c].chance, c.key, c) for c in taken]
         heapify(gains)
-        positions, slots, heads = self._lanes_of({c: counts[c] for c in order})
+        firsts, lanes, heads = self._lanes_of({c: counts[c] for c in order})
+        place = {c: i for i, c in enumerate(order)}
         tokens = float(len(decoding))
-        best, best_rate = dict(taken), tokens / self.cost(positions, slots, heads)
+        cost = self.cost
+        best, best_rate = 0, tokens / cost(firsts, lanes, heads)
+        whose: list[Conversation] = []
         while left and gains and gains[0][0] < 0.0:
-            negative, _, c = gains[0]
-            assert c.slot is not None
-            taken[c] += 1
+            negative, key, c = gains[0]
+            draft = found[c]
+            taken[c] = n = taken[c] + 1
+            whose.append(c)
             heads += 1
-            at = slots.index(c.slot) + taken[c]
-            slots.insert(at, c.slot)
-            positions.insert(at, c.computed + taken[c])
+            lanes[place[c]] += 1
             tokens -= negative
             left -= 1
-            if taken[c] == len(found[c].tokens):
+            if n == len(draft.tokens):
                 heappop(gains)
             else:
-                heapreplace(gains, (negative * found[c].chance, c.key, c))
+                heapreplace(gains, (negative * draft.chance, key, c))
             # Over a step (another sweep of the head) several may pay where one does not.
-            if (rate := tokens / self.cost(positions, slots, heads)) > best_rate:
-                best, best_rate = dict(taken), rate
-        for c in taken:
-            if best[c]:
+            if (rate := tokens / cost(firsts, lanes, heads)) > best_rate:
+                best, best_rate = len(whose), rate
+        if best:
+            sent = Counter(whose[:best])
+            for c in sent:
                 c.guessed = self.passes
-            elif not any(best.values()) and self.passes - c.guessed >= PROBE:
-                best[c], c.guessed = 1, self.passes
-                break
-        return {c: (found[c], n) for c, n in best.items() if n}
+            return {c: (found[c], n) for c, n in sent.items()}
+        for c in taken:
+            if self.passes - c.guessed >= PROBE:
+                c.guessed = self.passes
+                return {c: (found[c], 1)}
+        return {}
 
     def _arrange(
         self,
@@ -386,22 +392,27 @@ class Scheduler:
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
+        none = (NO_DRAFT, 0)
+        head = (0, 0)
         for c in order:
-            draft, drafted = drafts.get(c, (Draft(), 0))
+            draft, drafted = drafts.get(c, none)
             count, first = counts[c], len(tokens)
             while count + drafted > 1 and not fits_scores(
                 self.config, self.group, c.computed, count + drafted, first, self.kv
             ):
                 drafted, count = (drafted - 1, count) if drafted else (0, count - 1)
-            part = Part(c, first, count, draft, drafted)
-            parts.append(part)
+            parts.append(Part(c, first, count, draft, drafted))
             assert c.slot is not None
-            tokens += [*c.tokens[c.computed : c.computed + count], *draft.tokens[:drafted]]
-            positions += range(c.computed, c.computed + part.lanes)
-            slots += [c.slot] * part.lanes
-        heads = [(p.first + p.count - 1, p.first + p.lanes) for p in parts if p.chooses]
-        head = (heads[0][0], heads[-1][1] - heads[0][0]) if heads else (0, 0)
-        return Planned(Pass.of(tokens, positions, slots, head=head, write_logits=logits and bool(heads)), tuple(parts))
+            lanes = count + drafted
+            if c.computed + count == len(c.tokens):  # it chooses
+                begin = head[0] if head[1] else first + count - 1
+                head = begin, first + lanes - begin
+            tokens += c.tokens[c.computed : c.computed + count]
+            tokens += draft.tokens[:drafted]
+            positions += range(c.computed, c.computed + lanes)
+            slots += [c.slot] * lanes
+        write = logits and head[1] > 0
+        return Planned(Pass.of(tokens, positions, slots, head=head, write_logits=write), tuple(parts))
 
     def complete(self, planned: Planned, chosen: Mapping[Conversation, Sequence[int]]) -> None:
         """What a pass gave: the new tokens of each conversation that chose some. The first is behind its known tokens, each
@@ -409,11 +420,11 @@ class Scheduler:
         self.passes += 1
         for part in planned.parts:
             c = part.conversation
-            new = list(chosen.get(c, ()))
+            new = chosen.get(c, ())
             c.served = self.passes
-            c.computed += part.count + max(0, len(new) - 1)
+            c.computed += part.count + (len(new) - 1 if new else 0)
             c.tokens += new
             assert c.slot is not None
             slot = self.slots[c.slot]
-            slot.tokens = c.tokens[: c.computed]
+            slot.tokens += c.tokens[len(slot.tokens) : c.computed]
             slot.used = self.passes

@@ -9,9 +9,14 @@ a token is in, fewer are taken for far, and in the end none. So what is drawn fo
 from __future__ import annotations
 
 import math
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +40,11 @@ NUMBERS = 16
 """Random numbers that are made at once."""
 TRIES = 32
 """Numbers that fall on nothing, one after the other, before everything is weighed."""
-LONG = 1 << 16
-"""Logits of a sequence from which on they are looked through in words."""
-FOLD = 8
+LONG = 1 << 15
+"""Logits for which a thread of its own pays. From twice as many on they are looked through in words."""
+THREADS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+"""That look through logits, with the one that draws."""
+ALL_BELOW = np.uint32(0xFFFFFFFF)
 WIDE = 1024
 """Near tokens of a lane from which on it is drawn for itself."""
 
@@ -213,7 +220,8 @@ class Sampler:
 
     def take(self) -> None:
         """The next token was drawn, and is kept."""
-        self.number()
+        if not self._numbers:
+            self.number()
         self._numbers.popleft()
         self._taken += 1
 
@@ -250,11 +258,11 @@ def draw(
     UserError : a logit is not finite.
     """
     ahead = [0] * len(samplers) if ahead is None else ahead
-    for i, sampler in enumerate(samplers):
-        if not (sampler.seen and math.isfinite(largest[i])):
-            _checked(logits[i])
-            sampler.seen = True
-    if min(s.sampling.temperature for s in samplers) >= COLD:
+    finite = math.isfinite(sum(largest))
+    for i in [i for i, s in enumerate(samplers) if not (s.seen and (finite or math.isfinite(largest[i])))]:
+        _checked(logits[i])
+        samplers[i].seen = True
+    if min([s.sampling.temperature for s in samplers]) >= COLD:
         return _Near(logits, samplers, largest, ahead).draw()
     if len(samplers) > 1:
         one = [slice(i, i + 1) for i in range(len(samplers))]
@@ -271,24 +279,76 @@ def _exactly(values: NDArray[np.float32], sampling: Sampling, number: float) -> 
     return int(places[np.searchsorted(cumulative, number * cumulative[-1], side="right")])
 
 
+@cache
+def _helpers() -> SimpleQueue[Any]:
+    """What threads beside the one that draws take work from: arguments of `_below`, and a queue for what it raised, None if nothing. An executor takes
+    60,000 instructions a call, 15 times as many."""
+    asked: SimpleQueue[Any] = SimpleQueue()
+
+    def serve() -> None:
+        while True:
+            logits, limits, words, done = asked.get()
+            raised = None
+            try:
+                _below(logits, limits, words)
+            except Exception as e:
+                raised = e
+            done.put(raised)
+            del logits, limits, words, done, raised
+
+    for _ in range(THREADS - 1):
+        Thread(target=serve, name="logits", daemon=True).start()
+    return asked
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_helpers.cache_clear)  # which has none of the threads
+
+
+def _below(logits: NDArray[np.float32], limits: NDArray[np.float32], words: NDArray[np.uint32]) -> None:
+    """Fills words uint32[sequences, ceil(n / 32)] with a bit for each of the logits float32[sequences, n], whether it is less than its sequence's limit,
+    and ones behind the last."""
+    count, n = logits.shape
+    below = np.empty((count, 32 * words.shape[1]), np.bool_)
+    if n % 32:
+        below[:, n:] = True
+    np.less(logits, limits[:, None], out=below[:, :n])
+    words.ravel()[:] = np.packbits(below).view(np.uint32)
+
+
+def _below_by_threads(logits: NDArray[np.float32], limits: NDArray[np.float32], words: NDArray[np.uint32]) -> None:
+    """`_below`; several threads look at some of the sequences each, which NumPy does at once."""
+    count = len(logits)
+    parts = max(1, min(THREADS, count, logits.size // LONG))
+    if parts == 1:
+        return _below(logits, limits, words)
+    helpers = _helpers()
+    done: SimpleQueue[Exception | None] = SimpleQueue()
+    cuts = [count * i // parts for i in range(parts + 1)]
+    for a, b in zip(cuts[1:], cuts[2:], strict=False):
+        helpers.put((logits[a:b], limits[a:b], words[a:b], done))
+    end = cuts[1]
+    _below(logits[:end], limits[:end], words[:end])
+    for _ in range(1, parts):
+        if (raised := done.get()) is not None:
+            raise raised
+
+
 def _not_below(logits: NDArray[np.float32], limits: NDArray[np.float32]) -> NDArray[np.int64]:
     """Places in logits float32[sequences, n], taken as one row, ascending, of what is not less than its sequence's limit. What is not a number is not less."""
     count, n = logits.shape
-    if n < LONG:
+    if logits.size < 2 * LONG:
         return np.flatnonzero(~(logits < limits[:, None]))
-    # Few are found, so FOLD words of eight truths each are looked at together first.
-    columns = ceil_div(n, 8 * FOLD)
-    below = np.empty((count, 8 * FOLD * columns), np.bool_)
-    below[:, n:] = True
-    np.less(logits, limits[:, None], out=below[:, :n])
-    words = below.view(np.uint64).reshape(count, FOLD, columns)
-    hit = np.flatnonzero(np.bitwise_and.reduce(words, axis=1) != np.uint64(0x0101010101010101))
-    rows, column = np.divmod(hit, columns)
-    at = np.flatnonzero(~words[rows, :, column].view(np.bool_))
-    which, inside = np.divmod(at, 8 * FOLD)
-    first = rows * n + 8 * column
-    found = first[which] + (inside >> 3) * (8 * columns) + (inside & 7)
-    found.sort()
+    # Few are found, so words are looked at first.
+    words = np.empty((count, ceil_div(n, 32)), np.uint32)
+    _below_by_threads(logits, limits, words)
+    hit = (words.ravel() != ALL_BELOW).nonzero()[0]
+    at = np.unpackbits(~words.take(hit).view(np.uint8)).view(np.bool_).nonzero()[0]
+    found = hit.take(at >> 5)
+    found <<= 5
+    found += at & 31
+    if n % 32:
+        found -= found // (ceil_div(n, 32) * 32) * (-n % 32)
     return found
 
 
@@ -309,13 +369,15 @@ class _Near:
         self._logits, self._samplers, self._largest, self._ahead = logits, samplers, largest, ahead
         self._settings = [s.sampling for s in samplers]
         n = logits.shape[1]
+        self._topped = any([s.top_p < 1.0 for s in self._settings])
         self._most = most = [s.top_k if 0 < s.top_k < n else n for s in self._settings]
         warmth = [s.temperature for s in self._settings]
-        low = [m - t * (math.log(k) + far) for m, t, k in zip(largest, warmth, most, strict=True)]
+        below = {k: math.log(k) + far for k in set(most)}
+        low = [m - t * below[k] for m, t, k in zip(largest, warmth, most, strict=True)]
         limits = np.array(low, np.float32)
         self._low: list[float] = limits.tolist()
         found = _not_below(logits, limits)
-        starts = np.searchsorted(found, np.arange(0, logits.size + 1, n))
+        starts = found.searchsorted(np.arange(0, logits.size + 1, n))
         ends: list[int] = starts.tolist()
         self._counts = counts = [b - a for a, b in zip(ends, ends[1:], strict=False)]
         width = max(counts)
@@ -330,9 +392,10 @@ class _Near:
             self._places = found.take(starts[:-1, None] + columns, mode="clip")
             self._values = logits.ravel()[self._places]
             self._values[columns >= np.array(counts)[:, None]] = -np.inf
-        if any(count > k for count, k in zip(counts, most, strict=True)):
+        if any([count > k for count, k in zip(counts, most, strict=True)]):
             self._cut()
-        weights = self._values - np.array(largest)[:, None]
+        weights = self._values.astype(np.float64)
+        weights -= np.array(largest)[:, None]
         weights /= warmth[0] if len(set(warmth)) == 1 else np.array(warmth)[:, None]
         self._weights = np.exp(weights, out=weights)
         self._sums = np.add.accumulate(weights, axis=1)
@@ -341,7 +404,9 @@ class _Near:
             for row in logits:
                 _checked(row)
         self._unit = [math.exp((w - m) / t) for w, m, t in zip(self._low, largest, warmth, strict=True)]
-        self._far = [max(0, k - count) * unit for k, count, unit in zip(most, counts, self._unit, strict=True)]
+        self._far = [
+            (k - count) * unit if count < k else 0.0 for k, count, unit in zip(most, counts, self._unit, strict=True)
+        ]
 
     def _cut(self) -> None:
         """Makes the weight of all but the `most` largest 0; of equal ones the first stay."""
@@ -383,14 +448,17 @@ class _Near:
 
     def _try(self, lanes: list[int], numbers: list[float]) -> list[int]:
         """Places that the numbers fall on; -1: on nothing that may be drawn."""
-        values, weights, sums = self._values, self._weights, self._sums
+        settings, values, weights, sums, places = self._settings, self._values, self._weights, self._sums, self._places
         if len(lanes) < len(values):
-            values, weights, sums = values[lanes], weights[lanes], sums[lanes]
+            # Mostly one is tried again, and a slice is not copied.
+            of = lanes if len(lanes) > 1 else slice(lanes[0], lanes[0] + 1)
+            values, weights, sums, places = values[of], weights[of], sums[of], places[of]
         drawn = [u * (self._near[i] + self._far[i]) for u, i in zip(numbers, lanes, strict=True)]
-        column = np.argmax(sums > np.array(drawn)[:, None], axis=1)
+        column = (sums > np.array(drawn)[:, None]).argmax(axis=1)
+        at = np.arange(len(lanes)), column
         above = [0.0] * len(lanes)
-        if any(self._settings[i].top_p < 1.0 for i in lanes):
-            value = values[np.arange(len(lanes)), column][:, None]
+        if self._topped:
+            value = values[at][:, None]
             higher = values > value
             equal = values == value
             if np.count_nonzero(equal) > len(lanes):
@@ -398,28 +466,33 @@ class _Near:
             # Sums one after the other, so that they do not depend on how long the rows are.
             above = np.add.accumulate(weights * higher, axis=1)[:, -1].tolist()
         out = []
-        for lane, number, c, mass in zip(lanes, drawn, column.tolist(), above, strict=True):
-            s, near = self._settings[lane], self._near[lane]
+        n = self._logits.shape[1]
+        on: list[int] = places[at].tolist()
+        for i, (lane, number, place, mass) in enumerate(zip(lanes, drawn, on, above, strict=True)):
+            s, near = settings[lane], self._near[lane]
             if number >= near:
                 out.append(self._distant(lane, number - near))
-                continue
-            place = int(self._places.item(lane, c)) - lane * self._logits.shape[1]
-            kept: bool | None = s.min_p == 0.0 or self._weights.item(lane, c) >= s.min_p
-            if kept and s.top_p < 1.0:
-                kept = self._reaches(lane, mass)
-                if kept is None:  # with fewer far ones
-                    kept = self._alone(lane, 2 * FAR)._reaches(0, mass)
-                if kept is None:
-                    kept = self._in(lane, place)
-            out.append(place if kept else -1)
+            elif (s.min_p == 0.0 or weights[i, column[i]] >= s.min_p) and (
+                s.top_p == 1.0 or mass < s.top_p * near or self._in(lane, place - lane * n, mass)
+            ):
+                out.append(place - lane * n)
+            else:
+                out.append(-1)
         return out
+
+    def _in(self, lane: int, place: int, above: float) -> bool:
+        """Whether top-p has room for a near token where those above it weigh so much."""
+        room = self._reaches(lane, above)
+        if room is None:  # with fewer far ones
+            room = self._alone(lane, 2 * FAR)._reaches(0, above)
+        return self._stays(lane, place) if room is None else room
 
     def _reaches(self, lane: int, above: float) -> bool | None:
         """Whether top-p has room for a token where those above it weigh so much; None: what is far decides that."""
         p, near = self._settings[lane].top_p, self._near[lane]
         return True if above < p * near else None if above < p * (near + self._far[lane]) else False
 
-    def _in(self, lane: int, place: int) -> bool:
+    def _stays(self, lane: int, place: int) -> bool:
         """Whether a token may be drawn, by everything's weight."""
         return bool((_kept(self._logits[lane], self._settings[lane])[0] == place).any())
 
@@ -438,4 +511,4 @@ class _Near:
         share = beyond / unit - which
         if share >= math.exp((float(values[place]) - self._low[lane]) / s.temperature):
             return -1
-        return place if (s.top_p == 1.0 and s.min_p == 0.0) or self._in(lane, place) else -1
+        return place if (s.top_p == 1.0 and s.min_p == 0.0) or self._stays(lane, place) else -1

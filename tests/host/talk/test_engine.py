@@ -115,7 +115,7 @@ def compare(backend: Backend, reference: Backend, seed: int, count: int) -> Engi
     """Random requests that come and go; each text is the single run's, up to where it was cancelled."""
     rng = random.Random(seed)
     engine, alone = Engine(backend, queue=8), Alone(reference)
-    engine.scheduler.cost = lambda positions, slots, heads: 1.0  # guess whatever may be
+    engine.scheduler.cost = lambda firsts, lanes, heads: 1.0  # guess whatever may be
     engine.drafts = Sloppy(rng)
     pending = list(requests(seed, count, backend.context, backend.vocab))
     live: list[tuple[dict[str, Any], Ticket]] = []
@@ -439,14 +439,14 @@ def test_an_end_token_that_was_guessed_is_the_last() -> None:
 
     engine = Engine(Says(WEIGHTS, TINY))
     engine.drafts = Sure()
-    engine.scheduler.cost = lambda positions, slots, heads: 1.0
+    engine.scheduler.cost = lambda firsts, lanes, heads: 1.0
     ticket = engine.submit([1], max_new_tokens=9, speculate=True, end_ids=[6])
     drain(engine)
     assert (tokens(ticket), ticket.stop) == ([5, 6], "end")
     assert (ticket.drafted, ticket.accepted) == (3, 0)  # 5 is known by then; 6 is not what was guessed first
     engine = Engine(Says(WEIGHTS, TINY))
     engine.drafts = Sure()
-    engine.scheduler.cost = lambda positions, slots, heads: 1.0
+    engine.scheduler.cost = lambda firsts, lanes, heads: 1.0
     ticket = engine.submit([1, 7], max_new_tokens=3, speculate=True)
     drain(engine)
     assert (tokens(ticket), ticket.stop) == ([5, 6, 7], "length")
@@ -481,7 +481,7 @@ def test_what_a_lane_costs_is_what_the_plan_says(spec: ModelSpec, keys: int) -> 
         return predict(steps(spec, KV260, range(keys, keys + n), [0] * n, n), KV260, memory).cycles
 
     def estimate(n: int) -> float:
-        return costs.cycles(range(keys, keys + n), [0] * n, n)
+        return costs.cycles([keys], [n], n)
 
     for n in (4, 8, 9):
         assert estimate(n) / estimate(1) == pytest.approx(plan(n) / plan(1), rel=0.06), n
@@ -500,19 +500,19 @@ def test_what_a_long_context_costs_is_what_the_plan_says(kv: CacheFormat) -> Non
         ).cycles  # fmt: skip
 
     for n in (1, 4):
-        estimate = costs.cycles(range(3900, 3900 + n), [0] * n, n) / costs.cycles([10], [0], 1)
+        estimate = costs.cycles([3900], [n], n) / costs.cycles([10], [1], 1)
         assert estimate == pytest.approx(plan(3900, n) / plan(10, 1), rel=0.02), n
 
 
 def test_what_is_measured_corrects_the_estimate() -> None:
     costs = Costs(SPEC, TINY)
-    one = costs.cycles([5], [0], 1)
-    assert costs.cycles([5, 6], [0, 0], 2) > one
-    costs.measured([5], [0], 1, round(3 * one))
-    assert costs.cycles([5], [0], 1) == pytest.approx(3 * one, rel=1e-3)
+    one = costs.cycles([5], [1], 1)
+    assert costs.cycles([5], [2], 2) > one
+    costs.measured([5], [1], 1, round(3 * one))
+    assert costs.cycles([5], [1], 1) == pytest.approx(3 * one, rel=1e-3)
     for _ in range(50):
-        costs.measured([5, 6], [0, 0], 2, round(5 * one))
-    assert costs.cycles([5, 6], [0, 0], 2) == pytest.approx(5 * one, rel=1e-2)
+        costs.measured([5], [2], 2, round(5 * one))
+    assert costs.cycles([5], [2], 2) == pytest.approx(5 * one, rel=1e-2)
 
 
 def test_the_demo_model_says_the_same_story_with_guesses_and_faster_the_second_time() -> None:

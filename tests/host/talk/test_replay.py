@@ -15,9 +15,9 @@ from tellme.host.text.tokenizer import Files, Tokenizer
 TOKENIZER = Tokenizer(Files.read(demo_folder()), 1024)
 
 
-def cost(positions: Sequence[int], slots: Sequence[int], heads: int) -> float:
+def cost(firsts: Sequence[int], lanes: Sequence[int], heads: int) -> float:
     """As of BitNet 0.73B on the KV260: another sweep of the head from nine head lanes on."""
-    return 1.0 + 0.004 * len(slots) + 0.3 * ((heads - 1) // 8)
+    return 1.0 + 0.004 * sum(lanes) + 0.3 * ((heads - 1) // 8)
 
 
 def text(work: Work) -> tuple[list[int], list[int]]:

@@ -199,7 +199,7 @@ def play(s: Scheduler, passes: int) -> list[Planned]:
     return out
 
 
-def shared(positions: Any, slots: Any, heads: int) -> float:
+def shared(firsts: Any, lanes: Any, heads: int) -> float:
     """A pass costs the same whatever it carries, but for the head."""
     return 10.0 + 5.0 * (heads > 0)
 
@@ -239,7 +239,7 @@ def test_those_who_decode_wait_as_much_longer_as_they_may_and_no_more(rise: floa
     planned = [p.given for p in play(s, 12)]
     if not planned[-1].head[1]:
         planned.pop()  # its time is counted at the next token
-    cost = sum(shared(p.positions, p.slots, p.head[1]) for p in planned)
+    cost = sum(shared((), (), p.head[1]) for p in planned)
     tokens = sum(p.head[1] > 0 for p in planned)  # of each of the others
     # Passes of prompts alone come between two tokens, never two of them; one may be too few at the end.
     assert not any(a.head[1] == b.head[1] == 0 for a, b in zip(planned, planned[1:], strict=False))
@@ -309,16 +309,16 @@ def test_guesses_are_taken_as_long_as_they_pay() -> None:
         assert planned is not None
         return planned.parts[0].drafted
 
-    def free(positions: Any, slots: Any, heads: int) -> float:
+    def free(firsts: Any, lanes: Any, heads: int) -> float:
         return 1.0
 
-    def sweeps(positions: Any, slots: Any, heads: int) -> float:
+    def sweeps(firsts: Any, lanes: Any, heads: int) -> float:
         return 1.0 + 0.3 * ceil_div(heads, 8)
 
     assert plan(0.9, free) == 15
     assert plan(0.5, sweeps) == 7  # eight lanes have one sweep of the head
     assert plan(0.99, sweeps) == 15
-    assert plan(0.1, lambda p, s, h: float(len(p))) == 0
+    assert plan(0.1, lambda firsts, lanes, heads: float(sum(lanes))) == 0
 
 
 # ---- who comes first, and ends of ranges -----------------------------------------------------------------------------
@@ -431,13 +431,13 @@ def test_guesses_end_before_the_limit_and_are_probed_now_and_then() -> None:
         asked.append(most)
         return Draft((7,) * most, 0.0, 2)
 
-    s = scheduler(cost=lambda p, s, h: float(len(p)))
+    s = scheduler(cost=lambda firsts, lanes, heads: float(sum(lanes)))
     s.submit([1], 12)
     play(s, 1)
     s.plan(guess)
     # 11 tokens may still come: one is the pass's own, and as many guesses as that leaves.
     assert asked == [10]
-    s = scheduler(cost=lambda p, s, h: float(len(p)))
+    s = scheduler(cost=lambda firsts, lanes, heads: float(sum(lanes)))
     for _ in range(2):
         s.submit([1], 200)
     play(s, 1)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import current_thread, main_thread
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tellme.host.errors import UserError
+from tellme.host.text import sampling
 from tellme.host.text.sampling import LONG, Sampler, Sampling, _not_below, distribution, draw
 
 SEED = 20
@@ -190,6 +199,83 @@ def test_what_is_not_below_is_found_wherever_it_is(n: int):
         np.testing.assert_array_equal(_not_below(x, limits), np.flatnonzero(~(x < limits[:, None])))
 
 
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """Has so many threads look through few logits."""
+    sampling._helpers.cache_clear()
+    monkeypatch.setattr(sampling, "LONG", 64)
+    yield lambda count: monkeypatch.setattr(sampling, "THREADS", count)
+    sampling._helpers.cache_clear()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 400), st.floats(0.0, 1.0), st.integers(0, 1 << 20))
+def test_however_many_threads_look_the_same_is_found_and_drawn(threads, many, count, n, share, seed):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(0, 3, (count, n)).astype(np.float32)
+    limits = np.quantile(x, 1 - share, axis=1).astype(np.float32)
+    ways = (Sampling(temperature=0.8), Sampling(temperature=1.3, top_p=0.9), Sampling(temperature=0.5, top_k=7))
+    drawn = []
+    for several in (1, many):
+        threads(several)
+        np.testing.assert_array_equal(_not_below(x, limits), np.flatnonzero(~(x < limits[:, None])))
+        samplers = [Sampler(replace(ways[i % 3], seed=seed + i)) for i in range(count)]
+        drawn.append(draw(x, samplers, x.max(axis=1).tolist()))
+    assert drawn[0] == drawn[1]
+
+
+def test_several_may_draw_at_once(threads):
+    threads(3)
+    rng = np.random.default_rng(SEED)
+    x = [rng.normal(0, 1, (5, 300)).astype(np.float32) for _ in range(40)]
+    limits = np.full(5, 1.5, np.float32)
+    with ThreadPoolExecutor(4) as pool:
+        for rows, found in zip(x, pool.map(lambda rows: _not_below(rows, limits), x), strict=True):
+            np.testing.assert_array_equal(found, np.flatnonzero(rows >= 1.5))
+
+
+def test_what_a_thread_raises_is_raised_and_it_goes_on(threads, monkeypatch: pytest.MonkeyPatch):
+    threads(3)
+    x, limits = np.ones((6, 100), np.float32), np.full(6, 0.5, np.float32)
+    below = sampling._below
+
+    def fails(*arguments: Any) -> None:
+        if current_thread() is not main_thread():
+            raise MemoryError("no room")
+        below(*arguments)
+
+    monkeypatch.setattr(sampling, "_below", fails)
+    for _ in range(5):
+        with pytest.raises(MemoryError, match="no room"):
+            _not_below(x, limits)
+    monkeypatch.setattr(sampling, "_below", below)
+    assert len(_not_below(x, limits)) == 600
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_has_threads_of_its_own(threads):
+    threads(2)
+    x, limits = np.ones((6, 100), np.float32), np.full(6, 0.5, np.float32)
+    assert len(_not_below(x, limits)) == 600
+    child = os.fork()
+    if not child:
+        found = 0
+        try:
+            found = len(_not_below(x, limits))
+        finally:
+            os._exit(0 if found == 600 else 1)
+    for _ in range(600):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child waits for threads that it has not")
+    assert status == 0
+
+
 def test_what_one_draws_depends_on_no_other():
     """Rows of one call: flat ones, steep ones, equal ones, greedy ones, ones that are drawn in another way, in another order."""
     rng = np.random.default_rng(SEED)
@@ -232,8 +318,8 @@ def test_tokens_behind_the_next_are_drawn_as_when_their_turn_comes(sampling: Sam
 
 
 def test_a_logit_of_minus_infinity_never_comes_and_nothing_else_may_be_infinite_later():
-    for sampling in (Sampling(temperature=1), Sampling(temperature=1, top_p=0.9), Sampling(temperature=9, top_k=40)):
-        sampler = Sampler(sampling)
+    for way in (Sampling(temperature=1), Sampling(temperature=1, top_p=0.9), Sampling(temperature=9, top_k=40)):
+        sampler = Sampler(way)
         sampler(logits())
         x = logits()
         x[:25] = -np.inf
@@ -319,9 +405,9 @@ def test_draws_follow_the_distribution():
 def test_logits_that_are_not_numbers_are_refused(bad: float):
     x = logits()
     x[7] = bad
-    for sampling in (Sampling(), Sampling(temperature=1)):
+    for way in (Sampling(), Sampling(temperature=1)):
         with pytest.raises(UserError, match="the logit of token 7 is .*; the model's weights or scales are broken"):
-            Sampler(sampling)(x)
+            Sampler(way)(x)
 
 
 @pytest.mark.parametrize(
