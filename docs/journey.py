@@ -92,7 +92,9 @@ def journey() -> str:
     query = lane * (s.heads // s.kv_heads)
     scores, weight = attention.scores[0, query, :n], attention.weights[0, query, :n]
     step(
-        "score pass", "log2 of the weights, Q14.10, of keys 0 to its own", ", ".join(f"{v / 2**SCORE_FRAC:.3f}" for v in scores)
+        "score pass",
+        "log2 of the weights, Q14.10, of keys 0 to its own",
+        ", ".join(f"{v / 2**SCORE_FRAC:.3f}" for v in scores),
     )
     step("weight pass", "2^(score - largest) x V scale, 16 bits", _few(weight, n))
     step("weighted sum", "features 0 to 3 of head 0", _few(attention.out[0, query]))

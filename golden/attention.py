@@ -97,7 +97,11 @@ def level(scores: I64, value_scale: F32) -> I64:
     """
     pattern = fp.bits(value_scale).astype(np.int64) & 0x7FFFFFFF
     infinite = pattern >= fp.INF_BITS
-    return (scores >> (SCORE_FRAC - LEVEL_FRAC)) + (pattern >> (fp.MANTISSA_BITS - LEVEL_FRAC)) + (infinite << SCORE_WIDTH - SCORE_FRAC + LEVEL_FRAC)
+    return (
+        (scores >> (SCORE_FRAC - LEVEL_FRAC))
+        + (pattern >> (fp.MANTISSA_BITS - LEVEL_FRAC))
+        + (infinite << SCORE_WIDTH - SCORE_FRAC + LEVEL_FRAC)
+    )
 
 
 def exponent(largest: Any, maximum: Any) -> Any:
