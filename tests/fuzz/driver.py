@@ -57,6 +57,7 @@ class Target:
     read : reads the folder of the files.
     parts : of the files, by file name.
     damaged : the files that are mutated; all of them if empty.
+    notation : the files only stand for something else: they are damaged by their parts alone.
     header : bytes at the start of a file that take half of the edits.
     """
 
@@ -66,6 +67,7 @@ class Target:
     parts: dict[str, tuple[Part, ...]] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
     header: int = 64
+    notation: bool = False
 
 
 class Hang(Exception):
@@ -196,7 +198,7 @@ def mutation(target: Target, seed: int, case: int) -> tuple[str, bytes]:
     rng = random.Random(f"{target.name}/{seed}/{case}")
     name = rng.choice(target.damaged or tuple(target.files))
     data, parts = target.files[name], target.parts.get(name, ())
-    if parts and rng.random() < 0.6:
+    if parts and (rng.random() < 0.6 or target.notation):
         part = rng.choice(parts)
         text, join = part.split(data)
         return name, join(mutate_part(part, text, rng))

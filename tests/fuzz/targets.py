@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import tempfile
 from pathlib import Path
@@ -23,7 +24,9 @@ from tellme.host.image.model import Model, convert
 from tellme.host.machine.backends import GoldenBackend
 from tellme.host.machine.passes import Pass
 from tellme.host.machine.program import compile_program
+from tellme.host.serve.app import Limits, Server
 from tellme.host.serve.request import read as read_body
+from tellme.host.serve.service import Service
 from tellme.host.talk import prompt_cache
 from tellme.host.talk.engine import Engine
 from tellme.host.talk.session import KIND, VERSION, Session
@@ -33,7 +36,7 @@ from tellme.host.text.template import ChatTemplate
 from tellme.host.text.tokenizer import Files, Tokenizer
 from tests.fuzz.driver import Part, Target
 from tests.fuzz.families import families, read_gguf_file
-from tests.fuzz.parts import GGUF, JSON, SAFETENSORS, image_header, npz_head, program_fields, toml
+from tests.fuzz.parts import GGUF, JSON, SAFETENSORS, image_header, npz_head, program_fields, toml, whole
 from tests.host.checkpoints.gguf_support import model, write_gguf
 from tests.host.support import config_json, tensors_of, write_folder
 from tests.host.text.test_vocabulary import field, piece
@@ -203,6 +206,7 @@ clock_mhz = 125
 
 
 _DESCRIBED = (Path(__file__).parents[2] / "docs" / "examples" / "zcu102.toml").read_bytes()
+_DESCRIBED = _DESCRIBED.replace(b"[board]\n", b'[board]\nconstraints = "pins.xdc"\n')
 
 
 def _program(image: bytes) -> bytes:
@@ -263,6 +267,84 @@ def read_defaults(folder: Path) -> None:
     sampling_of(folder)
 
 
+def _server() -> Target:
+    """Whole requests to a server with the golden model: path, headers and body as one JSON tree."""
+    config = json.dumps({"chat_template": _TEMPLATE.decode()}).encode()
+    tokenizer = Tokenizer(Files(json.dumps(TOKENIZER).encode(), config), SPEC.vocab)
+    engine = Engine(GoldenBackend(random_weights(SPEC, 1), TINY, slots=2, context=32))
+    service = Service(engine, tokenizer, frozenset({1}), limit_s=5.0)
+    app = Server(service, "m", sampling=Sampling(), limits=Limits(key="k")).app
+    loop = asyncio.new_event_loop()
+    asked = {
+        "method": "POST", "path": "/v1/chat/completions", "query": "a=1",
+        "headers": {"host": "localhost", "content-type": "application/json", "authorization": "Bearer k", "content-length": "9"},
+        "body": {
+            "model": "m", "max_tokens": 3, "temperature": 0.5, "top_k": 4, "seed": 3, "stop": ["w7"], "n": 2, "stream": False, "logprobs": True,
+            "top_logprobs": 2, "messages": [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4"}, {"role": "user", "content": "w5"}],
+        },
+    }  # fmt: skip
+    completion = {
+        "model": "m",
+        "prompt": "w3 w4",
+        "max_tokens": 3,
+        "logprobs": 2,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    files = {
+        "chat": json.dumps(asked).encode(),
+        "completion": json.dumps(asked | {"path": "/v1/completions", "body": completion}).encode(),
+        "tokenize": json.dumps(asked | {"path": "/tokenize", "body": {"content": "w3 w4"}}).encode(),
+        "detokenize": json.dumps(asked | {"path": "/detokenize", "body": {"tokens": [3, 4]}}).encode(),
+    }
+
+    def latin(value: object) -> bytes:
+        return str(value).encode("latin-1", "replace")
+
+    async def call(asked: dict[str, Any]) -> int:
+        """Status of the answer. What the server does not expect is raised again by Starlette."""
+        headers = asked.get("headers")
+        body = asked.get("body")
+        text = body.encode(errors="replace") if isinstance(body, str) else json.dumps(body).encode()
+        path = str(asked.get("path"))
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "method": str(asked.get("method")), "path": path,
+            "raw_path": path.encode(errors="replace"), "root_path": "", "query_string": latin(asked.get("query")), "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
+            "headers": [(latin(k).lower(), latin(v)) for k, v in headers.items()] if isinstance(headers, dict) else [],
+        }  # fmt: skip
+        given = [
+            {"type": "http.request", "body": text[:100], "more_body": True},
+            {"type": "http.request", "body": text[100:], "more_body": False},
+        ]
+        statuses: list[int] = []
+
+        async def receive() -> dict[str, Any]:
+            if given:
+                return given.pop(0)
+            await asyncio.sleep(60)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        await app(scope, receive, send)
+        return statuses[0]
+
+    def read(folder: Path) -> None:
+        if service._thread.ident is None:
+            service.start()
+        found = {name: (folder / name).read_bytes() for name in files}
+        for name in [n for n in files if found[n] != files[n]] or files:
+            asked = json.loads(found[name])
+            status = loop.run_until_complete(call(asked if isinstance(asked, dict) else {}))
+            assert service.failure is None and status < 500, (status, service.failure)
+            if status >= 400:
+                raise UserError(f"{name}: status {status}")
+
+    return Target("server", files, read, {name: (Part(whole, "tree"),) for name in files}, notation=True)
+
+
 def targets() -> list[Target]:
     """Every target."""
     single, shards, latent = _checkpoint(1), _checkpoint(2, tied=False), _checkpoint(1, latent=True)
@@ -305,16 +387,17 @@ def targets() -> list[Target]:
         Target("request", {"body": json.dumps(_BODY).encode()}, read_request, {"body": JSON}),
         Target(
             "configuration",
-            {"board.toml": _BOARD},
+            {"board.toml": b'board = "below.toml"\nlanes = 4\n', "below.toml": _BOARD},
             read_configuration,
-            {"board.toml": (Part(toml, "tree"),)},
+            dict.fromkeys(("board.toml", "below.toml"), (Part(toml, "tree"),)),
             header=1 << 12,
         ),
         Target(
             "board",
-            {"board.toml": _DESCRIBED},
+            {"board.toml": _DESCRIBED, "pins.xdc": b"# none\n"},
             read_configuration,
             {"board.toml": (Part(toml, "tree"),)},
+            ("board.toml",),
             header=1 << 12,
         ),
         Target(
@@ -322,6 +405,7 @@ def targets() -> list[Target]:
         ),
         _prompt_cache(image),
         _conversation(),
+        _server(),
         *(
             Target(
                 f"gguf {kind}", {"m.gguf": data}, read_gguf_file, {"m.gguf": GGUF}, header=data.rindex(b"weight") + 64
