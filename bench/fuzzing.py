@@ -94,11 +94,16 @@ def child(name: str, runs: int, seconds: int, folder: Path, corpus: Path, seed: 
             return
         if i >= 0:
             try:
+                if target.parts[file][i].kind == "tree":
+                    json.loads(contents)
                 contents = joins[file][i](contents)
-            except (ValueError, AttributeError, TypeError):
-                if target.parts[file][i].kind == "tree":  # no JSON any more
-                    return
-                raise
+            except (
+                ValueError,
+                RecursionError,
+                AttributeError,
+                TypeError,
+            ):  # two trees put together: no file stands for it
+                return
         put(place / file, contents)
         try:
             target.read(place)
@@ -120,6 +125,8 @@ def child(name: str, runs: int, seconds: int, folder: Path, corpus: Path, seed: 
                         return made
                 except (ValueError, RecursionError, AttributeError):
                     pass
+                if kind == "tree":
+                    return data
         return bytes(atheris.Mutate(data, most))
 
     sizes = [p.stat().st_size for p in corpus.iterdir()]
