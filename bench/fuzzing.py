@@ -21,7 +21,10 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.fuzz.driver import Target
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "measurements" / "fuzz.jsonl"
@@ -172,12 +175,11 @@ def run(name: str, runs: int, seconds: int, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run_random(name: str, cases: int, seed: int) -> dict[str, Any]:
+def run_random(target: Target, cases: int, seed: int) -> dict[str, Any]:
     """Cases of one target by the driver of tests/fuzz, until one goes wrong."""
     from tests.fuzz import driver
-    from tests.fuzz.targets import targets
 
-    target, begin, wrong = next(t for t in targets() if t.name == name), time.monotonic(), []
+    begin, wrong = time.monotonic(), []
     ended = {"read": 0, "refused": 0}
     with tempfile.TemporaryDirectory(prefix="tellme-fuzz-") as at:
         try:
@@ -186,7 +188,7 @@ def run_random(name: str, cases: int, seed: int) -> dict[str, Any]:
             wrong.append(str(e))
     return {
         "kind": "random",
-        "name": name,
+        "name": target.name,
         "seed": seed,
         **ended,
         "seconds": round(time.monotonic() - begin),
@@ -239,18 +241,18 @@ def main() -> None:
         return
     from tests.fuzz.targets import targets
 
-    names = [t.name for t in targets() if t.name.startswith(tuple(a.only))]
+    chosen = [t for t in targets() if t.name.startswith(tuple(a.only))]
     tasks: list[Callable[[], dict[str, Any]]]
     if a.random:
         kept = [line for line in RESULTS.read_text().splitlines() if json.loads(line).get("kind") != "random"]
         RESULTS.write_text("".join(f"{line}\n" for line in kept))  # one table of one command
         each, command = (
-            -(-a.random // len(names)),
+            -(-a.random // len(chosen)),
             f"python -m bench.fuzzing --random {a.random} --only {' '.join(a.only)} --seed {a.seed}",
         )
-        tasks = [lambda n=n: {**run_random(n, each, a.seed), "command": command} for n in names]  # type: ignore[misc]
+        tasks = [lambda t=t: {**run_random(t, each, a.seed), "command": command} for t in chosen]  # type: ignore[misc]
     else:
-        tasks = [lambda n=n: run(n, a.runs, a.seconds, a.seed) for n in names]  # type: ignore[misc]
+        tasks = [lambda t=t: run(t.name, a.runs, a.seconds, a.seed) for t in chosen]  # type: ignore[misc]
     bad = 0
     # The random driver's limits are of the process.
     with ThreadPoolExecutor(1 if a.random else a.jobs) as pool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -274,7 +275,12 @@ def _server() -> Target:
     engine = Engine(GoldenBackend(random_weights(SPEC, 1), TINY, slots=2, context=32))
     service = Service(engine, tokenizer, frozenset({1}), limit_s=5.0)
     app = Server(service, "m", sampling=Sampling(), limits=Limits(key="k")).app
-    loop = asyncio.new_event_loop()
+
+    @cache
+    def loop() -> asyncio.AbstractEventLoop:
+        service.start()
+        return asyncio.new_event_loop()
+
     asked = {
         "method": "POST", "path": "/v1/chat/completions", "query": "a=1",
         "headers": {"host": "localhost", "content-type": "application/json", "authorization": "Bearer k", "content-length": "9"},
@@ -332,12 +338,10 @@ def _server() -> Target:
         return statuses[0]
 
     def read(folder: Path) -> None:
-        if service._thread.ident is None:
-            service.start()
         found = {name: (folder / name).read_bytes() for name in files}
         for name in [n for n in files if found[n] != files[n]] or files:
             asked = json.loads(found[name])
-            status = loop.run_until_complete(call(asked if isinstance(asked, dict) else {}))
+            status = loop().run_until_complete(call(asked if isinstance(asked, dict) else {}))
             assert service.failure is None and status < 500, (status, service.failure)
             if status >= 400:
                 raise UserError(f"{name}: status {status}")
