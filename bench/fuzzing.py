@@ -32,6 +32,9 @@ TABLE = RESULTS.with_suffix(".md")
 KEPT = ROOT / "build" / "fuzz"
 """Corpora, and inputs that went wrong: each of these is to become a test of its reader."""
 
+EACH = 5000
+"""Executions of a process: atheris keeps up to 400 KiB of a read for good (the same reads without it keep nothing)."""
+
 HEADER = """# Fuzzing
 
 An execution reads one damaged input of [tests/fuzz/targets.py](../../tests/fuzz/targets.py) or [tests/fuzz/families.py](../../tests/fuzz/families.py). It must end well or in one line of words, without a
@@ -108,6 +111,7 @@ def child(name: str, runs: int, seconds: int, folder: Path, corpus: Path, seed: 
             ):  # two trees put together: no file stands for it
                 return
         put(place / file, contents)
+        bound_memory()  # of this execution; atheris itself grows
         try:
             target.read(place)
         except UserError as e:
@@ -134,12 +138,11 @@ def child(name: str, runs: int, seconds: int, folder: Path, corpus: Path, seed: 
 
     sizes = [p.stat().st_size for p in corpus.iterdir()]
     options = [
-        f"-runs={runs}", f"-max_total_time={seconds}", f"-seed={seed}", f"-max_len={max(sizes) + 4096}", "-timeout=20", "-rss_limit_mb=3000",
+        f"-runs={runs}", f"-max_total_time={seconds}", f"-seed={seed}", f"-max_len={max(sizes) + 4096}", "-timeout=20", "-rss_limit_mb=6000",
         "-print_final_stats=1", "-reload=0", f"-artifact_prefix={folder}/",
     ]  # fmt: skip
     warnings.simplefilter("error")  # lines that nobody asked for
     atheris.Setup([sys.argv[0], str(corpus), *options], one, custom_mutator=mutated)
-    bound_memory()
     atheris.Fuzz()
 
 
@@ -148,8 +151,8 @@ def slug(name: str) -> str:
     return name.replace(" ", "_")
 
 
-def run(name: str, runs: int, seconds: int, seed: int) -> dict[str, Any]:
-    """One target in a process of its own; what it said."""
+def run_child(name: str, runs: int, seconds: int, seed: int) -> dict[str, Any]:
+    """One process of a target; what it said."""
     begin = time.monotonic()
     corpus = KEPT / "corpus" / slug(name)
     with tempfile.TemporaryDirectory(prefix="tellme-fuzz-") as at:
@@ -173,6 +176,17 @@ def run(name: str, runs: int, seconds: int, seed: int) -> dict[str, Any]:
         "seconds": round(time.monotonic() - begin), "wrong": [p.name for p in wrong],
         "said": said[-3000:] if wrong or done.returncode else "",
     }  # fmt: skip
+
+
+def run(name: str, runs: int, seconds: int, seed: int) -> dict[str, Any]:
+    """One target, in processes of at most `EACH` executions."""
+    begin, left = time.monotonic(), runs
+    while True:
+        rest = seconds - round(time.monotonic() - begin)
+        found = run_child(name, min(left, EACH), max(rest, 1), seed * 1000 + left // EACH)
+        left -= found["executions"]
+        if left <= 0 or found["wrong"] or time.monotonic() - begin >= seconds:
+            return {**found, "seed": seed, "executions": runs - left, "seconds": round(time.monotonic() - begin)}
 
 
 def run_random(target: Target, cases: int, seed: int) -> dict[str, Any]:
