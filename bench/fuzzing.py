@@ -165,7 +165,7 @@ def run_child(name: str, runs: int, seconds: int, seed: int) -> dict[str, Any]:
         for p in wrong:
             KEPT.mkdir(parents=True, exist_ok=True)
             (KEPT / f"{slug(name)}-{p.name[:20]}").write_bytes(p.read_bytes())
-    said = done.stderr + done.stdout
+    said = (done.stderr + done.stdout).replace(f"{ROOT}/", "").replace(f"{at}/", "")
     executed = re.search(r"stat::number_of_executed_units:\s*(\d+)", said)
     reached = re.findall(r"cov: (\d+)", said)
     if executed is None:
