@@ -276,7 +276,7 @@ def _read(file: Path, above: tuple[Path, ...]) -> tuple[str, dict[str, Any], tup
         raise UserError(
             f"{file}: board must name the preset that is changed, or describe a board, not {board!r}; there are {', '.join(sorted(PRESETS))}"
         )
-    if board.endswith(".toml"):
+    if board.endswith(".toml") and "\0" not in board:
         name, more, files = _read(file.parent / board, files)
         return name, _over(more, values), files
     if board not in PRESETS:
@@ -427,9 +427,12 @@ def _constraints(value: Any, like: Board, file: Path, refuse: Any) -> str:
         return like.constraints or (CONSTRAINTS / f"{like.name}.xdc").read_text()
     if not isinstance(value, str):
         raise refuse(f"constraints must be the name of an XDC file, not {value!r}")
+    path = file.parent / value
     try:
-        found = (file.parent / value).read_text()
-    except (OSError, UnicodeDecodeError) as e:
+        if path.exists() and not (path.is_file() and path.stat().st_size <= LARGEST):
+            raise refuse(f"constraints {value!r} is no file of up to {LARGEST:,} bytes")
+        found = path.read_text()
+    except (OSError, ValueError) as e:  # no text, or no name of a file
         raise refuse(f"constraints {value!r} cannot be read ({getattr(e, 'strerror', None) or e})") from e
     if not found.strip():
         raise refuse(f"constraints {value!r} is empty")

@@ -43,8 +43,10 @@ def factors(columns: F32, gain: F32, stream: F32) -> F32:
     sizes = []
     for size in (columns, np.abs(gain), stream):
         usual = np.float32(np.median(size[size > 0].astype(np.float64))) if size.any() else np.float32(1)
-        sizes.append(np.log2(np.maximum(size / usual, np.float32(2.0**-MOST))))
-    exponent = np.rint((sizes[0] - sizes[1] - np.maximum(sizes[2], 0)) / 2)
+        with np.errstate(over="ignore"):
+            sizes.append(np.log2(np.maximum(size / usual, np.float32(2.0**-MOST))))
+    with np.errstate(invalid="ignore"):  # infinite ones of both, which are left alone
+        exponent = np.rint((sizes[0] - sizes[1] - np.maximum(sizes[2], 0)) / 2)
     # A column or gain of zeros gives nothing away, whatever the other is.
     moved = (np.abs(exponent) >= LEAST) & (columns > 0) & (gain != 0)
     return np.exp2(np.where(moved, np.clip(exponent, -MOST, MOST), 0)).astype(np.float32)

@@ -226,7 +226,7 @@ class Server:
         most = self.limits.body
         too_long = Failure(413, f"the body is longer than {most:,} bytes", code="body_too_large")
         length = request.headers.get("content-length", "0")
-        if not length.isdigit() or int(length) > most:
+        if not re.fullmatch("[0-9]{1,18}", length) or int(length) > most:
             raise too_long
         body = b""
         async for chunk in request.stream():

@@ -27,7 +27,7 @@ def sampling_of(model: Path, otherwise: Sampling = OTHERWISE) -> Sampling:
         return otherwise
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise UserError(f"{path}: cannot be read ({e})") from e
     if not isinstance(data, dict):
         raise UserError(f"{path}: is not a JSON object")
@@ -49,6 +49,6 @@ def _number(path: Path, data: dict[str, Any], name: str, otherwise: float) -> fl
     value = data.get(name)
     if value is None:
         return otherwise
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < 3e38:  # nor NaN
         raise UserError(f"{path}: {name} is no number")
     return float(value)

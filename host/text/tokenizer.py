@@ -141,7 +141,7 @@ def _added_tokens(folder: Path, config: dict[str, Any], *, flagged: bool | None 
         if flagged is not False:
             decoder = config.get("added_tokens_decoder") or {}
             found |= {int(i): _flagged(dict(token), special=False) for i, token in decoder.items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as e:  # int(Infinity)
         raise UserError(f"{folder}: the added tokens of its tokenizer are damaged") from e
     return found
 

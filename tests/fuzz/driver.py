@@ -1,9 +1,9 @@
 """Feeds damaged files to readers: every one must end well or in a UserError, soon, and without taking much memory.
 
 A `Target` is a valid input and the function that reads it; targets.py lists them. A case is one mutation of one of its
-files, made from the target's name, a seed and the number of the case alone, so that a failure can be repeated. A file
-with a JSON part is also mutated inside that part and put together again with the right lengths and checksums, so that
-mutations reach what is behind them.
+files, made from the target's name, a seed and the number of the case alone, so that a failure can be repeated. A part
+of a file is also mutated by itself and put together again with the right lengths and checksums, so that mutations reach
+what is behind them (parts.py).
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import random
 import resource
 import signal
 import struct
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tellme.host.errors import UserError
 
@@ -28,12 +29,21 @@ MEMORY = 1 << 30
 """Bytes of address space that a case may add. The inputs have kilobytes."""
 
 Split = Callable[[bytes], tuple[bytes, Callable[[bytes], bytes]]]
-"""Of a file: its JSON part, and the function that makes a whole file of another one."""
+"""Of a file: a part of it, and the function that makes a whole file of another one."""
 
 
-def whole(data: bytes) -> tuple[bytes, Callable[[bytes], bytes]]:
-    """The split of a file that is JSON."""
-    return data, lambda text: text
+@dataclass(frozen=True)
+class Part:
+    """A part of a file that is mutated by itself.
+
+    Attributes
+    ----------
+    split : how to get at it.
+    kind : "json": JSON as the file has it, also damaged as text; "tree": JSON that stands for something else, and stays JSON; "bytes".
+    """
+
+    split: Split
+    kind: Literal["json", "tree", "bytes"] = "json"
 
 
 @dataclass(frozen=True)
@@ -45,17 +55,19 @@ class Target:
     name : of the target.
     files : a valid input: contents by file name.
     read : reads the folder of the files.
-    json_parts : how to get at the JSON of a file, by file name.
+    parts : of the files, by file name.
     damaged : the files that are mutated; all of them if empty.
+    notation : the files only stand for something else: they are damaged by their parts alone.
     header : bytes at the start of a file that take half of the edits.
     """
 
     name: str
     files: dict[str, bytes]
     read: Callable[[Path], object]
-    json_parts: dict[str, Split] = field(default_factory=dict)
+    parts: dict[str, tuple[Part, ...]] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
     header: int = 64
+    notation: bool = False
 
 
 class Hang(Exception):
@@ -125,18 +137,26 @@ def _nodes(value: Any) -> Iterator[tuple[Any, Any]]:
         yield from _nodes(child)
 
 
-def mutate_json(text: bytes, rng: random.Random) -> bytes:
-    """One to three changes of the tree, or of the text."""
-    if rng.random() < 0.05:
-        at = rng.randrange(len(text) + 1)
-        junk = rng.choice((b"[" * 100_000, b'{"a":' * 50_000, b"9" * 5000, b"NaN", b"\xff\xfe", b'"\\ud800"', b"1e999"))
-        return text[:at] + junk + text[at:]
-    tree = json.loads(text)
+def _place(tree: Any, places: list[tuple[Any, Any]], rng: random.Random) -> tuple[Any, Any]:
+    """Where to change a tree: half of the time any place, else one on a way from the root, so that a few settings beside a long list get their share."""
+    if rng.random() < 0.5:
+        return rng.choice(places)
+    container = tree
+    while True:
+        key = rng.choice(list(container) if isinstance(container, dict) else range(len(container)))
+        child = container[key]
+        if not isinstance(child, (dict, list)) or not child or rng.random() < 0.3:
+            return container, key
+        container = child
+
+
+def mutate_tree(tree: Any, rng: random.Random) -> Any:
+    """One to three changes of a JSON tree, in place."""
     for _ in range(rng.choice((1, 1, 2, 3))):
         places = list(_nodes(tree))
         if not places:
             break
-        container, key = rng.choice(places)
+        container, key = _place(tree, places, rng)
         old, kind = container[key], rng.randrange(6)
         if kind <= 1:
             container[key] = deepcopy(rng.choice(_VALUES))  # later changes must not reach the next case
@@ -152,22 +172,55 @@ def mutate_json(text: bytes, rng: random.Random) -> bytes:
             container[rng.choice(("x", "", str(key) + "_", "shape"))] = container.pop(key)
         else:
             container.insert(key, deepcopy(rng.choice(_VALUES)))
-    return json.dumps(tree).encode()
+    return tree
+
+
+def mutate_json(text: bytes, rng: random.Random) -> bytes:
+    """Changes of the tree, or junk in the text."""
+    if rng.random() < 0.05:
+        at = rng.randrange(len(text) + 1)
+        junk = rng.choice((b"[" * 100_000, b'{"a":' * 50_000, b"9" * 5000, b"NaN", b"\xff\xfe", b'"\\ud800"', b"1e999"))
+        return text[:at] + junk + text[at:]
+    return json.dumps(mutate_tree(json.loads(text), rng)).encode()
+
+
+def mutate_part(part: Part, text: bytes, rng: random.Random) -> bytes:
+    """A part of a file, changed as its kind allows."""
+    if part.kind == "tree":
+        return json.dumps(mutate_tree(json.loads(text), rng)).encode()
+    if part.kind == "json" and rng.random() < 0.8:
+        return mutate_json(text, rng)
+    return mutate_bytes(text, rng, len(text) if part.kind == "bytes" else 64)
 
 
 def mutation(target: Target, seed: int, case: int) -> tuple[str, bytes]:
     """File name and damaged contents of a case."""
     rng = random.Random(f"{target.name}/{seed}/{case}")
     name = rng.choice(target.damaged or tuple(target.files))
-    data = target.files[name]
-    if name in target.json_parts and rng.random() < 0.6:
-        text, join = target.json_parts[name](data)
-        changed = mutate_json(text, rng) if rng.random() < 0.8 else mutate_bytes(text, rng)
-        return name, join(changed)
+    data, parts = target.files[name], target.parts.get(name, ())
+    if parts and (rng.random() < 0.6 or target.notation):
+        part = rng.choice(parts)
+        text, join = part.split(data)
+        return name, join(mutate_part(part, text, rng))
     return name, mutate_bytes(data, rng, target.header)
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------
+
+
+def put(path: Path, data: bytes) -> None:
+    """Writes a file anew. ext4 brings a file that is truncated to the disk when it is closed, which takes milliseconds; not so a new one."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+
+
+def bound_memory() -> tuple[int, int]:
+    """Bounds the address space of this process to `MEMORY` bytes more than it has; the limits before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as f:
+        used = int(f.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))
+    return soft, hard
 
 
 @contextmanager
@@ -177,15 +230,12 @@ def limits() -> Iterator[None]:
     def hang(*_: object) -> None:
         raise Hang(f"more than {SECONDS:g} s")
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    with open("/proc/self/statm") as f:
-        used = int(f.read().split()[0]) * resource.getpagesize()
     before = signal.signal(signal.SIGALRM, hang)
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, hard))
+    memory = bound_memory()
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_AS, memory)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
@@ -198,13 +248,14 @@ def run(target: Target, folder: Path, seed: int, cases: range) -> dict[str, int]
     AssertionError : a case ended otherwise; says which and how.
     """
     for name, data in target.files.items():
-        (folder / name).write_bytes(data)
+        put(folder / name, data)
     target.read(folder)  # the valid input must be read
     out = {"read": 0, "refused": 0}
-    with limits():
+    with limits(), warnings.catch_warnings():
+        warnings.simplefilter("error")  # lines that nobody asked for
         for case in cases:
             name, data = mutation(target, seed, case)
-            (folder / name).write_bytes(data)
+            put(folder / name, data)
             signal.setitimer(signal.ITIMER_REAL, SECONDS)
             try:
                 target.read(folder)
@@ -221,5 +272,5 @@ def run(target: Target, folder: Path, seed: int, cases: range) -> dict[str, int]
                 ) from e
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                (folder / name).write_bytes(target.files[name])
+                put(folder / name, target.files[name])
     return out

@@ -2,42 +2,45 @@
 
 from __future__ import annotations
 
-import io
+import asyncio
 import json
-import struct
 import tempfile
-import zlib
-from collections.abc import Callable
-from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 from gguf import GGMLQuantizationType as T
 
 from tellme.golden import schedule
+from tellme.golden.boards import BOARDS
 from tellme.golden.check import problem
-from tellme.golden.config import TINY
+from tellme.golden.config import PRESETS, TINY
 from tellme.golden.program import DESCRIPTOR_BYTES
 from tellme.host.checkpoints.checkpoint import read_checkpoint
-from tellme.host.checkpoints.gguf import read_gguf
 from tellme.host.configuration import resolve
 from tellme.host.errors import UserError
-from tellme.host.image.file import PAGE, Image
+from tellme.host.image.file import Image
 from tellme.host.image.model import Model, convert
 from tellme.host.machine.backends import GoldenBackend
 from tellme.host.machine.passes import Pass
 from tellme.host.machine.program import compile_program
+from tellme.host.serve.app import Limits, Server
 from tellme.host.serve.request import read as read_body
+from tellme.host.serve.service import Service
 from tellme.host.talk import prompt_cache
 from tellme.host.talk.engine import Engine
+from tellme.host.talk.session import KIND, VERSION, Session
+from tellme.host.text.defaults import sampling_of
 from tellme.host.text.sampling import Sampling
 from tellme.host.text.template import ChatTemplate
 from tellme.host.text.tokenizer import Files, Tokenizer
-from tests.fuzz.driver import Target, whole
+from tests.fuzz.driver import Part, Target
+from tests.fuzz.families import families, read_gguf_file
+from tests.fuzz.parts import GGUF, JSON, SAFETENSORS, image_header, npz_head, program_fields, toml, whole
 from tests.host.checkpoints.gguf_support import model, write_gguf
 from tests.host.support import config_json, tensors_of, write_folder
+from tests.host.text.test_vocabulary import field, piece
 from tests.models import random_weights, small_spec
 
 SPEC = small_spec(hidden=32, layers=1, heads=2, kv_heads=1, ffn=32, vocab=8)
@@ -46,24 +49,6 @@ TOKENIZER = {
     "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None,
     "model": {"type": "WordLevel", "vocab": {f"w{i}": i for i in range(8)}, "unk_token": "w2"},
 }  # fmt: skip
-
-
-def safetensors_header(data: bytes) -> tuple[bytes, Callable[[bytes], bytes]]:
-    """Split of a safetensors file."""
-    n = int.from_bytes(data[:8], "little")
-    return data[8 : 8 + n], lambda text: struct.pack("<Q", len(text)) + text + data[8 + n :]
-
-
-def image_header(data: bytes) -> tuple[bytes, Callable[[bytes], bytes]]:
-    """Split of an image: with the right length, checksum and place of the data."""
-    magic, version, n, _, zero = struct.unpack("<8sIIII", data[:24])
-    start = -(-(24 + n) // PAGE) * PAGE
-
-    def join(text: bytes) -> bytes:
-        prefix = struct.pack("<8sIIII", magic, version, len(text), zlib.crc32(text), zero)
-        return (prefix + text).ljust(-(-(24 + len(text)) // PAGE) * PAGE, b"\0") + data[start:]
-
-    return data[24 : 24 + n], join
 
 
 def read_folder(folder: Path) -> None:
@@ -155,16 +140,6 @@ def _gguf() -> dict[str, bytes]:
         return {kind: path.read_bytes() for kind, path in files.items()}
 
 
-def read_gguf_file(folder: Path) -> None:
-    """Opens a GGUF file, reads every layer and uses its vocabulary and template."""
-    checkpoint = read_gguf(folder / "m.gguf")
-    list(checkpoint.weights.layers)
-    tokenizer = Tokenizer(checkpoint.tokenizer, checkpoint.weights.spec.vocab)
-    tokenizer.encode("the <s> an\n")
-    with suppress(UserError):  # half of the files have no template
-        tokenizer.encode_chat([{"role": "user", "content": "the"}])
-
-
 def read_program(folder: Path) -> None:
     """What golden, and with it the RTL, thinks of a program; where it finds nothing wrong, what the program reads."""
     code = (folder / "program").read_bytes()
@@ -196,8 +171,14 @@ def read_request(folder: Path) -> None:
 
 
 def read_configuration(folder: Path) -> None:
-    """A configuration file, and what it means."""
-    resolve(None, folder / "board.toml", ())
+    """A configuration file, and what it means; a board that it describes is forgotten."""
+    known = dict(BOARDS), dict(PRESETS)
+    try:
+        resolve(None, folder / "board.toml", ())
+    finally:
+        for table, before in zip((BOARDS, PRESETS), known, strict=True):
+            table.clear()
+            table.update(before)  # type: ignore[arg-type]
 
 
 _TEMPLATE = b"""{{ bos_token }}{%- if messages[0].role == 'system' %}{% set system = messages[0]['content']|trim %}{% set messages = messages[1:] %}
@@ -225,6 +206,10 @@ clock_mhz = 125
 """
 
 
+_DESCRIBED = (Path(__file__).parents[2] / "docs" / "examples" / "zcu102.toml").read_bytes()
+_DESCRIBED = _DESCRIBED.replace(b"[board]\n", b'[board]\nconstraints = "pins.xdc"\n')
+
+
 def _program(image: bytes) -> bytes:
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "m.tlm").write_bytes(image)
@@ -246,42 +231,190 @@ def _prompt_cache(image: bytes) -> Target:
     def read(folder: Path) -> None:
         prompt_cache.load(folder / "prompt.npz", opened, engine)
 
-    def head(data: bytes) -> tuple[bytes, Callable[[bytes], bytes]]:
-        with np.load(io.BytesIO(data), allow_pickle=False) as found:
-            parts = {n: found[n] for n in found.files}
+    return Target("prompt cache", {"prompt.npz": data}, read, {"prompt.npz": (Part(npz_head),)})
 
-        def join(text: bytes) -> bytes:
-            out = io.BytesIO()
-            np.savez(out, **(parts | {"head": np.frombuffer(text, np.uint8)}))
-            return out.getvalue()
 
-        return bytes(parts["head"]), join
+def _conversation() -> Target:
+    """A saved conversation, read by a session with a chat template."""
+    config = json.dumps({"chat_template": _TEMPLATE.decode()}).encode()
+    tokenizer = Tokenizer(Files(json.dumps(TOKENIZER).encode(), config), SPEC.vocab)
+    session = Session(GoldenBackend(random_weights(SPEC, 1), TINY, slots=1, context=16), tokenizer)
+    said = {
+        "kind": KIND, "version": VERSION, "ids": [1, 2],
+        "messages": [{"role": "system", "content": "w1"}, {"role": "user", "content": "w2 w3"}, {"role": "assistant", "content": "w4"}],
+    }  # fmt: skip
 
-    return Target("prompt cache", {"prompt.npz": data}, read, {"prompt.npz": head})
+    def read(folder: Path) -> None:
+        session.load(folder / "chat.json")
+
+    return Target("conversation", {"chat.json": json.dumps(said).encode()}, read, {"chat.json": JSON})
+
+
+def _sentencepiece_model() -> bytes:
+    """A small tokenizer.model."""
+    letters = [*map(chr, range(97, 123)), "\u2581", "th", "the", "\u2581a", "in", "an"]
+    special = [piece(b"<unk>", kind=2), piece(b"<s>", kind=3), piece(b"</s>", kind=3)]
+    trainer = field(2, field(3, 2)) + field(3, field(3, 1) + field(4, 0))
+    return b"".join(special) + b"".join(piece(t.encode(), score=-float(i)) for i, t in enumerate(letters)) + trainer
+
+
+def read_sentencepiece_folder(folder: Path) -> None:
+    """A tokenizer that only a sentencepiece model and its companions make."""
+    Tokenizer(Files.read(folder), 64).encode("the <s> an")
+
+
+def read_defaults(folder: Path) -> None:
+    """How a model wants to be sampled."""
+    sampling_of(folder)
+
+
+def _server() -> Target:
+    """Whole requests to a server with the golden model: path, headers and body as one JSON tree."""
+    config = json.dumps({"chat_template": _TEMPLATE.decode()}).encode()
+    tokenizer = Tokenizer(Files(json.dumps(TOKENIZER).encode(), config), SPEC.vocab)
+    engine = Engine(GoldenBackend(random_weights(SPEC, 1), TINY, slots=2, context=32))
+    service = Service(engine, tokenizer, frozenset({1}), limit_s=5.0)
+    app = Server(service, "m", sampling=Sampling(), limits=Limits(key="k")).app
+
+    @cache
+    def loop() -> asyncio.AbstractEventLoop:
+        service.start()
+        return asyncio.new_event_loop()
+
+    asked = {
+        "method": "POST", "path": "/v1/chat/completions", "query": "a=1",
+        "headers": {"host": "localhost", "content-type": "application/json", "authorization": "Bearer k", "content-length": "9"},
+        "body": {
+            "model": "m", "max_tokens": 3, "temperature": 0.5, "top_k": 4, "seed": 3, "stop": ["w7"], "n": 2, "stream": False, "logprobs": True,
+            "top_logprobs": 2, "messages": [{"role": "user", "content": "w3"}, {"role": "assistant", "content": "w4"}, {"role": "user", "content": "w5"}],
+        },
+    }  # fmt: skip
+    completion = {
+        "model": "m",
+        "prompt": "w3 w4",
+        "max_tokens": 3,
+        "logprobs": 2,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    files = {
+        "chat": json.dumps(asked).encode(),
+        "completion": json.dumps(asked | {"path": "/v1/completions", "body": completion}).encode(),
+        "tokenize": json.dumps(asked | {"path": "/tokenize", "body": {"content": "w3 w4"}}).encode(),
+        "detokenize": json.dumps(asked | {"path": "/detokenize", "body": {"tokens": [3, 4]}}).encode(),
+    }
+
+    def latin(value: object) -> bytes:
+        return str(value).encode("latin-1", "replace")
+
+    async def call(asked: dict[str, Any]) -> int:
+        """Status of the answer. What the server does not expect is raised again by Starlette."""
+        headers = asked.get("headers")
+        body = asked.get("body")
+        text = body.encode(errors="replace") if isinstance(body, str) else json.dumps(body).encode()
+        path = str(asked.get("path"))
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "method": str(asked.get("method")), "path": path,
+            "raw_path": path.encode(errors="replace"), "root_path": "", "query_string": latin(asked.get("query")), "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
+            "headers": [(latin(k).lower(), latin(v)) for k, v in headers.items()] if isinstance(headers, dict) else [],
+        }  # fmt: skip
+        given = [
+            {"type": "http.request", "body": text[:100], "more_body": True},
+            {"type": "http.request", "body": text[100:], "more_body": False},
+        ]
+        statuses: list[int] = []
+
+        async def receive() -> dict[str, Any]:
+            if given:
+                return given.pop(0)
+            await asyncio.sleep(60)
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        await app(scope, receive, send)
+        return statuses[0]
+
+    def read(folder: Path) -> None:
+        found = {name: (folder / name).read_bytes() for name in files}
+        for name in [n for n in files if found[n] != files[n]] or files:
+            asked = json.loads(found[name])
+            status = loop().run_until_complete(call(asked if isinstance(asked, dict) else {}))
+            assert service.failure is None and status < 500, (status, service.failure)
+            if status >= 400:
+                raise UserError(f"{name}: status {status}")
+
+    return Target("server", files, read, {name: (Part(whole, "tree"),) for name in files}, notation=True)
 
 
 def targets() -> list[Target]:
     """Every target."""
     single, shards, latent = _checkpoint(1), _checkpoint(2, tied=False), _checkpoint(1, latent=True)
     configs = ("config.json", "generation_config.json")
-    headers = {n: safetensors_header for n in (*single, *shards) if n.endswith(".safetensors")}
-    parts = headers | {n: whole for n in (*single, *shards) if n.endswith(".json")}
+    parts = {n: SAFETENSORS for n in (*single, *shards) if n.endswith(".safetensors")}
+    parts |= {n: JSON for n in (*single, *shards) if n.endswith(".json")}
     image = _image()
     index = tuple(n for n in shards if n.endswith((".index.json", ".safetensors")))
+    spoken = {
+        "tokenizer.model": _sentencepiece_model(),
+        "tokenizer_config.json": b'{"added_tokens_decoder": {"35": {"content": "<x>", "special": true}}, "bos_token": "<s>", "extra_special_tokens": ["<y>"]}',
+        "added_tokens.json": b'{"<z>": 36}',
+        "special_tokens_map.json": b'{"eos_token": "</s>", "pad_token": {"content": "<p>", "lstrip": true}}',
+    }
+    settings = json.dumps(
+        {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "min_p": 0.0, "repetition_penalty": 1.05}
+    )
     return [
         Target("config", single, read_folder, parts, configs),
         Target("safetensors", single, read_folder, parts, ("model.safetensors",)),
         Target("latent", latent, read_folder, parts, ("model.safetensors", "config.json")),
         Target("shards", shards, read_folder, parts, index),
         Target("tokenizer", single, read_tokenizer, parts, ("tokenizer.json", "tokenizer_config.json")),
-        Target("image", {"m.tlm": image}, read_image, {"m.tlm": image_header}),
-        Target("program", {"program": _program(image)}, read_program, header=1 << 12),
+        Target(
+            "sentencepiece",
+            spoken,
+            read_sentencepiece_folder,
+            {n: JSON for n in spoken if n.endswith(".json")},
+            header=1 << 12,
+        ),
+        Target("image", {"m.tlm": image}, read_image, {"m.tlm": (Part(image_header),)}),
+        Target(
+            "program",
+            {"program": _program(image)},
+            read_program,
+            {"program": (Part(program_fields, "tree"),)},
+            header=1 << 12,
+        ),
         Target("template", {"template": _TEMPLATE}, read_template, header=1 << 12),
-        Target("request", {"body": json.dumps(_BODY).encode()}, read_request, {"body": whole}),
-        Target("configuration", {"board.toml": _BOARD}, read_configuration, header=1 << 12),
+        Target("request", {"body": json.dumps(_BODY).encode()}, read_request, {"body": JSON}),
+        Target(
+            "configuration",
+            {"board.toml": b'board = "below.toml"\nlanes = 4\n', "below.toml": _BOARD},
+            read_configuration,
+            dict.fromkeys(("board.toml", "below.toml"), (Part(toml, "tree"),)),
+            header=1 << 12,
+        ),
+        Target(
+            "board",
+            {"board.toml": _DESCRIBED, "pins.xdc": b"# none\n"},
+            read_configuration,
+            {"board.toml": (Part(toml, "tree"),)},
+            ("board.toml",),
+            header=1 << 12,
+        ),
+        Target(
+            "defaults", {"generation_config.json": settings.encode()}, read_defaults, {"generation_config.json": JSON}
+        ),
         _prompt_cache(image),
+        _conversation(),
+        _server(),
         *(
-            Target(f"gguf {kind}", {"m.gguf": data}, read_gguf_file, header=data.rindex(b"weight") + 64)
+            Target(
+                f"gguf {kind}", {"m.gguf": data}, read_gguf_file, {"m.gguf": GGUF}, header=data.rindex(b"weight") + 64
+            )
             for kind, data in _gguf().items()
         ),
+        *families(),
     ]

@@ -145,6 +145,7 @@ def test_a_zynq_7000_has_short_bursts() -> None:
         ('board = "none.toml"', "none.toml: cannot be read .No such file"),
         ('board = "kv260"\nlanes = 7', "x.toml: lanes must be a power of two"),
         ("board = " + "[" * 5000, "is no TOML"),
+        ('board = "\\u0000.toml"', "board .* is unknown"),
     ],
 )
 def test_files_that_cannot_be_are_refused(content: str, message: str, tmp_path: Path) -> None:
@@ -215,6 +216,12 @@ def edited(folder: Path, old: str, new: str, path: Path = ZYBO) -> Path:
         ("row_low = 15", "row_low = 13", "must lie below row_low"),
         ("ports = [0, 0, 1, 1]", "ports = [0, 1]", "each of 4 memory ports"),
         ('manual = "DS190', 'constraints = "no.xdc"\nmanual = "DS190', "constraints 'no.xdc' cannot be read"),
+        ('manual = "DS190', 'constraints = "\\u0000"\nmanual = "DS190', "constraints .* cannot be read"),
+        (
+            'manual = "DS190',
+            'constraints = "/dev/zero"\nmanual = "DS190',
+            "constraints '/dev/zero' is no file of up to",
+        ),
         ('manual = "DS190', 'phases_kib = [0, 1, 2, 3]\nmanual = "DS190', "phases_kib must be a multiple of 4"),
         ('manual = "DS190', 'register_base = 100\nmanual = "DS190', "register_base must be a multiple of 4096"),
         ("score_words = 1024", "score_words = 512", "x.toml: score_words .512. must hold"),

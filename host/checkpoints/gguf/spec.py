@@ -83,8 +83,10 @@ def read_spec(g: Gguf, architecture: str, notes: list[str]) -> ModelSpec:
         if key(name) in g.fields and g.number(key(name)) != 1:
             refuse(name, g.fields[key(name)], "a scale of its own (muP) is not supported")
     shape = g.shape("token_embd.weight")
-    vocab = shape[0] if len(shape) == 2 else 0
-    if g.integer(key("vocab_size"), max(vocab, 1)) != vocab:
+    if len(shape) != 2:
+        raise UserError(f"{g.where('token_embd.weight')}: has the shape {list(shape)}; a row for each token is needed")
+    vocab = shape[0]
+    if g.integer(key("vocab_size"), vocab) != vocab:
         refuse("vocab_size", g.fields[key("vocab_size")], f"but token_embd.weight has the shape {list(shape)}")
     layers, ffn = g.integer(key("block_count")), g.integer(key("feed_forward_length"))
     if layers > len(list(g)):

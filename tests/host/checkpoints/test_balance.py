@@ -31,6 +31,13 @@ def at(value: float) -> NDArray[np.float32]:
     return out
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_overflows_is_left_alone_without_a_warning():
+    tiny = np.full(8, 1e-38, np.float32)
+    tiny[3] = 3e38
+    assert np.isfinite(factors(tiny, tiny, ONES)).all() and factors(tiny, tiny, ONES)[3] == 1
+
+
 @pytest.mark.parametrize(
     ("column", "gain", "stream", "want"),
     [

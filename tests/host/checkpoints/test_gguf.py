@@ -414,6 +414,10 @@ LATER = "blk.1.attn_q.weight"
         ({"skip": ("rope.freq_base",), "arch__rope__freq_base": -1.0}, "freq_base must be a positive number, not -1.0"),
         ({"skip": ("rope.freq_base",), "arch__rope__freq_base": float("nan")}, "freq_base must be a positive number, not nan"),
         ({"skip": ("vocab_size",), "arch__vocab_size": 7}, r"vocab_size is 7; but token_embd.weight has the shape \[1024, 128\]"),
+        (
+            {"skip": ("vocab_size",), "tensors": {"token_embd.weight": (np.zeros(256, np.float32), T.F32)}},
+            r"token_embd.weight: has the shape \[256\]; a row for each token is needed",
+        ),
         ({"arch__rope__scaling__type": "longrope"}, "scaling.type is 'longrope'; supported are 'none', 'linear' and 'yarn'"),
         ({"arch__rope__scaling__type": "yarn", "arch__rope__scaling__yarn_ext_factor": 0.5}, "yarn_ext_factor is 0.5; only 1 is supported"),
         ({"arch__rope__scaling__type": "yarn", "arch__rope__scaling__yarn_log_multiplier": 0.1}, "yarn_log_multiplier is 0.1; only 0 is"),

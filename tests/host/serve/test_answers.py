@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from starlette.requests import Request
 
 from tellme.host.serve import app
 from tellme.host.serve.app import Answer
@@ -131,3 +132,11 @@ def test_a_stream_says_that_it_lives_while_nothing_comes(monkeypatch: pytest.Mon
     pings = [i for i, e in enumerate(events) if e == b": ping\n\n"]
     assert len(pings) >= 3 and max(pings) < first
     assert events[-1] == b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize("length", ["²", "-1", "1e3", "9" * 5000, ""])
+def test_a_body_whose_length_is_no_number_is_refused(length: str) -> None:
+    headers = [(b"content-type", b"application/json"), (b"content-length", length.encode("latin-1"))]
+    server = SimpleNamespace(limits=app.Limits())
+    with pytest.raises(app.Failure, match="longer than"):
+        asyncio.run(app.Server._json(server, Request({"type": "http", "headers": headers})))  # type: ignore[arg-type]

@@ -440,7 +440,17 @@ def test_the_models_own_sampling_is_the_default(tmp_path: Path) -> None:
     ):
         (folder / "generation_config.json").write_text(json.dumps(data))
         assert sampling_of(folder, Sampling(top_k=3)) == want
-    for text in ("{", "[]", '{"temperature": "hot"}', '{"top_p": 7}'):
+    many = "9" * 400  # more than a float holds
+    for text in (
+        "{",
+        "[" * 100_000,
+        "[]",
+        '{"temperature": "hot"}',
+        '{"top_p": 7}',
+        f'{{"top_k": {many}}}',
+        '{"top_k": Infinity}',
+        '{"top_k": NaN}',
+    ):
         (folder / "generation_config.json").write_text(text)
         with pytest.raises(UserError, match="generation_config.json: "):
             sampling_of(folder)

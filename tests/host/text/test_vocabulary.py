@@ -275,6 +275,7 @@ def test_tokenizer_json_is_preferred(tmp_path: Path):
         ({"added_tokens": {"<x>": 5}}, r"added token 5 \('<x>'\) does not follow"),
         ({"added_tokens": {"<x>": "no"}}, "the added tokens of its tokenizer are damaged"),
         ({"added_tokens": {"<x>": None}}, "the added tokens of its tokenizer are damaged"),
+        ({"added_tokens": {"<x>": float("inf")}}, "the added tokens of its tokenizer are damaged"),
         ({"tokenizer_config": {"added_tokens_decoder": {"7": "x"}}}, "the added tokens of its tokenizer are damaged"),
         ({"tokenizer_config": {"added_tokens_decoder": [1]}}, "the added tokens of its tokenizer are damaged"),
         ({"tokenizer_config": [1]}, "tokenizer_config.json: is not a JSON object"),
