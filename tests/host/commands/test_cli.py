@@ -63,7 +63,7 @@ RUN = ("run", "--prompt", "Once upon a time", "--max-new-tokens", "12")
 def test_golden_streams_the_text_and_statistics_apart():
     r = tellme(*RUN, "--backend", "golden")
     assert r.exit_code == 0
-    assert r.stdout == "Once upon a time, in a valley, there lived a careful boy named Anna\n"
+    assert r.stdout == "Once upon a time, in a house on a hill, there lived a happy\n"
     assert "no cycles are counted" in r.stderr
 
 
@@ -158,7 +158,7 @@ def test_sampling_options_reach_the_sampler(machine: list[ReferenceMachine]):
 
 
 def test_stop_strings_end_the_text():
-    r = tellme(*RUN, "--backend", "golden", "--stop", " valley", "--stop", "zebra")
+    r = tellme(*RUN, "--backend", "golden", "--stop", " house", "--stop", "zebra")
     assert r.stdout == "Once upon a time, in a\n"
 
 

@@ -261,7 +261,7 @@ def test_the_same_tokens_from_machine_and_golden(sampling: Sampling):
 
 def test_the_demo_model_tells_a_story():
     g = Generation(golden(), tokenizer(), tokenizer().encode("Once upon a time"), max_new_tokens=24)
-    assert "there lived a careful" in "".join(g)
+    assert "there lived a happy" in "".join(g)
 
 
 def test_a_model_in_another_slot_says_the_same(tmp_path: Path):
