@@ -62,7 +62,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "program": (
         ("host/machine/program.py", "host/machine/placement.py", "host/machine/patterns.py"),
-        ("tests/host/machine/test_program.py", "tests/host/machine/test_driver.py", "tests/host/machine/test_narrow.py", "tests/host/machine/test_patterns.py", "tests/host/machine/test_screening.py"),
+        ("tests/host/machine/test_program.py", "tests/host/machine/test_driver.py", "tests/host/machine/test_narrow.py", "tests/host/machine/test_patterns.py", "tests/host/machine/test_placement.py", "tests/host/machine/test_screening.py"),
     ),
     "image": (
         ("host/image/file.py", "host/image/model.py", "host/image/screening.py"),

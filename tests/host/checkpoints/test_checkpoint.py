@@ -697,6 +697,9 @@ def test_broken_shards(tmp_path: Path):
     index = folder / "model.safetensors.index.json"
     index.write_text('{"weight_map": {"a": "../other/model.safetensors"}}')
     refused(folder, "the shard of tensor a must be a file in the same folder, not '../other/model.safetensors'")
+    for shard in ('""', "7", "null", '"x\\u0000"'):
+        index.write_text(f'{{"weight_map": {{"a": {shard}}}}}')
+        refused(folder, "the shard of tensor a must be a file in the same folder, not ")
     index.write_text('{"weight_map": []}')
     refused(folder, "has no weight_map")
     os.truncate(index, 1 << 30)

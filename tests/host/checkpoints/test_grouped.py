@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tellme.golden import ternary
 from tellme.golden.config import TINY
 from tellme.golden.model import GoldenModel, ModelWeights
+from tellme.host.checkpoints.common import head_scales
 from tellme.host.checkpoints.gguf import read_gguf
 from tellme.host.checkpoints.gguf.elements import UNPACK
 from tellme.host.checkpoints.huggingface import read_checkpoint
@@ -143,6 +144,21 @@ def test_ternary_payload_of_every_file_type_is_identical(tmp_path: Path, size: i
         for a, b in zip(got.layers, weights.layers, strict=True):
             for norm in ("q_norm", "k_norm", "input_norm"):
                 np.testing.assert_array_equal(getattr(a, norm), getattr(b, norm))
+
+
+def test_a_head_is_ternary_where_every_group_holds_one_magnitude_and_zeros():
+    signs = np.random.default_rng(3).integers(-1, 2, (5, 96))
+    signs[2, 64:] = 0
+    scales = np.array([[0.5, 3.0]] * 5, np.float32)
+    scales[2, 1] = 0
+    rows = (signs * np.repeat(scales, 64, axis=1)[:, :96]).astype(np.float32)
+    found = head_scales(rows, 64)
+    assert found is not None and np.array_equal(found, scales)
+    for value in (0.25, 6.0, np.nan, np.inf):
+        other = rows.copy()
+        other[4, 70:72] = 3.0, value
+        assert head_scales(other, 64) is None, value
+    assert head_scales(rows, 96) is None
 
 
 def test_converted_files_give_the_logits_of_the_hugging_face_form(tmp_path: Path):

@@ -202,10 +202,11 @@ def test_regions_that_the_masters_would_take_for_others_are_refused(bases: list[
     assert "\n" not in str(e.value)
 
 
-def test_regions_side_by_side_at_the_end_of_the_addresses_are_taken():
+@pytest.mark.parametrize("first", [0, (1 << 40) - 16384])
+def test_regions_side_by_side_at_either_end_of_the_addresses_are_taken(first: int):
     config = replace(TINY, ports=2)
     machine = ReferenceMachine(config, 512)
-    machine.port_bases = ((1 << 40) - 16384, (1 << 40) - 8192)
+    machine.port_bases = (first, first + 8192)
     Driver(machine, config)
 
 

@@ -23,7 +23,7 @@ from tellme.host.machine.passes import Backend
 from tellme.host.machine.placement import in_use
 from tellme.host.machine.screening import HeadChoice
 from tellme.host.machine.simulation import memory_timing
-from tellme.host.talk.drafts import LONGEST, MEMORY, Draft, Drafts
+from tellme.host.talk.drafts import LONGEST, MEMORY, SHORTEST, Draft, Drafts, History
 from tellme.host.talk.engine import Choice, Engine, Ticket, log_softmax
 from tellme.host.talk.generate import Generation
 from tellme.host.text.sampling import Sampling
@@ -359,6 +359,14 @@ def test_guesses_follow_the_latest_longest_run() -> None:
     d.extend(3, [8, 6, 8, 6, 8])
     assert d.guess(3, 5).tokens == (6, 8, 6, 8, 6)
     assert d.guess(3, 0) == Draft() and d.guess(4, 3) == Draft()
+
+
+def test_a_history_keeps_runs_of_the_lengths_that_are_looked_for() -> None:
+    h = History()
+    for token in (5, 6, 7, 5, 6, 7, 8, 9, 5, 6) * 3:
+        h.push(token)
+    assert {len(run) for run in h.runs} == set(range(SHORTEST, LONGEST + 1))
+    assert h.find((5, 6, 7)) == 26 and h.find((9, 5, 6)) == 20 and h.find((8, 5)) is None
 
 
 def test_guesses_are_counted_and_forgotten_in_time() -> None:

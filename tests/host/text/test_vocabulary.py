@@ -183,6 +183,15 @@ def test_tokenizer_config_wins_and_added_tokens_follow(tmp_path: Path):
     assert (t.bos_id, t.eos_id) == (n + 1, n)
     assert t.encode("<pad>")[:2] == [n + 1, n]
     assert t.decode([n + 1, n]) == "<pad>"
+    # A byte that is named among them is a byte still.
+    byte = next(
+        i
+        for i, p in enumerate(read_sentencepiece(train("bpe", "identity", False, True, True), "m").pieces)
+        if p.text == "<0xF0>"
+    )
+    named = {"added_tokens_decoder": {str(byte): {"content": "<0xF0>", "special": False}}}
+    b = Tokenizer(Files.read(folder(tmp_path / "b", tokenizer_config=named)), 1000)
+    assert byte in b.encode("🙂") and b.decode(b.encode("🙂")) == "🙂"
     assert (
         Tokenizer(Files.read(folder(tmp_path / "n", tokenizer_config={"add_bos_token": False})), 1000).encode("a")[0]
         != 1
