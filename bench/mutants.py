@@ -79,7 +79,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # ---- golden
     "schedule": (
         ("golden/schedule.py",),
-        ("tests/machine/test_layouts.py::test_phases_read_every_key_that_a_lane_attends_to_once", "tests/host/machine/test_driver.py"),
+        ("tests/machine/test_layouts.py::test_phases_read_every_key_that_a_lane_attends_to_once", "tests/host/machine/test_driver.py", "tests/control/test_fetch.py"),
     ),
     "numbers": (
         ("golden/fp.py", "golden/elementwise.py", "golden/attention.py", "golden/head.py", "golden/arith.py"),

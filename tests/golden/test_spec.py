@@ -11,7 +11,17 @@ import pytest
 from tellme.golden.model import LayerWeights
 from tellme.golden.program import Kind
 from tellme.golden.shapes import BITNET_2B
-from tellme.golden.spec import ACTIVATIONS, LAST_STEP, MATRICES, NORMS, STEPS, ModelError, ModelSpec, rope_tables
+from tellme.golden.spec import (
+    ACTIVATIONS,
+    LAST_STEP,
+    MATRICES,
+    NORMS,
+    STEPS,
+    ModelError,
+    ModelSpec,
+    rope_tables,
+    yarn_attention,
+)
 from tests.models import PARTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,3 +135,9 @@ def test_an_activation_that_there_is_not_is_refused(value: object) -> None:
             vocab=8,
             activation=value,  # type: ignore[arg-type]
         )
+
+
+def test_yarn_attention_is_as_published() -> None:
+    """YaRN (arXiv 2309.00071), section 3.4: sqrt(1/t) = 0.1 ln(s) + 1."""
+    assert yarn_attention(4.0) == pytest.approx(1.1386294) and yarn_attention(4.0, 0.5) == pytest.approx(1.0693147)
+    assert yarn_attention(1.0) == yarn_attention(0.5) == 1.0
