@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parent.parent / "docs" / "measurements"
 BOARDS = {"kv260": ["--ecp5"], "ultra96v2": [], "pynq_z2": []}
 """Other boards have the design of the KV260 in a chip with at least as much of everything (tests/platforms)."""
 CONFIGURATIONS = ("kv260_decode", "kv260_bonsai", "kv260_bonsai_large", "kv260_large")
-"""Files of docs/examples/configurations; they have the limits of the KV260, and all but the first a level more."""
+"""Files of docs/examples/configurations; they have the limits of the KV260."""
 COLUMNS = ("lut_logic", "lut_memory", "lut", "ff", "carry", "dsp", "ramb36", "uram", "levels")
 LIMITS = {"lut": 88_000, "ff": 164_000, "dsp": 1_000, "ramb36": 116, "uram": 60, "levels": 6}
 """What the accelerator of the KV260 may take at most."""
@@ -60,9 +60,7 @@ def test_write_the_page() -> None:
 @pytest.mark.parametrize("column", LIMITS)
 @pytest.mark.parametrize("name", ["kv260", *CONFIGURATIONS])
 def test_the_kv260_is_within_its_limits(name: str, column: str) -> None:
-    # In configurations for other models a limit is compared with another number, which may take a level more.
-    most = LIMITS[column] + (column == "levels" and name not in ("kv260", "kv260_decode"))
-    assert report(name)["total"][column] <= most
+    assert report(name)["total"][column] <= LIMITS[column]
 
 
 def page() -> str:

@@ -7,6 +7,7 @@ import io
 import tempfile
 from contextlib import redirect_stderr, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from gguf import GGMLQuantizationType as T
 
 from tellme.golden import schedule, ternary
 from tellme.golden.check import problem
-from tellme.golden.config import TINY
+from tellme.golden.config import TINY, AcceleratorConfig
 from tellme.golden.model import ModelWeights
 from tellme.golden.program import DESCRIPTOR_BYTES
 from tellme.host.checkpoints.checkpoint import read_checkpoint
@@ -192,11 +193,12 @@ def _image() -> bytes:
         return (folder / "m.tlm").read_bytes()
 
 
-def _program(image: bytes) -> bytes:
+def program_of(image: bytes, config: AcceleratorConfig) -> bytes:
+    """The program of an image for an accelerator, of two slots and 64 positions: what `read_program` takes."""
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "m.tlm").write_bytes(image)
-        with Model.open(Path(name) / "m.tlm", GROUPED) as opened:
-            return compile_program(opened, GROUPED, slots=2, context=64).code
+        with Model.open(Path(name) / "m.tlm", config) as opened:
+            return compile_program(opened, config, slots=2, context=64).code
 
 
 # ---- readers ---------------------------------------------------------------------------------------------------------
@@ -234,14 +236,15 @@ def read_grouped_image(folder: Path) -> None:
         opened.check_weights()
 
 
-def read_grouped_program(folder: Path) -> None:
-    """What golden thinks of a program, and what a sound one reads."""
+def read_program(folder: Path, config: AcceleratorConfig) -> None:
+    """What golden, and with it the RTL, thinks of a program; where it finds nothing wrong, what the program reads."""
     code = (folder / "program").read_bytes()
     code = code[: len(code) // DESCRIPTOR_BYTES * DESCRIPTOR_BYTES]
-    wrong = problem(code, GROUPED, context=64, slots=2)
+    wrong = problem(code, config, context=64, slots=2)
     if wrong is not None:
+        assert 0 <= wrong[0] <= len(code) // DESCRIPTOR_BYTES
         raise UserError(f"descriptor {wrong[0]}: {wrong[1]}")
-    for segment in schedule.segments(GROUPED, code, 0, [3, 4], [1, 1], 1):
+    for segment in schedule.segments(config, code, 0, [3, 4], [1, 1], 1):
         assert segment.beats >= 0
 
 
@@ -267,6 +270,6 @@ def families() -> list[Target]:
         ),
         *made,
         Target("family image", {"m.tlm": image}, read_grouped_image, {"m.tlm": (Part(image_header),)}),
-        Target("family program", {"program": _program(image)}, read_grouped_program, {"program": (Part(program_fields, "tree"),)}, header=1 << 12),
+        Target("family program", {"program": program_of(image, GROUPED)}, partial(read_program, config=GROUPED), {"program": (Part(program_fields, "tree"),)}, header=1 << 12),
         Target("family template", {"template": THINKING}, read_thinking, header=1 << 12),
     ]  # fmt: skip

@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import gguf
 from gguf import GGMLQuantizationType as T
 
-from tellme.golden import schedule
 from tellme.golden.boards import BOARDS
-from tellme.golden.check import problem
 from tellme.golden.config import PRESETS, TINY
-from tellme.golden.program import DESCRIPTOR_BYTES
 from tellme.host.checkpoints.checkpoint import read_checkpoint
 from tellme.host.configuration import resolve
 from tellme.host.errors import UserError
@@ -36,7 +33,7 @@ from tellme.host.text.sampling import Sampling
 from tellme.host.text.template import ChatTemplate
 from tellme.host.text.tokenizer import Files, Tokenizer
 from tests.fuzz.driver import Part, Target
-from tests.fuzz.families import families, read_gguf_file
+from tests.fuzz.families import families, program_of, read_gguf_file, read_program
 from tests.fuzz.parts import GGUF, JSON, SAFETENSORS, image_header, npz_head, program_fields, toml, whole
 from tests.host.checkpoints.gguf_support import model, write_gguf
 from tests.host.support import config_json, tensors_of, write_folder
@@ -140,18 +137,6 @@ def _gguf() -> dict[str, bytes]:
         return {kind: path.read_bytes() for kind, path in files.items()}
 
 
-def read_program(folder: Path) -> None:
-    """What golden, and with it the RTL, thinks of a program; where it finds nothing wrong, what the program reads."""
-    code = (folder / "program").read_bytes()
-    code = code[: len(code) // DESCRIPTOR_BYTES * DESCRIPTOR_BYTES]
-    wrong = problem(code, TINY, context=64, slots=2)
-    if wrong is not None:
-        assert 0 <= wrong[0] <= len(code) // DESCRIPTOR_BYTES
-        raise UserError(f"descriptor {wrong[0]}: {wrong[1]}")
-    for segment in schedule.segments(TINY, code, 0, [3, 4], [1, 1], 1):
-        assert segment.beats >= 0
-
-
 def read_template(folder: Path) -> None:
     """Renders a chat with a template from a file that anybody may have written."""
     template = ChatTemplate(
@@ -208,13 +193,6 @@ clock_mhz = 125
 
 _DESCRIBED = (Path(__file__).parents[2] / "docs" / "examples" / "zcu102.toml").read_bytes()
 _DESCRIBED = _DESCRIBED.replace(b"[board]\n", b'[board]\nconstraints = "pins.xdc"\n')
-
-
-def _program(image: bytes) -> bytes:
-    with tempfile.TemporaryDirectory() as name:
-        (Path(name) / "m.tlm").write_bytes(image)
-        with Model.open(Path(name) / "m.tlm", TINY) as opened:
-            return compile_program(opened, TINY, slots=2, context=64).code
 
 
 def _prompt_cache(image: bytes) -> Target:
@@ -382,8 +360,8 @@ def targets() -> list[Target]:
         Target("image", {"m.tlm": image}, read_image, {"m.tlm": (Part(image_header),)}),
         Target(
             "program",
-            {"program": _program(image)},
-            read_program,
+            {"program": program_of(image, TINY)},
+            partial(read_program, config=TINY),
             {"program": (Part(program_fields, "tree"),)},
             header=1 << 12,
         ),

@@ -143,7 +143,7 @@ def test_a_narrow_cache_is_near_float64(cache: CacheFormat) -> None:
         got = all_logits(GoldenModel(weights, config, cache=cache), ids, 4)
         want = forward(weights, ids, Options(query=True, embedding=True, head=True, scores=True), kept=kept)
         errors.append(np.abs(got - want).max(-1) / np.abs(want).max(-1))
-    assert np.quantile(errors, 0.25) < 1e-4 and np.max(errors) < 0.08
+    assert np.quantile(errors, 0.4) < 1e-5 and np.sum(np.array(errors) > 0.05) <= 1 and np.max(errors) < 0.08
 
 
 def test_an_accelerator_without_a_narrow_cache_refuses_it() -> None:
