@@ -359,8 +359,7 @@ HEADER = """# Mutants
 What tests say when one place of the sources is wrong: `make mutants` ([bench/mutants.py](../../bench/mutants.py)). The campaign draws the same number of mutants for each target, whatever its
 size. A mutant is shown to the tests of its target that call the changed function, the quickest first, and is killed if one fails or all of them hang; what survives would perhaps be seen by other
 tests (those of whole machines), which the campaign does not run. A survivor that is looked at gets a test, and is run again; or it is *equivalent*, and its reason is named. Lines are those of the
-sources that were mutated; the names do not depend on them. The trace does not see what golden's functions do in a simulator's own process, so tests that simulate are not always shown golden's
-mutants: the open ones of `golden/schedule.py` are killed by tests/control/test_fetch.py, when it is run on them by hand. A campaign may be stopped and continued: what is in [mutants.jsonl](mutants.jsonl) is not run again. Seconds are by the
+sources that were mutated; the names do not depend on them. A campaign may be stopped and continued: what is in [mutants.jsonl](mutants.jsonl) is not run again. Seconds are by the
 clock, on two cores that others used, too: they say which targets are slow, not how slow.
 
 """

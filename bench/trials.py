@@ -51,6 +51,27 @@ PRELOADED = (
 )  # fmt: skip
 """What takes long to import, and keeps no threads."""
 PROFILES = ROOT / "build" / "mutants"
+CALLS = "TELLME_TRIALS_CALLS"
+"""Variable that names the file to which processes of tests write what they call."""
+SITE = f'''"""What a process that a test starts calls (bench/trials.py)."""
+
+import os, sys, threading
+
+if place := os.environ.get("{CALLS}"):
+    out = os.open(place, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    seen = set()
+
+    def trace(frame, event, arg, folder=os.environ["{CALLS}_FOLDER"], seen=seen, out=out, write=os.write):
+        code = frame.f_code
+        if code not in seen:
+            seen.add(code)
+            if code.co_filename.startswith(folder):
+                write(out, f"{{code.co_filename}}\\t{{code.co_firstlineno}}\\n".encode())
+
+    threading.settrace(trace)
+    sys.settrace(trace)
+'''
+"""Module that Python imports when it starts, in simulators, too."""
 SIMULATOR = re.compile("[0-9a-f]{16}")
 """Names of simulators in the cache."""
 
@@ -116,10 +137,12 @@ class Profile:
 
 
 class _Tracer:
-    """pytest plugin: which functions of the sources each test calls. What a fixture of a file calls counts for all tests of the file."""
+    """pytest plugin: which functions of the sources each test calls, itself or in processes that it starts. What a fixture of a file calls counts for all
+    tests of the file; what a process calls, for the test that first sees it do so."""
 
     def __init__(self, folder: Path):
         self.profile = Profile()
+        self._others = folder.with_name("calls")
         self._folder = str(folder) + "/"
         self._now: set[tuple[str, int]] = set()
         self._real: dict[str, str] = {}
@@ -137,6 +160,13 @@ class _Tracer:
     def pytest_sessionstart(self) -> None:
         from amaranth.sim import Simulator
 
+        site = Path(self._folder).with_name("site")
+        site.mkdir(exist_ok=True)
+        (site / "sitecustomize.py").write_text(SITE)
+        sys.path.insert(0, str(site))
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(site), os.environ["PYTHONPATH"]])
+        os.environ |= {CALLS: str(self._others), f"{CALLS}_FOLDER": self._folder}
+
         run = Simulator.run
 
         def untraced(simulator: Any) -> None:
@@ -153,6 +183,11 @@ class _Tracer:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         called, self._now = self._now, set()
+        if self._others.exists():
+            for row in self._others.read_text().splitlines():
+                name, line = row.split("\t")
+                called.add((name, int(line)))
+            self._others.write_text("")
         test = report.nodeid
         file = test.split("::")[0]
         if report.when == "setup":
@@ -170,7 +205,7 @@ class _Tracer:
                 self.profile.calls.setdefault(path, {}).setdefault(line, set()).update(mine)
         self.profile.modules = {n for n in list(sys.modules) if n.split(".")[0] not in OURS}
         files = (getattr(m, "__file__", None) for n, m in list(sys.modules.items()) if n.split(".")[0] in OURS)
-        paths = {os.path.relpath(os.path.realpath(f), self._folder) for f in files if f}
+        paths = {os.path.relpath(os.path.realpath(f), self._folder) for f in files if f} | self.profile.calls.keys()
         self.profile.sources = {p: _sha256(Path(self._folder, p)) for p in sorted(paths)}
 
 
@@ -427,7 +462,8 @@ class Bench:
         """
         at = [self.folder / t.split("::")[0] for t in tests]
         files = sorted(str(p.relative_to(self.folder)) for t in at for p in (t.rglob("*.py") if t.is_dir() else [t]))
-        name = hashlib.sha256(repr((tuple(tests), files)).encode()).hexdigest()[:16]
+        key = repr((tuple(tests), files, _sha256(Path(__file__))))
+        name = hashlib.sha256(key.encode()).hexdigest()[:16]
         kept, built = PROFILES / f"{name}.pickle", PROFILES / name
         PROFILES.mkdir(parents=True, exist_ok=True)
         with open(PROFILES / f"{name}.lock", "w") as lock:

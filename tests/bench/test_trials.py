@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
+from pathlib import Path
 
 import pytest
 
-from bench.trials import Batch, Trial, verdicts
+from bench import trials
+from bench.trials import Batch, Bench, Trial, verdicts
 from bench.workers import ROOT, workers
 from tellme.host.errors import CheckError
 
@@ -44,3 +46,18 @@ def test_nothing_is_begun_when_the_time_is_over() -> None:
 def test_tests_that_fail_by_themselves_are_named() -> None:
     with pytest.raises(CheckError, match="tests/golden/test_nowhere.py: .*do not pass without a mistake"):
         verdicts(Batch(("tests/golden/test_nowhere.py",), (LAST,)))
+
+
+def test_what_a_process_of_a_test_calls_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "PROFILES", tmp_path / "profiles")
+    bench = Bench(tmp_path / "sources", tmp_path / "cache")
+    name = "tests/bench/test_made.py"
+    call = "import tellme.golden.arith as a; a.ceil_div(3, 2)"
+    (bench.folder / name).write_text(
+        f"import subprocess, sys\ndef test_it():\n    subprocess.run([sys.executable, '-c', {call!r}], check=True)\n"
+    )
+    calls = bench.profile((name,)).calls["golden/arith.py"]
+    (line,) = (
+        n for n, row in enumerate((ROOT / "golden/arith.py").read_text().splitlines(), 1) if "def ceil_div" in row
+    )
+    assert calls[line] == {f"{name}::test_it"}
