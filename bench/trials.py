@@ -185,8 +185,8 @@ class _Tracer:
         called, self._now = self._now, set()
         if self._others.exists():
             for row in self._others.read_text().splitlines():
-                name, line = row.split("\t")
-                called.add((name, int(line)))
+                file, first = row.split("\t")
+                called.add((file, int(first)))
             self._others.write_text("")
         test = report.nodeid
         file = test.split("::")[0]

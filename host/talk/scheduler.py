@@ -396,20 +396,25 @@ class Scheduler:
         head = (0, 0)
         for c in order:
             draft, drafted = drafts.get(c, none)
-            count, first = counts[c], len(tokens)
+            count, first, computed = counts[c], len(tokens), c.computed
             while count + drafted > 1 and not fits_scores(
-                self.config, self.group, c.computed, count + drafted, first, self.kv
+                self.config, self.group, computed, count + drafted, first, self.kv
             ):
                 drafted, count = (drafted - 1, count) if drafted else (0, count - 1)
             parts.append(Part(c, first, count, draft, drafted))
             assert c.slot is not None
             lanes = count + drafted
-            if c.computed + count == len(c.tokens):  # it chooses
+            if computed + count == len(c.tokens):  # it chooses
                 begin = head[0] if head[1] else first + count - 1
                 head = begin, first + lanes - begin
-            tokens += c.tokens[c.computed : c.computed + count]
+            if lanes == 1:  # mostly, and this is quicker
+                tokens.append(c.tokens[computed])
+                positions.append(computed)
+                slots.append(c.slot)
+                continue
+            tokens += c.tokens[computed : computed + count]
             tokens += draft.tokens[:drafted]
-            positions += range(c.computed, c.computed + lanes)
+            positions += range(computed, computed + lanes)
             slots += [c.slot] * lanes
         write = logits and head[1] > 0
         return Planned(Pass.of(tokens, positions, slots, head=head, write_logits=write), tuple(parts))

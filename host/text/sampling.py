@@ -8,12 +8,14 @@ a token is in, fewer are taken for far, and in the end none. So what is drawn fo
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from hashlib import blake2b
 from queue import SimpleQueue
 from threading import Thread
 from typing import Any
@@ -215,9 +217,9 @@ class Sampler:
 
     def more(self, ahead: int = 0) -> Iterator[float]:
         """More numbers for that token, where the first does not do; those of no other token."""
-        generator = np.random.Generator(np.random.PCG64([self.sampling.seed, self._taken + ahead]))
-        while True:
-            yield generator.random()
+        for tried in itertools.count():  # a generator that is made anew takes as long as a draw
+            said = blake2b(b"%d %d %d" % (self.sampling.seed, self._taken + ahead, tried), digest_size=8).digest()
+            yield (int.from_bytes(said, "little") >> 11) / (1 << 53)
 
     def take(self) -> None:
         """The next token was drawn, and is kept."""
@@ -377,14 +379,13 @@ class _Near:
         self._wide = width > WIDE and len(samplers) > 1
         if self._wide:
             return
+        self._found, self._starts = found, ends
+        near = logits.ravel().take(found)
         if min(counts) == width:
-            self._places = found.reshape(len(counts), width)
-            self._values = logits.ravel()[self._places]
+            self._values = near.reshape(len(counts), width)
         else:
-            columns = np.arange(width)
-            self._places = found.take(starts[:-1, None] + columns, mode="clip")
-            self._values = logits.ravel()[self._places]
-            self._values[columns >= np.array(counts)[:, None]] = -np.inf
+            self._values = np.full((len(counts), width), -np.inf, np.float32)
+            self._values[np.arange(width) < np.array(counts)[:, None]] = near
         if any([count > k for count, k in zip(counts, most, strict=True)]):
             self._cut()
         weights = self._values.astype(np.float64)
@@ -441,11 +442,11 @@ class _Near:
 
     def _try(self, lanes: list[int], numbers: list[float]) -> list[int]:
         """Places that the numbers fall on; -1: on nothing that may be drawn."""
-        settings, values, weights, sums, places = self._settings, self._values, self._weights, self._sums, self._places
+        settings, values, weights, sums = self._settings, self._values, self._weights, self._sums
         if len(lanes) < len(values):
             # Mostly one is tried again, and a slice is not copied.
             of = lanes if len(lanes) > 1 else slice(lanes[0], lanes[0] + 1)
-            values, weights, sums, places = values[of], weights[of], sums[of], places[of]
+            values, weights, sums = values[of], weights[of], sums[of]
         drawn = [u * (self._near[i] + self._far[i]) for u, i in zip(numbers, lanes, strict=True)]
         column = (sums > np.array(drawn)[:, None]).argmax(axis=1)
         at = np.arange(len(lanes)), column
@@ -460,15 +461,17 @@ class _Near:
             above = np.add.accumulate(weights * higher, axis=1)[:, -1].tolist()
         out = []
         n = self._logits.shape[1]
-        on: list[int] = places[at].tolist()
-        for i, (lane, number, place, mass) in enumerate(zip(lanes, drawn, on, above, strict=True)):
+        on: list[int] = column.tolist()
+        for i, (lane, number, one, mass) in enumerate(zip(lanes, drawn, on, above, strict=True)):
             s, near = settings[lane], self._near[lane]
             if number >= near:
                 out.append(self._distant(lane, number - near))
-            elif (s.min_p == 0.0 or weights[i, column[i]] >= s.min_p) and (
-                s.top_p == 1.0 or mass < s.top_p * near or self._in(lane, place - lane * n, mass)
+                continue
+            place = int(self._found[self._starts[lane] + one]) - lane * n
+            if (s.min_p == 0.0 or weights[i, one] >= s.min_p) and (
+                s.top_p == 1.0 or mass < s.top_p * near or self._in(lane, place, mass)
             ):
-                out.append(place - lane * n)
+                out.append(place)
             else:
                 out.append(-1)
         return out
@@ -499,7 +502,7 @@ class _Near:
         if s.top_k:
             place = int(_first(values, s.top_k)[count + which])
         else:
-            near = self._places[lane, :count] - lane * len(values) - np.arange(count)
+            near = self._found[self._starts[lane] :][:count] - lane * len(values) - np.arange(count)
             place = which + int(np.searchsorted(near, which, side="right"))
         share = beyond / unit - which
         if share >= math.exp((float(values[place]) - self._low[lane]) / s.temperature):
