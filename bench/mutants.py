@@ -72,6 +72,14 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("host/checkpoints/common.py", "host/checkpoints/tensors.py", "host/checkpoints/gguf/tensors.py", "host/checkpoints/gguf/elements.py", "host/checkpoints/balance.py"),
         ("tests/host/checkpoints/test_grouped.py", "tests/host/checkpoints/test_balance.py", "tests/host/checkpoints/test_checkpoint.py", "tests/host/checkpoints/test_gguf.py"),
     ),
+    "headers": (
+        ("host/checkpoints/gguf/header.py", "host/checkpoints/gguf/spec.py", "host/checkpoints/huggingface/config.py", "host/checkpoints/huggingface/source.py"),
+        ("tests/host/checkpoints",),
+    ),
+    "board": (
+        ("host/machine/pynq/buffers.py", "host/machine/pynq/device.py", "host/machine/pynq/handoff.py", "host/machine/pynq/overlay.py", "host/machine/pynq/network.py"),
+        ("tests/pynq",),
+    ),
     "configuration": (
         ("host/configuration.py", "golden/config.py"),
         ("tests/host/test_configuration.py", "tests/golden/test_config.py", "tests/golden/test_boards.py"),
@@ -106,6 +114,11 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("tests/golden/test_check.py", "tests/golden/test_registers.py", "tests/host/machine/test_program.py", "tests/host/machine/test_shape.py"),
     ),
     # ---- hardware
+    "fp": (("hw/fp/adder.py", "hw/fp/convert.py", "hw/fp/dsp.py", "hw/fp/functions.py", "hw/fp/multiplier.py", "hw/fp/shift.py"), ("tests/fp/test_units.py", "tests/fp/test_dsp.py")),
+    "machine": (
+        ("hw/top.py", "hw/head/unit.py", "hw/memory/share.py", "hw/control/execute.py", "hw/control/route.py", "hw/control/parameters.py", "hw/control/descriptor.py"),
+        ("tests/machine/test_machine.py", "tests/machine/test_screened.py"),
+    ),
     "queues": (("hw/queues.py", "hw/pipeline.py"), ("tests/hw/test_queues.py", "tests/hw/test_pipeline.py")),
     "supervisor": (
         ("hw/control/supervise.py", "hw/control/registers.py"),
@@ -124,6 +137,14 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "attention": (
         ("hw/attention/head.py", "hw/attention/merge.py", "hw/attention/scores.py", "hw/attention/maxima.py", "hw/attention/weight_pass.py", "hw/attention/score_pass.py", "hw/attention/queries.py"),
         ("tests/attention/test_unit.py",),
+    ),
+    "attention's data": (
+        ("hw/attention/array.py", "hw/attention/block.py", "hw/attention/loader.py", "hw/attention/player.py", "hw/attention/phases.py", "hw/attention/query_batches.py", "hw/attention/factors.py", "hw/attention/unit.py"),
+        ("tests/attention/test_unit.py",),
+    ),
+    "elementwise's data": (
+        ("hw/elementwise/elementwise.py", "hw/elementwise/load.py", "hw/elementwise/transpose.py", "hw/elementwise/hadamard.py", "hw/elementwise/buffers.py"),
+        ("tests/elementwise",),
     ),
     "elementwise": (
         ("hw/elementwise/quantiser.py", "hw/elementwise/epilogue.py", "hw/elementwise/scales.py", "hw/elementwise/groups.py", "hw/elementwise/statistics.py"),
