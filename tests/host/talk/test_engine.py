@@ -204,6 +204,30 @@ def test_with_a_screened_head_nobody_draws_from_what_others_need(mode: str) -> N
     assert 32 in calls and 0 in calls and mixed > 5
 
 
+@pytest.mark.parametrize(
+    ("slots", "speculate", "screened"), [(1, False, True), (1, True, False), (4, False, False), (4, True, False)]
+)
+def test_candidates_are_drawn_from_only_where_every_lane_of_a_pass_could_have_them(
+    slots: int, speculate: bool, screened: bool
+) -> None:
+    """512 entries hold 256 candidates of one lane, not of four: who draws alone must draw from what it would draw from beside others."""
+    weights = random_weights(small_spec(layers=1, vocab=600), 3)
+    weights = replace(weights, screen=screen.quantise(*weights.head_rows, 1))
+    calls: list[int] = []
+
+    class Counting(GoldenBackend):
+        def _pass(self, given: Any) -> Any:
+            calls.append(given.candidates)
+            return super()._pass(given)
+
+    backend = Counting(weights, TINY, slots=slots)
+    backend.head = HeadChoice(mode="screened", candidates=256)
+    engine = Engine(backend)
+    engine.submit([1, 2, 3], max_new_tokens=4, sampling=Sampling(temperature=1.0, seed=1), speculate=speculate)
+    drain(engine)
+    assert set(calls) == ({256} if screened else {0})
+
+
 def test_every_logit_of_a_confirmed_guess_is_that_of_the_run_without() -> None:
     logits = []
     for speculate in (False, True):

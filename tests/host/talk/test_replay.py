@@ -39,4 +39,5 @@ def test_guesses_pay_where_the_answer_copies_and_cost_nothing_where_it_does_not(
 def test_several_share_the_lanes() -> None:
     found = replay([text(find("edit")), text(find("list")), text(find("story"))], KV260, 1, cost)
     assert all(len(lanes) == 3 and sum(lanes) <= KV260.lanes for lanes in found.passes)
+    assert all(lanes == tuple(sorted(lanes, reverse=True)) for lanes in found.passes)
     assert found.tokens_per_pass > 3.3

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tellme.golden.arith import ceil_div
 from tellme.golden.config import KV260, TINY
 from tellme.host.errors import UserError
-from tellme.host.machine.passes import Backend, Pass, PassResult
+from tellme.host.machine.passes import Backend, Pass, PassResult, fits_scores
 from tellme.host.talk.drafts import Draft
 from tellme.host.talk.scheduler import PROBE, RISE, Conversation, Planned, Refused, Scheduler
 
@@ -319,6 +319,18 @@ def test_guesses_are_taken_as_long_as_they_pay() -> None:
     assert plan(0.5, sweeps) == 7  # eight lanes have one sweep of the head
     assert plan(0.99, sweeps) == 15
     assert plan(0.1, lambda firsts, lanes, heads: float(sum(lanes))) == 0
+
+
+def test_guesses_beyond_the_score_memory_stay_out() -> None:
+    config, group, keys = replace(TINY, lanes=4, max_context=96, score_words=128), 2, 60
+    assert [fits_scores(config, group, keys, lanes) for lanes in (2, 3)] == [True, False]
+    s = Scheduler(config, group, 96, 1, cost=lambda firsts, lanes, heads: 1.0)
+    s.submit([1] * keys, 30)
+    while not s.active or not s.active[0].decoding:
+        play(s, 1)
+    planned = s.plan(lambda c, most: Draft((7,) * most, 0.9, 2))
+    assert planned is not None and s.active[0].computed == keys
+    assert (planned.parts[0].count, planned.parts[0].drafted) == (1, 1)
 
 
 # ---- who comes first, and ends of ranges -----------------------------------------------------------------------------

@@ -328,6 +328,10 @@ def test_a_logit_of_minus_infinity_never_comes_and_nothing_else_may_be_infinite_
             x[3] = bad
             with pytest.raises(UserError, match="the logit of token"):
                 sampler(x)
+            y = logits()
+            y[3] = bad
+            with pytest.raises(UserError, match="the logit of token 3 is"):  # though the largest is said to be finite
+                draw(y[None], [sampler], [float(logits().max())])
 
 
 @pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 0.999])

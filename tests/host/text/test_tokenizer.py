@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -191,6 +193,27 @@ def test_prompts_and_files_that_cannot_be_used_are_refused():
         Tokenizer(Files((DEMO / "tokenizer.json").read_bytes(), b"{"), 10)
     with pytest.raises(UserError, match="tokenizer_config.json is not a JSON object"):
         Tokenizer(Files((DEMO / "tokenizer.json").read_bytes(), b"[]"), 10)
+
+
+def test_a_folder_whose_tokenizer_cannot_be_used_is_named(tmp_path: Path):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((DEMO / name).read_bytes())
+    Files.read(tmp_path)
+    (tmp_path / "tokenizer.json").write_text('{"model": 5}')
+    with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path))}: .*tokenizer.json cannot be used"):
+        Files.read(tmp_path)
+
+
+def test_added_tokens_are_looked_for_in_normalised_text_unless_they_are_special_or_say_so(tmp_path: Path):
+    first = len(json.loads((DEMO / "tokenizer.json").read_bytes())["model"]["vocab"])
+    (tmp_path / "tokenizer.json").write_bytes((DEMO / "tokenizer.json").read_bytes())
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<x>": first}))
+    said = {"<y>": {"special": True}, "<z>": {"normalized": False}, "<w>": {"special": True, "normalized": True}}
+    decoder = {str(first + i): {"content": name, **flags} for i, (name, flags) in enumerate(said.items(), 1)}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+    added = {t["content"]: t for t in json.loads(Tokenizer(Files.read(tmp_path), 5000).to_json())["added_tokens"]}
+    flags = [(added[name]["special"], added[name]["normalized"]) for name in ("<x>", "<y>", "<z>", "<w>")]
+    assert flags == [(False, True), (True, False), (False, False), (True, True)]
 
 
 def test_ids_beyond_the_tokenizer_have_no_text():
