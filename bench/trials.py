@@ -137,8 +137,8 @@ class Profile:
 
 
 class _Tracer:
-    """pytest plugin: which functions of the sources each test calls, itself or in processes that it starts. What a fixture of a file calls counts for all
-    tests of the file; what a process calls, for the test that first sees it do so."""
+    """pytest plugin: which functions of the sources each test calls, itself or in processes that it starts. What a fixture of a file calls, or a process (which may
+    serve several tests), counts for all tests of the file."""
 
     def __init__(self, folder: Path):
         self.profile = Profile()
@@ -183,13 +183,13 @@ class _Tracer:
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         called, self._now = self._now, set()
-        if self._others.exists():
-            for row in self._others.read_text().splitlines():
-                file, first = row.split("\t")
-                called.add((file, int(first)))
-            self._others.write_text("")
         test = report.nodeid
         file = test.split("::")[0]
+        if self._others.exists():
+            for row in self._others.read_text().splitlines():
+                name, first = row.split("\t")
+                self._setup.setdefault(file, set()).add((name, int(first)))
+            self._others.write_text("")
         if report.when == "setup":
             self._setup.setdefault(file, set()).update(called)
         self.profile.seconds[test] = self.profile.seconds.get(test, 0.0) + report.duration

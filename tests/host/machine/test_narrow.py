@@ -111,6 +111,23 @@ def test_a_prefix_is_copied_and_goes_out_and_in(tmp_path: Path, kv: CacheFormat)
 
 
 @NARROW
+@pytest.mark.parametrize("value", [-128, -8, -7, 7, 8, 127])
+@pytest.mark.parametrize("what", ["k", "v"])
+def test_a_single_element_beyond_4_bits_is_refused(kv: CacheFormat, value: int, what: str) -> None:
+    spec = small_spec()
+    shape = (spec.layers, spec.kv_heads, 3, spec.head_dim)
+    arrays = {name: np.zeros(shape, np.int8) for name in ("k", "v")}
+    scales = np.ones(shape[:3], np.float32)
+    arrays[what][-1, 0, 1, 2] = value
+    cache = Cache(arrays["k"], scales, arrays["v"], scales)
+    if abs(value) > 7 and getattr(kv, f"{what}_narrow"):
+        with pytest.raises(UserError, match=f"the {'keys' if what == 'k' else 'values'} of a cache of 4 bits"):
+            cache.check(spec, kv)
+    else:
+        cache.check(spec, kv)
+
+
+@NARROW
 def test_only_queries_keys_values_and_attention_say_it(tmp_path: Path, kv: CacheFormat) -> None:
     program = compiled(write_checkpoint(tmp_path / "m", small_spec()), LITTLE, kv)
     says = 0

@@ -8,10 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from tellme.golden.boards import BOARDS
 from tellme.golden.config import KV260
 from tellme.host.machine import placement
 
 KIB = 1024
+
+
+def test_what_is_not_stored_is_the_boards_own_with_its_modelled_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    found, board = placement.in_use(KV260, "board"), BOARDS["kv260"]
+    assert found.phases == board.phases and found.rate == board.memory_rate is not None
+    assert placement.in_use(replace(KV260, ports=2, score_words=4096), "board").rate is None
 
 
 def test_ports_unlike_the_presets_have_a_placement_of_their_own(

@@ -180,6 +180,7 @@ def test_lanes_of_a_pass_are_the_most_that_fit(group: int):
         assert n == 1 or fits_scores(WORD, group, cached, n)
         assert n == 4 or not fits_scores(WORD, group, cached, n + 1)
     assert lanes_that_fit(WORD, 1, 0, 99) == WORD.lanes
+    assert lanes_that_fit(WORD, group, 1 << 20, 4) == 1  # which is refused when it comes
 
 
 def test_score_words_count_whole_words_of_own_keys():

@@ -109,6 +109,7 @@ def test_a_chat_streams_what_it_says_and_its_choices_have_their_own_seeds(server
     }
     whole = c.chat.completions.create(**options)
     texts = [choice.message.content for choice in whole.choices]
+    assert all(choice.logprobs is None for choice in whole.choices)
     assert texts[0] != texts[1] and all(texts)
     parts = ["", ""]
     roles, reasons = [], []
@@ -278,6 +279,8 @@ def test_what_looks_after_the_server(server: Running) -> None:
         ({"n": 0}, "n must be a whole number from 1 to 16, not 0", "n"),
         ({"max_tokens": True}, "max_tokens must be a whole number", "max_tokens"),
         ({"stop": ["a", 3]}, "a stop string must be text", "stop"),
+        ({"stop": 5}, "stop must be a text or a list of at most", "stop"),
+        ({"stop": ["a"] * 1000}, "stop must be a text or a list of at most", "stop"),
         ({"stop": ""}, "a stop string must not be empty", "stop"),
         ({"stop": "\ud800"}, "half of a surrogate pair", "stop"),
         ({"stream": "yes"}, "stream must be true or false", "stream"),
@@ -482,8 +485,11 @@ def test_a_key_a_full_queue_and_an_end_that_waits() -> None:
             c.chat.completions.create(model="demo", messages=HELLO)
         stream = iter(c.completions.create(model="demo", prompt="One day", max_tokens=30, temperature=0, stream=True))
         text = next(stream).choices[0].text
-        with pytest.raises(openai.RateLimitError, match="all 1 cache slots are in use and 0 requests wait already"):
+        with pytest.raises(
+            openai.RateLimitError, match="all 1 cache slots are in use and 0 requests wait already"
+        ) as e:
             c.completions.create(model="demo", prompt="Two", max_tokens=1)
+        assert e.value.response.headers["retry-after"] == "1"
         ended = threading.Thread(target=server.stop)
         ended.start()
         reasons = []
