@@ -437,14 +437,17 @@ def test_several_scales_are_named_for_what_they_are(tmp_path: Path, group: int):
     )
 
 
-def test_a_scale_that_overflows_beside_floating_point_weights_is_refused(tmp_path: Path):
+@pytest.mark.parametrize(("power", "written"), [(30, r"1e\+30"), (-30, "1e-30")])
+def test_a_scale_that_over_or_underflows_beside_floating_point_weights_is_refused(
+    tmp_path: Path, power: int, written: str
+):
     spec = small_spec()
     tensors = tensors_of(random_weights(spec, 1))
     w = random_weights(spec, 1).layers[0].up
-    tensors |= {UP: w * np.float32(1e30), UP + "_scale": np.float32([1e30])}
+    tensors |= {UP: w * np.float32(10.0**power), UP + "_scale": np.float32([10.0**power])}
     refused(
         write_folder(tmp_path / "m", config_json(spec), tensors),
-        r"values of 1e\+30 times weight_scale 1e\+30 are no float32",
+        f"values of {written} times weight_scale {written} are no float32",
     )
 
 

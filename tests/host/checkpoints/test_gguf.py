@@ -441,7 +441,8 @@ LATER = "blk.1.attn_q.weight"
         ({"tensors": {"rope_freqs.weight": (np.float32([1] * 15 + [8]), T.F32)}}, "rope_freqs.weight: scales the rotary frequencies, but not as Llama 3.1"),
         ({"tensors": {"output_norm.weight": (np.float32([1] * 127 + [np.nan]), T.F32)}}, r"output_norm.weight: holds NaN or infinity at \[0, 127\]"),
         ({"tensors": {"output_norm.weight": (np.ones(64, np.float32), T.F32)}}, r"output_norm.weight: has the shape \[64\], the metadata ask for \[128\]"),
-        ({"tensors": {"output_norm.weight": (np.ones(128, np.int32), AS_IS)}}, "output_norm.weight: is I32, a floating-point tensor is needed"),
+        *(({"tensors": {"output_norm.weight": (np.ones(128, f"i{n // 8}"), AS_IS)}}, f"output_norm.weight: is I{n}, a floating-point tensor is needed")
+          for n in (8, 16, 32, 64)),
         ({"tensors": {Q: (np.zeros((128, 128), np.int8), I2_S)}}, "attn_q.weight holds only zeros; the checkpoint is broken"),
         ({"tensors": {"token_embd.weight": (np.zeros((1024, 128), np.float32), T.F32)}}, "token_embd.weight holds only zeros; the checkpoint is"),
         ({"tensors": {"token_embd.weight": (np.ones((1024, 128), np.float32), T.F16)}}, "token_embd.weight holds only 127, everywhere"),
