@@ -78,7 +78,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "board": (
         ("host/machine/pynq/buffers.py", "host/machine/pynq/device.py", "host/machine/pynq/handoff.py", "host/machine/pynq/overlay.py", "host/machine/pynq/network.py"),
-        ("tests/pynq",),
+        ("tests/pynq/test_device.py", "tests/pynq/test_plugs.py", "tests/pynq/test_network.py"),
     ),
     "configuration": (
         ("host/configuration.py", "golden/config.py"),
