@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TELLME := $(BIN)/python -m tellme
 WORKERS ?= 2
-# Where bench, faults and mutants run: workers here, or those of a scheduler of dask.distributed.
+# Where bench, formal, faults and mutants run: workers here, or those of a scheduler of dask.distributed.
 FARM = $(if $(SCHEDULER),--scheduler $(SCHEDULER),--workers $(WORKERS))
 
 .PHONY: help setup demo test lint bench memory formal faults fuzz soak serving requests mutants unisims oracle verilog wheels docs clean
@@ -14,8 +14,8 @@ FARM = $(if $(SCHEDULER),--scheduler $(SCHEDULER),--workers $(WORKERS))
 help:
 	@echo "make demo     stream a story from the simulated accelerator, checked against the golden model"
 	@echo "make test     lint and every test"
-	@echo "make bench    real-scale runs, on WORKERS processes (2), or with SCHEDULER=tcp://host:8786 those of a cluster, as make faults and"
-	@echo "              make mutants; results in docs/measurements/"
+	@echo "make bench    real-scale runs, on WORKERS processes (2), or with SCHEDULER=tcp://host:8786 those of a cluster, as make formal,"
+	@echo "              faults and mutants; results in docs/measurements/"
 	@echo "make memory   the memory model against rates of boards; docs/measurements/memory.md"
 	@echo "make formal   proofs of queues, register bus, supervisor and memory ports; docs/measurements/formal.md"
 	@echo "make faults   10,000 faults in passes of the simulated machine; docs/measurements/faults.md"
@@ -91,7 +91,7 @@ memory: setup
 	$(BIN)/python -m bench.memory
 
 formal: setup
-	$(BIN)/python -m bench.formal
+	$(BIN)/python -m bench.formal $(FARM)
 
 faults: setup
 	$(BIN)/python -m bench.faults $(FARM)

@@ -6,6 +6,7 @@ import argparse
 import time
 from pathlib import Path
 
+from bench.workers import add_options, workers
 from tests.formal.control import RegisterBench, SupervisorBench
 from tests.formal.memory import ReaderBench, WriterBench, scaled
 from tests.formal.progress import CheckBench, ExecutorBench, FetcherBench, SequencerBench
@@ -80,21 +81,33 @@ def benches() -> list[tuple[Bench, bool]]:
     return [(b, True) for b in [*queues, *control, *products]] + [(b, False) for b in [*walks, *ports]]
 
 
-def attempts(bench: Bench, whole: bool, seconds: float) -> list[tuple[str, Result]]:
-    """(claim, result) of each claim, or one for all of them."""
-    names = bench.rtlil()[1]
-    if whole:
-        return [(f"all {len(names)} claims", prove(bench, seconds=seconds, depth=getattr(bench, "cycles", None)))]
-    out = []
-    for name in names:
-        r = prove(bench, seconds=seconds, only=[name])
-        if r.undecided:
-            r = prove(
-                bench, seconds=seconds, depth=getattr(bench, "depth", getattr(bench, "cycles", DEPTH)), only=[name]
-            )
-        out.append((name, r))
-        print(f"  {name}: {said(r)}, {r.seconds:.0f} s", flush=True)
+Task = tuple[int, str | None, float]
+"""Which of `benches`, which of its claims (None: all at once), and seconds for a proof."""
+
+
+def tasks(only: str, seconds: float) -> dict[str, Task]:
+    """The proofs of benches whose name begins with `only`."""
+    out: dict[str, Task] = {}
+    for i, (bench, whole) in enumerate(benches()):
+        if bench.name.startswith(only):
+            for name in [None] if whole else bench.rtlil()[1]:
+                title = f"{bench.name}{' (reset)' if bench.arbitrary else ''}"
+                out[f"{title}: {name or 'all claims'}"] = (i, name, seconds)
     return out
+
+
+def attempt(task: Task) -> tuple[str, Result]:
+    """In a worker: the claim, or how many, and what became of it."""
+    i, name, seconds = task
+    bench, _ = benches()[i]
+    if name is None:
+        count = len(bench.rtlil()[1])
+        return f"all {count} claims", prove(bench, seconds=seconds, depth=getattr(bench, "cycles", None))
+    r = prove(bench, seconds=seconds, only=[name])
+    if r.undecided:
+        depth = getattr(bench, "depth", getattr(bench, "cycles", DEPTH))
+        r = prove(bench, seconds=seconds, depth=depth, only=[name])
+    return name, r
 
 
 def said(r: Result) -> str:
@@ -127,30 +140,28 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="benches whose name begins so; the table keeps the rows of the others"
     )
+    add_options(parser)
     a = parser.parse_args()
-    rows, broken, begin = [], [], time.monotonic()
-    for bench, whole in benches():
-        if not bench.name.startswith(a.only):
-            continue
-        print(bench.name, flush=True)
-        for claim, r in attempts(bench, whole, a.seconds):
-            rows.append(
-                f"| {bench.name}{' (reset)' if bench.arbitrary else ''} | {claim} | {said(r)} | {r.registers} | {r.seconds:.0f} |"
-            )
-            print(rows[-1], flush=True)
-            broken += [] if r.proved or r.undecided else [f"{bench.name}: {r.broken}"]
-    table = "\n".join([*HEAD, *rows])
+    todo, found, begin = tasks(a.only, a.seconds), dict[str, str](), time.monotonic()
+    broken = []
+    with workers(a, "proofs") as run:
+        for name, (claim, r) in run(attempt, todo):
+            title = name.rpartition(": ")[0]
+            found[name] = f"| {title} | {claim} | {said(r)} | {r.registers} | {r.seconds:.0f} |"
+            print(found[name], flush=True)
+            broken += [] if r.proved or r.undecided else [f"{title}: {r.broken}"]
+    rows = [found[name] for name in todo]
     if a.only:
         OUT.write_text(HEADER + merged(rows))
     else:
-        OUT.write_text(
-            HEADER
-            + table
-            + f"\n\nAll of it took {(time.monotonic() - begin) / 60:.0f} minutes on one core of a machine with other work.\n"
-        )
+        minutes = (time.monotonic() - begin) / 60
+        said_of = f"All of it took {minutes:.0f} minutes, {a.seconds:g} seconds at most for a proof of a claim, on two cores with other work."
+        OUT.write_text(HEADER + "\n".join([*HEAD, *rows]) + f"\n\n{said_of}\n")
     if broken:
         raise SystemExit("broken: " + "; ".join(broken))
 
 
 if __name__ == "__main__":
-    main()
+    from bench.formal import main as run_all  # workers find the functions of a module, not of a program
+
+    run_all()
