@@ -9,14 +9,14 @@ from unittest import mock
 import pytest
 from amaranth import Module, Signal
 
-from tellme.hw.control import execute, fetch, sequence
+from tellme.hw.control import check, execute, fetch, sequence
 from tellme.hw.tlmm import tables, unpack
 from tellme.hw.tlmm.tables import gray_walk
 from tellme.hw.tlmm.unpack import index_of
 from tests.formal import progress
 from tests.formal.control import RegisterBench, SupervisorBench
 from tests.formal.memory import ReaderBench, WriterBench
-from tests.formal.progress import ExecutorBench, FetcherBench, SequencerBench
+from tests.formal.progress import CheckBench, ExecutorBench, FetcherBench, SequencerBench
 from tests.formal.prover import Bench, Monitor, Result, prove
 from tests.formal.queues import QueueBench
 from tests.formal.tlmm import TableBench, UnpackerBench
@@ -74,13 +74,14 @@ def mistaken(module: ModuleType, old: str, new: str) -> ModuleType:
         ("Fetcher", fetch, "with m.If(self.program_ready):", "with m.If(1):", "no descriptor is asked for before the program has come"),
         ("Executor", execute, 'm.next = "Attention-Wait"', 'm.next = "Attention-Stream"', "it goes on"),
         ("Executor", execute, "hold.eq(self.kv_writer_busy & in_the_way)", "hold.eq(0)", "kv_writer is not started while it works"),
+        ("ProgramCheck", check, "with m.If(last):", "with m.If(0):", "and asks for none beyond"),
         ("Executor", execute, "lanes_left.eq(lanes_left - self.sweep_count)", "lanes_left.eq(lanes_left)", "and has lanes, no more than there are"),
     ],
 )  # fmt: skip
 def test_a_walk_that_stands_still_or_goes_astray_is_found(
     name: str, module: ModuleType, old: str, new: str, claim: str
 ) -> None:
-    benches: tuple[Bench, ...] = (SequencerBench(), FetcherBench(attends=False), ExecutorBench())
+    benches: tuple[Bench, ...] = (SequencerBench(), FetcherBench(attends=False), ExecutorBench(), CheckBench())
     bench = {b.name.split(",")[0]: b for b in benches}[name]
     with mock.patch.object(progress, name, getattr(mistaken(module, old, new), name)):
         r = prove(bench, seconds=300, depth=40)
