@@ -129,7 +129,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "reader": (("hw/memory/reader.py",), (*READS, "tests/memory/test_reader.py")),
     "writer": (("hw/memory/writer.py", "hw/memory/logit_writer.py"), (*WRITES, "tests/memory/test_logit_writer.py", "tests/memory/test_writer.py")),
     "cache writer": (("hw/memory/kv_writer.py", "hw/memory/columns.py"), ("tests/memory/test_kv_writer.py", "tests/memory/test_columns.py")),
-    "select": (("hw/head/select.py", "hw/head/heap.py", "hw/head/score.py"), ("tests/head",)),
+    "select": (("hw/head/select.py", "hw/head/heap.py", "hw/head/score.py"), ("tests/head", "tests/machine/test_ternary_head.py")),
     "tlmm": (
         ("hw/tlmm/accumulate.py", "hw/tlmm/tables.py", "hw/tlmm/tree.py", "hw/tlmm/unpack.py", "hw/tlmm/loader.py", "hw/tlmm/engine.py"),
         ("tests/tlmm",),
