@@ -120,17 +120,20 @@ def said(r: Result) -> str:
 
 
 def merged(rows: list[str]) -> str:
-    """The table as it is, with rows of the designs that have run in the place of what it has of them, or behind the others of the kind."""
+    """The table as it is, with claims that were proved anew in the place of what it has of them, or behind the others of the kind."""
     text = OUT.read_text()
     begin = text.index("| design |")
     end = text.index("\n\n", begin)
-    old = text[begin:end].split("\n")[2:]
-    ran = {row.split(" | ")[0] for row in rows}
-    ports = [
-        row for row in old if row.startswith(("| BeatWriter", "| StreamReader")) and row.split(" | ")[0] not in ran
-    ]
-    others = [row for row in old if row not in ports and row.split(" | ")[0] not in ran]
-    return "\n".join([*HEAD, *others, *rows, *ports]) + text[end:]
+
+    def key(row: str) -> list[str]:
+        return row.split(" | ")[:2]
+
+    ran = [key(row) for row in rows]
+    old = [row for row in text[begin:end].split("\n")[2:] if key(row) not in ran]
+    every = [*old, *rows]
+    order = {bench.name: i for i, (bench, _) in enumerate(benches())}
+    every.sort(key=lambda row: order.get(key(row)[0].removeprefix("| ").removesuffix(" (reset)"), len(order)))
+    return "\n".join([*HEAD, *every]) + text[end:]
 
 
 def main() -> None:
@@ -149,11 +152,10 @@ def main() -> None:
             title = name.rpartition(": ")[0]
             found[name] = f"| {title} | {claim} | {said(r)} | {r.registers} | {r.seconds:.0f} |"
             print(found[name], flush=True)
+            OUT.write_text(HEADER + merged([found[name] for name in todo if name in found]))
             broken += [] if r.proved or r.undecided else [f"{title}: {r.broken}"]
     rows = [found[name] for name in todo]
-    if a.only:
-        OUT.write_text(HEADER + merged(rows))
-    else:
+    if not a.only:
         minutes = (time.monotonic() - begin) / 60
         said_of = f"All of it took {minutes:.0f} minutes, {a.seconds:g} seconds at most for a proof of a claim, on two cores with other work."
         OUT.write_text(HEADER + "\n".join([*HEAD, *rows]) + f"\n\n{said_of}\n")

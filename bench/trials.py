@@ -19,6 +19,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import math
 import os
 import pickle
 import re
@@ -40,9 +41,9 @@ from tellme.host.errors import CheckError
 from tellme.host.places import replacing
 from tellme.hw.cache import root as build_cache
 
-PATIENCE = 6.0
-"""Times what the tests take without a mistake, after which a mutant counts as killed (it hangs)."""
-LEAST_SECONDS = 60.0
+PATIENCE = 3.0
+"""Times what a test takes without a mistake, traced and with its simulators to build, after which a mutant counts as killed (it hangs)."""
+LEAST_SECONDS = 30.0
 UNTIMED_SECONDS = 900.0
 """Of tests whose time is not known."""
 OURS = ("tellme", "tests", "bench")
@@ -308,6 +309,8 @@ class _Forks:
                 if not replace_code(place.resolve(), trial.text, outermost(before, trial.line)):
                     return NOT_THERE
                 for i, item in enumerate(chosen):
+                    if item.nodeid in self._profile.seconds:  # this signal ends the process
+                        signal.alarm(math.ceil(self._profile.seconds[item.nodeid] * PATIENCE + LEAST_SECONDS))
                     following = chosen[i + 1] if i + 1 < len(chosen) else None
                     session.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
                     if session.testsfailed:
@@ -321,7 +324,7 @@ class _Forks:
             place.write_text(before)
             os.utime(place, (stat.st_atime, stat.st_mtime))
             self._bench.drop(built)
-        if code is None:
+        if code is None or code == -signal.SIGALRM:
             return "hung", ""
         if code == NOT_THERE:
             return "elsewhere", ""
