@@ -98,6 +98,15 @@ class SupervisorBench(Bench):
             ~s.start | (asked & ~s.checking & ~s.bad_lanes & ~s.bad_program & ~s.reset_request),
         )
         monitor.claim("it is looked at only when it was asked for", ~s.check | asked)
+        looking = Signal()
+        with m.If(s.check & ~s.reset_request):
+            m.d.sync += looking.eq(1)
+        with m.Elif(~s.checking | s.reset_request):
+            m.d.sync += looking.eq(0)
+        monitor.claim(
+            "and what is found good is started at once",
+            ~(looking & ~s.checking & ~s.reset_request & ~s.bad_lanes & ~s.bad_program) | s.start,
+        )
         monitor.claim("what was asked for or runs is busy", ~(asked | running) | s.busy)
         monitor.claim(
             "done without an error ends it well",
@@ -115,7 +124,8 @@ class SupervisorBench(Bench):
             ~(was_running & was_reset) | (~s.finished & (s.error == 0) & s.clear & s.reset),
         )
         monitor.claim(
-            "a soft reset forgets every outcome, also while a pass stops", ~was_reset | (~s.finished & (s.error == 0))
+            "a soft reset forgets every outcome, also while a pass stops",
+            ~was_reset | (~s.finished & (s.error == 0) & (s.error_address == 0)),
         )
         monitor.claim("a soft reset clears the masters", ~(begun & was_reset & ~stopping) | (s.clear & s.reset))
         monitor.claim(
