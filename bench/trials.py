@@ -17,6 +17,7 @@ import fcntl
 import gc
 import hashlib
 import importlib
+import inspect
 import itertools
 import json
 import math
@@ -130,8 +131,8 @@ class Profile:
 
     def order(self, path: str, function: int, budget: float = float("inf")) -> list[str]:
         """Tests that call a function, the quickest first, as many as take so many seconds together; of all tests, for a module's body, or a function that
-        none is seen to call (but in a process of its own)."""
-        reached = self.calls.get(path, {}).get(function, set()) if function else set()
+        none is seen to call, or of hardware: a simulator that was built for one test serves others."""
+        reached = self.calls.get(path, {}).get(function, set()) if function and not path.startswith("hw/") else set()
         tests = sorted(reached or self.seconds, key=lambda t: self.seconds[t])
         sums = itertools.accumulate(self.seconds[t] for t in tests)
         return [t for i, (t, total) in enumerate(zip(tests, sums, strict=True)) if total <= budget or i == 0]
@@ -465,7 +466,7 @@ class Bench:
         """
         at = [self.folder / t.split("::")[0] for t in tests]
         files = sorted(str(p.relative_to(self.folder)) for t in at for p in (t.rglob("*.py") if t.is_dir() else [t]))
-        key = repr((tuple(tests), files, _sha256(Path(__file__))))
+        key = repr((tuple(tests), files, inspect.getsource(_Tracer), SITE))
         name = hashlib.sha256(key.encode()).hexdigest()[:16]
         kept, built = PROFILES / f"{name}.pickle", PROFILES / name
         PROFILES.mkdir(parents=True, exist_ok=True)
