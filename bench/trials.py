@@ -131,9 +131,11 @@ class Profile:
 
     def order(self, path: str, function: int, budget: float = float("inf")) -> list[str]:
         """Tests that call a function, the quickest first, as many as take so many seconds together; of all tests, for a module's body, or a function that
-        none is seen to call, or of hardware: a simulator that was built for one test serves others."""
-        reached = self.calls.get(path, {}).get(function, set()) if function and not path.startswith("hw/") else set()
-        tests = sorted(reached or self.seconds, key=lambda t: self.seconds[t])
+        none is seen to call (but in a process of its own). Of hardware those that do not come behind them: a simulator that was built for one serves others."""
+        calling = self.calls.get(path, {}).get(function, set()) if function else set()
+        tests = sorted(self.seconds, key=lambda t: (t not in calling, self.seconds[t]))
+        if calling and not path.startswith("hw/"):
+            tests = tests[: len(calling)]
         sums = itertools.accumulate(self.seconds[t] for t in tests)
         return [t for i, (t, total) in enumerate(zip(tests, sums, strict=True)) if total <= budget or i == 0]
 
