@@ -32,6 +32,11 @@ CASES = {
     "tiny-qk-norm": (small_spec(layers=1, qk_norm=True, head_dim=64, attn_sub_norm=False, ffn_sub_norm=False), TINY),
     "tiny-ternary-head": (small_spec(layers=1, vocab=300, ternary_head=True), TINY),
     "tiny-4": (small_spec(layers=1, vocab=300, max_context=512), TINY),
+    # Every size is the most that there may be.
+    "tiny-largest": (
+        small_spec(layers=1, vocab=300, hidden=256, ffn=1024, heads=4, kv_heads=2, head_dim=128, max_context=256),
+        TINY,
+    ),
     "kv260": (replace(BITNET_2B, layers=1), KV260),
     "kv260-8-4": (replace(BITNET_2B, layers=1, max_context=8192), KV260),
     "ultra96v2": (replace(BITNET_07B, layers=1), ULTRA96V2),
