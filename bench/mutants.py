@@ -113,7 +113,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "check": (
         ("golden/check.py", "golden/program.py", "golden/registers.py", "golden/shapes.py"),
-        ("tests/golden/test_check.py", "tests/golden/test_registers.py", "tests/host/machine/test_program.py", "tests/host/machine/test_shape.py"),
+        ("tests/golden/test_check.py", "tests/golden/test_registers.py", "tests/host/machine/test_program.py", "tests/host/machine/test_shape.py", "tests/docs/test_tables.py"),
     ),
     # ---- hardware
     "fp": (("hw/fp/adder.py", "hw/fp/convert.py", "hw/fp/dsp.py", "hw/fp/functions.py", "hw/fp/multiplier.py", "hw/fp/shift.py"), ("tests/fp/test_units.py", "tests/fp/test_dsp.py")),

@@ -431,7 +431,13 @@ class Bench:
         profile = self.profile(tests) if traced else Profile()
         self.link(build_cache())
         end = time.monotonic() + seconds
-        within = [t for t in trials if function_at((self.folder / t.path).read_text(), t.line)]
+
+        def reached(t: Trial) -> bool:
+            """Whether it is in a function that a test calls. One that is called while sources are imported has done its work before a fork."""
+            function = function_at((self.folder / t.path).read_text(), t.line)
+            return bool(function) and (not traced or function in profile.calls.get(t.path, {}))
+
+        within = [t for t in trials if reached(t)]
         left = [t for t in trials if t not in within]
         if within:
             by_name = {t.name: t for t in within}

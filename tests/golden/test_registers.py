@@ -36,6 +36,14 @@ def test_fields_are_where_they_always_were(name: str, values: dict[str, int], wo
     assert {k: v for k, v in registers.unpack(name, word).items() if v} == values
 
 
+@pytest.mark.parametrize("register", [r for r in REGISTERS if not r.fields], ids=lambda r: r.name)
+def test_a_number_fits_its_word(register: registers.Register) -> None:
+    assert registers.pack(register.name, register.most) == register.most < 1 << 32
+    for value in (-1, register.most + 1, 1 << 32):
+        with pytest.raises(ValueError, match=register.name):
+            registers.pack(register.name, value)
+
+
 def test_every_register_with_fields_is_written_out_above() -> None:
     assert {name for name, _, _ in WORDS} == {r.name for r in REGISTERS if r.fields}
 

@@ -197,6 +197,18 @@ def test_a_model_runs_either_head() -> None:
     assert full.candidates is None and full.bound is None
 
 
+@pytest.mark.parametrize(
+    ("count", "rows", "entries", "can"),
+    [
+        (screen.MULTIPLE, 4096, 8192, True), (0, 4096, 8192, False), (screen.MULTIPLE // 2, 4096, 8192, False), (screen.MULTIPLE + 1, 4096, 8192, False),
+        (screen.MAX_CANDIDATES, 4096, 8192, True), (screen.MAX_CANDIDATES + screen.MULTIPLE, 8192, 8192, False),
+        (512, 1024, 1024, True), (512, 1023, 1024, False), (512, 1024, 1023, False),
+    ],
+)  # fmt: skip
+def test_candidates_have_limits(count: int, rows: int, entries: int, can: bool) -> None:
+    assert (screen.problem(count, 2, rows, entries) is None) == can
+
+
 def test_what_cannot_be_screened_is_refused() -> None:
     weights = random_weights(small_spec(vocab=300), 1)
     with pytest.raises(PassError, match="no ternary head"):

@@ -29,6 +29,7 @@ from tellme.host import cli
 from tellme.host.checkpoints.checkpoint import read_checkpoint
 from tellme.host.checkpoints.gguf import read_gguf
 from tellme.host.checkpoints.gguf.elements import unpack_i2_s, unpack_tq1_0, unpack_tq2_0
+from tellme.host.checkpoints.gguf.spec import _gate
 from tellme.host.checkpoints.gguf.tensors import Gguf
 from tellme.host.errors import UserError
 from tellme.host.image.model import Model, convert
@@ -253,6 +254,18 @@ def test_latent_matrices_are_quantised_when_asked_for(tmp_path: Path):
 
 
 # ---- shapes and metadata ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2560, 30, 6912, 128256), (1536, 24, 4096, 32002)])
+def test_the_shape_of_a_published_model_tells_its_gate(tmp_path: Path, shape: tuple[int, int, int, int]) -> None:
+    write_gguf(tmp_path / "m.gguf", model())
+    g = Gguf(tmp_path / "m.gguf")
+    gate = "relu2" if shape[0] == 2560 else "silu"
+    for heads, theta in (((20, 5), 5e5), ((16, 16), 1e4)):
+        assert _gate(g, "bitnet-b1.58", shape, heads, theta) == (gate, [])
+        for i in range(4):
+            other = tuple(n + (i == k) for k, n in enumerate(shape))
+            assert _gate(g, "bitnet-b1.58", other, heads, theta)[1]  # something is assumed
 
 
 def small(**changes: Any) -> ModelWeights:
