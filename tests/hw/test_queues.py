@@ -139,3 +139,4 @@ def test_clear_wins_over_both_sides(name: str) -> None:
 def test_depths_that_are_no_powers_of_two_are_refused(make: Callable[[int], Any], depth: int) -> None:
     with pytest.raises(ValueError, match=f"depth must be a power of two of at least 2, not {depth}"):
         make(depth)
+    make(2)

@@ -344,6 +344,20 @@ def test_a_pass_is_done_when_its_register_says_so_and_not_when_somebody_woke():
     assert machine.resets == 1
 
 
+def test_a_device_that_needs_a_while_for_its_reset_is_waited_for():
+    accelerator, machine, _ = start(DEMO)
+    read, asked = machine.read, []
+
+    def slow(offset: int) -> int:
+        busy = offset == registers.offset("status") and len(asked) < 3
+        asked.extend([offset] * busy)
+        return 1 if busy else read(offset)
+
+    machine.read = slow  # type: ignore[method-assign]
+    accelerator.reset()
+    assert len(asked) == 3
+
+
 def test_a_device_that_stays_busy_is_given_up():
     accelerator, machine, _ = start(DEMO)
     accelerator.timeout_s = 0.01

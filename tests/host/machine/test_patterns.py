@@ -47,6 +47,7 @@ def test_a_good_machine_passes_with_every_logit() -> None:
     given = patterns.passes(TINY)
     assert outcome.passes == len(given) and outcome.logits == sum(p.lanes for p in given) * patterns.spec(TINY).vocab
     assert {p.lanes for p in given} >= {1, TINY.lanes}
+    assert all(len(set(p.tokens)) == p.lanes for p in given)
     assert max(p.positions[-1] for p in given) > TINY.key_block
 
 

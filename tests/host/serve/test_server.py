@@ -255,6 +255,9 @@ def test_what_looks_after_the_server(server: Running) -> None:
     assert status == 200 and json.loads(text)["count"] == len(tokens) > 3
     status, text = curl(server, "/detokenize", data={"tokens": tokens})
     assert json.loads(text) == {"content": "One day, a small fox"}
+    for bad in ("x", None, [1.5], [True], [-1], [1024], ["1"]):
+        status, error = refused(server, "/detokenize", data={"tokens": bad})
+        assert status == 400 and "tokens must be a list of numbers from 0 to 1023" in error["message"]
     c.completions.create(model="story", prompt="One", max_tokens=2)
     status, text = curl(server, "/slots")
     assert status == 200 and len(json.loads(text)) == 4 and any(s["tokens"] for s in json.loads(text))
@@ -478,6 +481,9 @@ def test_a_key_a_full_queue_and_an_end_that_waits() -> None:
     try:
         with pytest.raises(openai.AuthenticationError, match="the API key is missing or wrong"):
             client(server).models.list()
+        with pytest.raises(openai.AuthenticationError) as refusal:
+            client(server, api_key="another").models.list()
+        assert refusal.value.response.headers["www-authenticate"] == "Bearer"
         assert curl(server, "/metrics")[0] == 401 and curl(server, "/health")[0] == 200 and curl(server, "/")[0] == 200
         c = client(server, api_key="secret")
         assert [m.id for m in c.models.list()] == ["demo"]

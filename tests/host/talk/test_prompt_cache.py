@@ -119,6 +119,7 @@ def test_what_is_no_cache_is_refused(model: Model, tmp_path: Path) -> None:
         ({"tokens": np.zeros(32, np.int64)}, "do not belong together"),
         ({"tokens": np.full(33, 64)}, "do not belong together"),
         ({"k": np.zeros((1, 2, 33, 16), np.int8)}, "a cache of shape"),
+        ({"k": np.zeros((1, 33), np.int8)}, "do not belong together"),
         ({"k": np.array([object()])}, "is no prompt cache"),
     ):
         target = engine(model)
