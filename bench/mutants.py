@@ -80,7 +80,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "board": (
         ("host/machine/pynq/buffers.py", "host/machine/pynq/device.py", "host/machine/pynq/handoff.py", "host/machine/pynq/overlay.py", "host/machine/pynq/network.py"),
-        ("tests/pynq/test_device.py", "tests/pynq/test_plugs.py", "tests/pynq/test_network.py"),
+        ("tests/pynq/test_hand_offs.py", "tests/pynq/test_doctor.py", "tests/pynq/test_network.py", "tests/pynq/test_device.py", "tests/pynq/test_plugs.py"),
     ),
     "configuration": (
         ("host/configuration.py", "golden/config.py"),
