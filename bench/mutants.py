@@ -109,7 +109,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "model": (
         ("golden/spec.py", "golden/model.py"),
-        ("tests/golden/test_spec.py", "tests/golden/test_model.py", "tests/oracle/test_families.py::test_gates_and_rotary_tables_are_equal"),
+        ("tests/golden/test_spec.py", "tests/golden/test_model.py", "tests/golden/test_screen.py", "tests/oracle/test_families.py::test_gates_and_rotary_tables_are_equal"),
     ),
     "check": (
         ("golden/check.py", "golden/program.py", "golden/registers.py", "golden/shapes.py"),

@@ -594,6 +594,18 @@ def test_the_activation_under_both_names(tmp_path: Path, changes: dict[str, Any]
     assert len(got.notes) == (assumed is not None) and all(str(assumed) in n for n in got.notes)
 
 
+def test_the_least_variance_of_a_norm_is_the_family_s_where_none_is_said(tmp_path: Path):
+    for name, spec, eps in (
+        ("bitnet", small_spec(), 1e-5),
+        ("llama", small_spec(attn_sub_norm=False, ffn_sub_norm=False, activation="silu"), 1e-6),
+    ):
+        folder = write_checkpoint(tmp_path / name, spec)
+        said = json.loads((folder / "config.json").read_text())
+        del said["rms_norm_eps"]
+        (folder / "config.json").write_text(json.dumps(said))
+        assert read_checkpoint(folder).weights.spec.norm_eps == eps
+
+
 def test_a_llama_s_activation_is_no_assumption(tmp_path: Path):
     spec = small_spec(attn_sub_norm=False, ffn_sub_norm=False, activation="silu")
     got = read_checkpoint(write_checkpoint(tmp_path / "m", spec, hidden_act=None))

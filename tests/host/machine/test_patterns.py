@@ -48,6 +48,8 @@ def test_a_good_machine_passes_with_every_logit() -> None:
     assert outcome.passes == len(given) and outcome.logits == sum(p.lanes for p in given) * patterns.spec(TINY).vocab
     assert {p.lanes for p in given} >= {1, TINY.lanes}
     assert all(len(set(p.tokens)) == p.lanes for p in given)
+    end = TINY.key_block + 1
+    assert [at for p in given for at in p.positions] == [0, 0, *range(end), end, end + 1]
     assert max(p.positions[-1] for p in given) > TINY.key_block
 
 

@@ -148,6 +148,10 @@ def test_stop_strings_and_logprobs(server: Running) -> None:
         and [len(p.top_logprobs) for p in logprobs.content] == [2] * 3
     )
     assert all(bytes(p.bytes or []).decode() == p.token for p in logprobs.content)
+    for top in ({}, {"top_logprobs": 0}):
+        alone = c.chat.completions.create(model="story", messages=HELLO, max_tokens=2, logprobs=True, **top)
+        found = alone.choices[0].logprobs
+        assert found is not None and [p.top_logprobs for p in found.content or []] == [[], []]
 
 
 def test_an_answer_follows_a_schema(server: Running) -> None:
@@ -265,6 +269,11 @@ def test_what_looks_after_the_server(server: Running) -> None:
     figures = {s.name: s.value for f in text_string_to_metric_families(text) for s in f.samples if not s.labels}
     assert status == 200 and figures["tellme_generated_tokens_total"] >= 2 and figures["tellme_passes_total"] >= 2
     assert figures["tellme_first_token_seconds_count"] >= 1
+    c.completions.create(model="story", prompt="Two", max_tokens=3)
+    _, text = curl(server, "/metrics")
+    later = {s.name: s.value for f in text_string_to_metric_families(text) for s in f.samples if not s.labels}
+    assert later["tellme_generated_tokens_total"] - figures["tellme_generated_tokens_total"] == 3
+    assert later["tellme_passes_total"] - figures["tellme_passes_total"] >= 3
     status, text = curl(server, "/live")
     assert status == 200 and json.loads(text)["lanes"] == TINY.lanes
     status, text = curl(server, "/")

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from tellme.host.machine.backends import GoldenBackend
 from tellme.host.machine.passes import Backend, Pass, PassResult
 from tellme.host.talk.generate import Generation
 from tellme.host.talk.power import HWMON, Meter, rails
-from tellme.host.talk.session import Session
+from tellme.host.talk.session import Session, Totals
 from tellme.host.talk.terminal import Chat
 from tellme.host.text.defaults import sampling_of
 from tellme.host.text.sampling import Sampler, Sampling
@@ -181,6 +182,7 @@ def test_only_what_was_said_last_in_this_conversation_is_answered_again(chatty: 
     first = list(session._messages)
     turn = session.ask("day")
     list(turn)
+    assert set(asdict(Totals()).values()) <= {0, None}
     report, before = turn.report, session.totals.seconds_decode
     session.totals.add(turn)
     assert session.totals.seconds_decode - before == pytest.approx(report.seconds - report.seconds_prefill)
