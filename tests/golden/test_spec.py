@@ -10,6 +10,7 @@ import pytest
 
 from tellme.golden.model import LayerWeights
 from tellme.golden.program import Kind
+from tellme.golden.screen import MULTIPLE
 from tellme.golden.shapes import BITNET_2B
 from tellme.golden.spec import (
     ACTIVATIONS,
@@ -22,7 +23,7 @@ from tellme.golden.spec import (
     rope_tables,
     yarn_attention,
 )
-from tests.models import PARTS
+from tests.models import PARTS, small_spec
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = {"golden/spec.py"}
@@ -141,3 +142,10 @@ def test_yarn_attention_is_as_published() -> None:
     """YaRN (arXiv 2309.00071), section 3.4: sqrt(1/t) = 0.1 ln(s) + 1."""
     assert yarn_attention(4.0) == pytest.approx(1.1386294) and yarn_attention(4.0, 0.5) == pytest.approx(1.0693147)
     assert yarn_attention(1.0) == yarn_attention(0.5) == 1.0
+
+
+def test_a_head_has_as_many_rows_as_a_pass_keeps_candidates_of() -> None:
+    for ternary_head, least in ((True, 2 * MULTIPLE), (False, 1)):
+        assert small_spec(vocab=least, ternary_head=ternary_head).vocab == least
+        with pytest.raises(ModelError, match=f"must have at least {least} rows, not {least - 1}"):
+            small_spec(vocab=least - 1, ternary_head=ternary_head)
