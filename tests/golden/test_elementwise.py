@@ -214,3 +214,13 @@ def test_activations_that_are_no_numbers_stay_within_int8() -> None:
     u[0, 0], u[1, 70], u[2] = np.nan, np.inf, 0
     q, e, _ = elementwise.quantise_groups(elementwise.statistics(u), norm=False)
     assert e.min() >= 0 and e.max() <= 6 and q.shape == u.shape
+
+
+def test_embedding_rows_of_every_type_are_widened_exactly() -> None:
+    x = np.float32([[0.0, 1.0, -2.5, 3e-5], [65504.0, -0.0, 1e-40, 0.3]])
+    for kind in (np.float32, np.float16):
+        rows = x.astype(kind)
+        np.testing.assert_array_equal(elementwise.widen(rows), fp.flush(rows.astype(np.float32)))
+    high = (x.view(np.uint32) >> 16).astype(np.uint16)  # bfloat16
+    np.testing.assert_array_equal(elementwise.widen(high), fp.flush((x.view(np.uint32) & 0xFFFF0000).view(np.float32)))
+    assert elementwise.widen(high)[1, 0] == 65280.0 and elementwise.widen(high)[0, 2] == -2.5

@@ -144,8 +144,7 @@ def test_yarn_attention_is_as_published() -> None:
     assert yarn_attention(1.0) == yarn_attention(0.5) == 1.0
 
 
-def test_a_head_has_as_many_rows_as_a_pass_keeps_candidates_of() -> None:
-    for ternary_head, least in ((True, 2 * MULTIPLE), (False, 1)):
-        assert small_spec(vocab=least, ternary_head=ternary_head).vocab == least
-        with pytest.raises(ModelError, match=f"must have at least {least} rows, not {least - 1}"):
-            small_spec(vocab=least - 1, ternary_head=ternary_head)
+def test_a_ternary_head_has_twice_as_many_rows_as_the_fewest_candidates() -> None:
+    assert small_spec(vocab=2 * MULTIPLE, ternary_head=True).vocab == 2 * MULTIPLE
+    with pytest.raises(ModelError, match=f"must have at least {2 * MULTIPLE} rows, not {2 * MULTIPLE - 1}"):
+        small_spec(vocab=2 * MULTIPLE - 1, ternary_head=True)
