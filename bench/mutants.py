@@ -121,7 +121,10 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("hw/top.py", "hw/head/unit.py", "hw/memory/share.py", "hw/control/execute.py", "hw/control/route.py", "hw/control/parameters.py", "hw/control/descriptor.py"),
         ("tests/machine/test_machine.py", "tests/machine/test_screened.py"),
     ),
-    "queues": (("hw/queues.py", "hw/pipeline.py"), ("tests/hw/test_queues.py", "tests/hw/test_pipeline.py")),
+    "queues": (
+        ("hw/queues.py", "hw/pipeline.py"),
+        ("tests/hw/test_queues.py", "tests/hw/test_pipeline.py", *(f"{FORMAL}[{name} of {depth}]" for name, depth in (("Queue", 2), ("DeepFifo", 2), ("ShortQueue", 4), ("ReservedQueue", 4)))),
+    ),
     "supervisor": (
         ("hw/control/supervise.py", "hw/control/registers.py"),
         tuple(f"{FORMAL}[{name}]" for name in ("Supervisor, time-out 0", "Supervisor, time-out 3", "ControlRegisters, timeout", "ControlRegisters, lanes")),

@@ -25,6 +25,8 @@ QUICK = [
     QueueBench("Queue", 2),
     QueueBench("RegisterSlice", 2),
     QueueBench("DeepFifo", 2),
+    QueueBench("ShortQueue", 4),
+    QueueBench("ReservedQueue", 4),
     SupervisorBench(0),
     SupervisorBench(3),
     RegisterBench("timeout", live=True),
