@@ -274,6 +274,7 @@ def test_what_looks_after_the_server(server: Running) -> None:
     later = {s.name: s.value for f in text_string_to_metric_families(text) for s in f.samples if not s.labels}
     assert later["tellme_generated_tokens_total"] - figures["tellme_generated_tokens_total"] == 3
     assert later["tellme_passes_total"] - figures["tellme_passes_total"] >= 3
+    assert later["tellme_first_token_seconds_count"] - figures["tellme_first_token_seconds_count"] == 1
     status, text = curl(server, "/live")
     assert status == 200 and json.loads(text)["lanes"] == TINY.lanes
     status, text = curl(server, "/")
