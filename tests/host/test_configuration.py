@@ -113,6 +113,7 @@ def test_the_record_says_everything() -> None:
             "kv260 makes no clock of 210 MHz .its PLL of 1000 MHz by a whole number.; near it are 250, 200, 166.667",
         ),
         (["clock_mhz=nan"], "from 1 to 1,000, not nan"),
+        (["clock_mhz=1000.5"], "from 1 to 1,000, not 1000.5"),
         (["clock_hz=0"], "clock_hz must be a whole number from 1,000,000"),
         (["ports=8"], "must be 16, 32 or 64, not 128"),
         (["ports=8", "port_bytes=8"], "kv260 has 8 ports of 64 bits, board 'kv260' has 4 of 128"),
