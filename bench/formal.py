@@ -85,14 +85,18 @@ Task = tuple[int, str | None, float]
 """Which of `benches`, which of its claims (None: all at once), and seconds for a proof."""
 
 
+def _title(bench: Bench) -> str:
+    """Its name in the table."""
+    return f"{bench.name}{' (reset)' if bench.arbitrary else ''}"
+
+
 def tasks(only: str, seconds: float) -> dict[str, Task]:
     """The proofs of benches whose name begins with `only`."""
     out: dict[str, Task] = {}
     for i, (bench, whole) in enumerate(benches()):
         if bench.name.startswith(only):
             for name in [None] if whole else bench.rtlil()[1]:
-                title = f"{bench.name}{' (reset)' if bench.arbitrary else ''}"
-                out[f"{title}: {name or 'all claims'}"] = (i, name, seconds)
+                out[f"{_title(bench)}: {name or 'all claims'}"] = (i, name, seconds)
     return out
 
 
@@ -146,10 +150,10 @@ def main() -> None:
     add_options(parser)
     a = parser.parse_args()
     todo, found, begin = tasks(a.only, a.seconds), dict[str, str](), time.monotonic()
-    broken = []
+    broken, every = [], benches()
     with workers(a, "proofs") as run:
         for name, (claim, r) in run(attempt, todo):
-            title = name.rpartition(": ")[0]
+            title = _title(every[todo[name][0]][0])
             found[name] = f"| {title} | {claim} | {said(r)} | {r.registers} | {r.seconds:.0f} |"
             print(found[name], flush=True)
             OUT.write_text(HEADER + merged([found[name] for name in todo if name in found]))
