@@ -158,6 +158,9 @@ class _Tracer:
         if name.startswith(self._folder):
             self._now.add((name, code.co_firstlineno))
 
+    def pytest_collection_finish(self) -> None:
+        self._now.clear()  # what runs when sources are imported is called by no test
+
     def pytest_runtest_setup(self) -> None:
         sys.settrace(self.trace)  # a test that recurses without end has ended it
 

@@ -44,6 +44,10 @@ def test_a_number_fits_its_word(register: registers.Register) -> None:
             registers.pack(register.name, value)
 
 
+def test_a_time_out_may_be_any_number_of_a_word() -> None:
+    assert registers.pack("timeout", (1 << 32) - 1) == (1 << 32) - 1
+
+
 def test_every_register_with_fields_is_written_out_above() -> None:
     assert {name for name, _, _ in WORDS} == {r.name for r in REGISTERS if r.fields}
 
