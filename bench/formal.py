@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from pathlib import Path
 
@@ -129,8 +130,9 @@ def merged(rows: list[str]) -> str:
     begin = text.index("| design |")
     end = text.index("\n\n", begin)
 
-    def key(row: str) -> list[str]:
-        return row.split(" | ")[:2]
+    def key(row: str) -> tuple[str, str]:
+        design, claim = row.split(" | ")[:2]
+        return design, re.sub(r"^all \d+ claims$", "all", claim)  # there may be more of them by now
 
     ran = [key(row) for row in rows]
     old = [row for row in text[begin:end].split("\n")[2:] if key(row) not in ran]

@@ -389,8 +389,8 @@ def table(seed: int, count: int) -> str:
 HEADER = """# Mutants
 
 What tests say when one place of the sources is wrong: `make mutants` ([bench/mutants.py](../../bench/mutants.py)). The campaign draws the same number of mutants for each target, whatever its
-size. A mutant is shown to the tests of its target that call the changed function, the quickest first, and is killed if one fails or all of them hang; what survives would perhaps be seen by other
-tests (those of whole machines), which the campaign does not run. A survivor that is looked at gets a test, and is run again; or it is *equivalent*, and its reason is named. Lines are those of the
+size. A mutant is shown to the tests of its target that call the changed function, the quickest first, and is killed if one fails or hangs; what survives would perhaps be seen by other
+tests, which are not of its target. Many were shown the quickest 60 or 90 seconds of tests only (`budget` in the results). A survivor that is looked at gets a test, and is run again; or it is *equivalent*, and its reason is named. Lines are those of the
 sources that were mutated; the names do not depend on them. A campaign may be stopped and continued: what is in [mutants.jsonl](mutants.jsonl) is not run again. Seconds are by the
 clock, on two cores that others used, too: they say which targets are slow, not how slow.
 

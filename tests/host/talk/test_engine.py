@@ -160,6 +160,18 @@ def test_the_same_on_a_machine(tmp_path: Any) -> None:
     compare(accelerator, GoldenBackend(model.weights(), TINY), 5, 6)
 
 
+class Counting(GoldenBackend):
+    """Appends the candidates of each pass to `calls`."""
+
+    def __init__(self, calls: list[int], *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self._calls = calls
+
+    def _pass(self, given: Any) -> Any:
+        self._calls.append(given.candidates)
+        return super()._pass(given)
+
+
 @pytest.mark.parametrize("mode", ["screened", "auto"])
 def test_with_a_screened_head_nobody_draws_from_what_others_need(mode: str) -> None:
     """One lane in doubt or with log probabilities has every row; its neighbours keep their candidates."""
@@ -168,13 +180,8 @@ def test_with_a_screened_head_nobody_draws_from_what_others_need(mode: str) -> N
     weights = replace(weights, screen=screen.quantise(*weights.head_rows, 1))
     calls: list[int] = []
 
-    class Counting(GoldenBackend):
-        def _pass(self, given: Any) -> Any:
-            calls.append(given.candidates)
-            return super()._pass(given)
-
     def backend(slots: int, margin: float) -> GoldenBackend:
-        made = Counting(weights, TINY, slots=slots)
+        made = Counting(calls, weights, TINY, slots=slots)
         made.head = HeadChoice(mode=mode, candidates=32, margin=margin)
         return made
 
@@ -214,13 +221,7 @@ def test_candidates_are_drawn_from_only_where_every_lane_of_a_pass_could_have_th
     weights = random_weights(small_spec(layers=1, vocab=600), 3)
     weights = replace(weights, screen=screen.quantise(*weights.head_rows, 1))
     calls: list[int] = []
-
-    class Counting(GoldenBackend):
-        def _pass(self, given: Any) -> Any:
-            calls.append(given.candidates)
-            return super()._pass(given)
-
-    backend = Counting(weights, TINY, slots=slots)
+    backend = Counting(calls, weights, TINY, slots=slots)
     backend.head = HeadChoice(mode="screened", candidates=256)
     engine = Engine(backend)
     engine.submit([1, 2, 3], max_new_tokens=4, sampling=Sampling(temperature=1.0, seed=1), speculate=speculate)
