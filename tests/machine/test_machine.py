@@ -110,6 +110,21 @@ def test_lanes_of_different_slots_share_a_pass(machine: SimulatedAccelerator, de
     )
 
 
+def test_the_head_of_some_lanes_is_a_part_of_the_head_of_all(machine: SimulatedAccelerator, demo: Model) -> None:
+    """Wherever the head's lanes begin and however many there are. Other tokens each time: memory keeps the last logits."""
+    n = TINY.lanes
+    golden = GoldenBackend(demo.weights(), TINY, slots=SLOTS)
+    for first in range(n):
+        for count in range(1, n - first + 1):
+            ids = tokens(n, 100 + n * first + count)
+            every = golden.run_pass(Pass.of(ids, range(n), head=(0, n), write_logits=True))
+            got = machine.run_pass(Pass.of(ids, range(n), head=(first, count), write_logits=True))
+            part = slice(first, first + count)
+            assert every.logits is not None and got.logits is not None
+            assert equal_bits(got.logits, every.logits[part])
+            assert (got.best_index, got.best_value) == (every.best_index[part], every.best_value[part])
+
+
 def test_stress_changes_no_bit(demo: Model) -> None:
     """Random stalls on every channel, reordering: same logits, more cycles."""
     ids = tokens(11, 9)
