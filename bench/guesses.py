@@ -75,8 +75,8 @@ def replayed_by(name: str, keys: int, text: tuple[Sequence[int], Sequence[int]])
     """The passes of an answer to a prompt, and how many times as fast it is as without guesses, each pass at `keys` keys."""
     plan, costs = Plan(SHAPES[name], KV260, "kv260"), Costs(SHAPES[name], KV260)
 
-    def cost(firsts: Sequence[int], lanes: Sequence[int], heads: int) -> float:
-        return costs.cycles([keys], lanes, heads)
+    def cost(firsts: Sequence[int], lanes: Sequence[int], heads: int, more: Sequence[int]) -> list[float]:
+        return costs.cycles([keys], lanes, heads, more)
 
     def cycles(lanes: int) -> int:
         return plan.exact(range(keys, keys + lanes), [0] * lanes, lanes)

@@ -101,11 +101,13 @@ class Work:
     Attributes
     ----------
     do : does it once. lanes : of that pass, asked for when it is done.
+    before : done before each, and not counted.
     """
 
     what: str
     do: Callable[[], object]
     lanes: Callable[[], int]
+    before: Callable[[], object] = lambda: None
 
 
 def scheduling(name: str, keys: int, count: int, speculate: bool, memory: int) -> tuple[Callable[[], None], Drafts]:
@@ -155,6 +157,7 @@ def scheduling(name: str, keys: int, count: int, speculate: bool, memory: int) -
         scheduler.complete(planned, new)
         costs.measured(*lanes, 4_000_000)
 
+    drafts.remember()
     return step, drafts
 
 
@@ -211,10 +214,14 @@ def works(name: str, keys: int, count: int, memory: int = MEMORY) -> list[Work]:
         passes[0] += 1
         guessing()
 
+    def guessed() -> int:
+        return count + round(drafts.drafted / passes[0])
+
     few = np.partition(logits, -CANDIDATES)[-CANDIDATES:]
     return [
         Work("scheduling", plain, lambda: count),
-        Work("scheduling and guesses", guess, lambda: count + round(drafts.drafted / passes[0])),
+        Work("scheduling and guesses", guess, guessed, drafts.remember),
+        Work("remembering for guesses, while the pass runs", drafts.remember, guessed, guess),
         *(Work(f"drawing, {way}", drawing(s, logits, count), lambda: count) for way, s in WAYS.items()),
         Work(
             f"drawing with {GUESSES} guesses, temperature alone",
@@ -229,28 +236,31 @@ def works(name: str, keys: int, count: int, memory: int = MEMORY) -> list[Work]:
     ]
 
 
-def took(function: Callable[[], object]) -> float:
-    """Processor seconds of one call, the median of many."""
+def took(work: Work) -> float:
+    """Processor seconds of doing it once, the median of many."""
     out = []
     for _ in range(TIMES):
+        work.before()
         began = time.thread_time()
-        function()
+        work.do()
         out.append(time.thread_time() - began)
     return float(np.median(out))
 
 
 def marked(keys: dict[str, int]) -> None:
-    """Under QEMU: does everything between two marks, and says what it was."""
+    """Under QEMU: does everything between two marks, TIMES times, and says what it was."""
     getppid = ctypes.CDLL(None).getppid
     for name, k in keys.items():
         for count in (1, 8):
             for work in works(name, k, count, MEMORY // 8):
                 for _ in range(3):
+                    work.before()
                     work.do()
-                getppid()
                 for _ in range(TIMES):
+                    work.before()
+                    getppid()
                     work.do()
-                getppid()
+                    getppid()
                 print("work", name, count, work.lanes(), work.what, sep="\t", file=sys.stderr, flush=True)
 
 
@@ -295,7 +305,8 @@ def counted(
             counts.append([int(n) for n in line.split()[1:]])
         elif line.startswith("work\t"):
             _, name, count, lanes, what = line.split("\t")
-            one, *others = ((b - a) / TIMES for a, b in zip(*counts[-2:], strict=True))
+            one, *others = np.diff(np.reshape(counts, (TIMES, 2, -1)), axis=1).mean(axis=(0, 1)).tolist()
+            counts.clear()
             out.append((name, int(count), int(lanes), what, one, max(others)))
     return out
 
@@ -352,7 +363,7 @@ def main() -> None:
     for name, keys in KEYS.items():
         for count in (1, 8):
             for work in works(name, keys, count):
-                t = took(work.do)
+                t = took(work)
                 lanes = work.lanes()
                 share = t * options.slower / seconds(name, count, lanes)
                 print(f"| {name} | {count} | {lanes} | {work.what} | {1e3 * t:.3f} | {share:.1%} |", flush=True)

@@ -39,6 +39,7 @@ from tellme.host.machine.screening import FULL, HeadChoice
 from tellme.host.machine.simulation import SimulatedAccelerator
 from tellme.host.talk.engine import Engine, Ticket
 from tellme.host.talk.generate import TextStream
+from tellme.host.talk.scheduler import singly
 from tellme.host.text.sampling import Sampling
 from tellme.host.text.tokenizer import Tokenizer
 from tellme.sim.timing import timing
@@ -163,7 +164,7 @@ def block(model: Model, name: str, backend_name: str, seed: int, count: int) -> 
     began = time.monotonic()
     engine = Engine(backend, queue=8)
     if rng.random() < 0.5:
-        engine.scheduler.cost = lambda firsts, lanes, heads: 1.0  # guess whatever may be
+        engine.scheduler.cost = singly(lambda firsts, lanes, heads: 1.0)  # guess whatever may be
     pending = list(requests(model, tokenizer, seed, count))
     live: list[Reader] = []
     ended: list[Reader] = []

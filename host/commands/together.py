@@ -52,9 +52,9 @@ def _guessed(t: Together, work: str) -> Replay:
     spec = shape(t.model, t.config)
     costs = Costs(spec, t.config, t.kv)
 
-    def cost(firsts: Any, lanes: Any, heads: int) -> float:
+    def cost(firsts: Any, lanes: Any, heads: int, more: Any) -> list[float]:
         # As if each conversation had `context` keys before every pass.
-        return costs.cycles([t.context] * len(lanes), lanes, heads)
+        return costs.cycles([t.context] * len(lanes), lanes, heads, more)
 
     w = find(work)
     text = tokenizer.encode(w.prompt), tokenizer.encode_more(w.answer)

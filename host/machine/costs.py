@@ -7,7 +7,6 @@ count their cycles, what they took corrects the estimate.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 from tellme.golden import layout
 from tellme.golden.arith import ceil_div
@@ -44,36 +43,51 @@ class Costs:
         self._lane = spec.layers * (4 * LEAD + ceil_div(spec.hidden + spec.ffn, config.word))
         self._sweep = config.attention_lanes
         self._measured: dict[tuple[int, int], float] = {}
-        # Asked for several times a pass, of the same conversations.
-        self._attention = lru_cache(4096)(self._attention_of)
         group, sets = spec.heads // spec.kv_heads, config.attention_lanes >> kv.v_narrow
         self._sets = [spec.layers * spec.kv_heads * ceil_div(n * group, sets) for n in range(config.lanes + 1)]
         self._k_keys, self._v_keys = (config.keys_per_beat << n for n in (kv.k_narrow, kv.v_narrow))
 
-    def _formula(self, firsts: Sequence[int], lanes: Sequence[int], sweeps: int) -> int:
-        attention = sum(map(self._attention, firsts, lanes))
-        return self._matrices + self._head * sweeps + self._lane * sum(lanes) + attention
-
-    def _attention_of(self, first: int, lanes: int) -> int:
+    def _attention(self, first: int, lanes: int) -> int:
         """Of neighbouring lanes of one slot, the first at position `first`."""
-        keys = first + lanes
-        beats = ceil_div(keys, self._k_keys) + ceil_div(keys, self._v_keys)
+        above = first + lanes - 1
+        beats = above // self._k_keys + above // self._v_keys + 2
         return self._sets[lanes] * (beats * self._cells + ROUND)
 
-    def cycles(self, firsts: Sequence[int], lanes: Sequence[int], heads: int) -> float:
-        """Of a pass with so many lanes of each conversation, the first of them at these positions; `heads` of all have logits. What counts is how passes
-        compare."""
-        sweeps = ceil_div(heads, self._sweep)
-        formula = self._formula(firsts, lanes, sweeps)
+    def _rising(
+        self, firsts: Sequence[int], lanes: Sequence[int], heads: int, more: Sequence[int]
+    ) -> list[tuple[int, int, int]]:
+        """Of the passes of `cycles`: lanes, sweeps of the head, and cycles before what passes have taught."""
+        matrices, head, lane, sweep = self._matrices, self._head, self._lane, self._sweep
+        of, n = list(lanes), sum(lanes)
+        each = list(map(self._attention, firsts, of))
+        attention = sum(each)
+        sweeps = -(-heads // sweep)
+        out = [(n, sweeps, matrices + head * sweeps + lane * n + attention)]
+        for i in more:
+            of[i] += 1
+            n += 1
+            heads += 1
+            attention -= each[i]
+            each[i] = now = self._attention(firsts[i], of[i])
+            attention += now
+            sweeps = -(-heads // sweep)
+            out.append((n, sweeps, matrices + head * sweeps + lane * n + attention))
+        return out
+
+    def cycles(self, firsts: Sequence[int], lanes: Sequence[int], heads: int, more: Sequence[int] = ()) -> list[float]:
+        """Of a pass with so many lanes of each conversation, the first of them at these positions; `heads` of all have logits. Then with one lane more of
+        conversation `more[0]`, which has logits, with another of `more[1]`, and so on. What counts is how passes compare.
+
+        Returns
+        -------
+        list : 1 + len(more) cycles.
+        """
         known = self._measured
-        factor = known.get((sum(lanes), sweeps))
-        if factor is None:
-            factor = sum(known.values()) / len(known) if known else 1.0
-        return formula * factor
+        usual = sum(known.values()) / len(known) if known else 1.0
+        return [known.get((n, s), usual) * formula for n, s, formula in self._rising(firsts, lanes, heads, more)]
 
     def measured(self, firsts: Sequence[int], lanes: Sequence[int], heads: int, cycles: int) -> None:
         """Counts in what a pass took; the others as of `cycles`."""
-        sweeps = ceil_div(heads, self._sweep)
-        key = (sum(lanes), sweeps)
-        factor = cycles / self._formula(firsts, lanes, sweeps)
-        self._measured[key] = self._measured.get(key, factor) * (1 - RECENT) + factor * RECENT
+        n, sweeps, formula = self._rising(firsts, lanes, heads, ())[0]
+        factor = cycles / formula
+        self._measured[n, sweeps] = self._measured.get((n, sweeps), factor) * (1 - RECENT) + factor * RECENT

@@ -382,6 +382,7 @@ class Driver(Backend):
         """
         self.write("control", start=1)
         try:
+            self.meanwhile()
             in_time = self._wait()
         except KeyboardInterrupt:
             # Nobody will read this pass; the next one may start at once.

@@ -216,6 +216,7 @@ class Backend(ABC):
     group : query heads of a KV head.
     spec : of the loaded model; None where nobody says.
     kv : elements of the cache.
+    meanwhile : called by machines that leave the host idle during a pass, once in each.
     """
 
     config: AcceleratorConfig
@@ -229,6 +230,7 @@ class Backend(ABC):
     context: int
     slots: int
     can_screen: bool = False
+    meanwhile: Callable[[], None] = staticmethod(lambda: None)
 
     @abstractmethod
     def _pass(self, given: Pass) -> PassResult:

@@ -2,13 +2,15 @@
 
 The longest run of tokens that ends the text and has come before, in it or in another conversation, is followed by what followed it then. The latest
 place wins, so that what the model last said after the same tokens is tried first.
+
+What was said is found from the next `Drafts.remember` on: that takes most of the work, and can be done while the accelerator runs.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 LONGEST = 5
 """Tokens of the longest run that is looked for."""
@@ -21,8 +23,7 @@ FORGET = 0.98
 """What a guess counts for after the next one."""
 
 
-@dataclass(frozen=True)
-class Draft:
+class Draft(NamedTuple):
     """Guessed tokens, and how likely each is if all before it are right."""
 
     tokens: tuple[int, ...] = ()
@@ -35,20 +36,22 @@ NO_DRAFT = Draft()
 
 
 class History:
-    """One text: its tokens, the last `LONGEST` of them, and where each run of them last ended."""
+    """One text: its tokens, and where each run of them last ended."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
-        self.ending: tuple[int, ...] = ()
         self._ends: dict[tuple[int, ...], int] = {}
+        self._remembered = SHORTEST
 
-    def push(self, token: int) -> None:
-        """Appends a token. What it ends can be found from the next token on."""
-        ends, run, at = self._ends, self.ending, len(self.tokens)
-        for first in range(len(run) - SHORTEST + 1):
-            ends[run[first:]] = at
-        self.tokens.append(token)
-        self.ending = (*run, token)[-LONGEST:]
+    def remember(self) -> None:
+        """Runs can be found that a token is behind."""
+        ends, tokens = self._ends, self.tokens
+        for at in range(self._remembered, len(tokens)):
+            run = tuple(tokens[max(0, at - LONGEST) : at])
+            ends[run] = at
+            for first in range(1, len(run) - SHORTEST + 1):
+                ends[run[first:]] = at
+        self._remembered = max(self._remembered, len(tokens))
 
     def find(self, run: tuple[int, ...]) -> int | None:
         """Where the token behind the latest run like this is."""
@@ -71,6 +74,8 @@ class Drafts:
     def __init__(self) -> None:
         self._open: dict[int, History] = {}
         self._ended: OrderedDict[int, History] = OrderedDict()
+        self._said: set[History] = set()
+        """Those with something to remember."""
         self._latest: dict[tuple[int, ...], int] = {}
         """The ended conversation that said a run last."""
         self._size = 0
@@ -83,14 +88,20 @@ class Drafts:
         history = self._open.get(key)
         if history is None:
             history = self._open[key] = History()
-        for token in tokens:
-            history.push(token)
+        history.tokens += tokens
+        self._said.add(history)
+
+    def remember(self) -> None:
+        """What was said can be found."""
+        while self._said:
+            self._said.pop().remember()
 
     def end(self, key: int) -> None:
         """Conversation `key` has ended; it is remembered until newer ones need the room."""
         history = self._open.pop(key, None)
         if history is None:
             return
+        history.remember()
         self._ended[key] = history
         self._size += len(history.tokens)
         self._latest.update(dict.fromkeys(history.runs, key))
@@ -110,7 +121,7 @@ class Drafts:
         own = self._open.get(key)
         if own is None or most < 1:
             return NO_DRAFT
-        ending = own.ending
+        ending = tuple(own.tokens[-LONGEST:])
         shortest = ending[-SHORTEST:]
         if own.find(shortest) is None and shortest not in self._latest:
             return NO_DRAFT  # nor has a longer one come before

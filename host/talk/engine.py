@@ -234,6 +234,7 @@ class Engine:
             kv=backend.kv,
         )
         self.drafts = Drafts()
+        backend.meanwhile = self.drafts.remember
         self.counts = Counts()
         self.last: Planned | None = None
         self._tickets: dict[Conversation, Ticket] = {}
@@ -312,7 +313,9 @@ class Engine:
         if planned is None:
             return []
         # A pass that fails has written only where nothing certain is: what the slots are known to hold stays so.
-        return self._finish(*self._run(planned))
+        planned, results = self._run(planned)
+        self.drafts.remember()  # on a machine that the host waits for it has
+        return self._finish(planned, results)
 
     def _admit(self) -> None:
         for conversation, source in self.scheduler.admit():

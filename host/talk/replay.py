@@ -95,6 +95,7 @@ def replay(
                     out.drafted += part.drafted
                     out.accepted += right
         scheduler.complete(planned, chosen)
+        drafts.remember()
         for c, new in chosen.items():
             drafts.extend(c.key, new)
         if decoding:

@@ -24,12 +24,26 @@ from tellme.host.errors import UserError
 from tellme.host.machine.passes import Pass, fits_scores
 from tellme.host.talk.drafts import NO_DRAFT, Draft
 
-Cost = Callable[[Sequence[int], Sequence[int], int], float]
-"""What a pass costs: of each conversation in it the first position and how many lanes, and the head lanes of all."""
+Cost = Callable[[Sequence[int], Sequence[int], int, Sequence[int]], Sequence[float]]
+"""What passes cost: of each conversation in one the first position and how many lanes, and the head lanes of all; then with one more lane, with a head, of the
+conversation at each of these places in turn."""
 PROBE = 32
 """Passes without a guess after which a conversation may guess one token again, though it has not paid."""
 RISE = 1.5
 """What the time between two tokens of a decoding conversation may rise to on average while prompts go through."""
+
+
+def singly(cost: Callable[[Sequence[int], Sequence[int], int], float]) -> Cost:
+    """`Cost` from what one pass costs."""
+
+    def costs(firsts: Sequence[int], lanes: Sequence[int], heads: int, more: Sequence[int]) -> list[float]:
+        out, of = [cost(firsts, lanes, heads)], list(lanes)
+        for n, i in enumerate(more, heads + 1):
+            of[i] += 1
+            out.append(cost(firsts, of, n))
+        return out
+
+    return costs
 
 
 class Refused(UserError):
@@ -151,7 +165,7 @@ class Scheduler:
         self.slots = [Slot() for _ in range(slots)]
         self.waiting: deque[Conversation] = deque()
         self.active: list[Conversation] = []
-        self.cost: Cost = cost or (lambda firsts, lanes, heads: 1.0 + 0.01 * sum(lanes))
+        self.cost: Cost = cost or singly(lambda firsts, lanes, heads: 1.0 + 0.01 * sum(lanes))
         self.passes = 0
         self._arrived = 0
         self.rise = rise
@@ -304,7 +318,7 @@ class Scheduler:
 
     def _cost_of(self, counts: Mapping[Conversation, int]) -> float:
         """Of a pass with so many lanes of each."""
-        return self.cost(*self._lanes_of(counts))
+        return self.cost(*self._lanes_of(counts), ())[0]
 
     def _prompts_alone(self, prompts: Sequence[Conversation], decoding: Sequence[Conversation]) -> bool:
         """Whether those who decode are left out of the next pass, and what that leaves for the ones behind it."""
@@ -345,30 +359,29 @@ class Scheduler:
         if not taken:
             return {}
         # Gain of the next guess of each, the largest first, then who came first.
+        place = {c: i for i, c in enumerate(order)}
         gains = [(-found[c].chance, c.key, c) for c in taken]
         heapify(gains)
-        firsts, lanes, heads = self._lanes_of({c: counts[c] for c in order})
-        place = {c: i for i, c in enumerate(order)}
-        tokens = float(len(decoding))
-        cost = self.cost
-        best, best_rate = 0, tokens / cost(firsts, lanes, heads)
         whose: list[Conversation] = []
-        while left and gains and gains[0][0] < 0.0:
+        gained: list[float] = []
+        while len(whose) < left and gains and gains[0][0] < 0.0:
             negative, key, c = gains[0]
             draft = found[c]
             taken[c] = n = taken[c] + 1
             whose.append(c)
-            heads += 1
-            lanes[place[c]] += 1
-            tokens -= negative
-            left -= 1
+            gained.append(-negative)
             if n == len(draft.tokens):
                 heappop(gains)
             else:
                 heapreplace(gains, (negative * draft.chance, key, c))
-            # Over a step (another sweep of the head) several may pay where one does not.
-            if (rate := tokens / cost(firsts, lanes, heads)) > best_rate:
-                best, best_rate = len(whose), rate
+        costs = self.cost(*self._lanes_of({c: counts[c] for c in order}), [place[c] for c in whose])
+        tokens = float(len(decoding))
+        best, best_rate = 0, tokens / costs[0]
+        # Over a step (another sweep of the head) several may pay where one does not.
+        for n, gain in enumerate(gained, 1):
+            tokens += gain
+            if (rate := tokens / costs[n]) > best_rate:
+                best, best_rate = n, rate
         if best:
             sent = Counter(whose[:best])
             for c in sent:

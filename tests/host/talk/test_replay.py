@@ -9,6 +9,7 @@ import pytest
 from tellme.golden.config import KV260
 from tellme.host.image.model import demo_folder
 from tellme.host.talk.replay import replay
+from tellme.host.talk.scheduler import singly
 from tellme.host.talk.work import WORK, Work, find
 from tellme.host.text.tokenizer import Files, Tokenizer
 
@@ -26,7 +27,7 @@ def text(work: Work) -> tuple[list[int], list[int]]:
 
 @pytest.mark.parametrize("work", WORK, ids=lambda w: w.name)
 def test_guesses_pay_where_the_answer_copies_and_cost_nothing_where_it_does_not(work: Work) -> None:
-    plain, fast = (replay([text(work)], KV260, 1, cost, speculate=s) for s in (False, True))
+    plain, fast = (replay([text(work)], KV260, 1, singly(cost), speculate=s) for s in (False, True))
     # The first token comes with the prompt.
     assert plain.tokens == fast.tokens == len(text(work)[1]) - 1
     assert plain.passes == {(1,): plain.tokens} and plain.drafted == 0
@@ -37,7 +38,7 @@ def test_guesses_pay_where_the_answer_copies_and_cost_nothing_where_it_does_not(
 
 
 def test_several_share_the_lanes() -> None:
-    found = replay([text(find("edit")), text(find("list")), text(find("story"))], KV260, 1, cost)
+    found = replay([text(find("edit")), text(find("list")), text(find("story"))], KV260, 1, singly(cost))
     assert all(len(lanes) == 3 and sum(lanes) <= KV260.lanes for lanes in found.passes)
     assert all(lanes == tuple(sorted(lanes, reverse=True)) for lanes in found.passes)
     assert found.tokens_per_pass > 3.3

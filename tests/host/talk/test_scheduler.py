@@ -15,7 +15,7 @@ from tellme.golden.config import KV260, TINY
 from tellme.host.errors import UserError
 from tellme.host.machine.passes import Backend, Pass, PassResult, fits_scores
 from tellme.host.talk.drafts import Draft
-from tellme.host.talk.scheduler import PROBE, RISE, Conversation, Planned, Refused, Scheduler
+from tellme.host.talk.scheduler import PROBE, RISE, Conversation, Planned, Refused, Scheduler, singly
 
 
 class Checker(Backend):
@@ -216,7 +216,7 @@ def test_a_pass_has_a_lane_of_each_and_a_chunk() -> None:
 
 
 def test_a_long_prompt_delays_no_short_one() -> None:
-    s = scheduler(rise=100.0, cost=shared)
+    s = scheduler(rise=100.0, cost=singly(shared))
     for _ in range(5):
         s.submit([1], 50)
     play(s, 1)
@@ -231,7 +231,7 @@ def test_a_long_prompt_delays_no_short_one() -> None:
 @pytest.mark.parametrize("rise", [1.0, 1.2, RISE, 2.0])
 @pytest.mark.parametrize("others", [1, 3, 7])
 def test_those_who_decode_wait_as_much_longer_as_they_may_and_no_more(rise: float, others: int) -> None:
-    s = scheduler(rise=rise, cost=shared)
+    s = scheduler(rise=rise, cost=singly(shared))
     for _ in range(others):
         s.submit([1], 200)
     play(s, 1)
@@ -248,7 +248,7 @@ def test_those_who_decode_wait_as_much_longer_as_they_may_and_no_more(rise: floa
 
 
 def test_a_prompt_that_fits_a_pass_goes_at_once_and_the_time_is_made_up_for() -> None:
-    s = scheduler(cost=shared)
+    s = scheduler(cost=singly(shared))
     for _ in range(7):
         s.submit([1], 200)
     play(s, 1)
@@ -302,7 +302,7 @@ def test_a_slot_is_found_by_its_prefix_kept_for_others_and_copied() -> None:
 
 def test_guesses_are_taken_as_long_as_they_pay() -> None:
     def plan(chance: float, cost: Any) -> int:
-        s = scheduler(cost=cost)
+        s = scheduler(cost=singly(cost))
         s.submit([1], 50)
         play(s, 1)
         planned = s.plan(lambda c, most: Draft((7,) * most, chance, 2))
@@ -324,7 +324,7 @@ def test_guesses_are_taken_as_long_as_they_pay() -> None:
 def test_guesses_beyond_the_score_memory_stay_out() -> None:
     config, group, keys = replace(TINY, lanes=4, max_context=96, score_words=128), 2, 60
     assert [fits_scores(config, group, keys, lanes) for lanes in (2, 3)] == [True, False]
-    s = Scheduler(config, group, 96, 1, cost=lambda firsts, lanes, heads: 1.0)
+    s = Scheduler(config, group, 96, 1, cost=singly(lambda firsts, lanes, heads: 1.0))
     s.submit([1] * keys, 30)
     while not s.active or not s.active[0].decoding:
         play(s, 1)
@@ -427,7 +427,7 @@ def test_time_that_was_not_used_is_not_kept() -> None:
     """However long nobody came, one prompt gets no more passes alone than another."""
     alone = []
     for before in (1, 60):
-        s = scheduler(rise=1.4, cost=shared)
+        s = scheduler(rise=1.4, cost=singly(shared))
         for _ in range(3):
             s.submit([1], 200)
         play(s, 1 + before)
@@ -443,13 +443,13 @@ def test_guesses_end_before_the_limit_and_are_probed_now_and_then() -> None:
         asked.append(most)
         return Draft((7,) * most, 0.0, 2)
 
-    s = scheduler(cost=lambda firsts, lanes, heads: float(sum(lanes)))
+    s = scheduler(cost=singly(lambda firsts, lanes, heads: float(sum(lanes))))
     s.submit([1], 12)
     play(s, 1)
     s.plan(guess)
     # 11 tokens may still come: one is the pass's own, and as many guesses as that leaves.
     assert asked == [10]
-    s = scheduler(cost=lambda firsts, lanes, heads: float(sum(lanes)))
+    s = scheduler(cost=singly(lambda firsts, lanes, heads: float(sum(lanes))))
     for _ in range(2):
         s.submit([1], 200)
     play(s, 1)
@@ -507,7 +507,7 @@ def test_who_comes_later_does_not_overtake() -> None:
 
 
 def test_what_was_too_much_is_made_up_for_in_passes_without_prompts() -> None:
-    s = scheduler(cost=shared)
+    s = scheduler(cost=singly(shared))
     for _ in range(7):
         s.submit([1], 200)
     play(s, 1)
@@ -524,7 +524,7 @@ def test_what_was_too_much_is_made_up_for_in_passes_without_prompts() -> None:
 
 @pytest.mark.parametrize(("tokens", "parts"), [(9, 8), (10, 1)])
 def test_a_prompt_that_fits_beside_the_others_does_not_go_alone(tokens: int, parts: int) -> None:
-    s = scheduler(rise=100.0, cost=shared)
+    s = scheduler(rise=100.0, cost=singly(shared))
     for _ in range(7):
         s.submit([1], 50)
     play(s, 1)
@@ -535,7 +535,7 @@ def test_a_prompt_that_fits_beside_the_others_does_not_go_alone(tokens: int, par
 def test_time_that_small_prompts_leave_is_kept_for_two_passes_at_most() -> None:
     alone = []
     for before in (5, 40):
-        s = scheduler(cost=shared, context=512, slots=9)
+        s = scheduler(cost=singly(shared), context=512, slots=9)
         for _ in range(7):
             s.submit([1], 400)
         play(s, 1)
