@@ -47,31 +47,30 @@ class Costs:
         self._sets = [spec.layers * spec.kv_heads * ceil_div(n * group, sets) for n in range(config.lanes + 1)]
         self._k_keys, self._v_keys = (config.keys_per_beat << n for n in (kv.k_narrow, kv.v_narrow))
 
-    def _attention(self, first: int, lanes: int) -> int:
-        """Of neighbouring lanes of one slot, the first at position `first`."""
+    def _set(self, first: int, lanes: int) -> int:
+        """Cycles that a set of queries takes, of neighbouring lanes of one slot, the first at position `first`."""
         above = first + lanes - 1
-        beats = above // self._k_keys + above // self._v_keys + 2
-        return self._sets[lanes] * (beats * self._cells + ROUND)
+        return (above // self._k_keys + above // self._v_keys + 2) * self._cells + ROUND
 
     def _rising(
         self, firsts: Sequence[int], lanes: Sequence[int], heads: int, more: Sequence[int]
     ) -> list[tuple[int, int, int]]:
-        """Of the passes of `cycles`: lanes, sweeps of the head, and cycles before what passes have taught."""
-        matrices, head, lane, sweep = self._matrices, self._head, self._lane, self._sweep
+        """Of the passes of `cycles`: lanes, sweeps of the head, and cycles before what passes have taught. The further lanes of a conversation have as many
+        keys as its first ones."""
+        head, lane, sweep, sets = self._head, self._lane, self._sweep, self._sets
         of, n = list(lanes), sum(lanes)
-        each = list(map(self._attention, firsts, of))
-        attention = sum(each)
+        each = list(map(self._set, firsts, of))
+        others = self._matrices + sum([sets[k] * cycles for k, cycles in zip(of, each, strict=True)])
         sweeps = -(-heads // sweep)
-        out = [(n, sweeps, matrices + head * sweeps + lane * n + attention)]
+        out = [(n, sweeps, others + head * sweeps + lane * n)]
         for i in more:
-            of[i] += 1
+            k = of[i]
+            of[i] = k + 1
             n += 1
             heads += 1
-            attention -= each[i]
-            each[i] = now = self._attention(firsts[i], of[i])
-            attention += now
+            others += (sets[k + 1] - sets[k]) * each[i]
             sweeps = -(-heads // sweep)
-            out.append((n, sweeps, matrices + head * sweeps + lane * n + attention))
+            out.append((n, sweeps, others + head * sweeps + lane * n))
         return out
 
     def cycles(self, firsts: Sequence[int], lanes: Sequence[int], heads: int, more: Sequence[int] = ()) -> list[float]:

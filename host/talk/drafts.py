@@ -3,13 +3,13 @@
 The longest run of tokens that ends the text and has come before, in it or in another conversation, is followed by what followed it then. The latest
 place wins, so that what the model last said after the same tokens is tried first.
 
-What was said is found from the next `Drafts.remember` on: that takes most of the work, and can be done while the accelerator runs.
+What was said, and what became of guesses, counts from the next `Drafts.remember` on: that is most of the work, and can be done while the accelerator runs.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 LONGEST = 5
@@ -36,31 +36,28 @@ NO_DRAFT = Draft()
 
 
 class History:
-    """One text: its tokens, and where each run of them last ended."""
+    """One text.
+
+    Attributes
+    ----------
+    tokens : what was said.
+    runs : every run of them that is remembered, and where the token behind its latest place is.
+    """
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
-        self._ends: dict[tuple[int, ...], int] = {}
+        self.runs: dict[tuple[int, ...], int] = {}
         self._remembered = SHORTEST
 
     def remember(self) -> None:
         """Runs can be found that a token is behind."""
-        ends, tokens = self._ends, self.tokens
+        ends, tokens = self.runs, self.tokens
         for at in range(self._remembered, len(tokens)):
             run = tuple(tokens[max(0, at - LONGEST) : at])
             ends[run] = at
             for first in range(1, len(run) - SHORTEST + 1):
                 ends[run[first:]] = at
         self._remembered = max(self._remembered, len(tokens))
-
-    def find(self, run: tuple[int, ...]) -> int | None:
-        """Where the token behind the latest run like this is."""
-        return self._ends.get(run)
-
-    @property
-    def runs(self) -> Mapping[tuple[int, ...], int]:
-        """Every run, and where the token behind its latest place is."""
-        return self._ends
 
 
 class Drafts:
@@ -81,6 +78,8 @@ class Drafts:
         self._size = 0
         self._right = dict.fromkeys(range(SHORTEST, LONGEST + 1), START[0])
         self._tried = dict.fromkeys(range(SHORTEST, LONGEST + 1), START[1])
+        self._learnt: list[tuple[int, int, int]] = []
+        """Of drafts: length of the run, tokens that were right, and that were tried."""
         self.drafted = self.accepted = 0
 
     def extend(self, key: int, tokens: Sequence[int]) -> None:
@@ -92,9 +91,14 @@ class Drafts:
         self._said.add(history)
 
     def remember(self) -> None:
-        """What was said can be found."""
+        """What was said can be found, and what became of guesses counts."""
         while self._said:
             self._said.pop().remember()
+        for n, right, tried in self._learnt:
+            for good in [True] * right + [False] * (right < tried):
+                self._right[n] = self._right[n] * FORGET + good
+                self._tried[n] = self._tried[n] * FORGET + 1
+        self._learnt.clear()
 
     def end(self, key: int) -> None:
         """Conversation `key` has ended; it is remembered until newer ones need the room."""
@@ -121,17 +125,17 @@ class Drafts:
         own = self._open.get(key)
         if own is None or most < 1:
             return NO_DRAFT
-        ending = tuple(own.tokens[-LONGEST:])
-        shortest = ending[-SHORTEST:]
-        if own.find(shortest) is None and shortest not in self._latest:
+        find, latest = own.runs.get, self._latest
+        run = tuple(own.tokens[-LONGEST:])
+        shortest = run[-SHORTEST:]
+        if find(shortest) is None and shortest not in latest:
             return NO_DRAFT  # nor has a longer one come before
-        for n in range(len(ending), SHORTEST - 1, -1):
-            run = ending[-n:]
-            at = own.find(run)
+        for n in range(len(run), SHORTEST - 1, -1):
+            at = find(run)
             where = own
-            if at is None and (key_of := self._latest.get(run)) is not None:
+            if at is None and (key_of := latest.get(run)) is not None:
                 where = self._ended[key_of]
-                at = where.find(run)
+                at = where.runs.get(run)
             if at is not None:
                 found = where.tokens[at : at + most]
                 if where is own and len(found) < most:
@@ -139,13 +143,11 @@ class Drafts:
                     period = len(own.tokens) - at
                     found = [own.tokens[at + i % period] for i in range(most)]
                 return Draft(tuple(found), self.chance(n), n)
+            run = run[1:]
         return NO_DRAFT
 
     def learn(self, draft: Draft, sent: int, tried: int, right: int) -> None:
         """Of the `sent` tokens of a draft the first `right` came true, and `tried` were looked at: those behind the first wrong one say nothing."""
         self.drafted += sent
         self.accepted += right
-        n = draft.length
-        for good in [True] * right + [False] * (right < tried):
-            self._right[n] = self._right[n] * FORGET + good
-            self._tried[n] = self._tried[n] * FORGET + 1
+        self._learnt.append((draft.length, right, tried))

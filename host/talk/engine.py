@@ -234,7 +234,9 @@ class Engine:
             kv=backend.kv,
         )
         self.drafts = Drafts()
-        backend.meanwhile = self.drafts.remember
+        self._ran: tuple[Planned, int] | None = None
+        """A pass and its cycles, which `costs` has still to learn of."""
+        backend.meanwhile = self._meanwhile
         self.counts = Counts()
         self.last: Planned | None = None
         self._tickets: dict[Conversation, Ticket] = {}
@@ -313,9 +315,15 @@ class Engine:
         if planned is None:
             return []
         # A pass that fails has written only where nothing certain is: what the slots are known to hold stays so.
-        planned, results = self._run(planned)
-        self.drafts.remember()  # on a machine that the host waits for it has
-        return self._finish(planned, results)
+        return self._finish(*self._run(planned))
+
+    def _meanwhile(self) -> None:
+        """What no pass has to wait for."""
+        self.drafts.remember()
+        if self.costs is not None and self._ran is not None:
+            planned, cycles = self._ran
+            self.costs.measured(*planned.lanes, cycles)
+            self._ran = None
 
     def _admit(self) -> None:
         for conversation, source in self.scheduler.admit():
@@ -344,8 +352,9 @@ class Engine:
             first, count = given.head
             lanes = [self._tickets[p.conversation].choice.needs_all for p in planned.parts for _ in range(p.lanes)]
             result = self._run_pass(given, lanes[first : first + count])
-            if self.costs is not None and result.cycles:
-                self.costs.measured(*planned.lanes, result.cycles)
+            self._meanwhile()  # on a machine that the host waits for it was called in the pass
+            if result.cycles:
+                self._ran = planned, result.cycles
             return planned, [result]
         assert only.slot is not None
         rest = only.tokens[only.computed :]
@@ -356,6 +365,7 @@ class Engine:
             all_logits=self._all,
             logits=self._tickets[only].choice.needs_logits,
         )
+        self._meanwhile()
         return Planned(planned.given, (Part(only, 0, len(rest)),)), results
 
     def _run_pass(self, given: Pass, needs_all: Sequence[bool]) -> PassResult:

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from heapq import heapify, heappop, heapreplace
 
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.kv import EIGHT, CacheFormat
@@ -169,6 +168,12 @@ class Scheduler:
         self.passes = 0
         self._arrived = 0
         self.rise = rise
+        # Keys before a conversation's lanes with which any lanes fit.
+        self._roomy = -1
+        while self._roomy < context and fits_scores(
+            config, group, self._roomy + 1, config.lanes, config.keys_per_beat - 1, kv
+        ):
+            self._roomy += 1
         self._alone = False
         self._spare = 0.0
         """Of `cost`: what passes of prompts alone may still take of those who decode; below 0: what they have had too much."""
@@ -313,7 +318,7 @@ class Scheduler:
     @staticmethod
     def _lanes_of(counts: Mapping[Conversation, int]) -> tuple[list[int], list[int], int]:
         """What a pass with so many lanes of each is for `cost`."""
-        heads = sum(n if c.decoding else int(c.computed + n == len(c.tokens)) for c, n in counts.items())
+        heads = sum([c.computed + n == len(c.tokens) for c, n in counts.items()])
         return [c.computed for c in counts], list(counts.values()), heads
 
     def _cost_of(self, counts: Mapping[Conversation, int]) -> float:
@@ -355,42 +360,42 @@ class Scheduler:
     ) -> dict[Conversation, tuple[Draft, int]]:
         """How many guesses go along: one more is taken as long as tokens a cycle rise."""
         found = {c: guess(c, min(left, c.limit - len(c.tokens) - 1)) for c in decoding} if left else {}
-        taken = {c: 0 for c, d in found.items() if d.tokens}
-        if not taken:
+        first = len(order) - len(decoding)
+        # Places of those whose guesses are as likely.
+        alike: dict[float, list[tuple[int, int]]] = {}
+        for place, d in enumerate(found.values(), first):
+            if d.tokens:
+                alike.setdefault(d.chance, []).append((place, len(d.tokens)))
+        if not alike:
             return {}
-        # Gain of the next guess of each, the largest first, then who came first.
-        place = {c: i for i, c in enumerate(order)}
-        gains = [(-found[c].chance, c.key, c) for c in taken]
-        heapify(gains)
-        whose: list[Conversation] = []
+        # What the first guess of each may give, the second, ...; the most first.
+        gains = sorted([(-(chance**n), n, chance) for chance in alike for n in range(1, left + 1)])
+        whose: list[int] = []
         gained: list[float] = []
-        while len(whose) < left and gains and gains[0][0] < 0.0:
-            negative, key, c = gains[0]
-            draft = found[c]
-            taken[c] = n = taken[c] + 1
-            whose.append(c)
-            gained.append(-negative)
-            if n == len(draft.tokens):
-                heappop(gains)
-            else:
-                heapreplace(gains, (negative * draft.chance, key, c))
-        costs = self.cost(*self._lanes_of({c: counts[c] for c in order}), [place[c] for c in whose])
+        for negative, n, chance in gains:
+            more = [place for place, most in alike[chance] if most >= n]
+            whose += more
+            gained += [-negative] * len(more)
+            if len(whose) >= left:
+                break
+        whose = whose[:left]
+        costs = self.cost(*self._lanes_of({c: counts[c] for c in order}), whose)
         tokens = float(len(decoding))
         best, best_rate = 0, tokens / costs[0]
         # Over a step (another sweep of the head) several may pay where one does not.
-        for n, gain in enumerate(gained, 1):
+        for n, (gain, cost) in enumerate(zip(gained, costs[1:], strict=False), 1):
             tokens += gain
-            if (rate := tokens / costs[n]) > best_rate:
+            if (rate := tokens / cost) > best_rate:
                 best, best_rate = n, rate
         if best:
-            sent = Counter(whose[:best])
+            sent = {order[place]: n for place, n in Counter(whose[:best]).items()}
             for c in sent:
                 c.guessed = self.passes
             return {c: (found[c], n) for c, n in sent.items()}
-        for c in taken:
-            if self.passes - c.guessed >= PROBE:
+        for c, d in found.items():
+            if d.tokens and self.passes - c.guessed >= PROBE:
                 c.guessed = self.passes
-                return {c: (found[c], 1)}
+                return {c: (d, 1)}
         return {}
 
     def _arrange(
@@ -410,8 +415,10 @@ class Scheduler:
         for c in order:
             draft, drafted = drafts.get(c, none)
             count, first, computed = counts[c], len(tokens), c.computed
-            while count + drafted > 1 and not fits_scores(
-                self.config, self.group, computed, count + drafted, first, self.kv
+            while (
+                computed > self._roomy
+                and count + drafted > 1
+                and not fits_scores(self.config, self.group, computed, count + drafted, first, self.kv)
             ):
                 drafted, count = (drafted - 1, count) if drafted else (0, count - 1)
             parts.append(Part(c, first, count, draft, drafted))

@@ -284,20 +284,19 @@ def _exactly(values: NDArray[np.float32], sampling: Sampling, number: float) -> 
 
 @cache
 def _helpers() -> SimpleQueue[Any]:
-    """What threads beside the one that draws take work from: arguments of `_below`, and a queue for what it raised, None if nothing. An executor takes
-    60,000 instructions a call, 15 times as many."""
+    """What threads beside the one that draws take work from: arguments of `_found`, a place, and a queue for that with what was found or raised. An
+    executor takes 60,000 instructions a call, 15 times as many."""
     asked: SimpleQueue[Any] = SimpleQueue()
 
     def serve() -> None:
         while True:
-            logits, limits, below, done = asked.get()
-            raised = None
+            logits, limits, place, done = asked.get()
             try:
-                _below(logits, limits, below)
+                given: NDArray[np.int64] | Exception = _found(logits, limits)
             except Exception as e:
-                raised = e
-            done.put(raised)
-            del logits, limits, below, done, raised
+                given = e
+            done.put((place, given))
+            del logits, limits, place, done, given
 
     for _ in range(THREADS - 1):
         Thread(target=serve, name="logits", daemon=True).start()
@@ -308,43 +307,41 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_helpers.cache_clear)  # which has none of the threads
 
 
-def _below(logits: NDArray[np.float32], limits: NDArray[np.float32], below: NDArray[np.bool_]) -> None:
-    """Fills below bool[sequences, n]: whether each of the logits float32[sequences, n] is less than its sequence's limit."""
-    np.less(logits, limits[:, None], out=below)
-
-
-def _below_by_threads(logits: NDArray[np.float32], limits: NDArray[np.float32], below: NDArray[np.bool_]) -> None:
-    """`_below`; several threads look at some of the sequences each, which NumPy does at once."""
-    count = len(logits)
-    parts = max(1, min(THREADS, count, logits.size // LONG))
-    if parts == 1:
-        return _below(logits, limits, below)
-    helpers = _helpers()
-    done: SimpleQueue[Exception | None] = SimpleQueue()
-    cuts = [count * i // parts for i in range(parts + 1)]
-    for a, b in zip(cuts[1:], cuts[2:], strict=False):
-        helpers.put((logits[a:b], limits[a:b], below[a:b], done))
-    end = cuts[1]
-    _below(logits[:end], limits[:end], below[:end])
-    for _ in range(1, parts):
-        if (raised := done.get()) is not None:
-            raise raised
-
-
-def _not_below(logits: NDArray[np.float32], limits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Places in logits float32[sequences, n], taken as one row, ascending, of what is not less than its sequence's limit. What is not a number is not less."""
-    if logits.size < 2 * LONG:
-        return np.flatnonzero(~(logits < limits[:, None]))
-    # Few are found, so words of eight are looked at first.
+def _found(logits: NDArray[np.float32], limits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """`_not_below`, by one thread. Few are found, so words of eight are looked at first."""
     words = np.empty(ceil_div(logits.size, 8), np.uint64)
     words[-1] = ALL_BELOW
-    _below_by_threads(logits, limits, words.view(np.bool_)[: logits.size].reshape(logits.shape))
+    np.less(logits, limits[:, None], out=words.view(np.bool_)[: logits.size].reshape(logits.shape))
     hit = (words != ALL_BELOW).nonzero()[0]
     at = (words.take(hit) ^ ALL_BELOW).view(np.bool_).nonzero()[0]
     found = hit.take(at >> 3)
     found <<= 3
     found += at & 7
     return found
+
+
+def _not_below(logits: NDArray[np.float32], limits: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Places in logits float32[sequences, n], taken as one row, ascending, of what is not less than its sequence's limit. What is not a number is not less.
+    Several threads look at some of the sequences each, which NumPy does at once."""
+    if logits.size < 2 * LONG:
+        return np.flatnonzero(~(logits < limits[:, None]))
+    count, n = logits.shape
+    parts = max(1, min(THREADS, count, logits.size // LONG))
+    if parts == 1:
+        return _found(logits, limits)
+    helpers = _helpers()
+    done: SimpleQueue[tuple[int, NDArray[np.int64] | Exception]] = SimpleQueue()
+    cuts = [count * i // parts for i in range(parts + 1)]
+    for i in range(1, parts):
+        helpers.put((logits[cuts[i] : cuts[i + 1]], limits[cuts[i] : cuts[i + 1]], i, done))
+    found = [_found(logits[: cuts[1]], limits[: cuts[1]])] * parts
+    for _ in range(1, parts):
+        i, given = done.get()
+        if isinstance(given, Exception):
+            raise given
+        given += cuts[i] * n
+        found[i] = given
+    return np.concatenate(found)
 
 
 class _Near:

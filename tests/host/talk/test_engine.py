@@ -398,7 +398,7 @@ def test_a_history_keeps_runs_of_the_lengths_that_are_looked_for() -> None:
     h.tokens += (5, 6, 7, 5, 6, 7, 8, 9, 5, 6) * 3
     h.remember()
     assert {len(run) for run in h.runs} == set(range(SHORTEST, LONGEST + 1))
-    assert h.find((5, 6, 7)) == 26 and h.find((9, 5, 6)) == 20 and h.find((8, 5)) is None
+    assert h.runs[5, 6, 7] == 26 and h.runs[9, 5, 6] == 20 and (8, 5) not in h.runs
 
 
 def test_guesses_are_counted_and_forgotten_in_time() -> None:
@@ -406,9 +406,11 @@ def test_guesses_are_counted_and_forgotten_in_time() -> None:
     draft = Draft((1, 2, 3), 0.5, 2)
     for _ in range(200):
         d.learn(draft, 3, 1, 0)
+    d.remember()
     assert d.chance(2) < 0.02 and (d.drafted, d.accepted) == (600, 0)
     for _ in range(200):
         d.learn(draft, 3, 3, 3)
+    d.remember()
     assert d.chance(2) > 0.98 and d.chance(LONGEST) == 0.5
     for key in range(5):
         said(d, key, [key] * (MEMORY // 2))
@@ -473,9 +475,11 @@ def test_what_was_said_is_found_once_it_is_remembered() -> None:
 def test_what_is_behind_a_wrong_guess_says_nothing() -> None:
     d = Drafts()
     d.learn(Draft((1, 2, 3), 0.5, 2), 3, 2, 1)  # one right, one wrong, one not looked at
+    d.remember()
     assert (d.drafted, d.accepted) == (3, 1)
     assert d.chance(2) == pytest.approx((1.0 * 0.98**2 + 0.98) / (2.0 * 0.98**2 + 0.98 + 1))
     d.learn(Draft((1,), 0.5, 3), 1, 1, 1)
+    d.remember()
     assert d.chance(3) == pytest.approx((0.98 + 1) / (2 * 0.98 + 1))
 
 

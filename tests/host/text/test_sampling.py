@@ -237,18 +237,18 @@ def test_several_may_draw_at_once(threads):
 def test_what_a_thread_raises_is_raised_and_it_goes_on(threads, monkeypatch: pytest.MonkeyPatch):
     threads(3)
     x, limits = np.ones((6, 100), np.float32), np.full(6, 0.5, np.float32)
-    below = sampling._below
+    found = sampling._found
 
-    def fails(*arguments: Any) -> None:
+    def fails(*arguments: Any) -> Any:
         if current_thread() is not main_thread():
             raise MemoryError("no room")
-        below(*arguments)
+        return found(*arguments)
 
-    monkeypatch.setattr(sampling, "_below", fails)
+    monkeypatch.setattr(sampling, "_found", fails)
     for _ in range(5):
         with pytest.raises(MemoryError, match="no room"):
             _not_below(x, limits)
-    monkeypatch.setattr(sampling, "_below", below)
+    monkeypatch.setattr(sampling, "_found", found)
     assert len(_not_below(x, limits)) == 600
 
 
