@@ -30,18 +30,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tellme.golden.arith import ceil_div
 from tellme.golden.config import KV260
 from tellme.golden.shapes import SHAPES
-from tellme.host.machine.costs import Costs
-from tellme.host.talk.drafts import MEMORY, Drafts
-from tellme.host.talk.scheduler import Conversation, Scheduler
+from tellme.host.machine.passes import Backend, Pass, PassResult
+from tellme.host.machine.screening import FULL, HeadChoice
+from tellme.host.talk.drafts import MEMORY
+from tellme.host.talk.engine import Engine
 from tellme.host.text import sampling
 from tellme.host.text.sampling import Sampler, Sampling, draw
 
@@ -49,17 +51,14 @@ SLOWER = 10.0
 CYCLES = 1.25
 CLOCK_HZ = 1.3e9
 TIMES = 60
-WAYS = {
-    "top-k 40, top-p 0.95": Sampling(temperature=0.8, top_k=40, top_p=0.95),
-    "top-p 0.95": Sampling(temperature=0.8, top_p=0.95),
-    "temperature alone": Sampling(temperature=0.8),
-}
+WARM = Sampling(temperature=0.8)
+TOP_P = Sampling(temperature=0.8, top_p=0.95)
+TOP_K_P = Sampling(temperature=0.8, top_k=40, top_p=0.95)
 THREADS = 4
 """That look through logits, on a board with so many cores."""
 MOST_THREADS = 64
 """That are counted under QEMU."""
 CANDIDATES = 256
-GUESSES = 8
 MARK = 173
 """Number of AArch64's getppid, which marks a place in the count."""
 PLUGIN = r"""
@@ -94,84 +93,165 @@ int qemu_plugin_install(id_t_ id, const void *info, int argc, char **argv) {
 """
 
 
-@dataclass
-class Work:
-    """Something that is done for a pass.
+class Said(Backend):
+    """Says prepared texts: the next token of each is drawn nine times of ten. What it does itself is not counted.
 
-    Attributes
+    Parameters
     ----------
-    do : does it once. lanes : of that pass, asked for when it is done.
-    before : done before each, and not counted.
+    name : the model. keys, count : tokens of each prompt; conversations.
+    screened : candidates are what is given, not every logit.
+    passed : called where the accelerator begins, and where it has ended.
+    behind : called before what is done meanwhile, and behind it.
     """
 
+    def __init__(
+        self,
+        name: str,
+        keys: int,
+        count: int,
+        screened: bool,
+        passed: Callable[[], object],
+        behind: Callable[[], object],
+    ):
+        self.config, self.spec, self.slots = KV260, SHAPES[name], count
+        self.group, self.vocab = self.spec.heads // self.spec.kv_heads, self.spec.vocab
+        self.context = keys + 2 * TIMES * KV260.lanes
+        self.head, self.can_screen = HeadChoice(mode="auto") if screened else FULL, screened
+        self._rng = np.random.default_rng(3)
+        self._words = [self._rng.integers(0, 2000, 40).tolist() for _ in range(200)]
+        self._texts = [self.text(self.context + 1) for _ in range(count)]
+        self.prompts = [text[:keys] for text in self._texts]
+        self._passed, self._behind = passed, behind
+        logits = a_hundred_may_come(name)
+        self._logits = np.stack([logits] * KV260.lanes)
+        self._likeliest = math.log(9 * np.exp(logits.astype(np.float64)).sum())
+        self._chosen = np.argpartition(logits, -CANDIDATES)[-CANDIDATES:]
+
+    def text(self, n: int) -> list[int]:
+        """Words that were said before, and some that were not: guesses are found, come true, and end."""
+        return [t for _ in range(n // 40 + 1) for t in self._words[self._rng.integers(200)]][:n]
+
+    def _pass(self, given: Pass) -> PassResult:
+        self._passed()
+        self._behind()
+        self.meanwhile()
+        self._behind()
+        first, count = given.head
+        lanes = list(zip(given.slots, given.positions, strict=True))[first : first + count]
+        best = [self._texts[slot][position + 1] for slot, position in lanes]
+        logits = candidates = None
+        if given.write_logits:
+            logits = self._logits[:count].copy()
+            logits[range(count), best] = self._likeliest
+        if given.write_logits and given.candidates:
+            assert logits is not None
+            candidates = np.array([np.unique(np.append(self._chosen, b))[-CANDIDATES:] for b in best])
+            logits = np.take_along_axis(logits, candidates, axis=1)
+        result = PassResult(
+            head_first=first,
+            head_count=count,
+            best_index=tuple(best),
+            best_value=(np.float32(self._likeliest),) * count,
+            logits=logits,
+            candidates=candidates,
+            bound=(np.float32(0),) * count if given.candidates else None,
+            cycles=4_000_000,
+        )
+        self._passed()
+        return result
+
+
+@dataclass(frozen=True)
+class Way:
+    """How conversations go on."""
+
     what: str
-    do: Callable[[], object]
-    lanes: Callable[[], int]
-    before: Callable[[], object] = lambda: None
+    sampling: Sampling = Sampling()
+    guesses: bool = False
+    screened: bool = False
+    meanwhile: bool = False
+    """What is done while the pass runs is counted, and not the rest."""
 
 
-def scheduling(name: str, keys: int, count: int, speculate: bool, memory: int) -> tuple[Callable[[], None], Drafts]:
-    """Plans and completes a pass, with looking for guesses and learning from them."""
-    spec = SHAPES[name]
-    rng = np.random.default_rng(3)
-    costs = Costs(spec, KV260)
-    context = keys + 20 * TIMES * KV260.lanes
-    scheduler = Scheduler(KV260, spec.heads // spec.kv_heads, context, count, cost=costs.cycles)
-    drafts = Drafts()
-    words = [rng.integers(0, 2000, 40).tolist() for _ in range(200)]
-
-    def text(n: int) -> list[int]:
-        return [t for _ in range(n // 40 + 1) for t in words[rng.integers(200)]][:n]
-
-    for key in range(10_000, 10_000 + memory // 1024):
-        drafts.extend(key, text(1024))
-        drafts.end(key)
-    for _ in range(count):
-        c = scheduler.submit(text(keys), context)
-        drafts.extend(c.key, c.tokens)
-    list(scheduler.admit())
-    while not all(c.decoding for c in scheduler.active):
-        planned = scheduler.plan()
-        assert planned is not None
-        scheduler.complete(planned, {p.conversation: [1] for p in planned.parts if p.chooses})
-    # What each says next, of words that were said before: guesses are found, come true, and end.
-    following = {c: iter(text(15 * TIMES * KV260.lanes)) for c in scheduler.active}
-
-    def step() -> None:
-        planned = scheduler.plan((lambda c, most: drafts.guess(c.key, most)) if speculate else None)
-        assert planned is not None
-        lanes = planned.lanes
-        new: dict[Conversation, Sequence[int]] = {}
-        for part in planned.parts:
-            said = [next(following[part.conversation])]
-            for guessed in part.draft.tokens[: part.drafted]:
-                if said[-1] != guessed:
-                    break
-                said.append(next(following[part.conversation]))
-            if part.drafted:
-                right = len(said) - 1
-                drafts.learn(part.draft, part.drafted, min(right + 1, part.drafted), right)
-            if speculate:
-                drafts.extend(part.conversation.key, said)
-            new[part.conversation] = said
-        scheduler.complete(planned, new)
-        costs.measured(*lanes, 4_000_000)
-
-    drafts.remember()
-    return step, drafts
+WAYS = (
+    Way("greedy"),
+    Way("top-k 40, top-p 0.95", TOP_K_P),
+    Way("top-p 0.95", TOP_P),
+    Way("temperature alone", WARM),
+    Way(f"top-k 40, top-p 0.95, from {CANDIDATES} candidates", TOP_K_P, screened=True),
+    Way("greedy, with guesses", guesses=True),
+    Way("temperature alone, with guesses", WARM, guesses=True),
+    Way("top-p 0.95, with guesses", TOP_P, guesses=True),
+    Way(f"top-k 40, top-p 0.95, from {CANDIDATES} candidates, with guesses", TOP_K_P, guesses=True, screened=True),
+    Way("while the pass runs, with guesses", guesses=True, meanwhile=True),
+)
 
 
-def drawing(sampling: Sampling, logits: NDArray[np.float32], count: int, guesses: int = 0) -> Callable[[], object]:
-    """Draws the next token of so many sequences, and those behind so many guesses of theirs in all, every one of which is kept."""
+@dataclass(frozen=True)
+class Done:
+    """What was measured, and of each of its passes the lanes; `tokens` came of all."""
+
+    model: str
+    conversations: int
+    what: str
+    lanes: tuple[int, ...]
+    tokens: int
+
+
+class Marks:
+    """Calls `mark` where it is switched on."""
+
+    def __init__(self, mark: Callable[[], object]):
+        self._mark, self.on = mark, False
+
+    def __call__(self) -> None:
+        if self.on:
+            self._mark()
+
+
+def passes(
+    keys: dict[str, int], memory: int, mark: Callable[[], object], begin: Callable[[], object]
+) -> Iterator[Done]:
+    """Runs every way: `begin`, then TIMES passes, with `mark` before and behind all that is counted.
+
+    memory : tokens of ended conversations.
+    """
+    for name, k in keys.items():
+        for count in (1, 8):
+            for way in WAYS:
+                passed, behind = Marks(mark), Marks(mark)
+                backend = Said(name, k, count, way.screened, passed, behind)
+                engine = Engine(backend)
+                for key in range(10_000, 10_000 + memory // 1024):
+                    engine.drafts.extend(key, backend.text(1024))
+                    engine.drafts.end(key)
+                for i, prompt in enumerate(backend.prompts):
+                    sampling = replace(way.sampling, seed=i)
+                    engine.submit(prompt, max_new_tokens=backend.context, sampling=sampling, speculate=way.guesses)
+                for _ in range(2 * count * ceil_div(k, KV260.lanes)):
+                    engine.step()
+                before = engine.counts.tokens
+                lanes = []
+                begin()
+                passed.on, behind.on = not way.meanwhile, way.meanwhile
+                for _ in range(TIMES):
+                    passed()
+                    engine.step()
+                    passed()
+                    assert engine.last is not None
+                    lanes.append(engine.last.given.lanes)
+                passed.on = behind.on = False
+                yield Done(name, count, way.what, tuple(lanes), engine.counts.tokens - before)
+
+
+def drawing(sampling: Sampling, logits: NDArray[np.float32], count: int) -> Callable[[], object]:
+    """Draws the next token of so many sequences."""
     samplers = [Sampler(replace(sampling, seed=i)) for i in range(count)]
-    lanes = sorted(i % count for i in range(count + guesses))
-    ahead = [lanes[:i].count(lane) for i, lane in enumerate(lanes)]
-    rows, largest = np.stack([logits] * len(lanes)), [float(logits.max())] * len(lanes)
-    of = [samplers[i] for i in lanes]
+    rows, largest = np.stack([logits] * count), [float(logits.max())] * count
 
     def once() -> None:
-        draw(rows, of, largest, ahead)
-        for sampler in of:
+        draw(rows, samplers, largest)
+        for sampler in samplers:
             sampler.take()
 
     once()
@@ -193,7 +273,7 @@ def by_the_clock(names: Sequence[str]) -> None:
     print("|---|---|---|---|")
     for name in names:
         for count in (8, 16):
-            once = drawing(WAYS["temperature alone"], a_hundred_may_come(name), count)
+            once = drawing(WARM, a_hundred_may_come(name), count)
             least = {1: math.inf, 2: math.inf}
             for threads in [1, 2] * 5 * TIMES:
                 sampling.THREADS = threads
@@ -203,71 +283,21 @@ def by_the_clock(names: Sequence[str]) -> None:
             print(f"| {name} | {count} | {1e3 * least[1]:.3f} | {1e3 * least[2]:.3f} |", flush=True)
 
 
-def works(name: str, keys: int, count: int, memory: int = MEMORY) -> list[Work]:
-    """All that is measured."""
-    logits = a_hundred_may_come(name)
-    plain, _ = scheduling(name, keys, count, False, memory)
-    guessing, drafts = scheduling(name, keys, count, True, memory)
-    passes = [0]
-
-    def guess() -> None:
-        passes[0] += 1
-        guessing()
-
-    def guessed() -> int:
-        return count + round(drafts.drafted / passes[0])
-
-    few = np.partition(logits, -CANDIDATES)[-CANDIDATES:]
-    return [
-        Work("scheduling", plain, lambda: count),
-        Work("scheduling and guesses", guess, guessed, drafts.remember),
-        Work("remembering for guesses, while the pass runs", drafts.remember, guessed, guess),
-        *(Work(f"drawing, {way}", drawing(s, logits, count), lambda: count) for way, s in WAYS.items()),
-        Work(
-            f"drawing with {GUESSES} guesses, temperature alone",
-            drawing(WAYS["temperature alone"], logits, count, GUESSES),
-            lambda: count + GUESSES,
-        ),
-        Work(
-            f"drawing from {CANDIDATES} candidates",
-            drawing(WAYS["top-k 40, top-p 0.95"], few, count),
-            lambda: count,
-        ),
-    ]
-
-
-def took(work: Work) -> float:
-    """Processor seconds of doing it once, the median of many."""
-    out = []
-    for _ in range(TIMES):
-        work.before()
-        began = time.thread_time()
-        work.do()
-        out.append(time.thread_time() - began)
-    return float(np.median(out))
-
-
 def marked(keys: dict[str, int]) -> None:
-    """Under QEMU: does everything between two marks, TIMES times, and says what it was."""
+    """Under QEMU: says what was counted between marks."""
     getppid = ctypes.CDLL(None).getppid
-    for name, k in keys.items():
-        for count in (1, 8):
-            for work in works(name, k, count, MEMORY // 8):
-                for _ in range(3):
-                    work.before()
-                    work.do()
-                for _ in range(TIMES):
-                    work.before()
-                    getppid()
-                    work.do()
-                    getppid()
-                print("work", name, count, work.lanes(), work.what, sep="\t", file=sys.stderr, flush=True)
+
+    def said(*words: object) -> None:
+        print(*words, sep="\t", file=sys.stderr, flush=True)
+
+    for done in passes(keys, MEMORY // 8, getppid, lambda: said("begin")):
+        said("done", done.model, done.conversations, done.what, ",".join(map(str, done.lanes)), done.tokens)
 
 
 def counted(
     qemu: str, root: Path, numpy: Path, keys: dict[str, int], threads: int
-) -> list[tuple[str, int, int, str, float, float]]:
-    """Model, conversations, lanes, what, and instructions a pass, of the engine's thread and of the busiest of the others."""
+) -> Iterator[tuple[Done, float, float]]:
+    """Instructions a pass, of the engine's thread and of the busiest of the others."""
     with tempfile.TemporaryDirectory() as folder:
         plugin = Path(folder) / "count.so"
         subprocess.run(
@@ -297,18 +327,22 @@ def counted(
         ]  # fmt: skip
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        sys.exit(done.stderr)
-    out = []
+        sys.exit("\n".join(line for line in done.stderr.splitlines() if not line.startswith("count ")))
     counts: list[list[int]] = []
     for line in done.stderr.splitlines():
-        if line.startswith("count "):
-            counts.append([int(n) for n in line.split()[1:]])
-        elif line.startswith("work\t"):
-            _, name, count, lanes, what = line.split("\t")
-            one, *others = np.diff(np.reshape(counts, (TIMES, 2, -1)), axis=1).mean(axis=(0, 1)).tolist()
+        kind, *words = line.split("\t")
+        if kind == "begin":
             counts.clear()
-            out.append((name, int(count), int(lanes), what, one, max(others)))
-    return out
+        elif kind == "done":
+            model, conversations, what, lanes, tokens = words
+            one, *others = np.diff(np.reshape(counts, (-1, 2, MOST_THREADS)), axis=1).sum(axis=(0, 1)) / TIMES
+            yield (
+                Done(model, int(conversations), what, tuple(map(int, lanes.split(","))), int(tokens)),
+                float(one),
+                float(max(others)),
+            )
+        elif line.startswith("count "):
+            counts.append([int(n) for n in line.split()[1:]])
 
 
 def main() -> None:
@@ -342,31 +376,35 @@ def main() -> None:
 
     plans = {name: Plan(SHAPES[name], KV260, "kv260") for name in KEYS}
 
-    def seconds(name: str, count: int, lanes: int) -> float:
-        """Of a pass with so many lanes, spread evenly."""
-        of = [lanes // count + (i < lanes % count) for i in range(count)]
-        positions = [KEYS[name] + k for n in of for k in range(n)]
-        return plans[name].exact(positions, [i for i, n in enumerate(of) for _ in range(n)], lanes) / KV260.clock_hz
+    def seconds(done: Done) -> float:
+        """Of a pass, its lanes spread evenly."""
+        name, count = done.model, done.conversations
+        cycles = 0
+        for lanes in done.lanes:
+            of = [lanes // count + (i < lanes % count) for i in range(count)]
+            positions = [KEYS[name] + k for n in of for k in range(n)]
+            cycles += plans[name].exact(positions, [i for i, n in enumerate(of) for _ in range(n)], lanes)
+        return cycles / len(done.lanes) / KV260.clock_hz
 
+    def row(done: Done, cells: str, of_a_pass: float) -> None:
+        lanes, tokens = (n / TIMES for n in (sum(done.lanes), done.tokens))
+        share = of_a_pass / seconds(done)
+        what = f"{done.model} | {done.conversations} | {done.what} | {lanes:.1f} | {tokens:.1f}"
+        print(f"| {what} | {cells} | {share:.2%} |", flush=True)
+
+    head = "| model | conversations | how | lanes | tokens | {} | share of a pass on the KV260 |"
     if options.qemu:
         print(
-            "| model | conversations | lanes | what | instructions, thousands | of the busiest other thread | share of a pass on the KV260 |"
+            head.format("instructions, thousands | of the busiest other thread") + "\n|---|---|---|---|---|---|---|---|"
         )
-        print("|---|---|---|---|---|---|---|")
-        found = counted(options.qemu, options.root, options.numpy, KEYS, options.threads)
-        for name, count, lanes, what, n, other in found:
-            share = n * options.cycles / CLOCK_HZ / seconds(name, count, lanes)
-            print(f"| {name} | {count} | {lanes} | {what} | {n / 1e3:,.0f} | {other / 1e3:,.0f} | {share:.2%} |")
+        for done, n, other in counted(options.qemu, options.root, options.numpy, KEYS, options.threads):
+            row(done, f"{n / 1e3:,.0f} | {other / 1e3:,.0f}", n * options.cycles / CLOCK_HZ)
         return
-    print("| model | conversations | lanes | what | here, ms a pass | share of a pass on the KV260 |")
-    print("|---|---|---|---|---|---|")
-    for name, keys in KEYS.items():
-        for count in (1, 8):
-            for work in works(name, keys, count):
-                t = took(work)
-                lanes = work.lanes()
-                share = t * options.slower / seconds(name, count, lanes)
-                print(f"| {name} | {count} | {lanes} | {work.what} | {1e3 * t:.3f} | {share:.1%} |", flush=True)
+    print(head.format("here, ms a pass") + "\n|---|---|---|---|---|---|---|")
+    times: list[float] = []
+    for done in passes(KEYS, MEMORY, lambda: times.append(time.thread_time()), times.clear):
+        t = float(np.median(np.diff(np.reshape(times, (TIMES, -1, 2))).sum(axis=(1, 2))))
+        row(done, f"{1e3 * t:.3f}", t * options.slower)
 
 
 if __name__ == "__main__":
