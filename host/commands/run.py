@@ -83,7 +83,7 @@ def _json(
             "kv": machine.kv.name,
             "hadamard": machine.kv.hadamard,
             "cached_tokens": report.cached,
-            "logprobs": [float(c.logprobs[c.token]) for c in report.chosen if c.logprobs is not None] or None,
+            "logprobs": [c.logprob for c in report.chosen if c.logprob is not None] or None,
             "drafted": report.drafted,
             "accepted": report.accepted,
             "tokens_per_pass": report.tokens_per_pass,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,6 +181,14 @@ def fits_scores(
     return sets * (own_words + ceil_div(cached, kpb << kv.v_narrow)) <= config.score_words
 
 
+def always_fit(config: AcceleratorConfig, group: int, context: int, kv: CacheFormat = EIGHT) -> int:
+    """Cached keys, up to `context`, with which the score memory holds any lanes of a slot; -1: with none."""
+    n = -1
+    while n < context and fits_scores(config, group, n + 1, config.lanes, config.keys_per_beat - 1, kv):
+        n += 1
+    return n
+
+
 def lanes_that_fit(config: AcceleratorConfig, group: int, cached: int, wanted: int, kv: CacheFormat = EIGHT) -> int:
     """Most lanes, up to `wanted`, that a pass of one sequence may carry with `cached` keys before it; at least 1."""
     n = min(wanted, config.lanes)
@@ -245,7 +254,8 @@ class Backend(ABC):
             limit.
         """
         self._check_pass(given)
-        given = replace(given, write_logits=given.write_logits and given.head[1] > 0)
+        if given.write_logits and not given.head[1]:
+            given = replace(given, write_logits=False)
         result = self._pass(given)
         if given.candidates and given.head[1]:
             # The same positions again: what was written to the cache is written once more.
@@ -270,24 +280,26 @@ class Backend(ABC):
             raise UserError(f"a pass has from 1 to {self.config.lanes} lanes, not {n}")
         if len(positions) != n or len(slots) != n:
             raise UserError(f"{n} tokens need {n} positions and slots, not {len(positions)} and {len(slots)}")
-        for t in given.tokens:
+        for t in (min(given.tokens), max(given.tokens)):
             if not 0 <= t < self.vocab:
                 raise UserError(f"token {t} is outside the vocabulary of {self.vocab}")
-        for p in positions:
+        for p in (min(positions), max(positions)):
             self._check_position(p)
-        for s in slots:
+        for s in (min(slots), max(slots)):
             if not 0 <= s < self.slots:
                 raise UserError(f"cache slot {s} does not exist; there are {self.slots}")
-        for first, last in given.groups:
-            if slots[first] in slots[:first]:
-                raise UserError(f"lanes of slot {slots[first]} must be neighbours")
+        of = given.groups
+        if len(set(slots)) < len(of):
+            slot = next(slots[first] for first, _ in of if slots[first] in slots[:first])
+            raise UserError(f"lanes of slot {slot} must be neighbours")
+        for first, last in of:
             for i in range(first + 1, last + 1):
                 if positions[i] != positions[i - 1] + 1:
                     raise UserError(
                         f"lanes {i - 1} and {i} share slot {slots[i]}, so their positions must follow each other, "
                         f"not {positions[i - 1]}, {positions[i]}"
                     )
-        for first, last in given.groups:
+        for first, last in of if max(positions) > self._roomy else ():
             lanes = last - first + 1
             if not fits_scores(self.config, self.group, positions[first], lanes, first, self.kv):
                 raise UserError(
@@ -304,6 +316,10 @@ class Backend(ABC):
                 )
             if why := screen.problem(given.candidates, count, self.vocab, self.config.screen_entries):
                 raise UserError(why)
+
+    @cached_property
+    def _roomy(self) -> int:
+        return always_fit(self.config, self.group, self.context, self.kv)
 
     def _check_prompt(self, tokens: Sequence[int], start: int) -> None:
         if not tokens:

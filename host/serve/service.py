@@ -79,10 +79,10 @@ class Job:
         for c in chosen:
             text += self._text.push(c.token)
             count += 1
-            if c.logprobs is not None and self._top is not None:
+            if c.logprob is not None and c.logprobs is not None and self._top is not None:
                 order = np.argsort(-c.logprobs, kind="stable")[: self._top]
                 top = tuple((int(i), float(c.logprobs[i])) for i in order)
-                logprobs.append(Logprob(c.token, float(c.logprobs[c.token]), top))
+                logprobs.append(Logprob(c.token, c.logprob, top))
             if self._text.found:
                 break
         self.new += count

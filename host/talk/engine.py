@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,12 +30,20 @@ class Constraint(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """A new token. `logprobs`: float64[vocab], natural logarithms of the model's own probabilities (temperature 1, nothing left out), if asked for."""
+class Chosen(NamedTuple):
+    """A new token. If asked for, natural logarithms of the model's own probabilities (temperature 1, nothing left out): `logprob` of the token, `logprobs`
+    float64[vocab] of all, which only the step that made it gives."""
 
     token: int
+    logprob: float | None = None
     logprobs: NDArray[np.float64] | None = None
+
+
+class Ran(NamedTuple):
+    """What is kept of a pass: its cycles, and those without a beat by cause."""
+
+    cycles: int | None
+    stalls: dict[str, int]
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -68,6 +76,12 @@ class Choice:
     prompt : tokens before the first one, which the repetition penalty counts.
     constraint : what may come; None: anything.
     logprobs : give them.
+
+    Attributes
+    ----------
+    needs_logits : the arg-max alone does not do.
+    needs_all : the candidates of a screened head do not do.
+    draws : it draws from the logits as they are, and that is all.
     """
 
     def __init__(
@@ -83,26 +97,9 @@ class Choice:
         self._said = set(prompt)
         self._constraint = constraint
         self._logprobs = logprobs
-
-    @property
-    def needs_logits(self) -> bool:
-        """Whether the arg-max alone does not do."""
-        return (
-            not self.sampling.greedy
-            or self._logprobs
-            or self._constraint is not None
-            or self.sampling.repetition_penalty != 1.0
-        )
-
-    @property
-    def draws(self) -> bool:
-        """Whether it draws from the logits as they are, and that is all."""
-        return not (self.sampling.greedy or self.needs_all)
-
-    @property
-    def needs_all(self) -> bool:
-        """Whether the candidates of a screened head do not do."""
-        return self._logprobs or self._constraint is not None or self.sampling.repetition_penalty != 1.0
+        self.needs_all = logprobs or constraint is not None or sampling.repetition_penalty != 1.0
+        self.needs_logits = self.needs_all or not sampling.greedy
+        self.draws = not (self.needs_all or sampling.greedy)
 
     def __call__(self, result: PassResult, lane: int) -> Chosen:
         """The next token, from head lane `lane` of a pass."""
@@ -120,7 +117,10 @@ class Choice:
             token = self._sampler(values[allowed], allowed)
         else:
             token = self._sampler(values, ids)
-        return self._take(Chosen(token, log_softmax(logits) if self._logprobs else None))
+        if not self._logprobs:
+            return self._take(Chosen(token))
+        logprobs = log_softmax(logits)
+        return self._take(Chosen(token, float(logprobs[token]), logprobs))
 
     @staticmethod
     def together(
@@ -128,21 +128,29 @@ class Choice:
     ) -> list[Chosen]:
         """What those that `draw` would choose from their head lanes, so many tokens behind their next: at once, which is much cheaper. It is not chosen before
         `keep`."""
+        samplers = [c._sampler for c in choices]
+        largest = [float(result.best_value[lane]) for lane in lanes]
+        if result.before is None:
+            assert result.logits is not None
+            first, count = lanes[0], len(lanes)
+            neighbours = lanes[-1] - first == count - 1
+            places = draw(result.logits[slice(first, first + count) if neighbours else lanes], samplers, largest, ahead)
+            if result.candidates is not None:
+                places = result.candidates[lanes, places].tolist()
+            return [Chosen(place) for place in places]
+        # Some lanes have every row, others candidates.
         out: list[Chosen] = [Chosen(-1)] * len(choices)
         rows = [result.of_lane(lane) for lane in lanes]
         alike: dict[int, list[int]] = {}
         for i, (logits, _) in enumerate(rows):
             alike.setdefault(len(logits), []).append(i)
         for group in alike.values():
-            first = lanes[group[0]]
-            if result.before is None and [lanes[i] for i in group] == list(range(first, first + len(group))):
-                assert result.logits is not None
-                logits = result.logits[first : first + len(group)]
-            else:
-                logits = np.stack([rows[i][0] for i in group])
-            samplers = [choices[i]._sampler for i in group]
-            largest = [float(result.best_value[lanes[i]]) for i in group]
-            places = draw(logits, samplers, largest, [ahead[i] for i in group])
+            places = draw(
+                np.stack([rows[i][0] for i in group]),
+                [samplers[i] for i in group],
+                [largest[i] for i in group],
+                [ahead[i] for i in group],
+            )
             for i, place in zip(group, places, strict=True):
                 ids = rows[i][1]
                 out[i] = Chosen(place if ids is None else int(ids[place]))
@@ -168,7 +176,7 @@ class Ticket:
     ----------
     stop : why it ended, '' while it runs: 'length', 'end' (end token), 'context' (cache full), 'cancelled'.
     new : tokens made, the end token too.
-    prefill, decode : results of the passes that it had lanes in: until its first token, and after.
+    prefill, decode : the passes that it had lanes in: until its first token, and after.
     drafted, accepted : tokens guessed for it, and how many came true.
     """
 
@@ -179,8 +187,8 @@ class Ticket:
     speculate: bool
     new: list[Chosen] = field(default_factory=list)
     stop: str = ""
-    prefill: list[PassResult] = field(default_factory=list)
-    decode: list[PassResult] = field(default_factory=list)
+    prefill: list[Ran] = field(default_factory=list)
+    decode: list[Ran] = field(default_factory=list)
     drafted: int = 0
     accepted: int = 0
 
@@ -401,9 +409,10 @@ class Engine:
         return head.wanted(lanes, b.vocab, b.config.screen_entries)
 
     def _finish(self, planned: Planned, results: list[PassResult]) -> list[tuple[Ticket, list[Chosen]]]:
+        ran = [Ran(r.cycles, r.stalls) for r in results]
         for part in planned.parts:
             ticket = self._tickets[part.conversation]
-            (ticket.decode if part.conversation.decoding else ticket.prefill).extend(results)
+            (ticket.decode if part.conversation.decoding else ticket.prefill).extend(ran)
         choosing = [p for p in planned.parts if p.chooses]
         # Behind a prompt that went through in several passes is the last lane.
         first, whole = results[-1].head_first, len(results) > 1
@@ -421,7 +430,7 @@ class Engine:
         out = []
         for conversation, new in chosen.items():
             ticket = self._tickets[conversation]
-            ticket.new += new
+            ticket.new += new if new[0].logprobs is None else [c._replace(logprobs=None) for c in new]
             if ticket.speculate:
                 self.drafts.extend(conversation.key, [x.token for x in new])
             out.append((ticket, new))
@@ -436,28 +445,26 @@ class Engine:
     ) -> dict[Conversation, list[Chosen]]:
         """The token behind the known ones of each, from its lane, and one more for each guess that it confirms."""
         tickets = [self._tickets[p.conversation] for p in parts]
+        finite = all(map(math.isfinite, result.best_value))
+        drawing: list[Choice] = []
+        of: list[int] = []
+        ahead: list[int] = []
         for ticket, part, lane in zip(tickets, parts, lanes, strict=True):
-            for depth in range(part.drafted + 1):
-                _check(result, lane + depth, len(part.conversation.tokens) + depth, not ticket.new and not depth)
-        drawing = [
-            (i, depth)
-            for i, (ticket, part) in enumerate(zip(tickets, parts, strict=True))
-            if ticket.choice.draws and result.logits is not None
-            for depth in range(part.drafted + 1)
-        ]
-        found = Choice.together(
-            [tickets[i].choice for i, _ in drawing],
-            result,
-            [lanes[i] + depth for i, depth in drawing],
-            [depth for _, depth in drawing],
-        )
-        drawn = dict(zip(drawing, found, strict=True))
+            count = part.drafted + 1
+            if not (finite and ticket.new):
+                for depth in range(count):
+                    _check(result, lane + depth, len(part.conversation.tokens) + depth, not ticket.new and not depth)
+            if ticket.choice.draws and result.logits is not None:
+                drawing += [ticket.choice] * count
+                of += range(lane, lane + count)
+                ahead += range(count)
+        drawn = dict(zip(of, Choice.together(drawing, result, of, ahead), strict=True)) if drawing else {}
         out: dict[Conversation, list[Chosen]] = {}
-        for i, (ticket, part, lane) in enumerate(zip(tickets, parts, lanes, strict=True)):
+        for ticket, part, lane in zip(tickets, parts, lanes, strict=True):
             new: list[Chosen] = []
             tried = right = 0
             for depth in range(part.drafted + 1):
-                made = drawn.get((i, depth))
+                made = drawn.get(lane + depth)
                 new.append(ticket.choice(result, lane + depth) if made is None else ticket.choice.keep(made))
                 if depth == part.drafted or new[-1].token in ticket.ends:
                     break

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from tellme.host.errors import UserError
-from tellme.host.machine.passes import Backend, PassResult
-from tellme.host.talk.engine import Chosen, Engine
+from tellme.host.machine.passes import Backend
+from tellme.host.talk.engine import Chosen, Engine, Ran
 from tellme.host.text.sampling import Sampling
 from tellme.host.text.streams import checked
 from tellme.host.text.tokenizer import Detokenizer, Tokenizer
@@ -26,7 +26,7 @@ class Report:
     stop : why it ended: 'length', 'end' (end token), 'stop' (stop string), 'context' (cache full).
     cached : tokens of the prompt that were not computed again.
     drafted, accepted : tokens that were guessed, and how many of the guesses came true.
-    chosen : the new tokens with their logprobs, if those were asked for.
+    chosen : the new tokens, with the logarithm of the probability of each if that was asked for.
     seconds : wall clock of the whole.
     seconds_prefill : until the first new token was known.
     """
@@ -34,8 +34,8 @@ class Report:
     prompt_ids: list[int]
     new_ids: list[int] = field(default_factory=list)
     text: str = ""
-    prefill: list[PassResult] = field(default_factory=list)
-    decode: list[PassResult] = field(default_factory=list)
+    prefill: list[Ran] = field(default_factory=list)
+    decode: list[Ran] = field(default_factory=list)
     stop: str = ""
     seconds: float = 0.0
     seconds_prefill: float = 0.0
@@ -270,7 +270,7 @@ class Generation:
                     report.drafted, report.accepted = ticket.drafted, ticket.accepted
                     for chosen in new:
                         report.new_ids.append(chosen.token)
-                        report.chosen.append(chosen)
+                        report.chosen.append(chosen._replace(logprobs=None))
                         yield text.push(chosen.token)
                         if text.found:
                             report.stop = "stop"

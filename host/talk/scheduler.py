@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.kv import EIGHT, CacheFormat
 from tellme.host.errors import UserError
-from tellme.host.machine.passes import Pass, fits_scores
+from tellme.host.machine.passes import Pass, always_fit, fits_scores
 from tellme.host.talk.drafts import NO_DRAFT, Draft
 
 Cost = Callable[[Sequence[int], Sequence[int], int, Sequence[int]], Sequence[float]]
@@ -168,12 +168,7 @@ class Scheduler:
         self.passes = 0
         self._arrived = 0
         self.rise = rise
-        # Keys before a conversation's lanes with which any lanes fit.
-        self._roomy = -1
-        while self._roomy < context and fits_scores(
-            config, group, self._roomy + 1, config.lanes, config.keys_per_beat - 1, kv
-        ):
-            self._roomy += 1
+        self._roomy = always_fit(config, group, context, kv)
         self._alone = False
         self._spare = 0.0
         """Of `cost`: what passes of prompts alone may still take of those who decode; below 0: what they have had too much."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,14 +20,14 @@ from tellme.host.errors import UserError
 from tellme.host.image.model import Model, demo_folder
 from tellme.host.machine.backends import GoldenBackend
 from tellme.host.machine.costs import Costs
-from tellme.host.machine.passes import Backend
+from tellme.host.machine.passes import Backend, PassResult
 from tellme.host.machine.placement import in_use
 from tellme.host.machine.screening import HeadChoice
 from tellme.host.machine.simulation import memory_timing
 from tellme.host.talk.drafts import LONGEST, MEMORY, SHORTEST, Draft, Drafts, History
-from tellme.host.talk.engine import Choice, Engine, Ticket, log_softmax
+from tellme.host.talk.engine import Choice, Chosen, Engine, Ticket, log_softmax
 from tellme.host.talk.generate import Generation
-from tellme.host.talk.scheduler import singly
+from tellme.host.talk.scheduler import Planned, singly
 from tellme.host.text.sampling import Sampling
 from tellme.hw.plan import predict, steps
 from tellme.sim.stream import SustainedMemory
@@ -41,9 +42,22 @@ def golden(slots: int = 3, config: Any = TINY) -> GoldenBackend:
     return GoldenBackend(WEIGHTS, config, slots=slots)
 
 
-def drain(engine: Engine) -> None:
-    while engine.busy:
-        engine.step()
+def drain(engine: Engine) -> list[Chosen]:
+    """Runs all that there is to the end; what was chosen, as it came."""
+    return [chosen for _ in iter(lambda: engine.busy, False) for _, new in engine.step() for chosen in new]
+
+
+def recorded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[PassResult]:
+    """The results that tokens are chosen from, from now on."""
+    results: list[PassResult] = []
+    finish = engine._finish
+
+    def finishing(planned: Planned, of: list[PassResult]) -> Any:
+        results.extend(of)
+        return finish(planned, of)
+
+    monkeypatch.setattr(engine, "_finish", finishing)
+    return results
 
 
 def tokens(ticket: Ticket) -> list[int]:
@@ -174,7 +188,7 @@ class Counting(GoldenBackend):
 
 
 @pytest.mark.parametrize("mode", ["screened", "auto"])
-def test_with_a_screened_head_nobody_draws_from_what_others_need(mode: str) -> None:
+def test_with_a_screened_head_nobody_draws_from_what_others_need(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One lane in doubt or with log probabilities has every row; its neighbours keep their candidates."""
     spec = small_spec(layers=1, vocab=300)
     weights = random_weights(spec, 3)
@@ -205,10 +219,10 @@ def test_with_a_screened_head_nobody_draws_from_what_others_need(mode: str) -> N
         for who in ([0, 1], [0, 1, 3], [0, 1, 2, 3], [2, 3], [3, 2, 1]):
             engine = Engine(backend(4, margin))
             tickets = [engine.submit(prompts[i], max_new_tokens=12, speculate=True, **options[i]) for i in who]
+            chosen_from = recorded(engine, monkeypatch)
             drain(engine)
             assert [tokens(t) for t in tickets] == [want[i] for i in who], (margin, who)
-            results = [r for t in tickets for r in (*t.prefill, *t.decode)]
-            mixed += sum(r.before is not None and len(set(r.certain)) == 2 for r in results)
+            mixed += sum(r.before is not None and len(set(r.certain)) == 2 for r in chosen_from)
     assert 32 in calls and 0 in calls and mixed > 5
 
 
@@ -230,15 +244,34 @@ def test_candidates_are_drawn_from_only_where_every_lane_of_a_pass_could_have_th
     assert set(calls) == ({256} if screened else {0})
 
 
+@pytest.mark.parametrize("logprobs", [False, True])
+def test_no_logits_are_kept(monkeypatch: pytest.MonkeyPatch, logprobs: bool) -> None:
+    """Those of a pass are as much as a megabyte a lane: a board has no room for an answer's."""
+    engine = Engine(golden(slots=2))
+    results = recorded(engine, monkeypatch)
+    for seed in (1, 2):
+        sampling = Sampling(temperature=1.0, seed=seed)
+        engine.submit([1, 2, 3] * 4, max_new_tokens=20, sampling=sampling, logprobs=logprobs, speculate=True)
+    arrays = []
+    while engine.busy:
+        made = [c.logprobs for _, new in engine.step() for c in new if c.logprobs is not None]
+        arrays += [weakref.ref(a) for a in (*made, *(r.logits for r in results if r.logits is not None))]
+        results.clear()
+        del made
+        assert not any(a() is not None for a in arrays)
+    assert len(arrays) > (50 if logprobs else 10)
+
+
 def test_every_logit_of_a_confirmed_guess_is_that_of_the_run_without() -> None:
     logits = []
     for speculate in (False, True):
         engine = Engine(golden())
         ticket = engine.submit([1, 2, 3] * 4, max_new_tokens=40, speculate=speculate, logprobs=True)
-        drain(engine)
+        chosen = drain(engine)
         assert (ticket.accepted > 5) == speculate
         assert len(ticket.decode) < 39 if speculate else len(ticket.decode) == 39
-        logits.append(np.stack([c.logprobs for c in ticket.new if c.logprobs is not None]))
+        logits.append(np.stack([c.logprobs for c in chosen if c.logprobs is not None]))
+        assert [c.logprob for c in ticket.new] == [row[c.token] for row, c in zip(logits[-1], chosen, strict=True)]
     assert logits[0].shape == (40, SPEC.vocab) and (logits[0] == logits[1]).all()
 
 
