@@ -288,7 +288,8 @@ class Backend(ABC):
         for s in (min(slots), max(slots)):
             if not 0 <= s < self.slots:
                 raise UserError(f"cache slot {s} does not exist; there are {self.slots}")
-        of = given.groups
+        # Mostly every lane has its own slot, and all fit.
+        of = given.groups if len(set(slots)) < n or max(positions) > self._roomy else []
         if len(set(slots)) < len(of):
             slot = next(slots[first] for first, _ in of if slots[first] in slots[:first])
             raise UserError(f"lanes of slot {slot} must be neighbours")

@@ -15,6 +15,10 @@ from typing import NamedTuple
 LONGEST = 5
 """Tokens of the longest run that is looked for."""
 SHORTEST = 2
+TOKEN_BITS = 24
+"""Of a token in a run; none is 0 there."""
+LAST = [(1 << TOKEN_BITS * n) - 1 for n in range(LONGEST + 1)]
+"""Masks of the last so many tokens of a run."""
 MEMORY = 1 << 16
 """Tokens of ended conversations that are remembered."""
 START = (1.0, 2.0)
@@ -35,29 +39,46 @@ class Draft(NamedTuple):
 NO_DRAFT = Draft()
 
 
+def joined(run: int, token: int) -> int:
+    """A run of tokens with another behind it, the last `LONGEST` of both. As an integer: a dictionary of integers is nothing that the garbage collector looks at."""
+    return (run << TOKEN_BITS | token + 1) & LAST[LONGEST]
+
+
 class History:
     """One text.
 
     Attributes
     ----------
     tokens : what was said.
-    runs : every run of them that is remembered, and where the token behind its latest place is.
+    ending : the run that ends it.
+    runs : every run that is remembered, and where the token behind its latest place is.
     """
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
-        self.runs: dict[tuple[int, ...], int] = {}
-        self._remembered = SHORTEST
+        self.ending = 0
+        self.runs: dict[int, int] = {}
+        self._remembered = 0
+        self._before = 0
+        """The run before the first token that is not remembered."""
+
+    def say(self, tokens: Sequence[int]) -> None:
+        """Appends tokens."""
+        self.tokens += tokens
+        for token in tokens[-LONGEST:]:
+            self.ending = joined(self.ending, token)
 
     def remember(self) -> None:
         """Runs can be found that a token is behind."""
-        ends, tokens = self.runs, self.tokens
+        runs, tokens, run = self.runs, self.tokens, self._before
+        lasts = LAST[SHORTEST:LONGEST]
         for at in range(self._remembered, len(tokens)):
-            run = tuple(tokens[max(0, at - LONGEST) : at])
-            ends[run] = at
-            for first in range(1, len(run) - SHORTEST + 1):
-                ends[run[first:]] = at
-        self._remembered = max(self._remembered, len(tokens))
+            if at >= SHORTEST:
+                runs[run] = at
+                for last in lasts:
+                    runs[run & last] = at
+            run = joined(run, tokens[at])
+        self._before, self._remembered = run, len(tokens)
 
 
 class Drafts:
@@ -73,7 +94,7 @@ class Drafts:
         self._ended: OrderedDict[int, History] = OrderedDict()
         self._said: set[History] = set()
         """Those with something to remember."""
-        self._latest: dict[tuple[int, ...], int] = {}
+        self._latest: dict[int, int] = {}
         """The ended conversation that said a run last."""
         self._size = 0
         self._right = dict.fromkeys(range(SHORTEST, LONGEST + 1), START[0])
@@ -87,7 +108,7 @@ class Drafts:
         history = self._open.get(key)
         if history is None:
             history = self._open[key] = History()
-        history.tokens += tokens
+        history.say(tokens)
         self._said.add(history)
 
     def remember(self) -> None:
@@ -125,12 +146,12 @@ class Drafts:
         own = self._open.get(key)
         if own is None or most < 1:
             return NO_DRAFT
-        find, latest = own.runs.get, self._latest
-        run = tuple(own.tokens[-LONGEST:])
-        shortest = run[-SHORTEST:]
+        find, latest, ending = own.runs.get, self._latest, own.ending
+        shortest = ending & LAST[SHORTEST]
         if find(shortest) is None and shortest not in latest:
             return NO_DRAFT  # nor has a longer one come before
-        for n in range(len(run), SHORTEST - 1, -1):
+        for n in range(min(len(own.tokens), LONGEST), SHORTEST - 1, -1):
+            run = ending & LAST[n]
             at = find(run)
             where = own
             if at is None and (key_of := latest.get(run)) is not None:
@@ -143,7 +164,6 @@ class Drafts:
                     period = len(own.tokens) - at
                     found = [own.tokens[at + i % period] for i in range(most)]
                 return Draft(tuple(found), self.chance(n), n)
-            run = run[1:]
         return NO_DRAFT
 
     def learn(self, draft: Draft, sent: int, tried: int, right: int) -> None:

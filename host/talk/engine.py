@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tellme.host.errors import CheckError, UserError
 from tellme.host.machine.costs import Costs
-from tellme.host.machine.passes import Backend, Pass, PassResult
+from tellme.host.machine.passes import Backend, PassResult
 from tellme.host.talk.drafts import Draft, Drafts
 from tellme.host.talk.scheduler import RISE, Conversation, Part, Planned, Scheduler, common
 from tellme.host.text.sampling import Sampler, Sampling, draw
@@ -159,7 +159,7 @@ class Choice:
     def keep(self, drawn: Chosen) -> Chosen:
         """Chooses what was drawn for it."""
         self._sampler.take()
-        return self._take(drawn)
+        return drawn
 
     def _take(self, chosen: Chosen) -> Chosen:
         self._said.add(chosen.token)
@@ -356,10 +356,7 @@ class Engine:
             or only.decoding
             or (not full and (self._tickets[only].choice.needs_all or not self._candidates(1)))
         ):
-            given = planned.given
-            first, count = given.head
-            lanes = [self._tickets[p.conversation].choice.needs_all for p in planned.parts for _ in range(p.lanes)]
-            result = self._run_pass(given, lanes[first : first + count])
+            result = self._run_pass(planned)
             self._meanwhile()  # on a machine that the host waits for it was called in the pass
             if result.cycles:
                 self._ran = planned, result.cycles
@@ -374,107 +371,115 @@ class Engine:
             logits=self._tickets[only].choice.needs_logits,
         )
         self._meanwhile()
-        return Planned(planned.given, (Part(only, 0, len(rest)),)), results
+        return Planned(planned.given, (Part(only, 0, len(rest), True),)), results
 
-    def _run_pass(self, given: Pass, needs_all: Sequence[bool]) -> PassResult:
+    def _run_pass(self, planned: Planned) -> PassResult:
         """A pass, with a screened head where that is wanted. What a conversation draws from must not depend on who else is there: its candidates, or
-        every row where they are in doubt, or where it needs every row.
-
-        needs_all : of each head lane.
-        """
-        candidates = self._candidates(given.head[1])
-        tickets = list(self._tickets.values())
-        if not candidates or all(needs_all) or (any(needs_all) and self._certain(tickets)):
+        every row where they are in doubt, or where it needs every row."""
+        given = planned.given
+        first, count = given.head
+        candidates = self._candidates(count)
+        if not candidates:
+            return self.backend.run_pass(given)
+        tickets = self._tickets
+        needs_all = [tickets[p.conversation].choice.needs_all for p in planned.parts for _ in range(p.lanes)]
+        needs_all = needs_all[first : first + count]
+        some = any(needs_all)
+        if some and (all(needs_all) or self._certain()):
             return self.backend.run_pass(given)
         result = self.backend.run_pass(replace(given, candidates=candidates))
         again = result.before is not None
-        if not any(needs_all) or (result.candidates is None and not again):
+        if not some or (result.candidates is None and not again):
             return result
         before, kept = result if result.before is None else result.before, result.certain or (True,) * len(needs_all)
         whole = result if again else self.backend.run_pass(given).behind(result)
         return whole.keeping(before, tuple(k and not n for k, n in zip(kept, needs_all, strict=True)))
 
-    def _certain(self, tickets: Sequence[Ticket]) -> bool:
+    def _certain(self) -> bool:
         """Whether all that is chosen are arg-maxima that are the full head's, or seen not to be."""
-        return self.backend.head.mode == "auto" and all(t.choice.sampling.greedy for t in tickets)
+        return self.backend.head.mode == "auto" and all(t.choice.sampling.greedy for t in self._tickets.values())
 
     def _candidates(self, lanes: int) -> int:
         """Candidates of a pass with so many head lanes, 0 for the full head; where tokens are drawn always or never, so that it does not matter how full a pass is."""
         head, b = self.backend.head, self.backend
-        tickets = list(self._tickets.values())
-        if not self._certain(tickets):
-            most = 1 if b.slots == 1 and not tickets[0].speculate else b.config.lanes
+        if head.mode == "full":
+            return 0
+        if not self._certain():
+            most = 1 if b.slots == 1 and not next(iter(self._tickets.values())).speculate else b.config.lanes
             if not head.wanted(most, b.vocab, b.config.screen_entries):
                 return 0
         return head.wanted(lanes, b.vocab, b.config.screen_entries)
 
     def _finish(self, planned: Planned, results: list[PassResult]) -> list[tuple[Ticket, list[Chosen]]]:
         ran = [Ran(r.cycles, r.stalls) for r in results]
+        result = results[-1]
+        # Behind a prompt that went through in several passes is the last lane.
+        first, whole = result.head_first, len(results) > 1
+        choosing = []
+        counts = self.counts
         for part in planned.parts:
             ticket = self._tickets[part.conversation]
-            (ticket.decode if part.conversation.decoding else ticket.prefill).extend(ran)
-        choosing = [p for p in planned.parts if p.chooses]
-        # Behind a prompt that went through in several passes is the last lane.
-        first, whole = results[-1].head_first, len(results) > 1
-        lanes = [results[-1].head_count - 1 if whole else p.first + p.count - 1 - first for p in choosing]
-        chosen = self._choose(choosing, results[-1], lanes)
-        self.scheduler.complete(planned, {c: [x.token for x in new] for c, new in chosen.items()})
-        counts = self.counts
+            (ticket.decode if ticket.new else ticket.prefill).extend(ran)
+            counts.lanes += part.count + part.drafted
+            if part.chooses:
+                lane = result.head_count - 1 if whole else part.first + part.count - 1 - first
+                choosing.append((part, ticket, lane))
+        chosen = self._choose(choosing, result)
+        said = {part.conversation: [c.token for c in new] for (part, _, _), new in zip(choosing, chosen, strict=True)}
+        self.scheduler.complete(planned, said)
         counts.passes += len(results)
-        counts.lanes += sum(p.lanes for p in planned.parts)
-        counts.tokens += sum(map(len, chosen.values()))
-        for result in results:
-            counts.cycles += result.cycles or 0
-            for cause, cycles in result.stalls.items():
-                counts.stalls[cause] = counts.stalls.get(cause, 0) + cycles
+        for cycles, stalls in ran:
+            counts.cycles += cycles or 0
+            for cause, n in stalls.items():
+                counts.stalls[cause] = counts.stalls.get(cause, 0) + n
         out = []
-        for conversation, new in chosen.items():
-            ticket = self._tickets[conversation]
+        for (_, ticket, _), new, (conversation, tokens) in zip(choosing, chosen, said.items(), strict=True):
+            counts.tokens += len(tokens)
             ticket.new += new if new[0].logprobs is None else [c._replace(logprobs=None) for c in new]
             if ticket.speculate:
-                self.drafts.extend(conversation.key, [x.token for x in new])
+                self.drafts.extend(conversation.key, tokens)
             out.append((ticket, new))
-            if new[-1].token in ticket.ends:
+            if tokens[-1] in ticket.ends:
                 self._end(ticket, "end")
             elif len(conversation.tokens) == conversation.limit:
                 self._end(ticket, "length" if len(ticket.new) == ticket.most else "context")
         return out
 
-    def _choose(
-        self, parts: Sequence[Part], result: PassResult, lanes: Sequence[int]
-    ) -> dict[Conversation, list[Chosen]]:
-        """The token behind the known ones of each, from its lane, and one more for each guess that it confirms."""
-        tickets = [self._tickets[p.conversation] for p in parts]
+    def _choose(self, choosing: Sequence[tuple[Part, Ticket, int]], result: PassResult) -> list[list[Chosen]]:
+        """The token behind the known ones of each, from its head lane, and one more for each guess that it confirms."""
         finite = all(map(math.isfinite, result.best_value))
         drawing: list[Choice] = []
-        of: list[int] = []
+        lanes: list[int] = []
         ahead: list[int] = []
-        for ticket, part, lane in zip(tickets, parts, lanes, strict=True):
+        for part, ticket, lane in choosing:
             count = part.drafted + 1
             if not (finite and ticket.new):
                 for depth in range(count):
                     _check(result, lane + depth, len(part.conversation.tokens) + depth, not ticket.new and not depth)
             if ticket.choice.draws and result.logits is not None:
                 drawing += [ticket.choice] * count
-                of += range(lane, lane + count)
+                lanes += range(lane, lane + count)
                 ahead += range(count)
-        drawn = dict(zip(of, Choice.together(drawing, result, of, ahead), strict=True)) if drawing else {}
-        out: dict[Conversation, list[Chosen]] = {}
-        for ticket, part, lane in zip(tickets, parts, lanes, strict=True):
-            new: list[Chosen] = []
-            tried = right = 0
-            for depth in range(part.drafted + 1):
-                made = drawn.get(lane + depth)
-                new.append(ticket.choice(result, lane + depth) if made is None else ticket.choice.keep(made))
-                if depth == part.drafted or new[-1].token in ticket.ends:
-                    break
-                tried += 1
-                if new[-1].token != part.draft.tokens[depth]:
-                    break
-                right += 1
-            if part.drafted:
-                self.drafts.learn(part.draft, part.drafted, tried, right)
-                ticket.drafted += part.drafted
-                ticket.accepted += right
-            out[part.conversation] = new
-        return out
+        drawn = dict(zip(lanes, Choice.together(drawing, result, lanes, ahead), strict=True)) if drawing else {}
+        return [self._confirmed(*one, result, drawn) for one in choosing]
+
+    def _confirmed(
+        self, part: Part, ticket: Ticket, lane: int, result: PassResult, drawn: Mapping[int, Chosen]
+    ) -> list[Chosen]:
+        """What one of them chooses; `drawn` : of head lanes."""
+        new: list[Chosen] = []
+        tried = right = 0
+        for depth in range(part.drafted + 1):
+            made = drawn.get(lane + depth)
+            new.append(ticket.choice(result, lane + depth) if made is None else ticket.choice.keep(made))
+            if depth == part.drafted or new[-1].token in ticket.ends:
+                break
+            tried += 1
+            if new[-1].token != part.draft.tokens[depth]:
+                break
+            right += 1
+        if part.drafted:
+            self.drafts.learn(part.draft, part.drafted, tried, right)
+            ticket.drafted += part.drafted
+            ticket.accepted += right
+        return new

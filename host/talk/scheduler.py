@@ -88,17 +88,14 @@ class Part:
     conversation: Conversation
     first: int
     count: int
+    chooses: bool
+    """The last known lane's logits give a new token."""
     draft: Draft = NO_DRAFT
     drafted: int = 0
 
     @property
     def lanes(self) -> int:
         return self.count + self.drafted
-
-    @property
-    def chooses(self) -> bool:
-        """Whether the last known lane's logits give a new token."""
-        return self.conversation.computed + self.count == len(self.conversation.tokens)
 
 
 @dataclass(frozen=True)
@@ -416,10 +413,11 @@ class Scheduler:
                 and not fits_scores(self.config, self.group, computed, count + drafted, first, self.kv)
             ):
                 drafted, count = (drafted - 1, count) if drafted else (0, count - 1)
-            parts.append(Part(c, first, count, draft, drafted))
+            chooses = computed + count == len(c.tokens)
+            parts.append(Part(c, first, count, chooses, draft, drafted))
             assert c.slot is not None
             lanes = count + drafted
-            if computed + count == len(c.tokens):  # it chooses
+            if chooses:
                 begin = head[0] if head[1] else first + count - 1
                 head = begin, first + lanes - begin
             if lanes == 1:  # mostly, and this is quicker
