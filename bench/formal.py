@@ -82,8 +82,9 @@ def benches() -> list[tuple[Bench, bool]]:
     return [(b, True) for b in [*queues, *control, *products]] + [(b, False) for b in [*walks, *ports]]
 
 
-Task = tuple[int, str | None, float]
-"""Which of `benches`, which of its claims (None: all at once), and seconds for a proof."""
+Task = tuple[int, str | None, float, bool]
+"""Which of `benches`, which of its claims (None: all at once), seconds for a proof, and whether it is to be one of so many cycles."""
+GIVEN_UP = " (given up)"
 
 
 def _title(bench: Bench) -> str:
@@ -91,25 +92,28 @@ def _title(bench: Bench) -> str:
     return f"{bench.name}{' (reset)' if bench.arbitrary else ''}"
 
 
-def tasks(only: str, seconds: float) -> dict[str, Task]:
-    """The proofs of benches whose name begins with `only`."""
+def tasks(only: str, seconds: float, given_up: bool) -> dict[str, Task]:
+    """The proofs of benches whose name begins with `only`, or of those the claims that the table says were given up."""
     out: dict[str, Task] = {}
+    table = OUT.read_text()
     for i, (bench, whole) in enumerate(benches()):
         if bench.name.startswith(only):
             for name in [None] if whole else bench.rtlil()[1]:
-                out[f"{_title(bench)}: {name or 'all claims'}"] = (i, name, seconds)
+                row = re.escape(f"| {_title(bench)} | {name} | ")
+                if not given_up or re.search(rf"^{row}\d+ cycles{re.escape(GIVEN_UP)}", table, re.MULTILINE):
+                    out[f"{_title(bench)}: {name or 'all claims'}"] = (i, name, seconds, given_up)
     return out
 
 
 def attempt(task: Task) -> tuple[str, Result]:
     """In a worker: the claim, or how many, and what became of it."""
-    i, name, seconds = task
+    i, name, seconds, bounded = task
     bench, _ = benches()[i]
     if name is None:
         count = len(bench.rtlil()[1])
         return f"all {count} claims", prove(bench, seconds=seconds, depth=getattr(bench, "cycles", None))
-    r = prove(bench, seconds=seconds, only=[name])
-    if r.undecided:
+    r = None if bounded else prove(bench, seconds=seconds, only=[name])
+    if r is None or r.undecided:
         depth = getattr(bench, "depth", getattr(bench, "cycles", DEPTH))
         r = prove(bench, seconds=seconds, depth=depth, only=[name])
     return name, r
@@ -120,7 +124,7 @@ def said(r: Result) -> str:
     if r.proved:
         return f"{r.depth} cycles" if r.bounded else "without bound"
     if r.undecided:
-        return f"{r.depth} cycles (given up)"
+        return f"{r.depth} cycles{GIVEN_UP}"
     return f"**broken in cycle {r.cycle}: {r.broken}**"
 
 
@@ -149,9 +153,12 @@ def main() -> None:
     parser.add_argument(
         "--only", default="", help="benches whose name begins so; the table keeps the rows of the others"
     )
+    parser.add_argument(
+        "--given-up", action="store_true", help="claims that the table says were given up, for so many cycles only"
+    )
     add_options(parser)
     a = parser.parse_args()
-    todo, found, begin = tasks(a.only, a.seconds), dict[str, str](), time.monotonic()
+    todo, found, begin = tasks(a.only, a.seconds, a.given_up), dict[str, str](), time.monotonic()
     broken, every = [], benches()
     with workers(a, "proofs") as run:
         for name, (claim, r) in run(attempt, todo):
@@ -161,7 +168,7 @@ def main() -> None:
             OUT.write_text(HEADER + merged([found[name] for name in todo if name in found]))
             broken += [] if r.proved or r.undecided else [f"{title}: {r.broken}"]
     rows = [found[name] for name in todo]
-    if not a.only:
+    if not (a.only or a.given_up):
         minutes = (time.monotonic() - begin) / 60
         said_of = f"All of it took {minutes:.0f} minutes, {a.seconds:g} seconds at most for a proof of a claim, on two cores with other work."
         OUT.write_text(HEADER + "\n".join([*HEAD, *rows]) + f"\n\n{said_of}\n")
