@@ -285,8 +285,9 @@ class Bench:
             await RisingEdge(dut.clk)
         dut.rst.value = 0
 
-    async def run(self, job: Job, *, stall: float = 0.0, seed: int = 1, limit: int = 200_000) -> Run:
-        """Runs a job, checks every result, and returns its cycles. `stall`: chance a cycle that a stream pauses."""
+    async def run(self, job: Job, *, stall: float = 0.0, pause: int = 0, seed: int = 1, limit: int = 200_000) -> Run:
+        """Runs a job, checks every result, and returns its cycles. `stall`: chance a cycle that a stream pauses; `pause`: cycles without a beat behind every
+        seven."""
         dut, c = self.dut, self.config
         rng = random.Random(seed)
         for name, value in job.settings.items():
@@ -298,7 +299,7 @@ class Bench:
         results: dict[int, list[tuple[int, list[int]]]] = {}
         logits: dict[int, dict[int, bytes]] = {}
         next_block = next_beat = 0
-        first_beat = last_beat = 0
+        first_beat = last_beat = paused = 0
         stalls = [0, 0]
         await RisingEdge(dut.clk)
         dut.start.value = 1
@@ -321,13 +322,14 @@ class Bench:
                 beat_valid = False
                 last_beat = cycle
                 first_beat = first_beat or cycle
+                paused = 0 if next_beat % 7 else cycle + pause
             if not block_valid:
                 block_valid = next_block < len(job.blocks) and rng.random() >= stall
                 if block_valid:
                     dut.blocks__payload.value = pack(self.descriptor, job.blocks[next_block])
                 dut.blocks__valid.value = block_valid
             if not beat_valid:
-                beat_valid = next_beat < len(job.beats) and rng.random() >= stall
+                beat_valid = next_beat < len(job.beats) and cycle >= paused and rng.random() >= stall
                 if beat_valid:
                     dut.beats__payload.value = int.from_bytes(job.beats[next_beat], "little")
                 dut.beats__valid.value = beat_valid

@@ -27,12 +27,14 @@ def case(
     }
 
 
-def run(config: str, cases: list[dict[str, Any]], *, stall: float = 0.0, seed: int = 1, form: str = "rtl") -> None:
+def run(
+    config: str, cases: list[dict[str, Any]], *, stall: float = 0.0, pause: int = 0, seed: int = 1, form: str = "rtl"
+) -> None:
     simulate(
         AttentionUnit(CONFIGS[config]),
         __name__,
         testcase="check_jobs",
-        parameters={"config": config, "cases": cases, "stall": stall, "seed": seed},
+        parameters={"config": config, "cases": cases, "stall": stall, "pause": pause, "seed": seed},
         form=form,
     )
 
@@ -55,12 +57,12 @@ async def check_jobs(dut: Any) -> None:
     for i, x in enumerate(p["cases"]):
         job = (head_job if "rows" in x else attention_job)(c, {"seed": p["seed"] + i, **x})
         dut._log.info(f"job {i}: {x}")
-        r = await bench.run(job, stall=p["stall"], seed=p["seed"] + i)
+        r = await bench.run(job, stall=p["stall"], pause=p["pause"], seed=p["seed"] + i)
         expected = predicted(c, x)
         dut._log.info(f"job {i}: {r}, expected {expected}")
         if abs(r.cycles - expected) > 0.02 * r.cycles:
             wrong.append(f"job {i}, {x}: {r.cycles} cycles, expected {expected}")
-    assert p["stall"] or not wrong, "\n".join(wrong)
+    assert p["stall"] or p["pause"] or not wrong, "\n".join(wrong)
 
 
 STALLS = [0.0, 0.4]
@@ -153,6 +155,11 @@ def test_the_largest_sums_fit_with_two_keys_a_beat() -> None:
 def test_values_that_come_slower_than_they_are_used() -> None:
     """More beats than the tile store holds: every run of the V part waits for its beats."""
     run("tiny", [case(128, [n], heads=2, kv_heads=2) for n in (67, 200)], stall=0.6)
+
+
+def test_memory_that_stops_for_longer_than_all_that_it_gave_lasts() -> None:
+    """Whatever waits for a beat finds none for many cycles: of keys, of values, of own ones."""
+    run("tiny", [case(32, [n], heads=2, kv_heads=2) for n in (5, 67)], pause=150)
 
 
 @pytest.mark.parametrize("stall", STALLS)

@@ -36,6 +36,7 @@ from tellme.host.machine.passes import PassResult
 from tellme.host.machine.program import compile_program
 from tellme.host.machine.pynq.device import PynqDevice
 from tellme.host.machine.pynq.network import find_device
+from tellme.host.machine.pynq.overlay import loading
 from tellme.host.talk.engine import Engine
 from tellme.host.text.sampling import Sampling
 from tests.host.support import WORD, write_checkpoint
@@ -356,3 +357,22 @@ def test_a_board_is_found_in_threads_and_after_asyncio_run(
 
     with ThreadPoolExecutor(1) as pool:
         assert isinstance(pool.submit(find).result(), LocalDevice)
+
+
+def test_the_device_that_is_given_is_the_one(board: Callable[..., Board], monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another one there, too."""
+    other = LocalDevice(board())
+    monkeypatch.setattr(type(pynq.Device), "_active_device", LocalDevice(board()), raising=False)
+    assert find_device(other) is other
+
+
+def test_what_a_loader_leaves_where_it_stands_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """XRT's writes files beside it, whether it succeeds or not."""
+    monkeypatch.chdir(tmp_path)
+    with loading(Path("some.bit")):
+        Path("xclbin").touch()
+        beside = Path.cwd()
+    with pytest.raises(DeviceError, match="some.bit: the overlay cannot be loaded"), loading(Path("some.bit")):
+        Path("xclbin").touch()
+        raise RuntimeError("no")
+    assert Path.cwd() == tmp_path and not any(tmp_path.iterdir()) and not beside.exists()

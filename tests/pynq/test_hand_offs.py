@@ -106,6 +106,19 @@ def test_port_widths_and_clocks_are_found_in_real_designs(
         assert check_widths(overlay, PYNQ_Z2.config, path) == "S_AXI_HP0 64, S_AXI_HP2 64 bits"
 
 
+def test_every_memory_port_is_found_by_its_number() -> None:
+    """UG1085, table "PS-PL AXI interfaces": S_AXI_GP0 and 1 are HPC0 and 1, GP2 to 5 are HP0 to 3."""
+    names = ["S_AXI_HPC0_FPD", "S_AXI_HPC1_FPD", *(f"S_AXI_HP{i}_FPD" for i in range(4))]
+    for i, name in enumerate(names):
+        parameters = {f"PSU__USE__S_AXI_GP{i}": "1", f"PSU__SAXIGP{i}__DATA_WIDTH": "64"}
+        ps = {"type": "xilinx.com:ip:zynq_ultra_ps_e:3.5", "parameters": parameters}
+        assert port_widths(SimpleNamespace(ip_dict={"ps": ps})) == {name: 64}
+    for i in range(4):
+        parameters = {f"PCW_USE_S_AXI_HP{i}": "1", f"PCW_S_AXI_HP{i}_DATA_WIDTH": "32"}
+        ps = {"type": "xilinx.com:ip:processing_system7:5.5", "parameters": parameters}
+        assert port_widths(SimpleNamespace(ip_dict={"ps": ps})) == {f"S_AXI_HP{i}": 32}
+
+
 @pytest.mark.parametrize(
     "said,name",
     [
