@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -317,8 +317,8 @@ class Engine:
         """
         self._admit()
         tickets = list(self._tickets.values())
-        guess = self._guess if any(t.speculate for t in tickets) else None
-        planned = self.scheduler.plan(guess, logits=any(t.choice.needs_logits for t in tickets))
+        guess = self._guess if any([t.speculate for t in tickets]) else None
+        planned = self.scheduler.plan(guess, logits=any([t.choice.needs_logits for t in tickets]))
         self.last = planned
         if planned is None:
             return []
@@ -461,25 +461,29 @@ class Engine:
                 lanes += range(lane, lane + count)
                 ahead += range(count)
         drawn = dict(zip(lanes, Choice.together(drawing, result, lanes, ahead), strict=True)) if drawing else {}
-        return [self._confirmed(*one, result, drawn) for one in choosing]
 
-    def _confirmed(
-        self, part: Part, ticket: Ticket, lane: int, result: PassResult, drawn: Mapping[int, Chosen]
-    ) -> list[Chosen]:
-        """What one of them chooses; `drawn` : of head lanes."""
+        def one(choice: Choice, lane: int) -> Chosen:
+            made = drawn.get(lane)
+            return choice(result, lane) if made is None else choice.keep(made)
+
+        return [
+            self._confirmed(part, ticket, lane, one) if part.drafted else [one(ticket.choice, lane)]
+            for part, ticket, lane in choosing
+        ]
+
+    def _confirmed(self, part: Part, ticket: Ticket, lane: int, one: Callable[[Choice, int], Chosen]) -> list[Chosen]:
+        """What a conversation with guesses chooses, by `one` of each head lane."""
         new: list[Chosen] = []
         tried = right = 0
         for depth in range(part.drafted + 1):
-            made = drawn.get(lane + depth)
-            new.append(ticket.choice(result, lane + depth) if made is None else ticket.choice.keep(made))
+            new.append(one(ticket.choice, lane + depth))
             if depth == part.drafted or new[-1].token in ticket.ends:
                 break
             tried += 1
             if new[-1].token != part.draft.tokens[depth]:
                 break
             right += 1
-        if part.drafted:
-            self.drafts.learn(part.draft, part.drafted, tried, right)
-            ticket.drafted += part.drafted
-            ticket.accepted += right
+        self.drafts.learn(part.draft, part.drafted, tried, right)
+        ticket.drafted += part.drafted
+        ticket.accepted += right
         return new
