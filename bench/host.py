@@ -24,6 +24,7 @@ os.environ.setdefault(
 
 import argparse
 import ctypes
+import gc
 import math
 import shlex
 import subprocess
@@ -230,6 +231,8 @@ def passes(
                     engine.submit(prompt, max_new_tokens=backend.context, sampling=sampling, speculate=way.guesses)
                 for _ in range(2 * count * ceil_div(k, KV260.lanes)):
                     engine.step()
+                gc.collect()
+                gc.freeze()  # as the server does
                 before = engine.counts.tokens
                 lanes = []
                 begin()

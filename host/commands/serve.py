@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 from typing import Annotated
@@ -135,6 +136,8 @@ def command(
             server = Server(
                 service, shown, sampling=sampling_of(path), limits=Limits(body=max_body, key=key), hosts=hosts
             )
+            # What is there by now stays: a full collection of it takes a board as long as a pass.
+            gc.freeze()
             what = f"{shown} on {backend} {config.name}, {slots} slots of {program.context} positions"
             try:
                 if not listen(

@@ -382,6 +382,8 @@ class Engine:
         if not candidates:
             return self.backend.run_pass(given)
         tickets = self._tickets
+        if not any([t.choice.needs_all for t in tickets.values()]):
+            return self.backend.run_pass(replace(given, candidates=candidates))
         needs_all = [tickets[p.conversation].choice.needs_all for p in planned.parts for _ in range(p.lanes)]
         needs_all = needs_all[first : first + count]
         some = any(needs_all)
@@ -452,14 +454,15 @@ class Engine:
         lanes: list[int] = []
         ahead: list[int] = []
         for part, ticket, lane in choosing:
-            count = part.drafted + 1
             if not (finite and ticket.new):
-                for depth in range(count):
+                for depth in range(part.drafted + 1):
                     _check(result, lane + depth, len(part.conversation.tokens) + depth, not ticket.new and not depth)
-            if ticket.choice.draws and result.logits is not None:
-                drawing += [ticket.choice] * count
-                lanes += range(lane, lane + count)
-                ahead += range(count)
+            if not ticket.choice.draws or result.logits is None:
+                continue
+            for depth in range(part.drafted + 1) if part.drafted else (0,):
+                drawing.append(ticket.choice)
+                lanes.append(lane + depth)
+                ahead.append(depth)
         drawn = dict(zip(lanes, Choice.together(drawing, result, lanes, ahead), strict=True)) if drawing else {}
 
         def one(choice: Choice, lane: int) -> Chosen:

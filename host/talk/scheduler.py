@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from tellme.golden.config import AcceleratorConfig
 from tellme.golden.kv import EIGHT, CacheFormat
@@ -26,6 +27,8 @@ from tellme.host.talk.drafts import NO_DRAFT, Draft
 Cost = Callable[[Sequence[int], Sequence[int], int, Sequence[int]], Sequence[float]]
 """What passes cost: of each conversation in one the first position and how many lanes, and the head lanes of all; then with one more lane, with a head, of the
 conversation at each of these places in turn."""
+WAITED = attrgetter("served", "key")
+"""Of conversations: who was left out longest is first."""
 PROBE = 32
 """Passes without a guess after which a conversation may guess one token again, though it has not paid."""
 RISE = 1.5
@@ -275,11 +278,11 @@ class Scheduler:
         if not self.active:
             return None
         lanes = self.config.lanes
-        order = sorted(self.active, key=lambda c: (c.served, c.key))
+        order = sorted(self.active, key=WAITED)
         decoding: list[Conversation] = []
         prompts: list[Conversation] = []
         for c in order:
-            (decoding if c.decoding else prompts).append(c)
+            (decoding if len(c.tokens) > c.prompt else prompts).append(c)
         self._alone = self._prompts_alone(prompts, decoding[:lanes])
         if self._alone:
             decoding = []

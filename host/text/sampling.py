@@ -313,10 +313,10 @@ def _found(logits: NDArray[np.float32], limits: NDArray[np.float32]) -> NDArray[
     words[-1] = ALL_BELOW
     np.less(logits, limits[:, None], out=words.view(np.bool_)[: logits.size].reshape(logits.shape))
     hit = (words != ALL_BELOW).nonzero()[0]
-    at = (words.take(hit) ^ ALL_BELOW).view(np.bool_).nonzero()[0]
-    found = hit.take(at >> 3)
+    rows, columns = (words.take(hit) ^ ALL_BELOW).view(np.bool_).reshape(-1, 8).nonzero()
+    found = hit.take(rows)
     found <<= 3
-    found += at & 7
+    found += columns
     return found
 
 
@@ -455,7 +455,7 @@ class _Near:
             if np.count_nonzero(equal) > len(lanes):
                 higher |= equal & (np.arange(values.shape[1]) < column[:, None])
             # Sums one after the other, so that they do not depend on how long the rows are.
-            above = np.add.accumulate(weights * higher, axis=1)[:, -1].tolist()
+            above = np.add.accumulate(np.where(higher, weights, 0.0), axis=1)[:, -1].tolist()
         out = []
         n = self._logits.shape[1]
         on: list[int] = column.tolist()
