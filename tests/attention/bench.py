@@ -361,6 +361,7 @@ class Bench:
             stalls[1] += int(dut.stall_softmax.value)
             if dut.done.value:
                 break
+            assert dut.busy.value == (cycle > 0), "busy is from the start to the end"
         assert not dut.busy.value
         assert (next_block, next_beat) == (len(job.blocks), len(job.beats))
         assert results.keys() == job.results.keys()
