@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench import trials
+from bench.holes import HOLES, Hole
 from bench.trials import Batch, Bench, Trial, verdicts
 from bench.workers import ROOT, workers
 from tellme.host.errors import CheckError
@@ -61,3 +62,9 @@ def test_what_a_process_of_a_test_calls_is_seen(tmp_path: Path, monkeypatch: pyt
         n for n, row in enumerate((ROOT / "golden/arith.py").read_text().splitlines(), 1) if "def ceil_div" in row
     )
     assert calls[line] == {f"{name}::test_it"}
+
+
+@pytest.mark.parametrize("hole", HOLES, ids=lambda h: h.name)
+def test_what_a_mistake_changes_stands_once_in_its_file(hole: Hole) -> None:
+    """So that `make mutants` finds it, and knows which place is meant."""
+    assert (ROOT / hole.path).read_text().count(hole.old) == 1 and hole.new != hole.old
