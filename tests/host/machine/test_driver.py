@@ -5,6 +5,7 @@ Refusals, device errors, resets and time-outs of the driver.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -419,6 +420,32 @@ def test_ctrl_c_during_a_pass_resets_and_the_next_pass_may_start_at_once():
     assert machine.resets == 1 and machine.get("status") == 0
     machine.wait_done, machine.hang = wait, False  # type: ignore[method-assign]
     assert accelerator.decode(0, 0).head_count == 1
+
+
+def test_what_is_done_meanwhile_is_done_in_every_pass_and_ctrl_c_in_it_resets():
+    accelerator, machine, _ = start(DEMO)
+    machine.hang, seen = True, []
+    wait = machine.wait_done
+
+    def waits(timeout_s: float) -> bool:
+        seen.append("waited for")
+        machine.hang = False
+        return wait(timeout_s)
+
+    machine.wait_done = waits  # type: ignore[method-assign]
+    accelerator.meanwhile = lambda: seen.append(registers.unpack("status", machine.get("status"))["busy"])
+    with contextlib.suppress(DeviceError):
+        accelerator.decode(0, 0)
+    assert seen == [1, "waited for"]
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    machine.hang, accelerator.meanwhile = True, interrupted
+    resets = machine.resets
+    with pytest.raises(KeyboardInterrupt):
+        accelerator.decode(0, 0)
+    assert machine.resets == resets + 1 and machine.get("status") == 0
 
 
 def test_ctrl_c_stays_ctrl_c_when_the_reset_does_not_help():
