@@ -1,4 +1,4 @@
-"""What the host does for a pass beside the accelerator: scheduling, guesses, sampling. Its share of a pass on the KV260.
+"""What the host does between two passes: the engine, with scheduling, guesses and draws, on an accelerator that says prepared texts. Its share of a pass on the KV260.
 
     python -m bench.host [--slower N] [--threads N]
     python -m bench.host --qemu qemu-aarch64 --root ROOT --numpy FOLDER [--cycles N] [--threads N]

@@ -353,7 +353,7 @@ class Scheduler:
         left: int,
         guess: Callable[[Conversation, int], Draft],
     ) -> dict[Conversation, tuple[Draft, int]]:
-        """How many guesses go along: one more is taken as long as tokens a cycle rise."""
+        """How many guesses go along: one more is taken as long as tokens a cycle rise. Those who decode are the last of `order`."""
         found = {c: guess(c, min(left, c.limit - len(c.tokens) - 1)) for c in decoding} if left else {}
         first = len(order) - len(decoding)
         # Places of those whose guesses are as likely.
