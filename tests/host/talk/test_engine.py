@@ -29,7 +29,7 @@ from tellme.host.talk.drafts import LONGEST, MEMORY, SHORTEST, Draft, Drafts, Hi
 from tellme.host.talk.engine import Choice, Chosen, Engine, Ticket, log_softmax
 from tellme.host.talk.generate import Generation
 from tellme.host.talk.scheduler import Planned, singly
-from tellme.host.text.sampling import Sampling
+from tellme.host.text.sampling import Sampling, draw
 from tellme.hw.plan import predict, steps
 from tellme.sim.stream import SustainedMemory
 from tests.host.support import WORD, start, write_checkpoint
@@ -243,6 +243,36 @@ def test_candidates_are_drawn_from_only_where_every_lane_of_a_pass_could_have_th
     engine.submit([1, 2, 3], max_new_tokens=4, sampling=Sampling(temperature=1.0, seed=1), speculate=speculate)
     drain(engine)
     assert set(calls) == ({256} if screened else {0})
+
+
+def test_guesses_are_drawn_with_all_others_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every head lane of a pass in one call, and what each says is what it says alone."""
+    rows: list[int] = []
+
+    def drawing(logits: Any, *more: Any) -> list[int]:
+        rows.append(len(logits))
+        return draw(logits, *more)
+
+    prompts = [[1, 2, 3] * 4, [4, 5] * 5, [7, 8, 9] * 4]
+    options = [{"max_new_tokens": 30, "sampling": Sampling(temperature=0.05, seed=i)} for i in range(3)]
+    want = []
+    for prompt, option in zip(prompts, options, strict=True):
+        engine = Engine(golden(slots=1))
+        ticket = engine.submit(prompt, **option)
+        drain(engine)
+        want.append(tokens(ticket))
+    monkeypatch.setattr("tellme.host.talk.engine.draw", drawing)
+    engine = Engine(golden(slots=3, config=replace(TINY, lanes=16, screen_entries=512)))
+    engine.scheduler.cost = singly(lambda firsts, lanes, heads: 1.0)
+    tickets = [engine.submit(p, speculate=True, **o) for p, o in zip(prompts, options, strict=True)]
+    heads = []
+    while engine.busy:
+        engine.step()
+        assert engine.last is not None
+        heads.append(engine.last.given.head[1])
+    assert [tokens(t) for t in tickets] == want
+    assert rows == [n for n in heads if n] and max(rows) > 6
+    assert all(t.accepted > 5 for t in tickets)
 
 
 @pytest.mark.parametrize("logprobs", [False, True])
