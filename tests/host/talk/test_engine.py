@@ -246,11 +246,11 @@ def test_candidates_are_drawn_from_only_where_every_lane_of_a_pass_could_have_th
 
 
 def test_guesses_are_drawn_with_all_others_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of every head lane of a pass in one call, and what each says is what it says alone."""
-    rows: list[int] = []
+    """From every head lane of a pass in one call, and what each says is what it says alone."""
+    drawn_from: list[Any] = []
 
     def drawing(logits: Any, *more: Any) -> list[int]:
-        rows.append(len(logits))
+        drawn_from.append(logits)
         return draw(logits, *more)
 
     prompts = [[1, 2, 3] * 4, [4, 5] * 5, [7, 8, 9] * 4]
@@ -265,13 +265,11 @@ def test_guesses_are_drawn_with_all_others_at_once(monkeypatch: pytest.MonkeyPat
     engine = Engine(golden(slots=3, config=replace(TINY, lanes=16, screen_entries=512)))
     engine.scheduler.cost = singly(lambda firsts, lanes, heads: 1.0)
     tickets = [engine.submit(p, speculate=True, **o) for p, o in zip(prompts, options, strict=True)]
-    heads = []
-    while engine.busy:
-        engine.step()
-        assert engine.last is not None
-        heads.append(engine.last.given.head[1])
+    results = recorded(engine, monkeypatch)
+    drain(engine)
     assert [tokens(t) for t in tickets] == want
-    assert rows == [n for n in heads if n] and max(rows) > 6
+    logits = [r.logits for r in results if r.head_count]
+    assert all(np.array_equal(a, b) for a, b in zip(drawn_from, logits, strict=True)) and max(map(len, logits)) > 6
     assert all(t.accepted > 5 for t in tickets)
 
 

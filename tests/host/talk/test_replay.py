@@ -42,3 +42,13 @@ def test_several_share_the_lanes() -> None:
     assert all(len(lanes) == 3 and sum(lanes) <= KV260.lanes for lanes in found.passes)
     assert all(lanes == tuple(sorted(lanes, reverse=True)) for lanes in found.passes)
     assert found.tokens_per_pass > 3.3
+
+
+def test_the_works_are_two_stories_and_three_that_copy() -> None:
+    assert [(w.name, w.copies) for w in WORK] == [
+        ("story", False),
+        ("another story", False),
+        ("summary", True),
+        ("edit", True),
+        ("list", True),
+    ]
