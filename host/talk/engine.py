@@ -382,8 +382,6 @@ class Engine:
         if not candidates:
             return self.backend.run_pass(given)
         tickets = self._tickets
-        if not any([t.choice.needs_all for t in tickets.values()]):
-            return self.backend.run_pass(replace(given, candidates=candidates))
         needs_all = [tickets[p.conversation].choice.needs_all for p in planned.parts for _ in range(p.lanes)]
         needs_all = needs_all[first : first + count]
         some = any(needs_all)
@@ -391,6 +389,7 @@ class Engine:
             return self.backend.run_pass(given)
         result = self.backend.run_pass(replace(given, candidates=candidates))
         again = result.before is not None
+        # Nobody needs more; or every lane was in doubt, so that it is the full head's.
         if not some or (result.candidates is None and not again):
             return result
         before, kept = result if result.before is None else result.before, result.certain or (True,) * len(needs_all)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import weakref
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from tellme.golden.config import KV260, TINY
 from tellme.golden.kv import CACHE_FORMATS, CacheFormat
 from tellme.golden.shapes import BITNET_07B, BITNET_2B
 from tellme.golden.spec import ModelSpec
-from tellme.host.errors import UserError
+from tellme.host.errors import CheckError, UserError
 from tellme.host.image.model import Model, demo_folder
 from tellme.host.machine.backends import GoldenBackend
 from tellme.host.machine.costs import Costs
@@ -245,6 +246,30 @@ def test_candidates_are_drawn_from_only_where_every_lane_of_a_pass_could_have_th
     assert set(calls) == ({256} if screened else {0})
 
 
+def test_a_pass_of_which_all_is_in_doubt_is_run_twice_and_not_again() -> None:
+    """Also where somebody needs every row; and one that is in no head lane yet needs none."""
+    weights = random_weights(small_spec(layers=1, vocab=300), 3)
+    weights = replace(weights, screen=screen.quantise(*weights.head_rows, 1))
+    for margin, first, then in ((1e9, [32, 0], [32, 0]), (-1e9, [32], [32, 0])):
+        calls: list[int] = []
+        backend = Counting(calls, weights, TINY, slots=2)
+        backend.head = HeadChoice(mode="auto", candidates=32, margin=margin)
+        engine = Engine(backend)
+        engine.submit([1], max_new_tokens=20, sampling=Sampling(temperature=1.0, seed=1))
+        engine.step()
+        engine.submit([2] * 9, max_new_tokens=2, sampling=Sampling(temperature=1.0, seed=2), logprobs=True)
+        seen = []
+        while len(engine._tickets) > 1 or not seen:
+            calls.clear()
+            engine.step()
+            assert engine.last is not None
+            if engine.last.given.head[1]:
+                both = engine.last.given.head[1] == 2
+                assert calls == (then if both else first), (margin, both)
+                seen.append(both)
+        assert set(seen) == {False, True}
+
+
 def test_guesses_are_drawn_with_all_others_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """From every head lane of a pass in one call, and what each says is what it says alone."""
     drawn_from: list[Any] = []
@@ -266,8 +291,13 @@ def test_guesses_are_drawn_with_all_others_at_once(monkeypatch: pytest.MonkeyPat
     engine.scheduler.cost = singly(lambda firsts, lanes, heads: 1.0)
     tickets = [engine.submit(p, speculate=True, **o) for p, o in zip(prompts, options, strict=True)]
     results = recorded(engine, monkeypatch)
-    drain(engine)
+    lanes = 0
+    while engine.busy:
+        engine.step()
+        assert engine.last is not None
+        lanes += engine.last.given.lanes
     assert [tokens(t) for t in tickets] == want
+    assert engine.counts.lanes == lanes and engine.counts.tokens == 90
     logits = [r.logits for r in results if r.head_count]
     assert all(np.array_equal(a, b) for a, b in zip(drawn_from, logits, strict=True)) and max(map(len, logits)) > 6
     assert all(t.accepted > 5 for t in tickets)
@@ -302,6 +332,100 @@ def test_every_logit_of_a_confirmed_guess_is_that_of_the_run_without() -> None:
         logits.append(np.stack([c.logprobs for c in chosen if c.logprobs is not None]))
         assert [c.logprob for c in ticket.new] == [row[c.token] for row, c in zip(logits[-1], chosen, strict=True)]
     assert logits[0].shape == (40, SPEC.vocab) and (logits[0] == logits[1]).all()
+
+
+class Broken(GoldenBackend):
+    """Has a largest logit that is no number where token `at` of the text is said."""
+
+    at = 0
+
+    def _pass(self, given: Any) -> Any:
+        result = super()._pass(given)
+        places = [p + 2 for p in given.positions][given.head[0] :]
+        worst = [np.float32(np.nan if p == self.at else v) for p, v in zip(places, result.best_value, strict=False)]
+        return replace(result, best_value=tuple(worst))
+
+
+@pytest.mark.parametrize("speculate", [False, True])
+@pytest.mark.parametrize("at", [13, 14, 20])
+def test_a_logit_that_is_no_number_ends_it_and_says_where(at: int, speculate: bool) -> None:
+    backend = Broken(WEIGHTS, TINY, slots=1)
+    backend.at = at
+    engine = Engine(backend)
+    engine.scheduler.cost = singly(lambda firsts, lanes, heads: 1.0)
+    ticket = engine.submit([1, 2, 3] * 4, max_new_tokens=30, speculate=speculate)
+    with pytest.raises(CheckError, match=f"a logit behind token {at - 1} is not finite"):
+        drain(engine)
+    assert len(ticket.new) <= at - 13
+
+
+def test_every_logit_of_the_first_token_must_be_finite_and_later_ones_may_never_come() -> None:
+    class Never(GoldenBackend):
+        position = -1
+
+        def _pass(self, given: Any) -> Any:
+            result = super()._pass(given)
+            if result.logits is not None and self.position in given.positions:
+                logits = result.logits.copy()
+                logits[:, np.argmin(logits, axis=1)] = -np.inf
+                result = replace(result, logits=logits)
+            return result
+
+    for position, refused in ((2, True), (3, False)):
+        backend = Never(WEIGHTS, TINY, slots=1)
+        backend.position = position
+        engine = Engine(backend)
+        engine.submit([1, 2, 3], max_new_tokens=4, sampling=Sampling(temperature=0.5))
+        with pytest.raises(CheckError, match="behind token 3") if refused else contextlib.nullcontext():
+            drain(engine)
+
+
+class Chunked(GoldenBackend):
+    """Whose prompts go through in passes, as a machine's."""
+
+    prefill = Backend.prefill  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize("length", [1, TINY.lanes, 2 * TINY.lanes + 3])
+def test_whole_prompts_say_what_passes_of_them_say(every: bool, length: int) -> None:
+    """One alone; and not where others are there, too."""
+    prompts = [[*range(1, length)], [9, 8, 7]]
+    prompts[0].append(5)
+    want = [Alone(golden(1))(p, 6, Sampling(), ()) for p in prompts]
+    for kind in (GoldenBackend, Chunked):
+        engine = Engine(kind(WEIGHTS, TINY, slots=2), whole_prompts=True, all_logits=every)
+        alone = engine.submit(prompts[0], max_new_tokens=6)
+        drain(engine)
+        assert tokens(alone) == want[0]
+        both = [engine.submit(p, max_new_tokens=6) for p in prompts]
+        drain(engine)
+        assert [tokens(t) for t in both] == want
+
+
+def test_a_prompt_that_went_through_is_found_in_the_next_pass() -> None:
+    for whole in (False, True):
+        engine = Engine(golden(1), whole_prompts=whole)
+        ticket = engine.submit([1, 2, 3, 1, 2, 3], max_new_tokens=20, speculate=True)
+        while not ticket.new:
+            engine.step()
+        engine.drafts.extend(ticket.conversation.key, [1, 2])
+        assert engine.drafts.guess(ticket.conversation.key, 1).tokens == (3,)
+
+
+def test_what_passes_cost_is_learnt_a_pass_later() -> None:
+    class Slow(GoldenBackend):
+        def _pass(self, given: Any) -> Any:
+            return replace(super()._pass(given), cycles=1_000_000 * given.lanes)
+
+    engine = Engine(Slow(WEIGHTS, TINY, slots=1))
+    engine.submit([1], max_new_tokens=9)
+    assert engine.costs is not None
+    before = engine.costs.cycles([5], [1], 1)
+    engine.step()
+    assert engine.costs.cycles([5], [1], 1) == before
+    engine.step()
+    assert engine.costs.cycles([5], [1], 1)[0] == pytest.approx(1e6, rel=0.1) and before[0] < 1e5
 
 
 def test_guesses_that_never_come_true_end() -> None:
@@ -436,6 +560,14 @@ def said(drafts: Drafts, key: int, tokens: list[int]) -> None:
     """A conversation said something, and a pass went by."""
     drafts.extend(key, tokens)
     drafts.remember()
+
+
+def test_what_an_answer_says_is_penalised_too() -> None:
+    backend = golden(1)
+    engine = Engine(backend)
+    ticket = engine.submit([5, 9], max_new_tokens=20, sampling=Sampling(repetition_penalty=1e6))
+    drain(engine)
+    assert len({5, 9, *tokens(ticket)}) == 22
 
 
 def test_guesses_follow_the_latest_longest_run() -> None:

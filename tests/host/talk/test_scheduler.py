@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tellme.golden.arith import ceil_div
 from tellme.golden.config import KV260, TINY
 from tellme.host.errors import UserError
-from tellme.host.machine.passes import Backend, Pass, PassResult, fits_scores
+from tellme.host.machine.passes import Backend, Pass, PassResult, fits_scores, lanes_that_fit
 from tellme.host.talk.drafts import Draft
 from tellme.host.talk.scheduler import PROBE, RISE, Conversation, Planned, Refused, Scheduler, singly
 
@@ -319,6 +319,76 @@ def test_guesses_are_taken_as_long_as_they_pay() -> None:
     assert plan(0.5, sweeps) == 7  # eight lanes have one sweep of the head
     assert plan(0.99, sweeps) == 15
     assert plan(0.1, lambda firsts, lanes, heads: float(sum(lanes))) == 0
+    assert plan(1.0, lambda firsts, lanes, heads: float(sum(lanes))) == 0, "no more tokens a cycle"
+
+
+def test_without_costs_a_lane_is_a_hundredth_of_a_pass() -> None:
+    for chance, many in ((0.005, 0), (0.02, 1)):
+        s = scheduler()
+        s.submit([1], 50)
+        play(s, 1)
+        planned = s.plan(lambda c, most, chance=chance: Draft((7,) * most, chance, 2))  # type: ignore[misc]
+        assert planned is not None and planned.parts[0].drafted == many
+
+
+def test_logits_are_written_where_they_are_wanted_and_there_is_a_head() -> None:
+    for logits in (False, True):
+        s = scheduler(rise=1.0)
+        s.submit([1] * 20, 50)
+        for head in (False, True):
+            list(s.admit())
+            planned = s.plan(logits=logits)
+            assert planned is not None and bool(planned.given.head[1]) == head
+            assert planned.given.write_logits == (logits and head)
+            s.complete(planned, {p.conversation: [7] for p in planned.parts if p.chooses})
+
+
+@pytest.mark.parametrize("group", [1, 3, 4, 8])
+def test_as_many_lanes_as_the_score_memory_holds(group: int) -> None:
+    """Of a prompt, and of guesses: one at least."""
+    s = scheduler(group=group, context=4080, slots=1)
+    c = s.submit([1] * 4000, 80)
+    narrow = set()
+    while not c.decoding:
+        (planned,) = play(s, 1)
+        lanes, first = planned.given.lanes, planned.given.positions[0]
+        assert lanes == lanes_that_fit(KV260, group, first, min(16, 4000 - first)), first
+        narrow.add(lanes)
+    assert len(narrow) > 1 or group == 1
+    planned_with = s.plan(lambda c, most: Draft((7,) * most, 0.99, 3))
+    assert planned_with is not None
+    assert planned_with.given.lanes == lanes_that_fit(KV260, group, 4000, 16)
+
+
+def test_a_prompt_of_which_much_is_held_goes_beside_the_others() -> None:
+    """What counts is the rest of it."""
+    s = scheduler(rise=5.0, cost=singly(shared), slots=4)
+    s.submit([3] * 100, 1)
+    while s.waiting or s.active:
+        play(s, 1)
+    for _ in range(3):
+        s.submit([1], 50)
+    play(s, 1)
+    held = s.submit([*[3] * 100, 4, 5, 6], 5)
+    (planned,) = play(s, 1)
+    assert held.cached == 100 and [p.lanes for p in planned.parts] == [3, 1, 1, 1]
+
+
+def test_what_prompts_leave_is_kept_for_two_passes_and_no_more() -> None:
+    s = scheduler(cost=singly(shared), slots=8)
+    s.submit([1], 200)
+    play(s, 1)
+    for i in range(12):
+        s.submit([10 + i], 1)
+        play(s, 1)
+    assert s._spare == 30.0
+
+
+def test_a_slot_that_holds_one_token_is_not_an_empty_one() -> None:
+    s = scheduler(slots=2)
+    s.slots[0].tokens = [5]
+    c = s.submit([9, 8], 1)
+    assert list(s.admit()) == [(c, None)] and c.slot == 1
 
 
 def test_guesses_beyond_the_score_memory_stay_out() -> None:
