@@ -52,7 +52,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "engine": (
         ("host/talk/engine.py", "host/talk/scheduler.py", "host/talk/drafts.py", "host/talk/work.py"),
-        ("tests/host/talk/test_scheduler.py", "tests/host/talk/test_engine.py", "tests/host/talk/test_prompt_cache.py"),
+        ("tests/host/talk/test_scheduler.py", "tests/host/talk/test_engine.py", "tests/host/talk/test_prompt_cache.py", "tests/host/talk/test_replay.py"),
     ),
     "serve": (
         ("host/serve/request.py", "host/serve/service.py", "host/serve/app.py", "host/serve/grammar.py"),

@@ -30,7 +30,7 @@ from tellme.host.talk.drafts import LONGEST, MEMORY, SHORTEST, Draft, Drafts, Hi
 from tellme.host.talk.engine import Choice, Chosen, Engine, Ticket, log_softmax
 from tellme.host.talk.generate import Generation
 from tellme.host.talk.scheduler import Planned, singly
-from tellme.host.text.sampling import Sampling, draw
+from tellme.host.text.sampling import Sampler, Sampling, draw
 from tellme.hw.plan import predict, steps
 from tellme.sim.stream import SustainedMemory
 from tests.host.support import WORD, start, write_checkpoint
@@ -268,6 +268,11 @@ def test_a_pass_of_which_all_is_in_doubt_is_run_twice_and_not_again() -> None:
                 assert calls == (then if both else first), (margin, both)
                 seen.append(both)
         assert set(seen) == {False, True}
+        calls.clear()
+        engine = Engine(backend)
+        engine.submit([2], max_new_tokens=1, sampling=Sampling(temperature=1.0, seed=2), logprobs=True)
+        drain(engine)
+        assert calls == [0], "nobody has any use for candidates"
 
 
 def test_guesses_are_drawn_with_all_others_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,6 +292,7 @@ def test_guesses_are_drawn_with_all_others_at_once(monkeypatch: pytest.MonkeyPat
         drain(engine)
         want.append(tokens(ticket))
     monkeypatch.setattr("tellme.host.talk.engine.draw", drawing)
+    monkeypatch.setattr(Sampler, "__call__", None)
     engine = Engine(golden(slots=3, config=replace(TINY, lanes=16, screen_entries=512)))
     engine.scheduler.cost = singly(lambda firsts, lanes, heads: 1.0)
     tickets = [engine.submit(p, speculate=True, **o) for p, o in zip(prompts, options, strict=True)]
@@ -387,7 +393,7 @@ class Chunked(GoldenBackend):
 
 
 @pytest.mark.parametrize("every", [False, True])
-@pytest.mark.parametrize("length", [1, TINY.lanes, 2 * TINY.lanes + 3])
+@pytest.mark.parametrize("length", [1, TINY.lanes, TINY.lanes + 2, 2 * TINY.lanes + 3])
 def test_whole_prompts_say_what_passes_of_them_say(every: bool, length: int) -> None:
     """One alone; and not where others are there, too."""
     prompts = [[*range(1, length)], [9, 8, 7]]
@@ -398,9 +404,32 @@ def test_whole_prompts_say_what_passes_of_them_say(every: bool, length: int) -> 
         alone = engine.submit(prompts[0], max_new_tokens=6)
         drain(engine)
         assert tokens(alone) == want[0]
+        engine = Engine(kind(WEIGHTS, TINY, slots=2), whole_prompts=True, all_logits=every)
         both = [engine.submit(p, max_new_tokens=6) for p in prompts]
+        engine.step()
+        # A prompt of one token leaves lanes for the other's.
+        assert [len(t.new) for t in both] == ([1, 1] if length == 1 else [0, 0] if length > TINY.lanes else [1, 0])
         drain(engine)
         assert [tokens(t) for t in both] == want
+
+
+@pytest.mark.parametrize("mode", ["full", "auto", "screened"])
+def test_whole_prompts_with_a_screened_head_choose_from_what_passes_choose_from(mode: str) -> None:
+    """From every row where logarithms of probabilities are wanted."""
+    weights = random_weights(small_spec(layers=1, vocab=300), 3)
+    weights = replace(weights, screen=screen.quantise(*weights.head_rows, 1))
+    said = []
+    for whole in (False, True):
+        for logprobs in (False, True):
+            backend = GoldenBackend(weights, TINY, slots=1)
+            backend.head = HeadChoice(mode=mode, candidates=32)
+            engine = Engine(backend, whole_prompts=whole)
+            sampling = Sampling(temperature=1.5, seed=3)
+            engine.submit([1, 2, 3, 4, 5, 6], max_new_tokens=8, sampling=sampling, logprobs=logprobs)
+            chosen = drain(engine)
+            assert all(c.logprobs.shape == (300,) for c in chosen if c.logprobs is not None)
+            said.append([c.token for c in chosen])
+    assert said[:2] == said[2:]
 
 
 def test_a_prompt_that_went_through_is_found_in_the_next_pass() -> None:
@@ -667,8 +696,8 @@ def test_what_was_said_is_found_once_it_is_remembered() -> None:
     once.extend(1, [3])
     assert once.guess(1, 1) == Draft((1,), 0.5, 3), "of what was remembered before"
     once.end(1)
-    once.extend(2, [9, 4, 1])
-    assert once.guess(2, 2) == Draft((2, 3), 0.5, SHORTEST)
+    once.extend(2, [9, 1, 2])
+    assert once.guess(2, 2) == Draft((3,), 0.5, SHORTEST)
     once.remember()
 
 
@@ -676,6 +705,7 @@ def test_what_is_behind_a_wrong_guess_says_nothing() -> None:
     d = Drafts()
     d.learn(Draft((1, 2, 3), 0.5, 2), 3, 2, 1)  # one right, one wrong, one not looked at
     d.remember()
+    d.remember()  # nothing is learnt twice
     assert (d.drafted, d.accepted) == (3, 1)
     assert d.chance(2) == pytest.approx((1.0 * 0.98**2 + 0.98) / (2.0 * 0.98**2 + 0.98 + 1))
     d.learn(Draft((1,), 0.5, 3), 1, 1, 1)
