@@ -136,7 +136,8 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
     def push(keys: np.ndarray, key_scales: np.ndarray) -> None:
         """Brings [2, kv_heads, n, dim] of keys and values, and their scales, to the ends of their ranges."""
         if extreme is not None:
-            keys[0], keys[1], key_scales[:] = -128, extreme, 0.5
+            # With this scale weights of equal keys are as large as they can be: 59,376 of WEIGHT_MAX.
+            keys[0], keys[1], key_scales[0], key_scales[1] = -128, extreme, 0.5, 0.906
             keys.clip(-7, 7, out=keys, where=np.array(narrow, bool)[:, None, None, None])
         elif kind == "dots":
             # Key i is 127 in its first dimensions and -128 in the others: from -128 * -128 to -128 * 127 of each.
@@ -163,6 +164,7 @@ def attention_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
         k, v = (np.concatenate([keys[i], own[i, :, lo : hi + 1]], axis=1) for i in range(2))
         ks, vs = (np.concatenate([key_scales[i], own_scales[i, :, lo : hi + 1]], axis=1) for i in range(2))
         r = attention.attend(q[lo : hi + 1], qs[lo : hi + 1], k, ks, v, vs, n)
+        assert extreme is None or r.weights.max() > 0.9 * attention.WEIGHT_MAX
         out = attention.merge_heads(r.out, hi - lo + 1)
         for lane in range(lo, hi + 1):
             results[lane] = fp.bits(out[lane - lo])
