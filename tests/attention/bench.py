@@ -210,8 +210,8 @@ def head_job(c: AcceleratorConfig, case: dict[str, Any]) -> Job:
     row_scales = rng.uniform(0.001, 0.01, len(rows)).astype(np.float32)
     q = rng.integers(-128, 128, (c.lanes, n)).astype(np.int8)
     kind = case.get("kind", "normal")
-    if kind == "ties":
-        rows[:], row_scales[:] = rows[np.arange(len(rows)) % 5], row_scales[0]
+    if kind in ("ties", "same"):  # between rows far from each other, and between neighbours
+        rows[:], row_scales[:] = rows[np.arange(len(rows)) % (5 if kind == "ties" else 1)], row_scales[0]
     if kind == "zero":  # +0 and -0, and nothing else
         q[:], row_scales[::2] = 0, -0.5
     if kind == "negative":

@@ -169,11 +169,18 @@ def test_head(stall: float) -> None:
         {"inputs": 256, "rows": 101, "first": 1, "count": 2},
         {"inputs": 32, "rows": 33, "first": 3, "count": 1, "write": 0},
         {"inputs": 32, "rows": 64, "first": 2, "count": 2, "kind": "ties"},
+        {"inputs": 32, "rows": 64, "first": 1, "count": 2, "kind": "same"},
         {"inputs": 32, "rows": 40, "first": 0, "count": 2, "kind": "zero"},
         {"inputs": 32, "rows": 70, "first": 0, "count": 2, "kind": "negative"},
         case(32, [3], heads=2, kv_heads=1),
     ]
     run("tiny", cases, stall=stall)
+
+
+def test_head_with_two_keys_a_beat() -> None:
+    """Two rows' logits are compared at once: the lower wins where they are equal."""
+    kinds = ("same", "ties", "zero", "negative")
+    run("wide", [{"inputs": 32, "rows": 64, "first": 1, "count": 2, "kind": kind} for kind in kinds])
 
 
 @pytest.mark.parametrize("stall", STALLS)
