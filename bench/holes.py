@@ -123,7 +123,7 @@ HOLES = (
     Hole("scale floor of a head", "golden/elementwise.py", "fp.maximum(fp.max_abs(y), SMALLEST_ABSMAX)", "fp.maximum(fp.max_abs(y), np.float32(1e-30))", ("tests/golden/test_elementwise.py",)),
     Hole("float64 exponents", "golden/spec.py", "dtype=np.float32) / np.float32(spec.head_dim)", "dtype=np.float64) / np.float64(spec.head_dim)", ("tests/golden/test_spec.py",)),
     Hole("float64 inverse frequencies", "golden/spec.py", "np.float32(1) / power.astype(np.float32)", "(1 / power).astype(np.float32)", ("tests/golden/test_spec.py",)),
-    Hole("ties by highest index, hardware", "hw/attention/head.py", "Mux(b.order > a.order, b.as_value(), a.as_value())", "Mux(b.order >= a.order, b.as_value(), a.as_value())", (UNIT,)),
+    Hole("ties by highest index, hardware", "hw/attention/head.py", "Mux(b.order > a.order, b.as_value(), a.as_value())", "Mux(b.order >= a.order, b.as_value(), a.as_value())", (f"{UNIT}::test_head_with_two_keys_a_beat",)),
     Hole("ties by last beat, hardware", "hw/attention/head.py", "challenger.order > before.order", "challenger.order >= before.order", (UNIT,)),
     Hole("padding rows count, hardware", "hw/attention/head.py", "Mux((row | k) < vocabulary, order, 0)", "order", (UNIT,)),
     # ---- conversations that fill their context -----------------------------------------------------------------------
