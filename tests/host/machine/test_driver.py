@@ -22,7 +22,7 @@ from tellme.host.image.model import Model
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend
 from tellme.host.machine.device import Device
 from tellme.host.machine.driver import ERROR_WORDS, Driver
-from tellme.host.machine.passes import Pass, PassResult
+from tellme.host.machine.passes import Pass, PassResult, lanes_that_fit
 from tellme.host.machine.program import compile_program
 from tests.host.machine.reference_machine import ReferenceMachine, Stop
 from tests.host.support import DEMO, WORD, start, write_checkpoint
@@ -105,6 +105,12 @@ def test_prefill_takes_fewer_lanes_where_the_score_memory_ends(tmp_path: Path):
     assert sizes[:-2] == sorted(sizes[:-2], reverse=True)
     with pytest.raises(UserError, match="4 lanes at position 120 need more than the 256 words of score memory"):
         backend.run_pass(Pass.of([1] * 4, range(120, 124), [0] * 4))
+    # One lane too many is enough.
+    tight = next(p for p in range(124) if lanes_that_fit(WORD, backend.group, p, 4) in (1, 2, 3))
+    most = lanes_that_fit(WORD, backend.group, tight, 4)
+    backend.run_pass(Pass.of([1] * most, range(tight, tight + most), [0] * most))
+    with pytest.raises(UserError, match=f"{most + 1} lanes at position {tight} need more"):
+        backend.run_pass(Pass.of([1] * (most + 1), range(tight, tight + most + 1), [0] * (most + 1)))
 
 
 def test_sequences_in_several_slots_do_not_touch_each_other(tmp_path: Path):

@@ -23,7 +23,14 @@ from tellme.host.configuration import resolve
 from tellme.host.errors import UserError
 from tellme.host.image.model import Model
 from tellme.host.machine.passes import fits_scores, lanes_that_fit
-from tellme.host.machine.program import Program, compile_program, compile_sections, planned_sections, usable_context
+from tellme.host.machine.program import (
+    Program,
+    checked_context,
+    compile_program,
+    compile_sections,
+    planned_sections,
+    usable_context,
+)
 from tests.host.support import DEMO, WORD
 from tests.models import small_spec
 
@@ -163,6 +170,14 @@ def test_usable_context_is_the_most_that_the_score_memory_holds(spec: ModelSpec,
     assert fits_scores(config, group, n - 1, 1)
     if n < min(spec.max_context, config.max_context):
         assert not fits_scores(config, group, n, 1)
+
+
+def test_a_context_may_be_one_position_and_all_that_are_usable():
+    most = usable_context(BITNET_07B, KV260)
+    assert [checked_context(BITNET_07B, KV260, "m", n) for n in (1, most, None)] == [1, most, most]
+    for n in (0, -1, most + 1):
+        with pytest.raises(UserError, match=f"m: context must be from 1 to {most} positions"):
+            checked_context(BITNET_07B, KV260, "m", n)
 
 
 def test_usable_context_of_the_large_models():

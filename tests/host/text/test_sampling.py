@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import signal
 import time
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 
 from tellme.host.errors import UserError
 from tellme.host.text import sampling
-from tellme.host.text.sampling import LONG, Sampler, Sampling, _not_below, distribution, draw
+from tellme.host.text.sampling import FAR, LONG, Sampler, Sampling, _not_below, distribution, draw
 
 SEED = 20
 
@@ -131,6 +133,23 @@ WAYS = [
     Sampling(temperature=1.5, min_p=0.02),
     Sampling(temperature=1.5, top_k=200, top_p=0.97, min_p=0.01),
 ]
+
+
+@pytest.mark.parametrize("first", [0, 500])
+def test_a_far_token_is_drawn_if_top_p_has_room_for_it_and_no_other_is(first: int):
+    """One near token, and a thousand far ones that together are what top-p ends in: the first of them are in."""
+    n = 1000
+    x = np.full(n, -math.log(n) - FAR - 0.1, np.float32)
+    x[first] = 0.0
+    sampling = Sampling(temperature=1.0, top_p=0.99)
+    want = distribution(x, sampling)
+    assert 300 < np.count_nonzero(want) < 500
+    sampler, drawn = Once(sampling), set()
+    for i in range(20_000):
+        sampler.first = (i + 0.5) / 20_000
+        with contextlib.suppress(IndexError):
+            drawn.add(sampler(x))
+    assert drawn <= set(np.flatnonzero(want).tolist()) and len(drawn) > 50
 
 
 @pytest.mark.parametrize("sampling", WAYS)
