@@ -22,11 +22,11 @@ from tellme.host.image.model import Model
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend
 from tellme.host.machine.device import Device
 from tellme.host.machine.driver import ERROR_WORDS, Driver
-from tellme.host.machine.passes import Pass, PassResult, lanes_that_fit
+from tellme.host.machine.passes import Pass, PassResult, fits_scores, lanes_that_fit
 from tellme.host.machine.program import compile_program
 from tests.host.machine.reference_machine import ReferenceMachine, Stop
 from tests.host.support import DEMO, WORD, start, write_checkpoint
-from tests.models import small_spec
+from tests.models import random_weights, small_spec
 
 SHAPES: list[Any] = [
     pytest.param(small_spec(), TINY, id="gqa-tiny"),
@@ -111,6 +111,18 @@ def test_prefill_takes_fewer_lanes_where_the_score_memory_ends(tmp_path: Path):
     backend.run_pass(Pass.of([1] * most, range(tight, tight + most), [0] * most))
     with pytest.raises(UserError, match=f"{most + 1} lanes at position {tight} need more"):
         backend.run_pass(Pass.of([1] * (most + 1), range(tight, tight + most + 1), [0] * (most + 1)))
+
+
+def test_lanes_behind_another_slot_s_are_counted_for_themselves():
+    config = replace(WORD, lanes=4)
+    backend = GoldenBackend(random_weights(small_spec(kv_heads=1, max_context=128), 3), config, slots=2)
+    for first in range(124):
+        fit = [n for n in (1, 2, 3) if fits_scores(config, backend.group, first, n, 1)]
+        for n in (1, 2, 3):
+            given = Pass.of([1] * (n + 1), [0, *range(first, first + n)], [0] + [1] * n, head=(0, 0))
+            with contextlib.nullcontext() if n in fit else pytest.raises(UserError, match=f"{n} lanes at position"):
+                backend._check_pass(given)
+    assert fit == [1]
 
 
 def test_sequences_in_several_slots_do_not_touch_each_other(tmp_path: Path):

@@ -618,3 +618,10 @@ def test_a_terminal_has_a_prompt_stops_at_ctrl_c_and_leaves_at_exit() -> None:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
         os.close(terminal)
+
+
+def test_an_answer_has_one_token_at_least_and_ends_at_every_end_token(story: Model) -> None:
+    with pytest.raises(UserError, match="max-new-tokens must be at least 1, not 0"):
+        Session(Counting(story), story.tokenizer, max_new_tokens=0)
+    session = Session(Counting(story), story.tokenizer, max_new_tokens=1, eos_ids=[77])
+    assert session.eos_ids == {77} | story.tokenizer.end_ids != {77}
