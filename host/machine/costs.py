@@ -41,7 +41,7 @@ class Costs:
         self._head = ceil_div(spec.vocab, config.key_block) * layout.head_block_beats(spec.hidden, config)
         self._cells = int(KvGeometry(config).cells(spec.head_dim))
         self._lane = spec.layers * (4 * LEAD + ceil_div(spec.hidden + spec.ffn, config.word))
-        self._sweep = config.attention_lanes
+        self._sweeps = [ceil_div(n, config.attention_lanes) for n in range(config.lanes + 1)]
         self._measured: dict[tuple[int, int], float] = {}
         group, sets = spec.heads // spec.kv_heads, config.attention_lanes >> kv.v_narrow
         self._sets = [spec.layers * spec.kv_heads * ceil_div(n * group, sets) for n in range(config.lanes + 1)]
@@ -57,11 +57,11 @@ class Costs:
     ) -> list[tuple[int, int, int]]:
         """Of the passes of `cycles`: lanes, sweeps of the head, and cycles before what passes have taught. The further lanes of a conversation have as many
         keys as its first ones."""
-        head, lane, sweep, sets = self._head, self._lane, self._sweep, self._sets
+        head, lane, sweeps_of, sets = self._head, self._lane, self._sweeps, self._sets
         of, n = list(lanes), sum(lanes)
         each = list(map(self._set, firsts, of))
         others = self._matrices + sum([sets[k] * cycles for k, cycles in zip(of, each, strict=True)])
-        sweeps = -(-heads // sweep)
+        sweeps = sweeps_of[heads]
         out = [(n, sweeps, others + head * sweeps + lane * n)]
         for i in more:
             k = of[i]
@@ -69,7 +69,7 @@ class Costs:
             n += 1
             heads += 1
             others += (sets[k + 1] - sets[k]) * each[i]
-            sweeps = -(-heads // sweep)
+            sweeps = sweeps_of[heads]
             out.append((n, sweeps, others + head * sweeps + lane * n))
         return out
 

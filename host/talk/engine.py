@@ -40,10 +40,13 @@ class Chosen(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """What is kept of a pass: its cycles, and those without a beat by cause."""
+    """What is kept of a pass: its counters, as in `PassResult`."""
 
     cycles: int | None
+    beats: int | None
+    writes: int | None
     stalls: dict[str, int]
+    busy: dict[str, int]
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -412,7 +415,7 @@ class Engine:
         return head.wanted(lanes, b.vocab, b.config.screen_entries)
 
     def _finish(self, planned: Planned, results: list[PassResult]) -> list[tuple[Ticket, list[Chosen]]]:
-        ran = [Ran(r.cycles, r.stalls) for r in results]
+        ran = [Ran(r.cycles, r.beats, r.writes, r.stalls, r.busy) for r in results]
         result = results[-1]
         # Behind a prompt that went through in several passes is the last lane.
         first, whole = result.head_first, len(results) > 1
@@ -429,9 +432,9 @@ class Engine:
         said = {part.conversation: [c.token for c in new] for (part, _, _), new in zip(choosing, chosen, strict=True)}
         self.scheduler.complete(planned, said)
         counts.passes += len(results)
-        for cycles, stalls in ran:
-            counts.cycles += cycles or 0
-            for cause, n in stalls.items():
+        for r in ran:
+            counts.cycles += r.cycles or 0
+            for cause, n in r.stalls.items():
                 counts.stalls[cause] = counts.stalls.get(cause, 0) + n
         out = []
         for (_, ticket, _), new, (conversation, tokens) in zip(choosing, chosen, said.items(), strict=True):
