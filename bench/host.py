@@ -11,7 +11,7 @@ manylinux2014_aarch64; a C compiler makes the plugin that counts.
 
 NumPy uses vectors of 128 bits here, as there, and no exponential in vectors, which it has not for the A53. Counted is the engine's thread, which is one of four cores;
 the threads that look through logits with it are on the others, which are the server's. What waking them costs is in neither; --clock has it, of this machine.
-Passes are as long as the plan says, those with guesses too. Histories hold as many ended tokens as are remembered at most (under QEMU an eighth).
+Passes are as long as the plan says, those with guesses too. Histories hold as many ended tokens as are remembered at most.
 """
 
 from __future__ import annotations
@@ -293,7 +293,7 @@ def marked(keys: dict[str, int]) -> None:
     def said(*words: object) -> None:
         print(*words, sep="\t", file=sys.stderr, flush=True)
 
-    for done in passes(keys, MEMORY // 8, getppid, lambda: said("begin")):
+    for done in passes(keys, MEMORY, getppid, lambda: said("begin")):
         said("done", done.model, done.conversations, done.what, ",".join(map(str, done.lanes)), done.tokens)
 
 
