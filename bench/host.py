@@ -1,13 +1,14 @@
 """What the host does between two passes: the engine, with scheduling, guesses and draws, on an accelerator that says prepared texts. Its share of a pass on the KV260.
 
     python -m bench.host [--slower N] [--threads N]
-    python -m bench.host --qemu qemu-aarch64 --root ROOT --numpy FOLDER [--cycles N] [--threads N]
+    python -m bench.host --qemu qemu-aarch64 --root ROOT --numpy FOLDER [--compiler COMMAND] [--cycles N] [--threads N]
     python -m bench.host --clock
 
 Without a board there are two ways to say how long that is on a Cortex-A53 at 1.3 GHz. The first takes processor time here, on one core, and an A53 for SLOWER times as slow. The
 second counts the instructions of the same work, done by Python and NumPy for AArch64 under QEMU, and takes an A53 to need CYCLES cycles for one; so it does not depend on this machine nor on who else
 uses it. ROOT holds Debian's arm64 packages libc6, libffi8, libpython3.11-minimal, libpython3.11-stdlib, python3.11-minimal, libgcc-s1, libstdc++6, zlib1g and libexpat1, unpacked (`dpkg -x`), FOLDER NumPy's wheel for
-manylinux2014_aarch64; a C compiler makes the plugin that counts.
+manylinux2014_aarch64; a C compiler makes the plugin that counts. COMMAND, `aarch64-linux-gnu-gcc`, compiles draws for AArch64, for which ROOT needs libpython3.11-dev, too; without it NumPy
+makes them, as where tellme was installed without a compiler.
 
 NumPy uses vectors of 128 bits here, as there, and no exponential in vectors, which it has not for the A53. Counted is the engine's thread, which is one of four cores;
 the threads that look through logits with it are on the others, which are the server's. What waking them costs is in neither; --clock has it, of this machine.
@@ -25,12 +26,14 @@ os.environ.setdefault(
 import argparse
 import ctypes
 import gc
+import importlib
 import math
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +44,7 @@ from numpy.typing import NDArray
 from tellme.golden.arith import ceil_div
 from tellme.golden.config import KV260
 from tellme.golden.shapes import SHAPES
+from tellme.host import text
 from tellme.host.machine.passes import Backend, Pass, PassResult
 from tellme.host.machine.screening import FULL, HeadChoice
 from tellme.host.talk.drafts import MEMORY
@@ -132,6 +136,11 @@ class Said(Backend):
         """Words that were said before, and some that were not: guesses are found, come true, and end."""
         return [t for _ in range(n // 40 + 1) for t in self._words[self._rng.integers(200)]][:n]
 
+    def _with(self, token: int) -> NDArray[np.int64]:
+        """Candidates of which this is one."""
+        others = self._chosen[self._chosen != token]
+        return np.sort(np.append(others[: CANDIDATES - 1], token))
+
     def _pass(self, given: Pass) -> PassResult:
         self._passed()
         self._behind()
@@ -146,7 +155,7 @@ class Said(Backend):
             logits[range(count), best] = self._likeliest
         if given.write_logits and given.candidates:
             assert logits is not None
-            candidates = np.array([np.unique(np.append(self._chosen, b))[-CANDIDATES:] for b in best])
+            candidates = np.array([self._with(b) for b in best])
             logits = np.take_along_axis(logits, candidates, axis=1)
         result = PassResult(
             head_first=first,
@@ -297,8 +306,17 @@ def marked(keys: dict[str, int]) -> None:
         said("done", done.model, done.conversations, done.what, ",".join(map(str, done.lanes)), done.tokens)
 
 
+def compiled(compiler: str, root: Path, folder: Path) -> None:
+    """Compiles draws for AArch64, as pyproject.toml has them compiled."""
+    [module] = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
+    flags = [*module["extra-compile-args"], f"-I{root / 'usr/include/python3.11'}", f"-I{root / 'usr/include'}"]
+    out = folder / (module["name"].rpartition(".")[2] + ".so")
+    command = [*shlex.split(compiler), "-shared", "-fPIC", *flags, *module["sources"], "-lm", "-o", str(out)]
+    subprocess.run(command, check=True)
+
+
 def counted(
-    qemu: str, root: Path, numpy: Path, keys: dict[str, int], threads: int
+    qemu: str, root: Path, numpy: Path, compiler: str | None, keys: dict[str, int], threads: int
 ) -> Iterator[tuple[Done, float, float]]:
     """Instructions a pass, of the engine's thread and of the busiest of the others."""
     with tempfile.TemporaryDirectory() as folder:
@@ -321,12 +339,15 @@ def counted(
             text=True,
             check=True,
         )
+        if compiler:
+            compiled(compiler, root, Path(folder))
         command = [
             *shlex.split(qemu), "-cpu", "cortex-a53", "-plugin", str(plugin), "-L", str(root),
             "-E", f"PYTHONPATH={numpy}:{Path.cwd()}", "-E", "PYTHONDONTWRITEBYTECODE=1",
             "-E", "LD_LIBRARY_PATH=/lib/aarch64-linux-gnu:/usr/lib/aarch64-linux-gnu",
             str(root / "usr/bin/python3.11"), "-m", "bench.host", "--marks",
             ",".join(f"{name}={k}" for name, k in keys.items()), "--threads", str(threads),
+            *(["--compiled", folder] if compiler else []),
         ]  # fmt: skip
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
@@ -358,11 +379,16 @@ def main() -> None:
     parser.add_argument("--qemu")
     parser.add_argument("--root", type=Path)
     parser.add_argument("--numpy", type=Path)
+    parser.add_argument("--compiler", metavar="COMMAND", help="for AArch64: with compiled draws")
     parser.add_argument("--marks", help=argparse.SUPPRESS)
+    parser.add_argument("--compiled", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if not 1 <= options.threads < MOST_THREADS:
         parser.error(f"--threads must be from 1 to {MOST_THREADS - 1}")
     sampling.THREADS = options.threads
+    if options.compiled:
+        text.__path__.append(options.compiled)
+        sampling._sampling = importlib.import_module("tellme.host.text._sampling")
     if options.marks:
         marked({name: int(k) for name, k in (part.split("=") for part in options.marks.split(","))})
         return
@@ -400,7 +426,9 @@ def main() -> None:
         print(
             head.format("instructions, thousands | of the busiest other thread") + "\n|---|---|---|---|---|---|---|---|"
         )
-        for done, n, other in counted(options.qemu, options.root, options.numpy, KEYS, options.threads):
+        for done, n, other in counted(
+            options.qemu, options.root, options.numpy, options.compiler, KEYS, options.threads
+        ):
             row(done, f"{n / 1e3:,.0f} | {other / 1e3:,.0f}", n * options.cycles / CLOCK_HZ)
         return
     print(head.format("here, ms a pass") + "\n|---|---|---|---|---|---|---|")

@@ -23,8 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tellme.golden.arith import ceil_div
 from tellme.host.errors import UserError
+
+try:
+    from tellme.host.text import _sampling
+except ImportError:  # installed without a compiler
+    _sampling = None  # type: ignore[assignment]
 
 LIKELY = 512
 """Tokens that are sorted for top-p at first; mostly they reach it."""
@@ -43,11 +47,9 @@ NUMBERS = 16
 TRIES = 32
 """Numbers that fall on nothing, one after the other, before everything is weighed."""
 LONG = 1 << 15
-"""Logits for which a thread of its own pays. From twice as many on they are looked through in words."""
+"""Logits for which a thread of its own pays."""
 THREADS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 """That look through logits, with the one that draws."""
-ALL_BELOW = np.uint64(0x0101010101010101)
-"""Eight that are True."""
 WIDE = 1024
 """Near tokens of a lane from which on it is drawn for itself."""
 
@@ -200,10 +202,12 @@ class Sampler:
     Attributes
     ----------
     seen : whether it has been given logits. All of the first ones must be finite; later -inf is a token that never comes.
+    setting : temperature, top-k, top-p and min-p.
     """
 
     def __init__(self, sampling: Sampling):
-        self.sampling = sampling
+        self.sampling = s = sampling
+        self.setting = s.temperature, s.top_k, s.top_p, s.min_p
         self._generator = np.random.Generator(np.random.PCG64(sampling.seed))
         self._numbers: deque[float] = deque()
         self._taken = 0
@@ -265,8 +269,10 @@ def draw(
     for i in [i for i, s in enumerate(samplers) if not (s.seen and (finite or math.isfinite(largest[i])))]:
         _checked(logits[i])
         samplers[i].seen = True
-    if min([s.sampling.temperature for s in samplers]) >= COLD:
-        return _Near(logits, samplers, largest, ahead).draw()
+    if min([s.setting[0] for s in samplers]) >= COLD:
+        if _sampling is None:
+            return _Near(logits, samplers, largest, ahead).draw()
+        return _compiled(logits, samplers, largest, ahead)
     if len(samplers) > 1:
         one = [slice(i, i + 1) for i in range(len(samplers))]
         return [draw(logits[i], samplers[i], largest[i], ahead[i])[0] for i in one]
@@ -284,22 +290,22 @@ def _exactly(values: NDArray[np.float32], sampling: Sampling, number: float) -> 
 
 @cache
 def _helpers() -> SimpleQueue[Any]:
-    """What threads beside the one that draws take work from: arguments of `_found`, a place, and a queue for that with what was found or raised. An
+    """What threads beside the one that draws take work from: arguments of `_sampling.draw`, a place, and a queue for that with what it gave or raised. An
     executor takes 60,000 instructions a call, 15 times as many."""
     asked: SimpleQueue[Any] = SimpleQueue()
 
     def serve() -> None:
         while True:
-            logits, limits, place, done = asked.get()
+            arguments, place, done = asked.get()
             try:
-                given: NDArray[np.int64] | Exception = _found(logits, limits)
+                given: list[int] | Exception = _sampling.draw(*arguments)
             except Exception as e:
                 given = e
             done.put((place, given))
-            del logits, limits, place, done, given
+            del arguments, place, done, given
 
     for _ in range(THREADS - 1):
-        Thread(target=serve, name="logits", daemon=True).start()
+        Thread(target=serve, name="draws", daemon=True).start()
     return asked
 
 
@@ -307,41 +313,55 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_helpers.cache_clear)  # which has none of the threads
 
 
-def _found(logits: NDArray[np.float32], limits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """`_not_below`, by one thread. Few are found, so words of eight are looked at first."""
-    words = np.empty(ceil_div(logits.size, 8), np.uint64)
-    words[-1] = ALL_BELOW
-    np.less(logits, limits[:, None], out=words.view(np.bool_)[: logits.size].reshape(logits.shape))
-    hit = (words != ALL_BELOW).nonzero()[0]
-    rows, columns = (words.take(hit) ^ ALL_BELOW).view(np.bool_).reshape(-1, 8).nonzero()
-    found = hit.take(rows)
-    found <<= 3
-    found += columns
-    return found
-
-
-def _not_below(logits: NDArray[np.float32], limits: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Places in logits float32[sequences, n], taken as one row, ascending, of what is not less than its sequence's limit. What is not a number is not less.
-    Several threads look at some of the sequences each, which NumPy does at once."""
-    if logits.size < 2 * LONG:
-        return np.flatnonzero(~(logits < limits[:, None]))
-    count, n = logits.shape
-    parts = max(1, min(THREADS, count, logits.size // LONG))
-    if parts == 1:
-        return _found(logits, limits)
-    helpers = _helpers()
-    done: SimpleQueue[tuple[int, NDArray[np.int64] | Exception]] = SimpleQueue()
+def _tried(
+    logits: NDArray[np.float32],
+    largest: list[float],
+    settings: list[tuple[float, int, float, float]],
+    numbers: list[float],
+) -> list[int]:
+    """`_sampling.draw` of all rows, by several threads, some rows each, where that pays."""
+    count = len(largest)
+    parts = min(THREADS, count, logits.size // LONG)
+    if parts <= 1:
+        return _sampling.draw(logits, list(range(count)), largest, settings, numbers, FAR)
     cuts = [count * i // parts for i in range(parts + 1)]
+    work = [
+        (logits, list(range(a, b)), largest[a:b], settings[a:b], numbers[a:b], FAR)
+        for a, b in zip(cuts, cuts[1:], strict=False)
+    ]
+    helpers = _helpers()
+    done: SimpleQueue[tuple[int, list[int] | Exception]] = SimpleQueue()
     for i in range(1, parts):
-        helpers.put((logits[cuts[i] : cuts[i + 1]], limits[cuts[i] : cuts[i + 1]], i, done))
-    found = [_found(logits[: cuts[1]], limits[: cuts[1]])] * parts
+        helpers.put((work[i], i, done))
+    found = [_sampling.draw(*work[0])] * parts
     for _ in range(1, parts):
         i, given = done.get()
         if isinstance(given, Exception):
             raise given
-        given += cuts[i] * n
         found[i] = given
-    return np.concatenate(found)
+    return [place for some in found for place in some]
+
+
+def _compiled(
+    logits: NDArray[np.float32], samplers: Sequence[Sampler], largest: Sequence[float], ahead: Sequence[int]
+) -> list[int]:
+    """What `_Near` draws, by compiled code as far as that goes."""
+    logits, most = np.ascontiguousarray(logits, np.float32), list(largest)
+    settings = [s.setting for s in samplers]
+    out = _tried(logits, most, settings, [s.number(n) for s, n in zip(samplers, ahead, strict=True)])
+    for lane, place in enumerate(out):
+        if place >= 0:
+            continue
+        if place == _sampling.REFUSED:
+            for number in itertools.islice(samplers[lane].more(ahead[lane]), TRIES):
+                [place] = _sampling.draw(logits, [lane], [most[lane]], [settings[lane]], [number], FAR)
+                if place != _sampling.REFUSED:
+                    break
+        if place < 0:
+            one = slice(lane, lane + 1)
+            [place] = _Near(logits[one], samplers[one], most[one], ahead[one]).draw()
+        out[lane] = place
+    return out
 
 
 class _Near:
@@ -368,7 +388,7 @@ class _Near:
         low = [m - t * below[k] for m, t, k in zip(largest, warmth, most, strict=True)]
         limits = np.array(low, np.float32)
         self._low: list[float] = limits.tolist()
-        found = _not_below(logits, limits)
+        found = np.flatnonzero(~(logits < limits[:, None]))  # what is not a number is among them
         starts = found.searchsorted(np.arange(0, logits.size + 1, n))
         ends: list[int] = starts.tolist()
         self._counts = counts = [b - a for a, b in zip(ends, ends[1:], strict=False)]

@@ -19,10 +19,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tellme.host.errors import UserError
-from tellme.host.text import sampling
-from tellme.host.text.sampling import FAR, LONG, Sampler, Sampling, _not_below, distribution, draw
+from tellme.host.text import _sampling, sampling
+from tellme.host.text.sampling import FAR, Sampler, Sampling, distribution, draw
 
 SEED = 20
+
+
+@pytest.fixture(autouse=True, params=["compiled", "numpy"])
+def made(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws are made by compiled code, and by what is there without."""
+    if request.param == "numpy":
+        monkeypatch.setattr(sampling, "_sampling", None)
 
 
 def logits(n: int = 50, seed: int = SEED) -> np.ndarray:
@@ -206,83 +213,159 @@ def test_draws_follow_the_exact_distribution(n: int, sampling: Sampling):
     assert chi2 < 62.0, f"chi-squared {chi2:.1f} of {kept.sum() - 1} degrees of freedom"
 
 
-@pytest.mark.parametrize("n", [1, 50, 4099, LONG - 1, LONG, LONG + 1])
-def test_what_is_not_below_is_found_wherever_it_is(n: int):
-    rng = np.random.default_rng([SEED, n])
-    for share in (0.0, 1e-3, 0.3, 1.0):
-        x = rng.normal(0, 1, (3, n)).astype(np.float32)
-        limits = np.quantile(x, 1 - share, axis=1).astype(np.float32)
-        x[0, rng.integers(n)] = np.nan
-        x[1, [0, -1]] = np.inf, -np.inf
-        x[2, -1] = limits[2]
-        np.testing.assert_array_equal(_not_below(x, limits), np.flatnonzero(~(x < limits[:, None])))
+@pytest.mark.parametrize("n", [1, 15, 16, 17, 63, 64, 65, 130, 1000, 5000])
+@pytest.mark.parametrize("shape", ["flat", "equal", "peaks", "ends"])
+def test_compiled_draws_are_those_of_numpy(shape: str, n: int, monkeypatch: pytest.MonkeyPatch):
+    """Of all settings, with ties, near tokens at both ends and everywhere, more of them than compiled code takes, and refused numbers."""
+    rng = np.random.default_rng([SEED, n, len(shape)])
+    decided = 0
+    for trial in range(40):
+        count = int(rng.integers(1, 9))
+        x = rng.normal(0, 1, (count, n)).astype(np.float32)
+        if shape == "equal":
+            x = np.round(x)
+        if shape == "peaks":
+            x[:, rng.integers(0, n, 12)] += rng.uniform(3, 12, 12).astype(np.float32)
+        if shape == "ends":
+            x[:, [0, -1]] = 12, 11.5
+        settings = [
+            Sampling(
+                temperature=float(rng.choice([0.1, 0.8, 1.0, 3.0])),
+                top_k=int(rng.choice([0, 0, 1, 7, 40, n, n + 1, 1 << 70])),
+                top_p=float(rng.choice([1.0, 1.0, 0.95, 0.99, 0.5])),
+                min_p=float(rng.choice([0.0, 0.0, 0.02, 0.5])),
+                seed=100 * trial + i,
+            )
+            for i in range(count)
+        ]
+        largest, ahead = x.max(axis=1).tolist(), rng.integers(0, 20, count).tolist()
+        drawn = []
+        for module in (_sampling, None):
+            monkeypatch.setattr(sampling, "_sampling", module)
+            drawn.append(draw(x, [Sampler(s) for s in settings], largest, ahead))
+        assert drawn[0] == drawn[1]
+        numbers, ways = rng.random(count).tolist(), [Sampler(s).setting for s in settings]
+        places = _sampling.draw(x, list(range(count)), largest, ways, numbers, FAR)
+        decided += sum(p != _sampling.UNDECIDED for p in places) / count
+    assert decided > 5  # it is compiled code that was tried
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({0: np.zeros((2, 8))}, TypeError),
+        ({0: np.zeros(8, np.float32)}, TypeError),
+        ({0: np.zeros((8, 2), np.float32).T}, ValueError),
+        ({0: None}, TypeError),
+        ({1: [0, 2]}, IndexError),
+        ({1: [-1, 0]}, IndexError),
+        ({1: [1 << 80, 0]}, IndexError),
+        ({1: (0, 1)}, TypeError),
+        ({2: [0.0]}, TypeError),
+        ({2: (0.0, 0.0)}, TypeError),
+        ({2: [0.0, "x"]}, TypeError),
+        ({3: [(1.0, 0, 1.0, 0.0)]}, TypeError),
+        ({3: [(1.0, 0, 1.0)] * 2}, TypeError),
+        ({3: [(1.0, "x", 1.0, 0.0)] * 2}, TypeError),
+        ({4: [0.5]}, TypeError),
+        ({4: [0.5, None]}, TypeError),
+        ({5: "x"}, TypeError),
+    ],
+)
+def test_compiled_code_refuses_what_is_not_its_own(change: dict[int, Any], error: type[Exception]):
+    given = [np.zeros((2, 8), np.float32), [0, 1], [0.0, 0.0], [(1.0, 0, 1.0, 0.0)] * 2, [0.5, 0.5], FAR]
+    assert _sampling.draw(*given) == [4, 4]
+    for place, value in change.items():
+        given[place] = value
+    with pytest.raises(error):
+        _sampling.draw(*given)
+    with pytest.raises(TypeError):
+        _sampling.draw(*given[:5])
+
+
+def test_compiled_code_leaves_what_is_no_number_to_its_caller():
+    for bad in (np.nan, np.inf, -np.inf):
+        x = np.zeros((1, 100), np.float32)
+        x[0, 7] = bad
+        for largest in (0.0, math.inf, math.nan):
+            [place] = _sampling.draw(x, [0], [largest], [(1.0, 0, 1.0, 0.0)], [0.5], FAR)
+            assert place == (_sampling.UNDECIDED if bad != -np.inf or largest != 0 else 50)
 
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
     """Has so many threads look through few logits."""
     sampling._helpers.cache_clear()
+    monkeypatch.setattr(sampling, "_sampling", _sampling)
     monkeypatch.setattr(sampling, "LONG", 64)
     yield lambda count: monkeypatch.setattr(sampling, "THREADS", count)
     sampling._helpers.cache_clear()
 
 
+THREE = (Sampling(temperature=0.8), Sampling(temperature=1.3, top_p=0.9), Sampling(temperature=0.5, top_k=7))
+
+
+def drawn(x: np.ndarray, seed: int = SEED) -> list[int]:
+    """What rows give, in three ways in turn."""
+    samplers = [Sampler(replace(THREE[i % 3], seed=seed + i)) for i in range(len(x))]
+    return draw(x, samplers, x.max(axis=1).tolist())
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 400), st.floats(0.0, 1.0), st.integers(0, 1 << 20))
-def test_however_many_threads_look_the_same_is_found_and_drawn(threads, many, count, n, share, seed):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(0, 3, (count, n)).astype(np.float32)
-    limits = np.quantile(x, 1 - share, axis=1).astype(np.float32)
-    ways = (Sampling(temperature=0.8), Sampling(temperature=1.3, top_p=0.9), Sampling(temperature=0.5, top_k=7))
-    drawn = []
+@given(st.integers(1, 6), st.integers(1, 9), st.integers(1, 400), st.integers(0, 1 << 20))
+def test_however_many_threads_look_the_same_is_drawn(threads, many, count, n, seed):
+    x = np.random.default_rng(seed).normal(0, 3, (count, n)).astype(np.float32)
+    of = []
     for several in (1, many):
         threads(several)
-        np.testing.assert_array_equal(_not_below(x, limits), np.flatnonzero(~(x < limits[:, None])))
-        samplers = [Sampler(replace(ways[i % 3], seed=seed + i)) for i in range(count)]
-        drawn.append(draw(x, samplers, x.max(axis=1).tolist()))
-    assert drawn[0] == drawn[1]
+        of.append(drawn(x, seed))
+    assert of[0] == of[1]
 
 
 def test_several_may_draw_at_once(threads):
-    threads(3)
     rng = np.random.default_rng(SEED)
     x = [rng.normal(0, 1, (5, 300)).astype(np.float32) for _ in range(40)]
-    limits = np.full(5, 1.5, np.float32)
+    threads(1)
+    want = [drawn(rows) for rows in x]
+    threads(3)
     with ThreadPoolExecutor(4) as pool:
-        for rows, found in zip(x, pool.map(lambda rows: _not_below(rows, limits), x), strict=True):
-            np.testing.assert_array_equal(found, np.flatnonzero(rows >= 1.5))
+        assert list(pool.map(drawn, x)) == want
 
 
 def test_what_a_thread_raises_is_raised_and_it_goes_on(threads, monkeypatch: pytest.MonkeyPatch):
     threads(3)
-    x, limits = np.ones((6, 100), np.float32), np.full(6, 0.5, np.float32)
-    found = sampling._found
+    x = np.random.default_rng(SEED).normal(0, 1, (6, 100)).astype(np.float32)
+    want = drawn(x)
 
-    def fails(*arguments: Any) -> Any:
-        if current_thread() is not main_thread():
-            raise MemoryError("no room")
-        return found(*arguments)
+    class Fails:
+        REFUSED = _sampling.REFUSED
 
-    monkeypatch.setattr(sampling, "_found", fails)
+        @staticmethod
+        def draw(*arguments: Any) -> Any:
+            if current_thread() is not main_thread():
+                raise MemoryError("no room")
+            return _sampling.draw(*arguments)
+
+    monkeypatch.setattr(sampling, "_sampling", Fails)
     for _ in range(5):
         with pytest.raises(MemoryError, match="no room"):
-            _not_below(x, limits)
-    monkeypatch.setattr(sampling, "_found", found)
-    assert len(_not_below(x, limits)) == 600
+            drawn(x)
+    monkeypatch.setattr(sampling, "_sampling", _sampling)
+    assert drawn(x) == want
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_process_has_threads_of_its_own(threads):
     threads(2)
-    x, limits = np.ones((6, 100), np.float32), np.full(6, 0.5, np.float32)
-    assert len(_not_below(x, limits)) == 600
+    x = np.random.default_rng(SEED).normal(0, 1, (6, 100)).astype(np.float32)
+    want = drawn(x)
     child = os.fork()
     if not child:
-        found = 0
+        found = None
         try:
-            found = len(_not_below(x, limits))
+            found = drawn(x)
         finally:
-            os._exit(0 if found == 600 else 1)
+            os._exit(0 if found == want else 1)
     for _ in range(600):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
