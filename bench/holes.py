@@ -137,7 +137,7 @@ HOLES = (
     Hole("another try after a new beginning", "host/talk/session.py", "self._messages, self._ids, self._said = [], [], None", "self._messages, self._ids = [], []", (SESSION,)),
     Hole("another try after loading", "host/talk/session.py", "        self._said = None\n        return len(found)", "        return len(found)", (SESSION,)),
     Hole("prefill counts as decode", "host/talk/session.py", "self.seconds_decode += report.seconds - report.seconds_prefill", "self.seconds_decode += report.seconds", (SESSION,)),
-    Hole("head lanes of the last guesses", "host/talk/scheduler.py", "head = begin, first + lanes - begin\n", "head = begin, first + count - begin\n", (SCHEDULER,)),
+    Hole("head lanes of the last guesses", "host/talk/scheduler.py", "first + count - 1, first + lanes\n", "first + count - 1, first + count\n", (SCHEDULER,)),
     Hole("a slot that was given is not used", "host/talk/scheduler.py", "        slot.used = self.passes\n        conversation.computed", "        conversation.computed", (SCHEDULER,)),
     Hole("ports' lead not written", "host/machine/driver.py", '        self.write("port_lead", free=0)\n', "", (LOADING,)),
     Hole("a copy of what the host held", "host/machine/driver.py", "            self.device.invalidate(a, beats)\n", "", (f"{DRIVER}::test_a_cache_is_read_written_and_copied_through_caches_that_are_not_coherent",)),

@@ -7,6 +7,7 @@ count their cycles, what they took corrects the estimate.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import add
 
 from tellme.golden import layout
 from tellme.golden.arith import ceil_div
@@ -20,6 +21,10 @@ ROUND = 60
 """Cycles that a set of queries takes beyond its beats: the softmax behind the last key (hw/attention/cycles.py)."""
 RECENT = 0.2
 """Weight of the newest pass in what the passes before it have taught."""
+
+
+SWEEP_BITS = 8
+"""Of the number of sweeps, below that of lanes."""
 
 
 class Costs:
@@ -42,27 +47,27 @@ class Costs:
         self._cells = int(KvGeometry(config).cells(spec.head_dim))
         self._lane = spec.layers * (4 * LEAD + ceil_div(spec.hidden + spec.ffn, config.word))
         self._sweeps = [ceil_div(n, config.attention_lanes) for n in range(config.lanes + 1)]
-        self._measured: dict[tuple[int, int], float] = {}
+        self._measured: dict[int, float] = {}
+        """By lanes and sweeps of the head (`SWEEP_BITS`): what passes took, as a factor."""
+        self._usual = 1.0
         group, sets = spec.heads // spec.kv_heads, config.attention_lanes >> kv.v_narrow
         self._sets = [spec.layers * spec.kv_heads * ceil_div(n * group, sets) for n in range(config.lanes + 1)]
         self._k_keys, self._v_keys = (config.keys_per_beat << n for n in (kv.k_narrow, kv.v_narrow))
 
-    def _set(self, first: int, lanes: int) -> int:
-        """Cycles that a set of queries takes, of neighbouring lanes of one slot, the first at position `first`."""
-        above = first + lanes - 1
-        return (above // self._k_keys + above // self._v_keys + 2) * self._cells + ROUND
-
     def _rising(
         self, firsts: Sequence[int], lanes: Sequence[int], heads: int, more: Sequence[int]
-    ) -> list[tuple[int, int, int]]:
-        """Of the passes of `cycles`: lanes, sweeps of the head, and cycles before what passes have taught. The further lanes of a conversation have as many
-        keys as its first ones."""
+    ) -> list[tuple[int, int]]:
+        """Of the passes of `cycles`: which of those that were measured it is like, and cycles before what passes have taught. The further lanes of a
+        conversation have as many keys as its first ones."""
         head, lane, sweeps_of, sets = self._head, self._lane, self._sweeps, self._sets
+        k_keys, v_keys, cells = self._k_keys, self._v_keys, self._cells
         of, n = list(lanes), sum(lanes)
-        each = list(map(self._set, firsts, of))
+        # What a set of queries takes, of each conversation.
+        last = map(add, firsts, of)
+        each = [((at - 1) // k_keys + (at - 1) // v_keys + 2) * cells + ROUND for at in last]
         others = self._matrices + sum([sets[k] * cycles for k, cycles in zip(of, each, strict=True)])
         sweeps = sweeps_of[heads]
-        out = [(n, sweeps, others + head * sweeps + lane * n)]
+        out = [(n << SWEEP_BITS | sweeps, others + head * sweeps + lane * n)]
         for i in more:
             k = of[i]
             of[i] = k + 1
@@ -70,7 +75,7 @@ class Costs:
             heads += 1
             others += (sets[k + 1] - sets[k]) * each[i]
             sweeps = sweeps_of[heads]
-            out.append((n, sweeps, others + head * sweeps + lane * n))
+            out.append((n << SWEEP_BITS | sweeps, others + head * sweeps + lane * n))
         return out
 
     def cycles(self, firsts: Sequence[int], lanes: Sequence[int], heads: int, more: Sequence[int] = ()) -> list[float]:
@@ -81,12 +86,12 @@ class Costs:
         -------
         list : 1 + len(more) cycles.
         """
-        known = self._measured
-        usual = sum(known.values()) / len(known) if known else 1.0
-        return [known.get((n, s), usual) * formula for n, s, formula in self._rising(firsts, lanes, heads, more)]
+        known, usual = self._measured.get, self._usual
+        return [known(like, usual) * formula for like, formula in self._rising(firsts, lanes, heads, more)]
 
     def measured(self, firsts: Sequence[int], lanes: Sequence[int], heads: int, cycles: int) -> None:
         """Counts in what a pass took; the others as of `cycles`."""
-        n, sweeps, formula = self._rising(firsts, lanes, heads, ())[0]
-        factor = cycles / formula
-        self._measured[n, sweeps] = self._measured.get((n, sweeps), factor) * (1 - RECENT) + factor * RECENT
+        [(like, formula)] = self._rising(firsts, lanes, heads, ())
+        factor, known = cycles / formula, self._measured
+        known[like] = known.get(like, factor) * (1 - RECENT) + factor * RECENT
+        self._usual = sum(known.values()) / len(known)

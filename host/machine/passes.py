@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import ne, sub
 
 import numpy as np
 from numpy.typing import NDArray
@@ -288,9 +289,16 @@ class Backend(ABC):
         for s in (min(slots), max(slots)):
             if not 0 <= s < self.slots:
                 raise UserError(f"cache slot {s} does not exist; there are {self.slots}")
-        # Mostly every lane has its own slot, and all fit.
-        of = given.groups if len(set(slots)) < n or max(positions) > self._roomy else []
-        if len(set(slots)) < len(of):
+        # Mostly lanes of a slot are neighbours whose positions follow each other, and all fit.
+        own = len(set(slots))
+        good = max(positions) <= self._roomy and (
+            own == n
+            or own
+            == len(set(zip(slots, map(sub, positions, range(n)), strict=True)))
+            == 1 + sum(map(ne, slots[1:], slots))
+        )
+        of = [] if good else given.groups
+        if own < len(of):
             slot = next(slots[first] for first, _ in of if slots[first] in slots[:first])
             raise UserError(f"lanes of slot {slot} must be neighbours")
         for first, last in of:

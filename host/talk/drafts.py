@@ -8,6 +8,7 @@ What was said, and what became of guesses, counts from the next `Drafts.remember
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,10 +16,10 @@ from typing import NamedTuple
 LONGEST = 5
 """Tokens of the longest run that is looked for."""
 SHORTEST = 2
-TOKEN_BITS = 24
-"""Of a token in a run; none is 0 there."""
-LAST = [(1 << TOKEN_BITS * n) - 1 for n in range(LONGEST + 1)]
-"""Masks of the last so many tokens of a run."""
+TOKEN = array("i").itemsize
+"""Bytes."""
+LAST = [slice(-TOKEN * n, None) for n in range(LONGEST + 1)]
+"""The last so many tokens of a run."""
 MEMORY = 1 << 16
 """Tokens of ended conversations that are remembered."""
 START = (1.0, 2.0)
@@ -39,46 +40,31 @@ class Draft(NamedTuple):
 NO_DRAFT = Draft()
 
 
-def joined(run: int, token: int) -> int:
-    """A run of tokens with another behind it, the last `LONGEST` of both. As an integer: a dictionary of integers is nothing that the garbage collector looks at."""
-    return (run << TOKEN_BITS | token + 1) & LAST[LONGEST]
-
-
 class History:
-    """One text.
+    """One text. A run of tokens is their bytes: a dictionary of bytes is nothing that the garbage collector looks at.
 
     Attributes
     ----------
     tokens : what was said.
-    ending : the run that ends it.
     runs : every run that is remembered, and where the token behind its latest place is.
     """
 
     def __init__(self) -> None:
-        self.tokens: list[int] = []
-        self.ending = 0
-        self.runs: dict[int, int] = {}
+        self.tokens = array("i")
+        self.runs: dict[bytes, int] = {}
         self._remembered = 0
-        self._before = 0
-        """The run before the first token that is not remembered."""
-
-    def say(self, tokens: Sequence[int]) -> None:
-        """Appends tokens."""
-        self.tokens += tokens
-        for token in tokens[-LONGEST:]:
-            self.ending = joined(self.ending, token)
 
     def remember(self) -> None:
         """Runs can be found that a token is behind."""
-        runs, tokens, run = self.runs, self.tokens, self._before
-        lasts = LAST[SHORTEST:LONGEST]
-        for at in range(self._remembered, len(tokens)):
-            if at >= SHORTEST:
-                runs[run] = at
-                for last in lasts:
-                    runs[run & last] = at
-            run = joined(run, tokens[at])
-        self._before, self._remembered = run, len(tokens)
+        runs, begin, end = self.runs, max(self._remembered, SHORTEST), len(self.tokens)
+        first = max(0, begin - LONGEST)
+        said = self.tokens[first:].tobytes()
+        for at in range(begin, end):
+            run = said[max(0, at - first - LONGEST) * TOKEN : (at - first) * TOKEN]
+            runs[run] = at
+            for last in LAST[SHORTEST:LONGEST]:
+                runs[run[last]] = at
+        self._remembered = end
 
 
 class Drafts:
@@ -92,9 +78,7 @@ class Drafts:
     def __init__(self) -> None:
         self._open: dict[int, History] = {}
         self._ended: OrderedDict[int, History] = OrderedDict()
-        self._said: set[History] = set()
-        """Those with something to remember."""
-        self._latest: dict[int, int] = {}
+        self._latest: dict[bytes, int] = {}
         """The ended conversation that said a run last."""
         self._size = 0
         self._right = dict.fromkeys(range(SHORTEST, LONGEST + 1), START[0])
@@ -108,13 +92,12 @@ class Drafts:
         history = self._open.get(key)
         if history is None:
             history = self._open[key] = History()
-        history.say(tokens)
-        self._said.add(history)
+        history.tokens.extend(tokens)
 
     def remember(self) -> None:
         """What was said can be found, and what became of guesses counts."""
-        while self._said:
-            self._said.pop().remember()
+        for history in self._open.values():
+            history.remember()
         for n, right, tried in self._learnt:
             for good in [True] * right + [False] * (right < tried):
                 self._right[n] = self._right[n] * FORGET + good
@@ -146,24 +129,22 @@ class Drafts:
         own = self._open.get(key)
         if own is None or most < 1:
             return NO_DRAFT
-        find, latest, ending = own.runs.get, self._latest, own.ending
-        shortest = ending & LAST[SHORTEST]
-        if find(shortest) is None and shortest not in latest:
-            return NO_DRAFT  # nor has a longer one come before
-        for n in range(min(len(own.tokens), LONGEST), SHORTEST - 1, -1):
-            run = ending & LAST[n]
-            at = find(run)
-            where = own
-            if at is None and (key_of := latest.get(run)) is not None:
-                where = self._ended[key_of]
+        runs, latest, tokens = own.runs, self._latest, own.tokens
+        ending = tokens[-LONGEST:].tobytes()
+        for n in range(len(ending) // TOKEN, SHORTEST - 1, -1):
+            run = ending[LAST[n]]
+            at, where = runs.get(run), own
+            if at is None and run in latest:
+                where = self._ended[latest[run]]
                 at = where.runs.get(run)
-            if at is not None:
-                found = where.tokens[at : at + most]
-                if where is own and len(found) < most:
-                    # The text repeats itself: what follows its end is what followed the run.
-                    period = len(own.tokens) - at
-                    found = [own.tokens[at + i % period] for i in range(most)]
-                return Draft(tuple(found), self.chance(n), n)
+            if at is None:
+                continue
+            found = where.tokens[at : at + most]
+            if len(found) < most and where is own:
+                # The text repeats itself: what follows its end is what followed the run.
+                period = len(tokens) - at
+                return Draft(tuple([tokens[at + i % period] for i in range(most)]), self.chance(n), n)
+            return Draft(tuple(found), self.chance(n), n)
         return NO_DRAFT
 
     def learn(self, draft: Draft, sent: int, tried: int, right: int) -> None:

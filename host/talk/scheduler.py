@@ -13,7 +13,7 @@ So a decoding conversation waits for no prompt longer than a pass, and a prompt 
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -101,7 +101,7 @@ class Part:
         return self.count + self.drafted
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)
 class Planned:
     """A pass, and whose lanes they are."""
 
@@ -296,8 +296,9 @@ class Scheduler:
         inner = [c for c in counts if c.computed + counts[c] < len(c.tokens)]
         last = [c for c in counts if c.computed + counts[c] == len(c.tokens)]
         counts |= dict.fromkeys(decoding, 1)
-        drafts = self._drafts(decoding, [*inner, *last, *decoding], counts, left, guess) if guess else {}
-        return self._arrange([*inner, *last, *decoding], counts, drafts, logits)
+        order = [*inner, *last, *decoding]
+        drafts = self._drafts(decoding, order, counts, left, guess) if guess and left and decoding else {}
+        return self._arrange(order, counts, drafts, logits)
 
     @staticmethod
     def _chunks(prompts: Sequence[Conversation], lanes: int) -> dict[Conversation, int]:
@@ -310,15 +311,10 @@ class Scheduler:
                 lanes -= n
         return counts
 
-    @staticmethod
-    def _lanes_of(counts: Mapping[Conversation, int]) -> tuple[list[int], list[int], int]:
-        """What a pass with so many lanes of each is for `cost`."""
-        heads = sum([c.computed + n == len(c.tokens) for c, n in counts.items()])
-        return [c.computed for c in counts], list(counts.values()), heads
-
     def _cost_of(self, counts: Mapping[Conversation, int]) -> float:
         """Of a pass with so many lanes of each."""
-        return self.cost(*self._lanes_of(counts), ())[0]
+        heads = sum([c.computed + n == len(c.tokens) for c, n in counts.items()])
+        return self.cost([c.computed for c in counts], list(counts.values()), heads, ())[0]
 
     def _prompts_alone(self, prompts: Sequence[Conversation], decoding: Sequence[Conversation]) -> bool:
         """Whether those who decode are left out of the next pass, and what that leaves for the ones behind it."""
@@ -354,27 +350,24 @@ class Scheduler:
         guess: Callable[[Conversation, int], Draft],
     ) -> dict[Conversation, tuple[Draft, int]]:
         """How many guesses go along: one more is taken as long as tokens a cycle rise. Those who decode are the last of `order`."""
-        found = {c: guess(c, min(left, c.limit - len(c.tokens) - 1)) for c in decoding} if left else {}
+        found = {c: guess(c, min(left, c.limit - len(c.tokens) - 1)) for c in decoding}
         first = len(order) - len(decoding)
-        # Places of those whose guesses are as likely.
-        alike: dict[float, list[tuple[int, int]]] = {}
-        for place, d in enumerate(found.values(), first):
-            if d.tokens:
-                alike.setdefault(d.chance, []).append((place, len(d.tokens)))
-        if not alike:
+        # Of those with guesses: place, how many guesses, how likely each is, and what the next one may give. The most is taken first.
+        some = [(place, len(d.tokens), d.chance) for place, d in enumerate(found.values(), first) if d.tokens]
+        if not some:
             return {}
-        # What the first guess of each may give, the second, ...; the most first.
-        gains = sorted([(-(chance**n), n, chance) for chance in alike for n in range(1, left + 1)])
+        places, lengths, chances = zip(*some, strict=True)
+        most, gives = list(lengths), list(chances)
         whose: list[int] = []
         gained: list[float] = []
-        for negative, n, chance in gains:
-            more = [place for place, most in alike[chance] if most >= n]
-            whose += more
-            gained += [-negative] * len(more)
-            if len(whose) >= left:
-                break
-        whose = whose[:left]
-        costs = self.cost(*self._lanes_of({c: counts[c] for c in order}), whose)
+        while len(whose) < left and (gain := max(gives)):
+            i = gives.index(gain)
+            whose.append(places[i])
+            gained.append(gain)
+            most[i] -= 1
+            gives[i] = gain * chances[i] if most[i] else 0.0
+        heads = sum([c.computed + counts[c] == len(c.tokens) for c in order[:first]]) + len(decoding)
+        costs = self.cost([c.computed for c in order], [counts[c] for c in order], heads, whose)
         tokens = float(len(decoding))
         best, best_rate = 0, tokens / costs[0]
         # Over a step (another sweep of the head) several may pay where one does not.
@@ -383,10 +376,15 @@ class Scheduler:
             if (rate := tokens / cost) > best_rate:
                 best, best_rate = n, rate
         if best:
-            sent = {order[place]: n for place, n in Counter(whose[:best]).items()}
-            for c in sent:
-                c.guessed = self.passes
-            return {c: (found[c], n) for c, n in sent.items()}
+            sent: dict[Conversation, tuple[Draft, int]] = {}
+            for place in whose[:best]:
+                c = order[place]
+                if c in sent:
+                    sent[c] = sent[c][0], sent[c][1] + 1
+                else:
+                    sent[c] = found[c], 1
+                    c.guessed = self.passes
+            return sent
         for c, d in found.items():
             if d.tokens and self.passes - c.guessed >= PROBE:
                 c.guessed = self.passes
@@ -405,35 +403,35 @@ class Scheduler:
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        none = (NO_DRAFT, 0)
-        head = (0, 0)
+        none, roomy = (NO_DRAFT, 0), self._roomy
+        begin = end = 0
         for c in order:
             draft, drafted = drafts.get(c, none)
-            count, first, computed = counts[c], len(tokens), c.computed
+            count, first, computed, known = counts[c], len(tokens), c.computed, c.tokens
             while (
-                computed > self._roomy
+                computed > roomy
                 and count + drafted > 1
                 and not fits_scores(self.config, self.group, computed, count + drafted, first, self.kv)
             ):
                 drafted, count = (drafted - 1, count) if drafted else (0, count - 1)
-            chooses = computed + count == len(c.tokens)
+            chooses = computed + count == len(known)
             parts.append(Part(c, first, count, chooses, draft, drafted))
             assert c.slot is not None
             lanes = count + drafted
             if chooses:
-                begin = head[0] if head[1] else first + count - 1
-                head = begin, first + lanes - begin
+                begin, end = begin if end else first + count - 1, first + lanes
             if lanes == 1:  # mostly, and this is quicker
-                tokens.append(c.tokens[computed])
+                tokens.append(known[computed])
                 positions.append(computed)
                 slots.append(c.slot)
                 continue
-            tokens += c.tokens[computed : computed + count]
+            tokens += known[computed : computed + count]
             tokens += draft.tokens[:drafted]
             positions += range(computed, computed + lanes)
             slots += [c.slot] * lanes
-        write = logits and head[1] > 0
-        return Planned(Pass.of(tokens, positions, slots, head=head, write_logits=write), tuple(parts))
+        head = begin, end - begin
+        given = Pass(tuple(tokens), tuple(positions), tuple(slots), head, logits and end > 0)
+        return Planned(given, tuple(parts))
 
     def complete(self, planned: Planned, chosen: Mapping[Conversation, Sequence[int]]) -> None:
         """What a pass gave: the new tokens of each conversation that chose some. The first is behind its known tokens, each

@@ -8,11 +8,9 @@ a token is in, fewer are taken for far, and in the end none. So what is drawn fo
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -209,28 +207,32 @@ class Sampler:
         self.sampling = s = sampling
         self.setting = s.temperature, s.top_k, s.top_p, s.min_p
         self._generator = np.random.Generator(np.random.PCG64(sampling.seed))
-        self._numbers: deque[float] = deque()
+        self._numbers: list[float] = []
+        self._next = 0
+        """The next token's number is the one at this place."""
         self._taken = 0
         self.seen = False
 
     def number(self, ahead: int = 0) -> float:
         """From 0 to 1 (excluded), for the token so many behind the next one."""
-        while len(self._numbers) <= ahead:
-            self._numbers.extend(self._generator.random(NUMBERS).tolist())
-        return self._numbers[ahead]
+        at = self._next + ahead
+        if at >= len(self._numbers):
+            while at >= len(self._numbers):
+                self._numbers += self._generator.random(NUMBERS).tolist()
+            del self._numbers[: self._next]
+            at, self._next = ahead, 0
+        return self._numbers[at]
 
-    def more(self, ahead: int = 0) -> Iterator[float]:
-        """More numbers for that token, where the first does not do; those of no other token."""
-        for tried in itertools.count():  # a generator that is made anew takes as long as a draw
-            said = blake2b(b"%d %d %d" % (self.sampling.seed, self._taken + ahead, tried), digest_size=8).digest()
-            yield (int.from_bytes(said, "little") >> 11) / (1 << 53)
+    def again(self, ahead: int, tried: int) -> float:
+        """Another number for that token, where the first and so many behind it do not do; one of no other token."""
+        # A generator that is made anew takes as long as a draw.
+        said = blake2b(b"%d %d %d" % (self.sampling.seed, self._taken + ahead, tried), digest_size=8).digest()
+        return (int.from_bytes(said, "little") >> 11) / (1 << 53)
 
-    def take(self) -> None:
-        """The next token was drawn, and is kept."""
-        if not self._numbers:
-            self.number()
-        self._numbers.popleft()
-        self._taken += 1
+    def take(self, count: int = 1) -> None:
+        """The next tokens were drawn, and are kept."""
+        self._next += count
+        self._taken += count
 
     def __call__(self, logits: NDArray[np.float32], ids: NDArray[np.int64] | None = None) -> int:
         """The next token id from logits float32[n].
@@ -269,10 +271,11 @@ def draw(
     for i in [i for i, s in enumerate(samplers) if not (s.seen and (finite or math.isfinite(largest[i])))]:
         _checked(logits[i])
         samplers[i].seen = True
-    if min([s.setting[0] for s in samplers]) >= COLD:
+    settings = [s.setting for s in samplers]
+    if min(settings)[0] >= COLD:
         if _sampling is None:
             return _Near(logits, samplers, largest, ahead).draw()
-        return _compiled(logits, samplers, largest, ahead)
+        return _compiled(logits, samplers, settings, list(largest), ahead)
     if len(samplers) > 1:
         one = [slice(i, i + 1) for i in range(len(samplers))]
         return [draw(logits[i], samplers[i], largest[i], ahead[i])[0] for i in one]
@@ -343,23 +346,29 @@ def _tried(
 
 
 def _compiled(
-    logits: NDArray[np.float32], samplers: Sequence[Sampler], largest: Sequence[float], ahead: Sequence[int]
+    logits: NDArray[np.float32],
+    samplers: Sequence[Sampler],
+    settings: list[tuple[float, int, float, float]],
+    largest: list[float],
+    ahead: Sequence[int],
 ) -> list[int]:
     """What `_Near` draws, by compiled code as far as that goes."""
-    logits, most = np.ascontiguousarray(logits, np.float32), list(largest)
-    settings = [s.setting for s in samplers]
-    out = _tried(logits, most, settings, [s.number(n) for s, n in zip(samplers, ahead, strict=True)])
+    logits = np.ascontiguousarray(logits, np.float32)
+    out = _tried(logits, largest, settings, [s.number(n) for s, n in zip(samplers, ahead, strict=True)])
+    if min(out) >= 0:
+        return out
     for lane, place in enumerate(out):
         if place >= 0:
             continue
         if place == _sampling.REFUSED:
-            for number in itertools.islice(samplers[lane].more(ahead[lane]), TRIES):
-                [place] = _sampling.draw(logits, [lane], [most[lane]], [settings[lane]], [number], FAR)
+            for tried in range(TRIES):
+                number = samplers[lane].again(ahead[lane], tried)
+                [place] = _sampling.draw(logits, [lane], [largest[lane]], [settings[lane]], [number], FAR)
                 if place != _sampling.REFUSED:
                     break
         if place < 0:
             one = slice(lane, lane + 1)
-            [place] = _Near(logits[one], samplers[one], most[one], ahead[one]).draw()
+            [place] = _Near(logits[one], samplers[one], largest[one], ahead[one]).draw()
         out[lane] = place
     return out
 
@@ -445,16 +454,20 @@ class _Near:
         out = self._try(
             list(range(len(self._samplers))), [s.number(n) for s, n in zip(self._samplers, self._ahead, strict=True)]
         )
-        more = {lane: self._samplers[lane].more(self._ahead[lane]) for lane, place in enumerate(out) if place < 0}
-        for _ in range(TRIES):
-            left = [lane for lane in more if out[lane] < 0]
+        for tried in range(TRIES + 1):
+            left = [lane for lane, place in enumerate(out) if place < 0]
             if not left:
-                return out
-            for lane, place in zip(left, self._try(left, [next(more[lane]) for lane in left]), strict=True):
+                break
+            numbers = [self._samplers[lane].again(self._ahead[lane], tried) for lane in left]
+            if tried == TRIES:
+                places = [
+                    _exactly(self._logits[lane], self._settings[lane], number)
+                    for lane, number in zip(left, numbers, strict=True)
+                ]
+            else:
+                places = self._try(left, numbers)
+            for lane, place in zip(left, places, strict=True):
                 out[lane] = place
-        for lane in more:
-            if out[lane] < 0:
-                out[lane] = _exactly(self._logits[lane], self._settings[lane], next(more[lane]))
         return out
 
     def _try(self, lanes: list[int], numbers: list[float]) -> list[int]:

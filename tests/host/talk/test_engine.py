@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import random
 import weakref
+from array import array
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from tellme.host.machine.passes import Backend, PassResult
 from tellme.host.machine.placement import in_use
 from tellme.host.machine.screening import HeadChoice
 from tellme.host.machine.simulation import memory_timing
-from tellme.host.talk.drafts import LONGEST, MEMORY, SHORTEST, Draft, Drafts, History, joined
+from tellme.host.talk.drafts import LONGEST, MEMORY, SHORTEST, Draft, Drafts, History
 from tellme.host.talk.engine import Choice, Chosen, Engine, Ticket, log_softmax
 from tellme.host.talk.generate import Generation
 from tellme.host.talk.scheduler import Planned, singly
@@ -617,17 +617,18 @@ def test_guesses_follow_the_latest_longest_run() -> None:
 
 
 def test_a_history_keeps_runs_of_the_lengths_that_are_looked_for() -> None:
-    h = History()
     text = [5, 6, 7, 5, 6, 7, 8, 9, 5, 6] * 3
-    h.say(text)
-    h.remember()
     want = {
-        reduce(joined, text[at - n : at], 0): at
+        array("i", text[at - n : at]).tobytes(): at
         for at in range(len(text))
         for n in range(SHORTEST, min(at, LONGEST) + 1)
     }
-    assert h.runs == want and h.ending == reduce(joined, text, 0)
-    assert reduce(joined, (0, 1), 0) == (1 << 24) + 2
+    for step in (1, 2, 3, 7, 30):
+        h = History()
+        for at in range(0, len(text), step):
+            h.tokens.extend(text[at : at + step])
+            h.remember()
+        assert h.runs == want
 
 
 def test_guesses_are_counted_and_forgotten_in_time() -> None:

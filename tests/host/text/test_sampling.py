@@ -122,10 +122,10 @@ class Once(Sampler):
     def number(self, ahead: int = 0) -> float:
         return self.first
 
-    def more(self, ahead: int = 0) -> Iterator[float]:
+    def again(self, ahead: int, tried: int) -> float:
         raise IndexError
 
-    def take(self) -> None:
+    def take(self, count: int = 1) -> None:
         pass
 
 
