@@ -7,7 +7,7 @@ count their cycles, what they took corrects the estimate.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import add
+from operator import add, mul
 
 from tellme.golden import layout
 from tellme.golden.arith import ceil_div
@@ -52,7 +52,16 @@ class Costs:
         self._usual = 1.0
         group, sets = spec.heads // spec.kv_heads, config.attention_lanes >> kv.v_narrow
         self._sets = [spec.layers * spec.kv_heads * ceil_div(n * group, sets) for n in range(config.lanes + 1)]
+        self._set: list[int] = []
+        """Cycles that a set of queries takes, by the position behind its last."""
         self._k_keys, self._v_keys = (config.keys_per_beat << n for n in (kv.k_narrow, kv.v_narrow))
+
+    def _sets_of(self, end: int) -> list[int]:
+        """Cycles of a set of queries whose last is at position end - 1, and of those behind it up to the next that takes more."""
+        keys = min(self._k_keys, self._v_keys)
+        last = max(0, end - 1) // keys * keys
+        cycles = (last // self._k_keys + last // self._v_keys + 2) * self._cells + ROUND
+        return [cycles] * (last + keys + 1 - end)
 
     def _rising(
         self, firsts: Sequence[int], lanes: Sequence[int], heads: int, more: Sequence[int]
@@ -60,12 +69,12 @@ class Costs:
         """Of the passes of `cycles`: which of those that were measured it is like, and cycles before what passes have taught. The further lanes of a
         conversation have as many keys as its first ones."""
         head, lane, sweeps_of, sets = self._head, self._lane, self._sweeps, self._sets
-        k_keys, v_keys, cells = self._k_keys, self._v_keys, self._cells
         of, n = list(lanes), sum(lanes)
-        # What a set of queries takes, of each conversation.
-        last = map(add, firsts, of)
-        each = [((at - 1) // k_keys + (at - 1) // v_keys + 2) * cells + ROUND for at in last]
-        others = self._matrices + sum([sets[k] * cycles for k, cycles in zip(of, each, strict=True)])
+        ends = list(map(add, firsts, of))
+        while len(self._set) <= max(ends):
+            self._set += self._sets_of(len(self._set))
+        each = list(map(self._set.__getitem__, ends))
+        others = self._matrices + sum(map(mul, map(sets.__getitem__, of), each))
         sweeps = sweeps_of[heads]
         out = [(n << SWEEP_BITS | sweeps, others + head * sweeps + lane * n)]
         for i in more:

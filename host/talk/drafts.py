@@ -11,6 +11,7 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 LONGEST = 5
@@ -38,6 +39,8 @@ class Draft(NamedTuple):
 
 
 NO_DRAFT = Draft()
+draft_of = partial(tuple.__new__, Draft)
+"""A draft from its fields: several times as quick as the class's own way."""
 
 
 class History:
@@ -143,8 +146,8 @@ class Drafts:
             if len(found) < most and where is own:
                 # The text repeats itself: what follows its end is what followed the run.
                 period = len(tokens) - at
-                return Draft(tuple([tokens[at + i % period] for i in range(most)]), self.chance(n), n)
-            return Draft(tuple(found), self.chance(n), n)
+                found = array("i", [tokens[at + i % period] for i in range(most)])
+            return draft_of((tuple(found), self.chance(n), n))
         return NO_DRAFT
 
     def learn(self, draft: Draft, sent: int, tried: int, right: int) -> None:

@@ -295,10 +295,12 @@ class Scheduler:
         # Chunks that need no head first, so that the lanes that do are neighbours.
         inner = [c for c in counts if c.computed + counts[c] < len(c.tokens)]
         last = [c for c in counts if c.computed + counts[c] == len(c.tokens)]
-        counts |= dict.fromkeys(decoding, 1)
-        order = [*inner, *last, *decoding]
-        drafts = self._drafts(decoding, order, counts, left, guess) if guess and left and decoding else {}
-        return self._arrange(order, counts, drafts, logits)
+        parts = [Part(c, 0, counts[c], False) for c in inner]
+        parts += [Part(c, 0, counts[c], True) for c in last]
+        parts += [Part(c, 0, 1, True) for c in decoding]
+        if guess and left and decoding:
+            self._add_drafts(parts, len(decoding), len(last) + len(decoding), left, guess)
+        return self._arrange(parts, logits)
 
     @staticmethod
     def _chunks(prompts: Sequence[Conversation], lanes: int) -> dict[Conversation, int]:
@@ -341,94 +343,91 @@ class Scheduler:
         self._spare = min(self._spare + gain, 2.0 * usual)
         return False
 
-    def _drafts(
+    def _add_drafts(
         self,
-        decoding: list[Conversation],
-        order: list[Conversation],
-        counts: Mapping[Conversation, int],
+        parts: list[Part],
+        decoding: int,
+        heads: int,
         left: int,
         guess: Callable[[Conversation, int], Draft],
-    ) -> dict[Conversation, tuple[Draft, int]]:
-        """How many guesses go along: one more is taken as long as tokens a cycle rise. Those who decode are the last of `order`."""
-        found = {c: guess(c, min(left, c.limit - len(c.tokens) - 1)) for c in decoding}
-        first = len(order) - len(decoding)
+    ) -> None:
+        """How many guesses go along: one more is taken as long as tokens a cycle rise. The last so many parts decode, the last so many have a head."""
+        first = len(parts) - decoding
+        own = parts[first:]
         # Of those with guesses: place, how many guesses, how likely each is, and what the next one may give. The most is taken first.
-        some = [(place, len(d.tokens), d.chance) for place, d in enumerate(found.values(), first) if d.tokens]
-        if not some:
-            return {}
-        places, lengths, chances = zip(*some, strict=True)
-        most, gives = list(lengths), list(chances)
+        places: list[int] = []
+        most: list[int] = []
+        chances: list[float] = []
+        for place, part in enumerate(own, first):
+            c = part.conversation
+            part.draft = tokens, chance, _ = guess(c, min(left, c.limit - len(c.tokens) - 1))
+            if tokens:
+                places.append(place)
+                most.append(len(tokens))
+                chances.append(chance)
+        if not places:
+            return
+        gives = chances.copy()
         whose: list[int] = []
         gained: list[float] = []
-        while len(whose) < left and (gain := max(gives)):
+        for _ in range(left):
+            if not (gain := max(gives)):
+                break
             i = gives.index(gain)
             whose.append(places[i])
             gained.append(gain)
             most[i] -= 1
             gives[i] = gain * chances[i] if most[i] else 0.0
-        heads = sum([c.computed + counts[c] == len(c.tokens) for c in order[:first]]) + len(decoding)
-        costs = self.cost([c.computed for c in order], [counts[c] for c in order], heads, whose)
-        tokens = float(len(decoding))
-        best, best_rate = 0, tokens / costs[0]
+        costs = self.cost([p.conversation.computed for p in parts], [p.count for p in parts], heads, whose)
+        expected = float(decoding)
+        best, best_rate = 0, expected / costs[0]
         # Over a step (another sweep of the head) several may pay where one does not.
         for n, (gain, cost) in enumerate(zip(gained, costs[1:], strict=False), 1):
-            tokens += gain
-            if (rate := tokens / cost) > best_rate:
+            expected += gain
+            if (rate := expected / cost) > best_rate:
                 best, best_rate = n, rate
+        for place in whose[:best]:
+            part = parts[place]
+            part.drafted += 1
+            part.conversation.guessed = self.passes
         if best:
-            sent: dict[Conversation, tuple[Draft, int]] = {}
-            for place in whose[:best]:
-                c = order[place]
-                if c in sent:
-                    sent[c] = sent[c][0], sent[c][1] + 1
-                else:
-                    sent[c] = found[c], 1
-                    c.guessed = self.passes
-            return sent
-        for c, d in found.items():
-            if d.tokens and self.passes - c.guessed >= PROBE:
-                c.guessed = self.passes
-                return {c: (d, 1)}
-        return {}
+            return
+        for part in own:
+            if part.draft.tokens and self.passes - part.conversation.guessed >= PROBE:
+                part.conversation.guessed = self.passes
+                part.drafted = 1
+                return
 
-    def _arrange(
-        self,
-        order: list[Conversation],
-        counts: Mapping[Conversation, int],
-        drafts: Mapping[Conversation, tuple[Draft, int]],
-        logits: bool,
-    ) -> Planned:
+    def _arrange(self, parts: list[Part], logits: bool) -> Planned:
         """Lanes in this order, fewer where the score memory is full."""
-        parts: list[Part] = []
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
-        none, roomy = (NO_DRAFT, 0), self._roomy
         begin = end = 0
-        for c in order:
-            draft, drafted = drafts.get(c, none)
-            count, first, computed, known = counts[c], len(tokens), c.computed, c.tokens
-            while (
-                computed > roomy
-                and count + drafted > 1
-                and not fits_scores(self.config, self.group, computed, count + drafted, first, self.kv)
-            ):
-                drafted, count = (drafted - 1, count) if drafted else (0, count - 1)
-            chooses = computed + count == len(known)
-            parts.append(Part(c, first, count, chooses, draft, drafted))
-            assert c.slot is not None
-            lanes = count + drafted
-            if chooses:
+        for part in parts:
+            c, count, drafted = part.conversation, part.count, part.drafted
+            first, computed, slot = len(tokens), c.computed, c.slot
+            assert slot is not None
+            if computed > self._roomy:
+                while count + drafted > 1 and not fits_scores(
+                    self.config, self.group, computed, count + drafted, first, self.kv
+                ):
+                    drafted, count = (drafted - 1, count) if drafted else (0, count - 1)
+                if count < part.count:
+                    part.chooses = False
+                part.count, part.drafted = count, drafted
+            part.first, lanes = first, count + drafted
+            if part.chooses:
                 begin, end = begin if end else first + count - 1, first + lanes
             if lanes == 1:  # mostly, and this is quicker
-                tokens.append(known[computed])
+                tokens.append(c.tokens[computed])
                 positions.append(computed)
-                slots.append(c.slot)
+                slots.append(slot)
                 continue
-            tokens += known[computed : computed + count]
-            tokens += draft.tokens[:drafted]
+            tokens += c.tokens[computed : computed + count]
+            tokens += part.draft.tokens[:drafted]
             positions += range(computed, computed + lanes)
-            slots += [c.slot] * lanes
+            slots += [slot] * lanes
         head = begin, end - begin
         given = Pass(tuple(tokens), tuple(positions), tuple(slots), head, logits and end > 0)
         return Planned(given, tuple(parts))
