@@ -79,11 +79,12 @@ SIMULATOR = re.compile("[0-9a-f]{16}")
 
 
 def copy(folder: Path) -> None:
-    """The sources as git lists them, as they stand."""
+    """The sources as git lists them, as they stand, with what was compiled of them."""
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, check=True, capture_output=True
     ).stdout
-    for name in filter(None, listed.decode().split("\0")):
+    compiled = [str(path.relative_to(ROOT)) for path in ROOT.glob("host/**/*.so")]
+    for name in [*filter(None, listed.decode().split("\0")), *compiled]:
         source, target = ROOT / name, folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if source.is_symlink():

@@ -27,6 +27,7 @@ from tellme.host.machine.placement import in_use
 from tellme.host.machine.program import Program, compile_program
 from tellme.host.provenance import json_line
 from tellme.host.talk.power import rails
+from tellme.host.text import sampling
 
 
 def caches(config: AcceleratorConfig) -> list[CacheFormat]:
@@ -110,7 +111,10 @@ class Examination:
     def run(self) -> bool:
         """All checks; whether the board is ready. The board is left configured, idle and free."""
         values, config = self._values, self.config
-        self._do("python", (), lambda: (True, f"{platform.python_version()}, NumPy {np.__version__}"))
+        draws = (
+            "compiled" if sampling.COMPILED else "by NumPy (install gcc and python3-dev, then tellme again: quicker)"
+        )
+        self._do("python", (), lambda: (True, f"{platform.python_version()}, NumPy {np.__version__}, draws {draws}"))
         self._do("placement", (), lambda: (True, str(in_use(config, "board"))))
         self._do("pynq", (), self._pynq)
         self._do("bitstream", ("pynq",), self._bitstream)

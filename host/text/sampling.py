@@ -25,8 +25,10 @@ from tellme.host.errors import UserError
 
 try:
     from tellme.host.text import _sampling
-except ImportError:  # installed without a compiler
+except ImportError:  # installed without a C compiler or Python's headers
     _sampling = None  # type: ignore[assignment]
+COMPILED = _sampling is not None
+"""Whether draws are; else NumPy makes them, which takes several times as long."""
 
 LIKELY = 512
 """Tokens that are sorted for top-p at first; mostly they reach it."""

@@ -26,7 +26,7 @@ PROMPT = "Once upon a time there was a kind girl named Mia."
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy, in which a build leaves what it leaves; without network."""
     source = tmp_path_factory.mktemp("source") / AWKWARD
-    leave = shutil.ignore_patterns(".*", "build", "__pycache__", "*.egg-info", "vectors", "measurements")
+    leave = shutil.ignore_patterns(".*", "build", "__pycache__", "*.egg-info", "*.so", "vectors", "measurements")
     shutil.copytree(ROOT, source, ignore=leave, symlinks=True)
     script = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
     out = tmp_path_factory.mktemp("wheel")
@@ -90,6 +90,54 @@ def test_the_wheel_holds_every_file_of_its_parts_and_nothing_else(wheel: Path) -
     assert not rest, sorted(rest)
     assert any(n.endswith("licenses/LICENSE") for n in names)
     assert f"Name: {project.DISTRIBUTION}\n" in metadata
+
+
+def test_draws_are_compiled_where_that_can_be_done(wheel: Path, python: Path, place: Path) -> None:
+    """An extension that does not compile is left out without a word; `make` needs a compiler anyway."""
+    assert shutil.which("cc") and Path(sysconfig.get_path("include"), "Python.h").exists(), "apt install python3-dev"
+    script = "from tellme.host.text import _sampling as s; print(s.__file__)"
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    out = subprocess.run([str(python), "-c", script], cwd=place, env=environment, capture_output=True, text=True)
+    assert out.stdout.startswith(str(python.parents[1])), out.stdout + out.stderr
+
+
+def test_without_a_compiler_the_project_installs_and_draws_the_same(tmp_path: Path) -> None:
+    source, out = tmp_path / "source", tmp_path / "wheel"
+    leave = shutil.ignore_patterns(
+        ".*", "build", "__pycache__", "*.egg-info", "*.so", "vectors", "measurements", "tests"
+    )
+    shutil.copytree(ROOT, source, ignore=leave, symlinks=True)
+    script = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
+    made = subprocess.run(
+        [sys.executable, "-c", script, str(out)],
+        cwd=source,
+        env=os.environ | {"CC": str(tmp_path / "no compiler")},
+        capture_output=True,
+        text=True,
+    )
+    assert made.returncode == 0, made.stderr
+    with zipfile.ZipFile(out / made.stdout.splitlines()[-1]) as z:
+        assert not [n for n in z.namelist() if n.endswith(".so")]
+        z.extractall(tmp_path / "site")
+    draw = """
+import numpy as np
+from tellme.host.text.sampling import COMPILED, Sampler, Sampling
+sampler = Sampler(Sampling(temperature=1.0, top_p=0.9, seed=7))
+logits = np.random.default_rng(3).normal(0, 2, (20, 900)).astype(np.float32)
+print(COMPILED, [sampler(row) for row in logits])
+"""
+    said = []
+    for path in (tmp_path / "site", ROOT):
+        run = subprocess.run(
+            [sys.executable, "-c", draw],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(path)},
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr
+        said.append(run.stdout.split(" ", 1))
+    assert [s[0] for s in said] == ["False", "True"] and said[0][1] == said[1][1]
 
 
 def test_nothing_is_imported_from_the_clone(python: Path, place: Path) -> None:
