@@ -47,7 +47,7 @@ from tellme.golden.shapes import SHAPES
 from tellme.host import text
 from tellme.host.machine.passes import Backend, Pass, PassResult
 from tellme.host.machine.screening import FULL, HeadChoice
-from tellme.host.talk.drafts import MEMORY
+from tellme.host.talk.drafts import MEMORY, STEP
 from tellme.host.talk.engine import Engine
 from tellme.host.text import sampling
 from tellme.host.text.sampling import Sampler, Sampling, draw
@@ -235,6 +235,8 @@ def passes(
                 for key in range(10_000, 10_000 + memory // 1024):
                     engine.drafts.extend(key, backend.text(1024))
                     engine.drafts.end(key)
+                for _ in range(memory // STEP + memory // 1024):
+                    engine.drafts.remember()
                 for i, prompt in enumerate(backend.prompts):
                     sampling = replace(way.sampling, seed=i)
                     engine.submit(prompt, max_new_tokens=backend.context, sampling=sampling, speculate=way.guesses)

@@ -56,6 +56,10 @@ class Pass:
         own = (0,) * len(tokens) if slots is None else tuple(slots)
         return cls(tuple(tokens), tuple(positions), own, head, write_logits, candidates)
 
+    def screened(self, candidates: int) -> Pass:
+        """The same with so many candidates; quicker than `replace`."""
+        return Pass(self.tokens, self.positions, self.slots, self.head, self.write_logits, candidates)
+
     @property
     def lanes(self) -> int:
         return len(self.tokens)

@@ -9,7 +9,7 @@ What was said, and what became of guesses, counts from the next `Drafts.remember
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
@@ -23,6 +23,8 @@ LAST = [slice(-TOKEN * n, None) for n in range(LONGEST + 1)]
 """The last so many tokens of a run."""
 MEMORY = 1 << 16
 """Tokens of ended conversations that are remembered."""
+STEP = 512
+"""Tokens that are remembered while a pass runs, at most: a third of a pass of the smallest model, on a Cortex-A53 (estimated)."""
 START = (1.0, 2.0)
 """Guesses that came true and guesses made, before any was: half of them."""
 FORGET = 0.98
@@ -57,17 +59,19 @@ class History:
         self.runs: dict[bytes, int] = {}
         self._remembered = 0
 
-    def remember(self) -> None:
-        """Runs can be found that a token is behind."""
-        runs, begin, end = self.runs, max(self._remembered, SHORTEST), len(self.tokens)
+    def remember(self, most: int) -> int:
+        """Runs can be found that a token is behind, of at most so many tokens more; how many."""
+        runs, begin = self.runs, self._remembered
+        end = min(len(self.tokens), begin + most)
         first = max(0, begin - LONGEST)
-        said = self.tokens[first:].tobytes()
-        for at in range(begin, end):
+        said = self.tokens[first:end].tobytes()
+        for at in range(max(begin, SHORTEST), end):
             run = said[max(0, at - first - LONGEST) * TOKEN : (at - first) * TOKEN]
             runs[run] = at
             for last in LAST[SHORTEST:LONGEST]:
                 runs[run[last]] = at
         self._remembered = end
+        return end - begin
 
 
 class Drafts:
@@ -80,6 +84,8 @@ class Drafts:
 
     def __init__(self) -> None:
         self._open: dict[int, History] = {}
+        self._ending: deque[tuple[int, History]] = deque()
+        """Those that have ended, and are not found yet."""
         self._ended: OrderedDict[int, History] = OrderedDict()
         self._latest: dict[bytes, int] = {}
         """The ended conversation that said a run last."""
@@ -98,21 +104,20 @@ class Drafts:
         history.tokens.extend(tokens)
 
     def remember(self) -> None:
-        """What was said can be found, and what became of guesses counts."""
-        for history in self._open.values():
-            history.remember()
+        """What was said can be found, `STEP` tokens at most and one conversation that has ended; and what became of guesses counts."""
+        left = STEP
+        for history in [*self._open.values(), *[history for _, history in self._ending]]:
+            left -= history.remember(left)
+        if self._ending and left:
+            self._find(*self._ending.popleft())
         for n, right, tried in self._learnt:
             for good in [True] * right + [False] * (right < tried):
                 self._right[n] = self._right[n] * FORGET + good
                 self._tried[n] = self._tried[n] * FORGET + 1
         self._learnt.clear()
 
-    def end(self, key: int) -> None:
-        """Conversation `key` has ended; it is remembered until newer ones need the room."""
-        history = self._open.pop(key, None)
-        if history is None:
-            return
-        history.remember()
+    def _find(self, key: int, history: History) -> None:
+        """A conversation that has ended is found by others, until newer ones need the room."""
         self._ended[key] = history
         self._size += len(history.tokens)
         self._latest.update(dict.fromkeys(history.runs, key))
@@ -122,6 +127,12 @@ class Drafts:
             for run in oldest.runs:
                 if self._latest.get(run) == gone:
                     del self._latest[run]
+
+    def end(self, key: int) -> None:
+        """Conversation `key` has ended; it is remembered for others."""
+        history = self._open.pop(key, None)
+        if history is not None:
+            self._ending.append((key, history))
 
     def chance(self, length: int) -> float:
         """How often the next token behind a run of so many tokens was right, lately."""
@@ -147,7 +158,7 @@ class Drafts:
                 # The text repeats itself: what follows its end is what followed the run.
                 period = len(tokens) - at
                 found = array("i", [tokens[at + i % period] for i in range(most)])
-            return draft_of((tuple(found), self.chance(n), n))
+            return draft_of((tuple(found), self._right[n] / self._tried[n], n))
         return NO_DRAFT
 
     def learn(self, draft: Draft, sent: int, tried: int, right: int) -> None:

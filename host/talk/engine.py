@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -75,33 +76,24 @@ def _check(result: PassResult, lane: int, tokens: int, first: bool) -> None:
         )
 
 
-def draws(result: PassResult, samplers: Sequence[Sampler], lanes: Sequence[int], ahead: Sequence[int]) -> list[int]:
-    """What is drawn from head lanes, each so many tokens behind its sampler's next: at once, which is much cheaper. `Sampler.take` says what is kept."""
-    best = result.best_value
-    largest = [float(best[lane]) for lane in lanes]
+def draws(result: PassResult, samplers: Sequence[Sampler], firsts: Sequence[int], counts: Sequence[int]) -> list[int]:
+    """What sequences draw from so many neighbouring head lanes each, ascending: at once, which is much cheaper. `Sampler.take` says how many are kept."""
+    lanes = list(range(firsts[0], firsts[-1] + counts[-1]))
+    all_of_them = len(lanes) == sum(counts)
+    if not all_of_them:
+        lanes = [first + i for first, count in zip(firsts, counts, strict=True) for i in range(count)]
     if result.before is None:
         assert result.logits is not None
-        first, count = lanes[0], len(lanes)
-        neighbours = lanes[-1] - first == count - 1
-        logits = result.logits[first : first + count] if neighbours else result.logits[lanes]
-        places = draw(logits, samplers, largest, ahead)
+        logits = result.logits[lanes[0] : lanes[-1] + 1] if all_of_them else result.logits[lanes]  # of all no copy
+        places = draw(logits, samplers, [float(result.best_value[lane]) for lane in lanes], counts)
         return places if result.candidates is None else result.candidates[lanes, places].tolist()
     # Some lanes have every row, others candidates.
-    out = [-1] * len(lanes)
-    rows = [result.of_lane(lane) for lane in lanes]
-    alike: dict[int, list[int]] = {}
-    for i, (row, _) in enumerate(rows):
-        alike.setdefault(len(row), []).append(i)
-    for group in alike.values():
-        places = draw(
-            np.stack([rows[i][0] for i in group]),
-            [samplers[i] for i in group],
-            [largest[i] for i in group],
-            [ahead[i] for i in group],
-        )
-        for i, place in zip(group, places, strict=True):
-            ids = rows[i][1]
-            out[i] = place if ids is None else int(ids[place])
+    out = []
+    for sampler, first, count in zip(samplers, firsts, counts, strict=True):
+        for ahead in range(count):
+            row, ids = result.of_lane(first + ahead)
+            [place] = draw(row[None], [sampler], [float(result.best_value[first + ahead])], ahead=ahead)
+            out.append(place if ids is None else int(ids[place]))
     return out
 
 
@@ -396,7 +388,7 @@ class Engine:
         some = any(needs_all)
         if some and (all(needs_all) or self._certain()):
             return self.backend.run_pass(given)
-        result = self.backend.run_pass(replace(given, candidates=candidates))
+        result = self.backend.run_pass(given.screened(candidates))
         again = result.before is not None
         # Nobody needs more; or every lane was in doubt, so that it is the full head's.
         if not some or (result.candidates is None and not again):
@@ -464,26 +456,22 @@ class Engine:
         given = result.logits is not None
         finite = all(map(math.isfinite, result.best_value))
         samplers: list[Sampler] = []
-        lanes: list[int] = []
-        ahead: list[int] = []
+        firsts: list[int] = []
+        counts: list[int] = []
         for part, ticket, lane in choosing:
             drafted, choice = part.drafted, ticket.choice
             if not (finite and ticket.new):
                 for depth in range(drafted + 1):
                     _check(result, lane + depth, len(part.conversation.tokens) + depth, not ticket.new and not depth)
             if given and choice.draws:
-                if drafted:
-                    samplers += [choice.sampler] * (drafted + 1)
-                    lanes += range(lane, lane + drafted + 1)
-                    ahead += range(drafted + 1)
-                else:
-                    samplers.append(choice.sampler)
-                    lanes.append(lane)
-                    ahead.append(0)
-        chosen: list[int] = list(result.best_index)
-        if lanes:
-            for i, token in zip(lanes, draws(result, samplers, lanes, ahead), strict=True):
-                chosen[i] = token
+                samplers.append(choice.sampler)
+                firsts.append(lane)
+                counts.append(drafted + 1)
+        chosen = list(result.best_index)
+        if samplers:
+            drawn = iter(draws(result, samplers, firsts, counts))
+            for lane, count in zip(firsts, counts, strict=True):
+                chosen[lane : lane + count] = islice(drawn, count)
         out = []
         for part, ticket, lane in choosing:
             drafted, choice = part.drafted, ticket.choice

@@ -3,29 +3,26 @@
 import numpy as np
 from numpy.typing import NDArray
 
-REFUSED: int
-"""The number fell on nothing that may be drawn: the next one is to be tried."""
-UNDECIDED: int
-"""Where it fell is for `sampling` to say."""
-
 def draw(
     logits: NDArray[np.float32],
-    rows: list[int],
+    first: int,
     largest: list[float],
-    settings: list[tuple[float, int, float, float]],
-    numbers: list[float],
+    settings: list[tuple[float, int, float, float, int]],
+    turns: list[int],
     far: float,
+    tries: int,
     /,
 ) -> list[int]:
-    """The place that a number falls on, `REFUSED` or `UNDECIDED`, of each of some rows of logits float32[sequences, n], contiguous.
+    """What the rows of logits float32[sequences, n], contiguous, from `first` on give: places of tokens, -1 where that is for `sampling` to say.
 
     Parameters
     ----------
-    rows : which. largest, numbers : the largest logit, and the number from 0 to 1 (excluded), of each.
-    settings : temperature, top-k, top-p and min-p of each.
-    far : see `sampling.FAR`.
+    largest : the largest logit of each, as many as there are rows to draw from.
+    settings : temperature, top-k, top-p, min-p and `Sampler.key` of each.
+    turns : which of its sampler's tokens each is.
+    far, tries : see `sampling.FAR`, `sampling.TRIES`.
 
     Raises
     ------
-    TypeError, IndexError : something else was given.
+    TypeError, ValueError, IndexError : something else was given.
     """

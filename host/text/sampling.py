@@ -42,16 +42,21 @@ FAR = 4.0
 """A token is far where its weight, times the tokens that may be drawn, is less than the likeliest one's over e to this."""
 COLD = 1e-30
 """Temperature below which everything is weighed: far logits would be none in single precision."""
-NUMBERS = 16
-"""Random numbers that are made at once."""
 TRIES = 32
-"""Numbers that fall on nothing, one after the other, before everything is weighed."""
+"""Numbers behind the first that fall on nothing, one after the other, before everything is weighed."""
+TURN = 64
+"""Random numbers that a token may have."""
+BITS_64 = (1 << 64) - 1
 LONG = 1 << 15
 """Logits for which a thread of its own pays."""
 THREADS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 """That look through logits, with the one that draws."""
 WIDE = 1024
 """Near tokens of a lane from which on it is drawn for itself."""
+
+
+Setting = tuple[float, int, float, float, int]
+"""See `Sampler.setting`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,39 +207,28 @@ class Sampler:
     Attributes
     ----------
     seen : whether it has been given logits. All of the first ones must be finite; later -inf is a token that never comes.
-    setting : temperature, top-k, top-p and min-p.
+    key : of 64 bits, from the seed.
+    setting : temperature, top-k, top-p, min-p and key.
+    turn : tokens that were kept.
     """
 
     def __init__(self, sampling: Sampling):
         self.sampling = s = sampling
-        self.setting = s.temperature, s.top_k, s.top_p, s.min_p
-        self._generator = np.random.Generator(np.random.PCG64(sampling.seed))
-        self._numbers: list[float] = []
-        self._next = 0
-        """The next token's number is the one at this place."""
-        self._taken = 0
-        self.seen = False
+        self.key = int.from_bytes(blake2b(b"%d" % s.seed, digest_size=8).digest(), "little")
+        self.setting = s.temperature, s.top_k, s.top_p, s.min_p, self.key
+        self.seen, self.turn = False, 0
 
-    def number(self, ahead: int = 0) -> float:
-        """From 0 to 1 (excluded), for the token so many behind the next one."""
-        at = self._next + ahead
-        if at >= len(self._numbers):
-            while at >= len(self._numbers):
-                self._numbers += self._generator.random(NUMBERS).tolist()
-            del self._numbers[: self._next]
-            at, self._next = ahead, 0
-        return self._numbers[at]
-
-    def again(self, ahead: int, tried: int) -> float:
-        """Another number for that token, where the first and so many behind it do not do; one of no other token."""
-        # A generator that is made anew takes as long as a draw.
-        said = blake2b(b"%d %d %d" % (self.sampling.seed, self._taken + ahead, tried), digest_size=8).digest()
-        return (int.from_bytes(said, "little") >> 11) / (1 << 53)
+    def number(self, ahead: int = 0, tried: int = 0) -> float:
+        """From 0 to 1 (excluded), for the token so many behind the next one, where so many numbers before did not do. One of no other token: SplitMix64 at a
+        place of its own (Steele, Lea, Flood, *Fast Splittable Pseudorandom Number Generators*, 2014)."""
+        z = self.key + ((self.turn + ahead) * TURN + tried + 1) * 0x9E3779B97F4A7C15 & BITS_64
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & BITS_64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB & BITS_64
+        return ((z ^ z >> 31) >> 11) / (1 << 53)
 
     def take(self, count: int = 1) -> None:
         """The next tokens were drawn, and are kept."""
-        self._next += count
-        self._taken += count
+        self.turn += count
 
     def __call__(self, logits: NDArray[np.float32], ids: NDArray[np.int64] | None = None) -> int:
         """The next token id from logits float32[n].
@@ -251,39 +245,57 @@ def draw(
     logits: NDArray[np.float32],
     samplers: Sequence[Sampler],
     largest: Sequence[float],
-    ahead: Sequence[int] | None = None,
+    counts: Sequence[int] | None = None,
+    ahead: int = 0,
 ) -> list[int]:
-    """The next token of several sequences at once, or tokens behind it. `Sampler.take` says that one is kept.
+    """The next tokens of several sequences at once. `Sampler.take` says how many are kept.
 
     Parameters
     ----------
-    logits : float32[sequences, n]. samplers : one each; what each draws does not depend on the others.
-    largest : logit of each. ahead : how many tokens behind the next one it is, if the logits are of a guess; 0 by default.
+    logits : float32[rows, n]. largest : logit of each row.
+    samplers : one a sequence; what each draws does not depend on the others.
+    counts : rows of each sequence, which follow each other: of the next token, of the one behind it (of a guess), and so on. 1 by default.
+    ahead : how many tokens behind the next one the first row of each sequence is.
 
     Returns
     -------
-    list : for each the place of its token among the n.
+    list : for each row the place of its token among the n.
 
     Raises
     ------
     UserError : a logit is not finite.
     """
-    ahead = [0] * len(samplers) if ahead is None else ahead
-    finite = math.isfinite(sum(largest))
-    for i in [i for i, s in enumerate(samplers) if not (s.seen and (finite or math.isfinite(largest[i])))]:
-        _checked(logits[i])
-        samplers[i].seen = True
-    settings = [s.setting for s in samplers]
-    if min(settings)[0] >= COLD:
-        if _sampling is None:
-            return _Near(logits, samplers, largest, ahead).draw()
-        return _compiled(logits, samplers, settings, list(largest), ahead)
-    if len(samplers) > 1:
-        one = [slice(i, i + 1) for i in range(len(samplers))]
-        return [draw(logits[i], samplers[i], largest[i], ahead[i])[0] for i in one]
-    if samplers[0].sampling.greedy:
-        return [int(np.argmax(logits[0]))]
-    return [_exactly(logits[0], samplers[0].sampling, samplers[0].number(ahead[0]))]
+    counts = counts or [1] * len(samplers)
+    settings: list[Setting] = []
+    turns: list[int] = []
+    for s, count in zip(samplers, counts, strict=True):
+        if not s.seen:
+            _checked(logits[len(turns)])
+            s.seen = True
+        settings += [s.setting] * count
+        turns += range(s.turn + ahead, s.turn + ahead + count)
+    if not math.isfinite(sum(largest)):
+        for row, value in zip(logits, largest, strict=True):
+            if not math.isfinite(value):
+                _checked(row)
+    warm, out = min(settings)[0] >= COLD, [-1] * len(turns)
+    if warm and _sampling is not None:
+        out = _compiled(np.ascontiguousarray(logits, np.float32), list(largest), settings, turns)
+        if min(out) >= 0:
+            return out
+    rows = [(s, ahead + i) for s, count in zip(samplers, counts, strict=True) for i in range(count)]
+    if warm and max(out) < 0:
+        return _Near(logits, rows, largest).draw()
+    for i, (s, behind) in enumerate(rows):
+        if out[i] < 0:
+            one = slice(i, i + 1)
+            if s.sampling.temperature >= COLD:
+                [out[i]] = _Near(logits[one], rows[one], largest[one]).draw()
+            elif s.sampling.greedy:
+                out[i] = int(np.argmax(logits[i]))
+            else:
+                out[i] = _exactly(logits[i], s.sampling, s.number(behind))
+    return out
 
 
 def _exactly(values: NDArray[np.float32], sampling: Sampling, number: float) -> int:
@@ -318,21 +330,17 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_helpers.cache_clear)  # which has none of the threads
 
 
-def _tried(
-    logits: NDArray[np.float32],
-    largest: list[float],
-    settings: list[tuple[float, int, float, float]],
-    numbers: list[float],
+def _compiled(
+    logits: NDArray[np.float32], largest: list[float], settings: list[Setting], turns: list[int]
 ) -> list[int]:
     """`_sampling.draw` of all rows, by several threads, some rows each, where that pays."""
     count = len(largest)
     parts = min(THREADS, count, logits.size // LONG)
     if parts <= 1:
-        return _sampling.draw(logits, list(range(count)), largest, settings, numbers, FAR)
+        return _sampling.draw(logits, 0, largest, settings, turns, FAR, TRIES)
     cuts = [count * i // parts for i in range(parts + 1)]
     work = [
-        (logits, list(range(a, b)), largest[a:b], settings[a:b], numbers[a:b], FAR)
-        for a, b in zip(cuts, cuts[1:], strict=False)
+        (logits, a, largest[a:b], settings[a:b], turns[a:b], FAR, TRIES) for a, b in zip(cuts, cuts[1:], strict=False)
     ]
     helpers = _helpers()
     done: SimpleQueue[tuple[int, list[int] | Exception]] = SimpleQueue()
@@ -347,50 +355,21 @@ def _tried(
     return [place for some in found for place in some]
 
 
-def _compiled(
-    logits: NDArray[np.float32],
-    samplers: Sequence[Sampler],
-    settings: list[tuple[float, int, float, float]],
-    largest: list[float],
-    ahead: Sequence[int],
-) -> list[int]:
-    """What `_Near` draws, by compiled code as far as that goes."""
-    logits = np.ascontiguousarray(logits, np.float32)
-    out = _tried(logits, largest, settings, [s.number(n) for s, n in zip(samplers, ahead, strict=True)])
-    if min(out) >= 0:
-        return out
-    for lane, place in enumerate(out):
-        if place >= 0:
-            continue
-        if place == _sampling.REFUSED:
-            for tried in range(TRIES):
-                number = samplers[lane].again(ahead[lane], tried)
-                [place] = _sampling.draw(logits, [lane], [largest[lane]], [settings[lane]], [number], FAR)
-                if place != _sampling.REFUSED:
-                    break
-        if place < 0:
-            one = slice(lane, lane + 1)
-            [place] = _Near(logits[one], samplers[one], largest[one], ahead[one]).draw()
-        out[lane] = place
-    return out
-
-
 class _Near:
     """Weights of the tokens that are not far, in rows as long as the longest; weight 0 behind a row's last.
 
-    logits : float32[sequences, n]. largest, ahead : of each. far : see `FAR`.
+    logits : float32[rows, n]. rows : the sampler of each, and how many tokens behind its next one. largest : of each. far : see `FAR`.
     """
 
     def __init__(
         self,
         logits: NDArray[np.float32],
-        samplers: Sequence[Sampler],
+        rows: Sequence[tuple[Sampler, int]],
         largest: Sequence[float],
-        ahead: Sequence[int],
         far: float = FAR,
     ):
-        self._logits, self._samplers, self._largest, self._ahead = logits, samplers, largest, ahead
-        self._settings = [s.sampling for s in samplers]
+        self._logits, self._rows, self._largest = logits, rows, largest
+        self._settings = [s.sampling for s, _ in rows]
         n = logits.shape[1]
         self._topped = any([s.top_p < 1.0 for s in self._settings])
         self._most = most = [s.top_k if 0 < s.top_k < n else n for s in self._settings]
@@ -404,7 +383,7 @@ class _Near:
         ends: list[int] = starts.tolist()
         self._counts = counts = [b - a for a, b in zip(ends, ends[1:], strict=False)]
         width = max(counts)
-        self._wide = width > WIDE and len(samplers) > 1
+        self._wide = width > WIDE and len(rows) > 1
         if self._wide:
             return
         self._found, self._starts = found, ends
@@ -447,27 +426,23 @@ class _Near:
     def _alone(self, lane: int, far: float = FAR) -> _Near:
         """One row, for itself."""
         one = slice(lane, lane + 1)
-        return _Near(self._logits[one], self._samplers[one], self._largest[one], self._ahead[one], far)
+        return _Near(self._logits[one], self._rows[one], self._largest[one], far)
 
     def draw(self) -> list[int]:
         """Places of the tokens."""
         if self._wide:
-            return [self._alone(lane).draw()[0] for lane in range(len(self._samplers))]
-        out = self._try(
-            list(range(len(self._samplers))), [s.number(n) for s, n in zip(self._samplers, self._ahead, strict=True)]
-        )
-        for tried in range(TRIES + 1):
+            return [self._alone(lane).draw()[0] for lane in range(len(self._rows))]
+        out = [-1] * len(self._rows)
+        for tried in range(TRIES + 2):
             left = [lane for lane, place in enumerate(out) if place < 0]
             if not left:
                 break
-            numbers = [self._samplers[lane].again(self._ahead[lane], tried) for lane in left]
-            if tried == TRIES:
-                places = [
-                    _exactly(self._logits[lane], self._settings[lane], number)
-                    for lane, number in zip(left, numbers, strict=True)
-                ]
-            else:
+            numbers = [s.number(ahead, tried) for s, ahead in (self._rows[lane] for lane in left)]
+            if tried <= TRIES:
                 places = self._try(left, numbers)
+            else:
+                of = zip(left, numbers, strict=True)
+                places = [_exactly(self._logits[lane], self._settings[lane], number) for lane, number in of]
             for lane, place in zip(left, places, strict=True):
                 out[lane] = place
         return out

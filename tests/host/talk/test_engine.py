@@ -26,7 +26,7 @@ from tellme.host.machine.passes import Backend, PassResult
 from tellme.host.machine.placement import in_use
 from tellme.host.machine.screening import HeadChoice
 from tellme.host.machine.simulation import memory_timing
-from tellme.host.talk.drafts import LONGEST, MEMORY, SHORTEST, Draft, Drafts, History
+from tellme.host.talk.drafts import LONGEST, MEMORY, SHORTEST, STEP, Draft, Drafts, History
 from tellme.host.talk.engine import Choice, Chosen, Engine, Ticket, log_softmax
 from tellme.host.talk.generate import Generation
 from tellme.host.talk.scheduler import Planned, singly
@@ -588,6 +588,13 @@ def test_the_repetition_penalty_is_the_fields() -> None:
 def said(drafts: Drafts, key: int, tokens: list[int]) -> None:
     """A conversation said something, and a pass went by."""
     drafts.extend(key, tokens)
+    for _ in range(len(tokens) // STEP + 1):
+        drafts.remember()
+
+
+def ended(drafts: Drafts, key: int) -> None:
+    """Ends, and that is remembered."""
+    drafts.end(key)
     drafts.remember()
 
 
@@ -608,7 +615,7 @@ def test_guesses_follow_the_latest_longest_run() -> None:
     # Of another conversation, ended or not known: only ended ones.
     said(d, 2, [7, 1, 2])
     assert d.guess(2, 4).tokens == ()
-    d.end(1)
+    ended(d, 1)
     assert d.guess(2, 4).tokens == (3,)
     # A text that repeats itself goes on so.
     said(d, 3, [8, 6, 8, 6, 8])
@@ -627,7 +634,7 @@ def test_a_history_keeps_runs_of_the_lengths_that_are_looked_for() -> None:
         h = History()
         for at in range(0, len(text), step):
             h.tokens.extend(text[at : at + step])
-            h.remember()
+            h.remember(100)
         assert h.runs == want
 
 
@@ -644,7 +651,7 @@ def test_guesses_are_counted_and_forgotten_in_time() -> None:
     assert d.chance(2) > 0.98 and d.chance(LONGEST) == 0.5
     for key in range(5):
         said(d, key, [key] * (MEMORY // 2))
-        d.end(key)
+        ended(d, key)
     assert list(d._ended) == [3, 4]
 
 
@@ -652,7 +659,7 @@ def test_runs_are_looked_for_in_their_lengths_and_the_latest_conversation_wins()
     d = Drafts()
     said(d, 1, [1, 2, 3, 4, 5, 6])
     said(d, 2, [9])
-    d.end(1)
+    ended(d, 1)
     said(d, 3, [0, 2, 3, 4, 5])
     assert d.guess(3, 1) == Draft((6,), 0.5, 4)
     said(d, 4, [1, 2, 3, 4, 5])
@@ -660,7 +667,7 @@ def test_runs_are_looked_for_in_their_lengths_and_the_latest_conversation_wins()
     said(d, 5, [7, 5])
     assert d.guess(5, 1) == Draft(), "one token alone is no run"
     said(d, 6, [4, 5, 8, 8])
-    d.end(6)
+    ended(d, 6)
     said(d, 7, [0, 4, 5])
     assert d.guess(7, 9).tokens == (8, 8)
     # The text's own run comes before another's, and only its own repeats itself.
@@ -672,16 +679,16 @@ def test_a_run_that_a_later_conversation_said_too_outlives_the_first() -> None:
     d = Drafts()
     for key, last in ((1, 3), (2, 4)):
         said(d, key, [1, 2, last])
-        d.end(key)
+        ended(d, key)
     said(d, 3, [0] * (MEMORY - 4))  # 1 must go, and nothing of 2
-    d.end(3)
+    ended(d, 3)
     assert list(d._ended) == [2, 3] and d._size == MEMORY - 1
     said(d, 4, [1, 2])
     assert d.guess(4, 1).tokens == (4,)
     said(d, 5, [9])  # to the last token that is remembered
-    d.end(5)
+    ended(d, 5)
     assert list(d._ended) == [2, 3, 5] and d._size == MEMORY
-    d.end(77)  # nobody
+    ended(d, 77)  # nobody
 
 
 def test_what_was_said_is_found_once_it_is_remembered() -> None:
@@ -696,10 +703,36 @@ def test_what_was_said_is_found_once_it_is_remembered() -> None:
     assert once.guess(1, 2) == pieces.guess(1, 2) == Draft((4, 1), 0.5, SHORTEST)
     once.extend(1, [3])
     assert once.guess(1, 1) == Draft((1,), 0.5, 3), "of what was remembered before"
-    once.end(1)
+    ended(once, 1)
     once.extend(2, [9, 1, 2])
     assert once.guess(2, 2) == Draft((3,), 0.5, SHORTEST)
     once.remember()
+
+
+def test_no_pass_has_more_to_remember_than_fits_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long prompt in pieces, and of conversations that ended one at a time, when all of it is there."""
+    d, pieces = Drafts(), []
+    remember = History.remember
+    monkeypatch.setattr(History, "remember", lambda h, most: pieces.append(remember(h, most)) or pieces[-1])
+    words = list(range(10, 10 + 3 * STEP))
+    d.extend(1, [*words, 1, 2])
+    d.extend(2, [words[-2], words[-1]])
+    for _ in range(3):
+        assert d.guess(2, 1) == Draft()
+        pieces.clear()
+        d.remember()
+        assert sum(pieces) == STEP
+        d.end(1)
+    d.remember()
+    assert d.guess(2, 1).tokens == (1,), "as soon as it is all there"
+    for key in (3, 4):
+        d.extend(key, [7, 8, key])
+        d.end(key)
+    d.extend(5, [7, 8])
+    d.remember()
+    assert d.guess(5, 1).tokens == (3,)
+    d.remember()
+    assert d.guess(5, 1).tokens == (4,)
 
 
 def test_what_is_behind_a_wrong_guess_says_nothing() -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from tellme.host.errors import UserError
 from tellme.host.text import _sampling, sampling
-from tellme.host.text.sampling import FAR, Sampler, Sampling, distribution, draw
+from tellme.host.text.sampling import FAR, TRIES, Sampler, Sampling, distribution, draw
 
 SEED = 20
 
@@ -119,14 +119,19 @@ class Once(Sampler):
 
     first: float
 
-    def number(self, ahead: int = 0) -> float:
+    def number(self, ahead: int = 0, tried: int = 0) -> float:
+        if tried:
+            raise IndexError
         return self.first
-
-    def again(self, ahead: int, tried: int) -> float:
-        raise IndexError
 
     def take(self, count: int = 1) -> None:
         pass
+
+
+@pytest.fixture
+def by_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled code makes numbers itself."""
+    monkeypatch.setattr(sampling, "_sampling", None)
 
 
 WAYS = [
@@ -143,7 +148,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize("first", [0, 500])
-def test_a_far_token_is_drawn_if_top_p_has_room_for_it_and_no_other_is(first: int):
+def test_a_far_token_is_drawn_if_top_p_has_room_for_it_and_no_other_is(by_numpy, first: int):
     """One near token, and a thousand far ones that together are what top-p ends in: the first of them are in."""
     n = 1000
     x = np.full(n, -math.log(n) - FAR - 0.1, np.float32)
@@ -161,7 +166,7 @@ def test_a_far_token_is_drawn_if_top_p_has_room_for_it_and_no_other_is(first: in
 
 @pytest.mark.parametrize("sampling", WAYS)
 @pytest.mark.parametrize("shape", ["flat", "equal", "peaks"])
-def test_of_all_numbers_each_token_gets_its_share(sampling: Sampling, shape: str):
+def test_of_all_numbers_each_token_gets_its_share(by_numpy, sampling: Sampling, shape: str):
     """Over an even grid of first numbers, a token comes as often as the exact distribution says, but for a common factor: what is refused is drawn again, in
     the same way."""
     n = 600
@@ -238,16 +243,24 @@ def test_compiled_draws_are_those_of_numpy(shape: str, n: int, monkeypatch: pyte
             )
             for i in range(count)
         ]
-        largest, ahead = x.max(axis=1).tolist(), rng.integers(0, 20, count).tolist()
+        largest, ahead = x.max(axis=1).tolist(), int(rng.integers(0, 20))
         drawn = []
         for module in (_sampling, None):
             monkeypatch.setattr(sampling, "_sampling", module)
-            drawn.append(draw(x, [Sampler(s) for s in settings], largest, ahead))
+            drawn.append(draw(x, [Sampler(s) for s in settings], largest, ahead=ahead))
         assert drawn[0] == drawn[1]
-        numbers, ways = rng.random(count).tolist(), [Sampler(s).setting for s in settings]
-        places = _sampling.draw(x, list(range(count)), largest, ways, numbers, FAR)
-        decided += sum(p != _sampling.UNDECIDED for p in places) / count
+        ways, turns = [Sampler(s).setting for s in settings], [ahead] * count
+        places = _sampling.draw(x, 0, largest, ways, turns, FAR, TRIES)
+        assert all(a in (b, -1) for a, b in zip(places, drawn[0], strict=True))
+        decided += sum(p >= 0 for p in places) / count
+        # The first numbers alone: no other token, and some that more numbers are needed for.
+        assert all(
+            a in (b, -1) for a, b in zip(_sampling.draw(x, 0, largest, ways, turns, FAR, 0), drawn[0], strict=True)
+        )
     assert decided > 5  # it is compiled code that was tried
+
+
+WAY = (1.0, 0, 1.0, 0.0, 7)
 
 
 @pytest.mark.parametrize(
@@ -257,30 +270,35 @@ def test_compiled_draws_are_those_of_numpy(shape: str, n: int, monkeypatch: pyte
         ({0: np.zeros(8, np.float32)}, TypeError),
         ({0: np.zeros((8, 2), np.float32).T}, ValueError),
         ({0: None}, TypeError),
-        ({1: [0, 2]}, IndexError),
-        ({1: [-1, 0]}, IndexError),
-        ({1: [1 << 80, 0]}, IndexError),
-        ({1: (0, 1)}, TypeError),
-        ({2: [0.0]}, TypeError),
+        ({1: 1}, IndexError),
+        ({1: -1}, IndexError),
+        ({1: 1 << 80}, IndexError),
+        ({1: "x"}, TypeError),
+        ({2: [0.0]}, ValueError),
+        ({2: [0.0] * 3, 3: [WAY] * 3, 4: [0] * 3}, IndexError),
         ({2: (0.0, 0.0)}, TypeError),
         ({2: [0.0, "x"]}, TypeError),
-        ({3: [(1.0, 0, 1.0, 0.0)]}, TypeError),
-        ({3: [(1.0, 0, 1.0)] * 2}, TypeError),
-        ({3: [(1.0, "x", 1.0, 0.0)] * 2}, TypeError),
-        ({4: [0.5]}, TypeError),
-        ({4: [0.5, None]}, TypeError),
+        ({3: [WAY]}, ValueError),
+        ({3: [WAY[:4]] * 2}, TypeError),
+        ({3: [(1.0, "x", 1.0, 0.0, 7)] * 2}, TypeError),
+        ({3: [(1.0, 0, 1.0, 0.0, 7.5)] * 2}, TypeError),
+        ({4: [5]}, ValueError),
+        ({4: [5, None]}, TypeError),
         ({5: "x"}, TypeError),
+        ({6: "x"}, TypeError),
     ],
 )
 def test_compiled_code_refuses_what_is_not_its_own(change: dict[int, Any], error: type[Exception]):
-    given = [np.zeros((2, 8), np.float32), [0, 1], [0.0, 0.0], [(1.0, 0, 1.0, 0.0)] * 2, [0.5, 0.5], FAR]
-    assert _sampling.draw(*given) == [4, 4]
+    given = [np.zeros((2, 8), np.float32), 0, [0.0, 0.0], [WAY] * 2, [5, 6], FAR, TRIES]
+    sampler = Sampler(Sampling())
+    sampler.key = WAY[4]
+    assert _sampling.draw(*given) == [int(8 * sampler.number(n)) for n in (5, 6)]
     for place, value in change.items():
         given[place] = value
     with pytest.raises(error):
         _sampling.draw(*given)
     with pytest.raises(TypeError):
-        _sampling.draw(*given[:5])
+        _sampling.draw(*given[:6])
 
 
 def test_compiled_code_leaves_what_is_no_number_to_its_caller():
@@ -288,8 +306,23 @@ def test_compiled_code_leaves_what_is_no_number_to_its_caller():
         x = np.zeros((1, 100), np.float32)
         x[0, 7] = bad
         for largest in (0.0, math.inf, math.nan):
-            [place] = _sampling.draw(x, [0], [largest], [(1.0, 0, 1.0, 0.0)], [0.5], FAR)
-            assert place == (_sampling.UNDECIDED if bad != -np.inf or largest != 0 else 50)
+            [place] = _sampling.draw(x, 0, [largest], [WAY], [0], FAR, TRIES)
+            assert (place == -1) == (bad != -np.inf or largest != 0)
+
+
+def test_numbers_are_those_of_splitmix64():
+    """Its first ones from a state of 1234567, as published in the code of other languages; and each token's are its own."""
+    sampler = Sampler(Sampling(temperature=1.0))
+    sampler.key = 1234567
+    want = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    assert [sampler.number(0, tried) for tried in range(5)] == [(n >> 11) / 2**53 for n in want]
+    numbers = {sampler.number(ahead, tried) for ahead in range(100) for tried in range(TRIES + 2)}
+    assert len(numbers) == 100 * (TRIES + 2) and 0 <= min(numbers) < 1e-3 and 1 - 1e-3 < max(numbers) < 1
+    before = [sampler.number(ahead) for ahead in range(3, 9)]
+    sampler.take()
+    sampler.take(2)
+    assert [sampler.number(ahead) for ahead in range(6)] == before
+    assert len({Sampler(Sampling(seed=seed)).key for seed in [*range(1000), 1 << 64, 1 << 200]}) == 1002
 
 
 @pytest.fixture
@@ -338,8 +371,6 @@ def test_what_a_thread_raises_is_raised_and_it_goes_on(threads, monkeypatch: pyt
     want = drawn(x)
 
     class Fails:
-        REFUSED = _sampling.REFUSED
-
         @staticmethod
         def draw(*arguments: Any) -> Any:
             if current_thread() is not main_thread():
@@ -412,7 +443,7 @@ def test_tokens_behind_the_next_are_drawn_as_when_their_turn_comes(sampling: Sam
     many, at = Sampler(sampling), 0
     for keep in (1, 5, 2, 7, 1, 3, 7, 4):
         some = rows[at : at + 7]
-        got = draw(some, [many] * 7, some.max(axis=1).tolist(), list(range(7)))
+        got = draw(some, [many], some.max(axis=1).tolist(), [7])
         assert got == want[at : at + 7]
         for _ in range(keep):
             many.take()
@@ -534,9 +565,9 @@ def test_settings_out_of_range_are_refused(values: dict, message: str):
 
 
 @pytest.mark.parametrize("u", [0.0, np.nextafter(1.0, 0.0)])
-def test_the_ends_of_the_uniform_draw_never_take_a_token_that_was_cut(u: float):
+def test_the_ends_of_the_uniform_draw_never_take_a_token_that_was_cut(by_numpy, u: float):
     sampler = Sampler(Sampling(temperature=1, top_k=2))
-    sampler.number = lambda ahead=0: u  # type: ignore[method-assign]
+    sampler.number = lambda ahead=0, tried=0: u  # type: ignore[method-assign]
     sampler.take = lambda: None  # type: ignore[method-assign]
     assert sampler(np.float32([-5, -5, 1, 1, -5])) == (2 if u == 0 else 3)
 
