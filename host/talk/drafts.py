@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 LONGEST = 5
@@ -21,10 +22,12 @@ TOKEN = array("i").itemsize
 """Bytes."""
 LAST = [slice(-TOKEN * n, None) for n in range(LONGEST + 1)]
 """The last so many tokens of a run."""
+LOOKED_FOR = [[(n, LAST[n]) for n in range(most, SHORTEST - 1, -1)] for most in range(LONGEST + 1)]
+"""Lengths of runs of a text with so many tokens, the longest first, and the tokens."""
 MEMORY = 1 << 16
 """Tokens of ended conversations that are remembered."""
 STEP = 512
-"""Tokens that are remembered while a pass runs, at most: a third of a pass of the smallest model, on a Cortex-A53 (estimated)."""
+"""Tokens that are remembered while a pass runs, at most, and a quarter of the runs of ended conversations: a third of a pass of 0.73B on a Cortex-A53 (estimated)."""
 START = (1.0, 2.0)
 """Guesses that came true and guesses made, before any was: half of them."""
 FORGET = 0.98
@@ -86,6 +89,8 @@ class Drafts:
         self._open: dict[int, History] = {}
         self._ending: deque[tuple[int, History]] = deque()
         """Those that have ended, and are not found yet."""
+        self._finding: Iterator[bool] | None = None
+        """Puts one of them where it is found."""
         self._ended: OrderedDict[int, History] = OrderedDict()
         self._latest: dict[bytes, int] = {}
         """The ended conversation that said a run last."""
@@ -104,29 +109,37 @@ class Drafts:
         history.tokens.extend(tokens)
 
     def remember(self) -> None:
-        """What was said can be found, `STEP` tokens at most and one conversation that has ended; and what became of guesses counts."""
+        """What was said can be found, `STEP` tokens at most, and so much of a conversation that has ended; and what became of guesses counts."""
         left = STEP
         for history in [*self._open.values(), *[history for _, history in self._ending]]:
             left -= history.remember(left)
-        if self._ending and left:
-            self._find(*self._ending.popleft())
+        if self._ending and left and self._finding is None:
+            self._finding = self._find(*self._ending.popleft())
+        if self._finding is not None and next(self._finding, True):
+            self._finding = None
         for n, right, tried in self._learnt:
             for good in [True] * right + [False] * (right < tried):
                 self._right[n] = self._right[n] * FORGET + good
                 self._tried[n] = self._tried[n] * FORGET + 1
         self._learnt.clear()
 
-    def _find(self, key: int, history: History) -> None:
-        """A conversation that has ended is found by others, until newer ones need the room."""
+    def _find(self, key: int, history: History) -> Iterator[bool]:
+        """A conversation that has ended is found by others, until newer ones need the room. In steps of `4 * STEP` runs."""
         self._ended[key] = history
         self._size += len(history.tokens)
-        self._latest.update(dict.fromkeys(history.runs, key))
+        runs = iter(history.runs)
+        while some := list(islice(runs, 4 * STEP)):
+            self._latest.update(dict.fromkeys(some, key))
+            yield False
         while self._size > MEMORY:
             gone, oldest = self._ended.popitem(last=False)
             self._size -= len(oldest.tokens)
-            for run in oldest.runs:
-                if self._latest.get(run) == gone:
-                    del self._latest[run]
+            runs = iter(oldest.runs)
+            while some := list(islice(runs, 4 * STEP)):
+                for run in some:
+                    if self._latest.get(run) == gone:
+                        del self._latest[run]
+                yield False
 
     def end(self, key: int) -> None:
         """Conversation `key` has ended; it is remembered for others."""
@@ -145,11 +158,11 @@ class Drafts:
             return NO_DRAFT
         runs, latest, tokens = own.runs, self._latest, own.tokens
         ending = tokens[-LONGEST:].tobytes()
-        for n in range(len(ending) // TOKEN, SHORTEST - 1, -1):
-            run = ending[LAST[n]]
+        for n, last in LOOKED_FOR[len(ending) // TOKEN]:
+            run = ending[last]
             at, where = runs.get(run), own
             if at is None and run in latest:
-                where = self._ended[latest[run]]
+                where = self._ended.get(latest[run], own)  # it may be leaving
                 at = where.runs.get(run)
             if at is None:
                 continue

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tellme.host.errors import CheckError, UserError
 from tellme.host.machine.costs import Costs
 from tellme.host.machine.passes import Backend, PassResult
-from tellme.host.talk.drafts import Draft, Drafts
+from tellme.host.talk.drafts import NO_DRAFT, Draft, Drafts
 from tellme.host.talk.scheduler import RISE, Conversation, Part, Planned, Scheduler, common
 from tellme.host.text.sampling import Sampler, Sampling, draw
 
@@ -308,7 +308,8 @@ class Engine:
         ------
         CheckError : logits that are not finite.
         """
-        self._admit()
+        if self.scheduler.waiting:
+            self._admit()
         guess, logits = None, False
         for ticket in self._tickets.values():
             if ticket.speculate:
@@ -345,7 +346,7 @@ class Engine:
             self.scheduler.copied(conversation, n)
 
     def _guess(self, conversation: Conversation, most: int) -> Draft:
-        return self.drafts.guess(conversation.key, most) if self._tickets[conversation].speculate else Draft()
+        return self.drafts.guess(conversation.key, most) if self._tickets[conversation].speculate else NO_DRAFT
 
     def _run(self, planned: Planned) -> tuple[Planned, list[PassResult]]:
         """Takes a pass through the model; or, where that is wanted and only one prompt is there, the whole of it."""

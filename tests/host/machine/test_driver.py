@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tellme.golden import registers
 from tellme.golden.config import KV260, TINY, AcceleratorConfig
@@ -22,7 +24,7 @@ from tellme.host.image.model import Model
 from tellme.host.machine.backends import CheckedBackend, GoldenBackend
 from tellme.host.machine.device import Device
 from tellme.host.machine.driver import ERROR_WORDS, Driver
-from tellme.host.machine.passes import Pass, PassResult, fits_scores, lanes_that_fit
+from tellme.host.machine.passes import Backend, Pass, PassResult, fits_scores, lanes_that_fit
 from tellme.host.machine.program import compile_program
 from tests.host.machine.reference_machine import ReferenceMachine, Stop
 from tests.host.support import DEMO, WORD, start, write_checkpoint
@@ -285,6 +287,32 @@ def test_passes_that_make_no_sense_are_refused(arguments: tuple[Any, ...], messa
     head = arguments[3] if len(arguments) > 3 else (0, 0)
     with pytest.raises(UserError, match=message):
         accelerator.run_pass(Pass.of(*arguments[:3], head=head))
+
+
+class Takes(Backend):
+    """Takes any pass that is valid."""
+
+    config, group, vocab, context, slots = TINY, 2, 1024, 64, 4
+
+    def _pass(self, given: Pass) -> PassResult:
+        return PassResult(head_first=0, head_count=0, best_index=(), best_value=())
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 6)), min_size=1, max_size=4), st.booleans())
+def test_lanes_of_a_slot_follow_each_other_or_are_refused(lanes: list[tuple[int, int]], runs: bool):
+    """Of any lanes, and of such that mostly do."""
+    if runs:
+        lanes = [(slot, position + i) for slot, position in lanes for i in range(2)][: TINY.lanes]
+    slots, positions = [slot for slot, _ in lanes], [position for _, position in lanes]
+    good = True
+    for slot in set(slots):
+        first, count = slots.index(slot), slots.count(slot)
+        at = positions[first]
+        good &= slots[first : first + count] == [slot] * count
+        good &= positions[first : first + count] == list(range(at, at + count))
+    expected = contextlib.nullcontext() if good else pytest.raises(UserError, match="must (be neighbours|follow)")
+    with expected:
+        Takes().run_pass(Pass.of([0] * len(lanes), positions, slots))
 
 
 def test_an_empty_prompt_is_refused():

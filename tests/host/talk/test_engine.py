@@ -26,6 +26,7 @@ from tellme.host.machine.passes import Backend, PassResult
 from tellme.host.machine.placement import in_use
 from tellme.host.machine.screening import HeadChoice
 from tellme.host.machine.simulation import memory_timing
+from tellme.host.talk import drafts
 from tellme.host.talk.drafts import LONGEST, MEMORY, SHORTEST, STEP, Draft, Drafts, History
 from tellme.host.talk.engine import Choice, Chosen, Engine, Ticket, log_softmax
 from tellme.host.talk.generate import Generation
@@ -595,7 +596,8 @@ def said(drafts: Drafts, key: int, tokens: list[int]) -> None:
 def ended(drafts: Drafts, key: int) -> None:
     """Ends, and that is remembered."""
     drafts.end(key)
-    drafts.remember()
+    for _ in range(4 * MEMORY // STEP):
+        drafts.remember()
 
 
 def test_what_an_answer_says_is_penalised_too() -> None:
@@ -710,29 +712,45 @@ def test_what_was_said_is_found_once_it_is_remembered() -> None:
 
 
 def test_no_pass_has_more_to_remember_than_fits_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long prompt in pieces, and of conversations that ended one at a time, when all of it is there."""
-    d, pieces = Drafts(), []
-    remember = History.remember
-    monkeypatch.setattr(History, "remember", lambda h, most: pieces.append(remember(h, most)) or pieces[-1])
+    """A long prompt in pieces, and what ended and what goes in pieces, one after the other."""
+    monkeypatch.setattr(drafts, "MEMORY", 4 * STEP)
+    d = Drafts()
     words = list(range(10, 10 + 3 * STEP))
     d.extend(1, [*words, 1, 2])
-    d.extend(2, [words[-2], words[-1]])
-    for _ in range(3):
+    d.extend(2, words[-2:])
+    history = d._open[1]
+    seen = []
+    for _ in range(4):
         assert d.guess(2, 1) == Draft()
-        pieces.clear()
         d.remember()
-        assert sum(pieces) == STEP
+        seen.append(len(history.runs))
         d.end(1)
-    d.remember()
-    assert d.guess(2, 1).tokens == (1,), "as soon as it is all there"
+    assert np.diff(seen[:3]).max() <= 4 * STEP and d.guess(2, 1) == Draft()
+    for sizes in (4 * STEP, 8 * STEP, 12 * STEP, len(history.runs)):
+        assert len(d._latest) <= sizes
+        d.remember()
+    assert d.guess(2, 1).tokens == (1,) and d._finding is None
     for key in (3, 4):
         d.extend(key, [7, 8, key])
         d.end(key)
     d.extend(5, [7, 8])
-    d.remember()
-    assert d.guess(5, 1).tokens == (3,)
-    d.remember()
-    assert d.guess(5, 1).tokens == (4,)
+    for found in (3, 4):
+        d.remember()
+        assert d.guess(5, 1).tokens == (found,)
+        d.remember()
+    # A text that goes is not found while it does, nor what only it said afterwards.
+    other = list(range(9000, 9000 + 3 * STEP))
+    d.extend(6, other)
+    d.end(6)
+    left = len(d._latest)
+    while 1 in d._ended:
+        d.remember()
+    assert d.guess(2, 1) == Draft() and len(d._latest) > 4 * STEP
+    for _ in range(8):
+        d.remember()
+    assert len(d._latest) < left + 8 * STEP and list(d._ended) == [3, 4, 6]
+    d.extend(7, other[:2])
+    assert d.guess(7, 1).tokens == (other[2],)
 
 
 def test_what_is_behind_a_wrong_guess_says_nothing() -> None:
