@@ -23,17 +23,39 @@ PROMPT = "Once upon a time there was a kind girl named Mia."
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy, in which a build leaves what it leaves; without network."""
-    source = tmp_path_factory.mktemp("source") / AWKWARD
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the clone, without what was made in it."""
+    folder = tmp_path_factory.mktemp("source") / AWKWARD
     leave = shutil.ignore_patterns(".*", "build", "__pycache__", "*.egg-info", "*.so", "vectors", "measurements")
-    shutil.copytree(ROOT, source, ignore=leave, symlinks=True)
-    script = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
-    out = tmp_path_factory.mktemp("wheel")
-    made = subprocess.run([sys.executable, "-c", script, str(out)], cwd=source, capture_output=True, text=True)
-    assert made.returncode == 0, made.stderr
+    shutil.copytree(ROOT, folder, ignore=leave, symlinks=True)
+    return folder
+
+
+def made(what: str, source: Path, out: Path, **environment: str) -> Path:
+    """A `wheel` or an `sdist` of a folder, built without network."""
+    script = f"import sys; from setuptools import build_meta; print(build_meta.build_{what}(sys.argv[1]))"
+    out.mkdir(exist_ok=True)
+    run = subprocess.run(
+        [sys.executable, "-c", script, str(out)],
+        cwd=source,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return out / run.stdout.splitlines()[-1]
+
+
+def named(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as z:
+        return set(z.namelist())
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = made("wheel", source, tmp_path_factory.mktemp("wheel"))
     assert not (source / "build").exists(), "`build/` is for what tellme builds"
-    return out / made.stdout.splitlines()[-1]
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +97,8 @@ def tellme(
 
 
 def test_the_wheel_holds_every_file_of_its_parts_and_nothing_else(wheel: Path) -> None:
+    names = named(wheel)
     with zipfile.ZipFile(wheel) as z:
-        names = set(z.namelist())
         meta = f"{project.DISTRIBUTION.replace('-', '_')}-"
         metadata = z.read(next(n for n in names if n.endswith("METADATA"))).decode()
     want = {
@@ -101,23 +123,18 @@ def test_draws_are_compiled_where_that_can_be_done(wheel: Path, python: Path, pl
     assert out.stdout.startswith(str(python.parents[1])), out.stdout + out.stderr
 
 
-def test_without_a_compiler_the_project_installs_and_draws_the_same(tmp_path: Path) -> None:
-    source, out = tmp_path / "source", tmp_path / "wheel"
-    leave = shutil.ignore_patterns(
-        ".*", "build", "__pycache__", "*.egg-info", "*.so", "vectors", "measurements", "tests"
-    )
-    shutil.copytree(ROOT, source, ignore=leave, symlinks=True)
-    script = "import sys; from setuptools import build_meta; print(build_meta.build_wheel(sys.argv[1]))"
-    made = subprocess.run(
-        [sys.executable, "-c", script, str(out)],
-        cwd=source,
-        env=os.environ | {"CC": str(tmp_path / "no compiler")},
-        capture_output=True,
-        text=True,
-    )
-    assert made.returncode == 0, made.stderr
-    with zipfile.ZipFile(out / made.stdout.splitlines()[-1]) as z:
-        assert not [n for n in z.namelist() if n.endswith(".so")]
+def test_a_source_archive_gives_the_same_wheel(wheel: Path, source: Path, tmp_path: Path) -> None:
+    shutil.unpack_archive(made("sdist", source, tmp_path / "sdist"), tmp_path)
+    (folder,) = tmp_path.glob("tellme_fpga-*")
+    assert named(made("wheel", folder, tmp_path / "wheel")) == named(wheel)
+
+
+def test_without_a_compiler_the_project_installs_and_draws_the_same(wheel: Path, source: Path, tmp_path: Path) -> None:
+    unbuilt = tmp_path / "source"
+    shutil.copytree(source, unbuilt, ignore=shutil.ignore_patterns(".setuptools"), symlinks=True)
+    other = made("wheel", unbuilt, tmp_path / "wheel", CC=str(tmp_path / "no compiler"))
+    assert named(wheel) - named(other) == {n for n in named(wheel) if n.endswith(".so")} != set()
+    with zipfile.ZipFile(other) as z:
         z.extractall(tmp_path / "site")
     draw = """
 import numpy as np
