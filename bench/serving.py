@@ -34,7 +34,7 @@ from tellme.hw.plan import predict, steps
 from tellme.sim.stream import SustainedMemory
 
 KEYS = {"bitnet-0.7b": 128, "bitnet-2b": 250}
-PROMPTS = (16, 64, 128, 512)
+PROMPTS = (9, 16, 64, 128, 512)
 FIRST = 1.6
 """What the time to a first token is to stay within, of that alone."""
 SEED = 11

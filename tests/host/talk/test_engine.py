@@ -28,7 +28,7 @@ from tellme.host.machine.screening import HeadChoice
 from tellme.host.machine.simulation import memory_timing
 from tellme.host.talk import drafts
 from tellme.host.talk.drafts import LONGEST, MEMORY, SHORTEST, STEP, Draft, Drafts, History
-from tellme.host.talk.engine import Choice, Chosen, Engine, Ticket, log_softmax
+from tellme.host.talk.engine import Choice, Chosen, Engine, Ticket, draws, log_softmax
 from tellme.host.talk.generate import Generation
 from tellme.host.talk.scheduler import Planned, singly
 from tellme.host.text.sampling import Sampler, Sampling, draw
@@ -600,6 +600,28 @@ def ended(drafts: Drafts, key: int) -> None:
         drafts.remember()
 
 
+@pytest.mark.parametrize("given", ["every row", "candidates", "some of each"])
+@pytest.mark.parametrize(
+    ("firsts", "counts"), [([0, 4], [2, 3]), ([1], [4]), ([0, 1, 4], [1, 3, 4]), ([2, 3, 7], [1, 2, 1])]
+)
+def test_lanes_are_drawn_from_wherever_they_are(given: str, firsts: list[int], counts: list[int]) -> None:
+    """As each would be alone, behind those before it. The largest logits are far apart."""
+    rng = np.random.default_rng(len(firsts))
+    logits = (rng.normal(0, 2, (8, 300)) + 40 * rng.permutation(8)[:, None]).astype(np.float32)
+    best, value = tuple(logits.argmax(axis=1).tolist()), tuple(logits.max(axis=1))
+    every = PassResult(head_first=0, head_count=8, best_index=best, best_value=value, logits=logits)
+    ids = np.sort(np.argsort(-logits, axis=1)[:, :64], axis=1)
+    some = replace(every, logits=np.take_along_axis(logits, ids, axis=1), candidates=ids)
+    result = {"every row": every, "candidates": some, "some of each": every.keeping(some, (True, False) * 4)}[given]
+    for seed in range(30):
+        ways = [Sampling(temperature=t, top_p=p, seed=seed) for t, p in ((0.8, 1.0), (2.0, 0.9), (1.0, 1.0))]
+        want = []
+        for way, first, count in zip(ways, firsts, counts, strict=False):
+            sampler = Sampler(way)
+            want += [sampler(*result.of_lane(first + ahead)) for ahead in range(count)]
+        assert draws(result, [Sampler(way) for way in ways[: len(firsts)]], firsts, counts) == want
+
+
 def test_what_an_answer_says_is_penalised_too() -> None:
     backend = golden(1)
     engine = Engine(backend)
@@ -742,13 +764,12 @@ def test_no_pass_has_more_to_remember_than_fits_it(monkeypatch: pytest.MonkeyPat
     other = list(range(9000, 9000 + 3 * STEP))
     d.extend(6, other)
     d.end(6)
-    left = len(d._latest)
     while 1 in d._ended:
         d.remember()
     assert d.guess(2, 1) == Draft() and len(d._latest) > 4 * STEP
     for _ in range(8):
         d.remember()
-    assert len(d._latest) < left + 8 * STEP and list(d._ended) == [3, 4, 6]
+    assert list(d._ended) == [3, 4, 6] and set(d._latest.values()) == {4, 6}, "4 said what 3 had said"
     d.extend(7, other[:2])
     assert d.guess(7, 1).tokens == (other[2],)
 

@@ -236,7 +236,7 @@ def test_report_adds_up_cycles_and_stalls():
     _, g, _ = say(" there was", max_new_tokens=3)
     r = g.report
     assert r.cycles_prefill == 50 and r.cycles_decode == [10] * len(r.decode)
-    assert r.stalls == {"memory": 2 * (len(r.prefill) + len(r.decode))} and r.seconds > 0
+    assert r.stalls == {"memory": 2 * (len(r.prefill) + len(r.decode))} and 0 < r.seconds < 600
 
 
 def test_golden_counts_no_cycles():
