@@ -128,6 +128,7 @@ oracle: $(VENV)/.oracle
 	$(BIN)/python -m tests.oracle.make_groups
 	$(BIN)/python -m tests.oracle.make_qwen3
 	$(BIN)/python -m tests.oracle.make_chat_vectors
+	$(BIN)/python -m tests.oracle.make_sampling_vectors
 	$(BIN)/python -m tests.oracle.make_tokenizer_vectors
 
 clean:

@@ -17,7 +17,7 @@ from tellme.host.machine.costs import Costs
 from tellme.host.machine.passes import Backend, PassResult
 from tellme.host.talk.drafts import NO_DRAFT, Draft, Drafts
 from tellme.host.talk.scheduler import RISE, Conversation, Part, Planned, Scheduler, common
-from tellme.host.text.sampling import Sampler, Sampling, draw
+from tellme.host.text.sampling import Sampler, Sampling, draw, penalised
 
 
 class Constraint(Protocol):
@@ -137,12 +137,7 @@ class Choice:
         if not self.needs_logits or result.logits is None:
             return self._take(Chosen(result.best_index[lane]))
         logits, ids = result.of_lane(lane)
-        values = logits
-        if self.sampling.repetition_penalty != 1.0:
-            values = values.copy()
-            said = np.fromiter(self._said, np.int64)
-            penalty = np.float32(self.sampling.repetition_penalty)
-            values[said] = np.where(values[said] > 0, values[said] / penalty, values[said] * penalty)
+        values = penalised(logits, self._said, self.sampling.repetition_penalty)
         if self._constraint is not None:
             allowed = np.flatnonzero(self._constraint.allowed())
             token = self.sampler(values[allowed], allowed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -175,6 +175,15 @@ def _kept(values: NDArray[np.float32], s: Sampling) -> tuple[NDArray[np.int64], 
         order, p = order[ascending], p[ascending]
     p /= p.sum()
     return order, p
+
+
+def penalised(logits: NDArray[np.float32], said: Collection[int], penalty: float) -> NDArray[np.float32]:
+    """Logits float32[n] with those of tokens that were said divided by the penalty if positive, and multiplied if negative."""
+    if penalty == 1.0:
+        return logits
+    values, ids, by = logits.copy(), np.fromiter(said, np.int64), np.float32(penalty)
+    values[ids] = np.where(values[ids] > 0, values[ids] / by, values[ids] * by)
+    return values
 
 
 def distribution(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.float64]:

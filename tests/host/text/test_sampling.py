@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from tellme.host.errors import UserError
 from tellme.host.text import _sampling, sampling
-from tellme.host.text.sampling import FAR, TRIES, Sampler, Sampling, distribution, draw
+from tellme.host.text.sampling import FAR, TRIES, Sampler, Sampling, distribution, draw, penalised
+from tests.oracle import sampling_cases
 
 SEED = 20
 
@@ -109,6 +110,17 @@ def test_what_is_not_sorted_changes_nothing(n: int, steps: int):
         np.testing.assert_allclose(got, want, rtol=1e-11)
         sampler = Sampler(s)
         assert all(got[sampler(x)] > 0 for _ in range(5)), s
+
+
+def test_distributions_are_those_of_transformers():
+    """Repetition penalty, temperature, top-k, top-p and min-p in all combinations, in its single precision."""
+    want = np.load(sampling_cases.VECTORS)["probabilities"]
+    for case, s in enumerate(sampling_cases.SETTINGS):
+        values = penalised(sampling_cases.logits(case), sampling_cases.said(case), s.repetition_penalty)
+        got = distribution(values, s)
+        assert (np.flatnonzero(got) == np.flatnonzero(want[case])).all(), s
+        np.testing.assert_allclose(got, want[case], rtol=1e-5)
+    assert len(want) == case + 1
 
 
 NUMBERS = 2000
