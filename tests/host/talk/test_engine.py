@@ -715,6 +715,31 @@ def test_a_run_that_a_later_conversation_said_too_outlives_the_first() -> None:
     ended(d, 77)  # nobody
 
 
+@pytest.mark.parametrize("waits", [False, True])
+def test_what_no_pass_waits_for_is_done_once_in_each(waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the back end leaves the host idle, or not; and only for those that guess."""
+
+    class Waits(GoldenBackend):
+        def _pass(self, given: Any) -> PassResult:
+            if waits:
+                self.meanwhile()
+            return super()._pass(given)
+
+    engine, done = Engine(Waits(WEIGHTS, TINY, slots=3)), []
+    remember = engine.drafts.remember
+    monkeypatch.setattr(engine.drafts, "remember", lambda: done.append(engine.counts.passes) or remember())
+    engine.submit([5, 9, 3], max_new_tokens=6)
+    for _ in range(3):
+        engine.step()
+        assert engine.last is not None and not engine.last.given.write_logits
+    assert not engine.drafts._open
+    engine.submit([5, 9, 3], max_new_tokens=6, speculate=True)
+    engine.step()
+    assert len(engine.drafts._open) == 1
+    drain(engine)
+    assert done == list(range(engine.counts.passes)) and engine.counts.cycles == 0
+
+
 def test_what_was_said_is_found_once_it_is_remembered() -> None:
     """Whenever that is, and in how many pieces: the same runs, and those of a conversation that ends at once."""
     once, pieces = Drafts(), Drafts()

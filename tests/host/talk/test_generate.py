@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -237,6 +239,18 @@ def test_report_adds_up_cycles_and_stalls():
     r = g.report
     assert r.cycles_prefill == 50 and r.cycles_decode == [10] * len(r.decode)
     assert r.stalls == {"memory": 2 * (len(r.prefill) + len(r.decode))} and 0 < r.seconds < 600
+
+
+def test_the_time_to_the_first_token_is_told_from_that_of_all(monkeypatch: pytest.MonkeyPatch):
+    """By a clock that goes on with every look at it."""
+    clock = itertools.count(100.0)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    _, g, _ = say(" there was a girl who was happy", max_new_tokens=5)
+    assert (
+        len(g.report.new_ids) == 5 and 0 < g.report.seconds_prefill <= 3 and g.report.seconds > g.report.seconds_prefill
+    )
+    _, one, _ = say(" there was", max_new_tokens=1)
+    assert one.report.stop == "length" and len(one.report.new_ids) == 1
 
 
 def test_golden_counts_no_cycles():

@@ -415,6 +415,15 @@ def test_where_lanes_are_few_those_left_out_longest_come_first() -> None:
     assert order == [[1, 2], [3, 4], [1, 5], [2, 3], [1, 4]], order  # of those served in one pass the first comers
 
 
+def test_a_prompt_takes_one_lane_of_those_who_fill_all_and_no_more() -> None:
+    s = scheduler(config=TINY, slots=5, rise=1.0)
+    for _ in range(4):
+        s.submit([1], 30)
+    play(s, 1)
+    s.submit([2] * 10, 5)
+    assert [[part.lanes for part in p.parts] for p in play(s, 3)] == [[1] * 4] * 3
+
+
 def test_one_lane_is_for_those_who_decode_and_for_prompts_by_turns() -> None:
     s = scheduler(config=replace(TINY, lanes=1), slots=2, rise=1.0)
     s.submit([1], 50)

@@ -176,6 +176,20 @@ def test_a_far_token_is_drawn_if_top_p_has_room_for_it_and_no_other_is(by_numpy,
     assert drawn <= set(np.flatnonzero(want).tolist()) and len(drawn) > 50
 
 
+@pytest.mark.parametrize(("beyond", "inside"), [(0.5, True), (2.0, False)])
+def test_where_far_ones_decide_whether_top_p_has_room_everything_is_weighed(beyond: float, inside: bool):
+    """Two near tokens, a thousand far ones even from twice as far, and a top-p that they are the rest of."""
+    n = 1000
+    x = np.full(n, -math.log(n) - 2 * FAR - 1.0, np.float32)
+    x[[3, 5]] = 0.0, math.log(0.5)
+    rest = (n - 2) * math.exp(float(x[0]))
+    sampling = Sampling(temperature=1.0, top_p=1 / (1.5 + beyond * rest))
+    assert (distribution(x, sampling)[5] > 0) == inside
+    rows = np.stack([x] * 60)
+    drawn = set(draw(rows, [Sampler(replace(sampling, seed=seed)) for seed in range(60)], [0.0] * 60))
+    assert drawn == ({3, 5} if inside else {3})
+
+
 @pytest.mark.parametrize("sampling", WAYS)
 @pytest.mark.parametrize("shape", ["flat", "equal", "peaks"])
 def test_of_all_numbers_each_token_gets_its_share(by_numpy, sampling: Sampling, shape: str):
@@ -270,6 +284,29 @@ def test_compiled_draws_are_those_of_numpy(shape: str, n: int, monkeypatch: pyte
             a in (b, -1) for a, b in zip(_sampling.draw(x, 0, largest, ways, turns, FAR, 0), drawn[0], strict=True)
         )
     assert decided > 5  # it is compiled code that was tried
+
+
+@pytest.mark.parametrize("within", [0.2, 1.0, 20.0])
+@pytest.mark.parametrize(
+    ("top_k", "top_p", "min_p"),
+    [(0, 1.0, 0.0), (0, 0.9, 0.0), (0, 1.0, 0.4), (0, 0.97, 1e-9), (30, 1.0, 0.0), (30, 0.9, 0.0)],
+)
+def test_compiled_draws_of_far_tokens_are_those_of_numpy(within: float, top_k: int, top_p: float, min_p: float):
+    """Where a token is near only if it is nearly as likely as the likeliest, numbers mostly fall on far ones."""
+    rng = np.random.default_rng(SEED)
+    n, count = 97, 400
+    x = rng.uniform(-4, 0, (count, n)).astype(np.float32)
+    x[np.arange(count), rng.integers(0, n, count)] = 0.0
+    x[:, [0, -1]] = rng.choice(np.float32([-0.01, -3.0]), (count, 2))
+    samplers = [Sampler(Sampling(temperature=1.0, top_k=top_k, top_p=top_p, min_p=min_p, seed=i)) for i in range(count)]
+    ways, turns, largest = [s.setting for s in samplers], [0] * count, [0.0] * count
+    far = within - math.log(top_k or n)
+    want = sampling._Near(x, [(s, 0) for s in samplers], largest, far).draw()
+    got = _sampling.draw(x, 0, largest, ways, turns, far, TRIES)
+    assert all(a in (b, -1) for a, b in zip(got, want, strict=True))
+    if not top_k and top_p == 1.0 and not min_p:
+        assert min(got) >= 0
+        assert (within > 1) == (sum(x[i, place] < -within for i, place in enumerate(got)) < count / 5)
 
 
 WAY = (1.0, 0, 1.0, 0.0, 7)
@@ -568,6 +605,10 @@ def test_logits_that_are_not_numbers_are_refused(bad: float):
         ({"top_k": -1}, r"top-k must be 0 \(all tokens\) or more, not -1"),
         ({"top_p": 0.0}, "top-p must be above 0 and at most 1, not 0.0"),
         ({"top_p": 1.1}, "not 1.1"),
+        ({"repetition_penalty": 0.0}, "repetition-penalty must be a positive number, not 0.0"),
+        ({"repetition_penalty": -1.0}, "not -1.0"),
+        ({"repetition_penalty": float("inf")}, "not inf"),
+        ({"repetition_penalty": float("nan")}, "not nan"),
         ({"seed": -1}, "seed must be 0 or more, not -1"),
     ],
 )
