@@ -45,7 +45,7 @@ sys.exit(
 endef
 export CHECK
 
-$(VENV)/.installed: pyproject.toml requirements.lock
+$(VENV)/.installed: pyproject.toml requirements.lock host/text/_sampling.c
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) not found; install Python 3.11 or newer, or run make PYTHON=..." >&2; exit 1; }
 	@$(PYTHON) -c "$$CHECK"
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv; install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
