@@ -516,6 +516,18 @@ def test_a_logit_of_minus_infinity_never_comes_and_nothing_else_may_be_infinite_
                 draw(y[None], [sampler], [float(logits().max())])
 
 
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1e-300), Sampling(temperature=1, top_k=3)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_largest_logit_that_is_no_number_is_refused_at_any_time(sampling: Sampling, bad: float):
+    """Of a row between others."""
+    samplers = [Sampler(sampling) for _ in range(3)]
+    rows = np.stack([logits()] * 3)
+    draw(rows, samplers, rows.max(axis=1).tolist())
+    rows[1, 9] = bad
+    with pytest.raises(UserError, match=f"the logit of token 9 is {bad}"):
+        draw(rows, samplers, rows.max(axis=1).tolist())
+
+
 @pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("temperature", [1e-300, 0.05, 0.8, 20.0])
 def test_top_p_of_a_large_vocabulary_is_that_of_doubles_but_for_a_millionth(top_p: float, temperature: float):
