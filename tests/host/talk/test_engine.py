@@ -740,6 +740,36 @@ def test_what_no_pass_waits_for_is_done_once_in_each(waits: bool, monkeypatch: p
     assert done == list(range(engine.counts.passes)) and engine.counts.cycles == 0
 
 
+def test_cycles_and_stalls_of_all_passes_add_up() -> None:
+    class Counts(GoldenBackend):
+        def _pass(self, given: Any) -> PassResult:
+            return replace(super()._pass(given), cycles=10, stalls={"memory": 2, "compute": 3})
+
+    engine = Engine(Counts(WEIGHTS, TINY, slots=3))
+    ticket = engine.submit([5, 9, 3], max_new_tokens=6)
+    drain(engine)
+    passes = engine.counts.passes
+    assert passes == len(ticket.prefill) + len(ticket.decode) == 6
+    assert (engine.counts.cycles, engine.counts.stalls) == (60, {"memory": 12, "compute": 18})
+
+
+def test_of_guesses_the_lane_whose_logits_are_broken_is_named() -> None:
+    class Breaks(GoldenBackend):
+        def _pass(self, given: Any) -> PassResult:
+            result = super()._pass(given)
+            if given.head[1] < 3:
+                return result
+            return replace(result, best_value=(result.best_value[0], np.float32(np.nan), *result.best_value[2:]))
+
+    engine = Engine(Breaks(WEIGHTS, TINY, slots=1))
+    prompt = [5, 9, 3, 7] * 4
+    engine.submit(prompt, max_new_tokens=40, speculate=True)
+    with pytest.raises(CheckError, match="a logit behind token") as e:
+        drain(engine)
+    [conversation] = engine.scheduler.active
+    assert f"behind token {len(conversation.tokens) + 1} is" in str(e.value)
+
+
 def test_what_was_said_is_found_once_it_is_remembered() -> None:
     """Whenever that is, and in how many pieces: the same runs, and those of a conversation that ends at once."""
     once, pieces = Drafts(), Drafts()
