@@ -235,7 +235,7 @@ def passes(
                 for key in range(10_000, 10_000 + memory // 1024):
                     engine.drafts.extend(key, backend.text(1024))
                     engine.drafts.end(key)
-                for _ in range(memory // STEP + memory // 1024):
+                for _ in range(8 * memory // STEP):  # until nothing is left to do
                     engine.drafts.remember()
                 for i, prompt in enumerate(backend.prompts):
                     sampling = replace(way.sampling, seed=i)
