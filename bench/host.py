@@ -1,7 +1,7 @@
 """What the host does between two passes: the engine, with scheduling, guesses and draws, on an accelerator that says prepared texts. Its share of a pass on the KV260.
 
-    python -m bench.host [--slower N] [--threads N]
-    python -m bench.host --qemu qemu-aarch64 --root ROOT --numpy FOLDER [--compiler COMMAND] [--cycles N] [--threads N]
+    python -m bench.host [--slower N] [--threads N] [--likely N]
+    python -m bench.host --qemu qemu-aarch64 --root ROOT --numpy FOLDER [--compiler COMMAND] [--cycles N] [--threads N] [--likely N]
     python -m bench.host --clock
 
 Without a board there are two ways to say how long that is on a Cortex-A53 at 1.3 GHz. The first takes processor time here, on one core, and an A53 for SLOWER times as slow. The
@@ -64,6 +64,8 @@ THREADS = 4
 MOST_THREADS = 64
 """That are counted under QEMU."""
 CANDIDATES = 256
+LIKELY = 100
+"""Tokens that may come; all others are far below."""
 MARK = 173
 """Number of AArch64's getppid, which marks a place in the count."""
 PLUGIN = r"""
@@ -105,6 +107,7 @@ class Said(Backend):
     ----------
     name : the model. keys, count : tokens of each prompt; conversations.
     screened : candidates are what is given, not every logit.
+    likely : tokens that may come.
     passed : called where the accelerator begins, and where it has ended.
     behind : called before what is done meanwhile, and behind it.
     """
@@ -115,6 +118,7 @@ class Said(Backend):
         keys: int,
         count: int,
         screened: bool,
+        likely: int,
         passed: Callable[[], object],
         behind: Callable[[], object],
     ):
@@ -127,7 +131,7 @@ class Said(Backend):
         self._texts = [self.text(self.context + 1) for _ in range(count)]
         self.prompts = [text[:keys] for text in self._texts]
         self._passed, self._behind = passed, behind
-        logits = a_hundred_may_come(name)
+        logits = some_may_come(name, likely)
         self._logits = np.stack([logits] * KV260.lanes)
         self._likeliest = math.log(9 * np.exp(logits.astype(np.float64)).sum())
         self._chosen = np.argpartition(logits, -CANDIDATES)[-CANDIDATES:]
@@ -220,17 +224,17 @@ class Marks:
 
 
 def passes(
-    keys: dict[str, int], memory: int, mark: Callable[[], object], begin: Callable[[], object]
+    keys: dict[str, int], memory: int, likely: int, mark: Callable[[], object], begin: Callable[[], object]
 ) -> Iterator[Done]:
     """Runs every way: `begin`, then TIMES passes, with `mark` before and behind all that is counted.
 
-    memory : tokens of ended conversations.
+    memory : tokens of ended conversations. likely : tokens that may come.
     """
     for name, k in keys.items():
         for count in (1, 8):
             for way in WAYS:
                 passed, behind = Marks(mark), Marks(mark)
-                backend = Said(name, k, count, way.screened, passed, behind)
+                backend = Said(name, k, count, way.screened, likely, passed, behind)
                 engine = Engine(backend)
                 for key in range(10_000, 10_000 + memory // 1024):
                     engine.drafts.extend(key, backend.text(1024))
@@ -272,12 +276,12 @@ def drawing(sampling: Sampling, logits: NDArray[np.float32], count: int) -> Call
     return once
 
 
-def a_hundred_may_come(name: str) -> NDArray[np.float32]:
-    """Logits float32[vocab]: a hundred tokens that may come, and all others far below."""
+def some_may_come(name: str, likely: int) -> NDArray[np.float32]:
+    """Logits float32[vocab]: so many tokens that may come, and all others far below."""
     vocab = SHAPES[name].vocab
     rng = np.random.default_rng(1)
     logits = rng.normal(0, 2, vocab).astype(np.float32)
-    logits[rng.integers(0, vocab, 100)] += rng.uniform(5, 20, 100).astype(np.float32)
+    logits[rng.integers(0, vocab, likely)] += rng.uniform(5, 20, likely).astype(np.float32)
     return logits
 
 
@@ -287,7 +291,7 @@ def by_the_clock(names: Sequence[str]) -> None:
     print("|---|---|---|---|")
     for name in names:
         for count in (8, 16):
-            once = drawing(WARM, a_hundred_may_come(name), count)
+            once = drawing(WARM, some_may_come(name, LIKELY), count)
             least = {1: math.inf, 2: math.inf}
             for threads in [1, 2] * 5 * TIMES:
                 sampling.THREADS = threads
@@ -297,14 +301,14 @@ def by_the_clock(names: Sequence[str]) -> None:
             print(f"| {name} | {count} | {1e3 * least[1]:.3f} | {1e3 * least[2]:.3f} |", flush=True)
 
 
-def marked(keys: dict[str, int]) -> None:
+def marked(keys: dict[str, int], likely: int) -> None:
     """Under QEMU: says what was counted between marks."""
     getppid = ctypes.CDLL(None).getppid
 
     def said(*words: object) -> None:
         print(*words, sep="\t", file=sys.stderr, flush=True)
 
-    for done in passes(keys, MEMORY, getppid, lambda: said("begin")):
+    for done in passes(keys, MEMORY, likely, getppid, lambda: said("begin")):
         said("done", done.model, done.conversations, done.what, ",".join(map(str, done.lanes)), done.tokens)
 
 
@@ -318,7 +322,7 @@ def compiled(compiler: str, root: Path, folder: Path) -> None:
 
 
 def counted(
-    qemu: str, root: Path, numpy: Path, compiler: str | None, keys: dict[str, int], threads: int
+    qemu: str, root: Path, numpy: Path, compiler: str | None, keys: dict[str, int], likely: int, threads: int
 ) -> Iterator[tuple[Done, float, float]]:
     """Instructions a pass, of the engine's thread and of the busiest of the others."""
     with tempfile.TemporaryDirectory() as folder:
@@ -348,7 +352,7 @@ def counted(
             "-E", f"PYTHONPATH={numpy}:{Path.cwd()}", "-E", "PYTHONDONTWRITEBYTECODE=1",
             "-E", "LD_LIBRARY_PATH=/lib/aarch64-linux-gnu:/usr/lib/aarch64-linux-gnu",
             str(root / "usr/bin/python3.11"), "-m", "bench.host", "--marks",
-            ",".join(f"{name}={k}" for name, k in keys.items()), "--threads", str(threads),
+            ",".join(f"{name}={k}" for name, k in keys.items()), "--threads", str(threads), "--likely", str(likely),
             *(["--compiled", folder] if compiler else []),
         ]  # fmt: skip
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
@@ -377,6 +381,7 @@ def main() -> None:
     parser.add_argument("--slower", type=float, default=SLOWER)
     parser.add_argument("--cycles", type=float, default=CYCLES)
     parser.add_argument("--threads", type=int, default=THREADS)
+    parser.add_argument("--likely", type=int, default=LIKELY, help="tokens that may come")
     parser.add_argument("--clock", action="store_true", help="draws with one thread and with two, by the clock")
     parser.add_argument("--qemu")
     parser.add_argument("--root", type=Path)
@@ -392,8 +397,10 @@ def main() -> None:
         text.__path__.append(options.compiled)
         sampling._sampling = importlib.import_module("tellme.host.text._sampling")
     if options.marks:
-        marked({name: int(k) for name, k in (part.split("=") for part in options.marks.split(","))})
+        marked({name: int(k) for name, k in (part.split("=") for part in options.marks.split(","))}, options.likely)
         return
+    if options.likely < 1:
+        parser.error("--likely must be at least 1")
     if not (options.slower > 0 and options.cycles > 0):
         parser.error("--slower and --cycles must be positive numbers")
     if options.qemu and not (options.root and options.numpy):
@@ -429,13 +436,13 @@ def main() -> None:
             head.format("instructions, thousands | of the busiest other thread") + "\n|---|---|---|---|---|---|---|---|"
         )
         for done, n, other in counted(
-            options.qemu, options.root, options.numpy, options.compiler, KEYS, options.threads
+            options.qemu, options.root, options.numpy, options.compiler, KEYS, options.likely, options.threads
         ):
             row(done, f"{n / 1e3:,.0f} | {other / 1e3:,.0f}", n * options.cycles / CLOCK_HZ)
         return
     print(head.format("here, ms a pass") + "\n|---|---|---|---|---|---|---|")
     times: list[float] = []
-    for done in passes(KEYS, MEMORY, lambda: times.append(time.thread_time()), times.clear):
+    for done in passes(KEYS, MEMORY, options.likely, lambda: times.append(time.thread_time()), times.clear):
         t = float(np.median(np.diff(np.reshape(times, (TIMES, -1, 2))).sum(axis=(1, 2))))
         row(done, f"{1e3 * t:.3f}", t * options.slower)
 

@@ -19,7 +19,7 @@
 #define FEW 16
 /* Logits from which on other threads may run meanwhile. */
 #define LONG 8192
-/* Numbers that a token may have: sampling.TURN. */
+/* Numbers that a token may have: TURN of sampling.py. */
 #define TURN 64
 
 typedef struct {
@@ -89,9 +89,9 @@ static double number(const Row *row, int tried)
 /* Whether it could be weighed. */
 static int weighed(Near *near, const Row *row, const float *x, Py_ssize_t n, double far)
 {
-    const double warmth = row->temperature;
+    const double temperature = row->temperature;
     const Py_ssize_t most = 0 < row->top_k && row->top_k < n ? row->top_k : n;
-    const float limit = (float)(row->largest - warmth * (log((double)most) + far));
+    const float limit = (float)(row->largest - temperature * (log((double)most) + far));
     const Floats limits = {limit, limit, limit, limit};
     Py_ssize_t count = 0, from = 0;
     while (from < n) {
@@ -114,7 +114,7 @@ static int weighed(Near *near, const Row *row, const float *x, Py_ssize_t n, dou
             }
         }
     }
-    for (Py_ssize_t i = 0; i < count; i++) near->weight[i] = exp(((double)near->value[i] - row->largest) / warmth);
+    for (Py_ssize_t i = 0; i < count; i++) near->weight[i] = exp(((double)near->value[i] - row->largest) / temperature);
     if (count > most) { /* of equal ones the first stay */
         memcpy(near->copy, near->value, (size_t)count * sizeof *near->copy);
         const float least = kth_largest(near->copy, count, most - 1);
@@ -129,7 +129,7 @@ static int weighed(Near *near, const Row *row, const float *x, Py_ssize_t n, dou
     near->most = most;
     near->count = count;
     near->mass = mass;
-    near->unit = exp(((double)limit - row->largest) / warmth);
+    near->unit = exp(((double)limit - row->largest) / temperature);
     near->all = mass + (count < most ? (double)(most - count) * near->unit : 0.0);
     return mass > 0.0 && isfinite(near->all);
 }
