@@ -42,7 +42,7 @@ class Chosen(NamedTuple):
 
 
 chosen_of = partial(tuple.__new__, Chosen)
-"""A new token from its fields: several times as quick as the class's own way."""
+"""A new token from its fields, in fewer steps than the class's own way takes."""
 
 
 class Ran(NamedTuple):
